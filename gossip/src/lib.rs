@@ -1,0 +1,1 @@
+//! Who is there, and agreeing on numbers without a leader.

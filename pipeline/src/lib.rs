@@ -1,0 +1,4 @@
+//! Training as a flow, and the peer that does it.
+//!
+//! Pure unless the feature `compute` is on: the machines (`peer`, `flow`, `plan`) move handles, the worker behind
+//! `job` moves numbers.

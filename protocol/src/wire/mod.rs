@@ -1,0 +1,1 @@
+//! Frames: what peers say to each other.

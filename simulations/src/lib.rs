@@ -1,0 +1,1 @@
+//! Thousands of the same peer under virtual time.

@@ -1,0 +1,2 @@
+//! `skein`: train a language model together, over the open internet.
+fn main() {}
