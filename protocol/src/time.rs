@@ -55,9 +55,7 @@ impl Sub<Duration> for Instant {
 }
 
 /// Milliseconds since 1970-01-01T00:00:00Z, as the peer that wrote it believed.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
 #[cbor(transparent)]
 pub struct Utc(#[n(0)] pub u64);
 

@@ -21,7 +21,8 @@ pub enum BadQuantity {
 /// Reads `4GiB`, `500MB`, `64 kB`, `0B`.
 pub fn parse_bytes(text: &str) -> Result<u64, BadQuantity> {
     let text = text.trim();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(|| BadQuantity::NoUnit(text.into()))?;
+    let split =
+        text.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(|| BadQuantity::NoUnit(text.into()))?;
     let (number, unit) = text.split_at(split);
     let scale: u64 = match unit.trim() {
         "B" => 1,
@@ -40,5 +41,9 @@ pub fn parse_bytes(text: &str) -> Result<u64, BadQuantity> {
     }
     let number: f64 = number.parse().map_err(|_| BadQuantity::NotASize(text.into()))?;
     let value = number * scale as f64;
-    if value.is_finite() && value < u64::MAX as f64 { Ok(value as u64) } else { Err(BadQuantity::NotASize(text.into())) }
+    if value.is_finite() && value < u64::MAX as f64 {
+        Ok(value as u64)
+    } else {
+        Err(BadQuantity::NotASize(text.into()))
+    }
 }
