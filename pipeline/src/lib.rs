@@ -2,3 +2,6 @@
 //!
 //! Pure unless the feature `compute` is on: the machines (`peer`, `flow`, `plan`) move handles, the worker behind
 //! `job` moves numbers.
+
+pub mod job;
+pub mod peer;

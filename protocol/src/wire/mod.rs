@@ -1,1 +1,65 @@
-//! Frames: what peers say to each other.
+//! Frames: what peers say to each other, one file per conversation. CBOR arrays with explicit indices (RFC 8949);
+//! a field added later is an `Option`, an index is never used again.
+
+pub mod average;
+pub mod flow;
+pub mod generate;
+pub mod hello;
+pub mod limits;
+pub mod membership;
+pub mod spread;
+pub mod state;
+
+use minicbor::{Decode, Encode};
+
+/// Everything that one peer says to another. A tensor that belongs to a frame travels behind it as the message's body.
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Frame {
+    #[n(0)]
+    Hello(#[n(0)] hello::Frame),
+    #[n(1)]
+    Spread(#[n(0)] spread::Frame),
+    #[n(2)]
+    Flow(#[n(0)] flow::Frame),
+    #[n(3)]
+    Average(#[n(0)] average::Frame),
+    #[n(4)]
+    State(#[n(0)] state::Frame),
+    #[n(5)]
+    Generate(#[n(0)] generate::Frame),
+}
+
+/// Why bytes are not a frame. The sender loses standing for each.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadFrame {
+    #[error("frame of {got} bytes exceeds {limit}")]
+    TooLarge { got: usize, limit: usize },
+    #[error("{0} bytes follow the frame")]
+    Trailing(usize),
+    #[error("not a frame: {0}")]
+    Malformed(String),
+}
+
+impl Frame {
+    pub fn encode(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("writing to a Vec cannot fail")
+    }
+
+    /// Reads one frame and nothing else. Allocates no more than a small multiple of `bytes.len()`.
+    pub fn decode(bytes: &[u8]) -> Result<Frame, BadFrame> {
+        exact(bytes, limits::FRAME_MAX)
+    }
+}
+
+/// Reads one value that fills `bytes`, of at most `limit` bytes.
+pub fn exact<'b, T: Decode<'b, ()>>(bytes: &'b [u8], limit: usize) -> Result<T, BadFrame> {
+    if bytes.len() > limit {
+        return Err(BadFrame::TooLarge { got: bytes.len(), limit });
+    }
+    let mut decoder = minicbor::Decoder::new(bytes);
+    let value = decoder.decode().map_err(|error| BadFrame::Malformed(error.to_string()))?;
+    match bytes.len() - decoder.position() {
+        0 => Ok(value),
+        rest => Err(BadFrame::Trailing(rest)),
+    }
+}

@@ -1,0 +1,217 @@
+//! The closed list of what a worker may be asked, and what it answers. The driver runs jobs in the order given, one at a time.
+//!
+//! A worker holds one engine a stage, the slow weights and outer momentum of averaging, and what is kept for each forward
+//! under its `key`. Machines decide; a job says everything that the worker needs to know.
+
+use skein_protocol::{Blob, Stage, Version, hash::Digest, run::Codec};
+
+/// Name of a forward inside one replica: what the engine keeps for its backward lies under it.
+pub type Key = u64;
+
+/// How a result is to be encoded for its next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coding {
+    pub codec: Codec,
+    pub zstd: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Job {
+    /// Make the engine of a stage, with version 0 from the manifest's seed.
+    Create {
+        stage: Stage,
+    },
+    /// Make (or overwrite) the engine of a stage from a state: the parts, concatenated. Checked against `root`.
+    Load {
+        stage: Stage,
+        parts: Vec<Blob>,
+        root: Digest,
+    },
+    /// Forward of `input` (token ids at stage 0, an encoded activation elsewhere). Keeps what backward needs.
+    Forward {
+        stage: Stage,
+        key: Key,
+        input: Blob,
+        coding: Coding,
+    },
+    /// Last stage: forward, loss and backward in one. `weight` 0: the gradient is passed on, not added.
+    Loss {
+        stage: Stage,
+        key: Key,
+        input: Blob,
+        labels: Blob,
+        weight: f32,
+        coding: Coding,
+    },
+    /// Backward of a kept forward.
+    Backward {
+        stage: Stage,
+        key: Key,
+        gradient: Blob,
+        weight: f32,
+        coding: Coding,
+    },
+    /// Forget what is kept under these keys.
+    Drop {
+        stage: Stage,
+        keys: Vec<Key>,
+    },
+    /// Forget the open sum.
+    DropSum {
+        stage: Stage,
+    },
+    /// Step the optimizer with the mean of the open sum, at the learning rate of `samples` of the whole run.
+    Step {
+        stage: Stage,
+        samples: u64,
+    },
+    /// Everything a replica needs, or slow weights only (`Purpose::Export`).
+    State {
+        stage: Stage,
+        version: Version,
+        full: bool,
+    },
+    /// Freeze theta and phi for a round and encode `d = theta - phi` (in `codec`) and phi (f32).
+    RoundSnapshot {
+        stage: Stage,
+        round: u32,
+        codec: Codec,
+    },
+    /// Compute the new phi and momentum of a round from my frozen tensors and the partner's.
+    RoundPrepare {
+        stage: Stage,
+        round: u32,
+        partner: RoundPartner,
+    },
+    /// phi and m become the prepared ones; theta <- phi + (theta now - theta frozen).
+    RoundAdopt {
+        stage: Stage,
+        round: u32,
+    },
+    /// Forget what was frozen and prepared.
+    RoundRollBack {
+        stage: Stage,
+        round: u32,
+    },
+    /// phi <- theta, m <- 0.
+    RoundAlone {
+        stage: Stage,
+    },
+    /// Generate: one piece of a session. Output f32 hidden states, or logits of the last position at the last stage.
+    Infer {
+        stage: Stage,
+        session: u64,
+        position: u32,
+        input: Blob,
+    },
+    InferClose {
+        stage: Stage,
+        session: u64,
+    },
+    /// Write the state of a stage durably to the run's folder.
+    Save {
+        stage: Stage,
+        version: Version,
+    },
+    /// Forget the stage.
+    Remove {
+        stage: Stage,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoundPartner {
+    /// The partner's encoded tensors, as its `RoundSnapshot` made them.
+    pub tensors: Blob,
+    pub my_samples: u64,
+    pub their_samples: u64,
+    /// Whether my peer id is the smaller: sums run in the order of peer ids.
+    pub first: bool,
+    /// Too far apart: take over the partner's phi instead of averaging.
+    pub copy: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Done {
+    /// `Create`, `Load`, `Drop`, `DropSum`, `RoundAdopt`, `RoundRollBack`, `RoundAlone`, `InferClose`, `Remove`.
+    Ok,
+    /// `Load`: what was in the state.
+    Loaded {
+        version: Version,
+    },
+    /// `Forward`: the encoded output. `raw` is its size as f32.
+    Forwarded {
+        output: Blob,
+        coding: Coding,
+        raw: u64,
+    },
+    /// `Loss` and `Backward`. `gradient`: encoded, nothing at stage 0. `loss` is a sum over `tokens` (`Loss` only).
+    Backed {
+        gradient: Option<Blob>,
+        coding: Coding,
+        raw: u64,
+        loss: f32,
+        tokens: u32,
+    },
+    Stepped {
+        lr: f64,
+        gradient_norm: f32,
+        run_step: u64,
+    },
+    /// `State`, `RoundSnapshot`.
+    Encoded {
+        blob: Blob,
+        root: Digest,
+    },
+    /// `RoundPrepare`: |phi - mean phi| / |mean phi| before and after the round (both sides know both).
+    Prepared {
+        before: f32,
+        after: f32,
+    },
+    Inferred {
+        output: Blob,
+    },
+    Saved {
+        root: Digest,
+        bytes: u64,
+    },
+    /// The input is not what the manifest says, or its values are not finite: its sender is to blame.
+    BadInput {
+        why: String,
+    },
+    /// My own result is not finite.
+    NotFinite {
+        why: String,
+    },
+    /// The job could not be done: memory, disk, device. `disk_full` has its own text for the user.
+    Failed {
+        why: String,
+        disk_full: bool,
+    },
+}
+
+impl Job {
+    /// The stage whose engine runs it.
+    pub fn stage(&self) -> Stage {
+        match self {
+            Job::Create { stage }
+            | Job::Load { stage, .. }
+            | Job::Forward { stage, .. }
+            | Job::Loss { stage, .. }
+            | Job::Backward { stage, .. }
+            | Job::Drop { stage, .. }
+            | Job::DropSum { stage }
+            | Job::Step { stage, .. }
+            | Job::State { stage, .. }
+            | Job::RoundSnapshot { stage, .. }
+            | Job::RoundPrepare { stage, .. }
+            | Job::RoundAdopt { stage, .. }
+            | Job::RoundRollBack { stage, .. }
+            | Job::RoundAlone { stage }
+            | Job::Infer { stage, .. }
+            | Job::InferClose { stage, .. }
+            | Job::Save { stage, .. }
+            | Job::Remove { stage } => *stage,
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What a driver tells a peer, and what a peer asks of its driver. Both drivers speak exactly this.
+
+use skein_protocol::{
+    Blob, Incarnation, JobId, Lane, PeerId, Stage, Utc,
+    event::{Event, Severity},
+    wire::Frame,
+};
+
+use crate::job::{Done, Job};
+
+/// Facts, in the past tense.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A frame arrived whole; its body, if any, lies in the store and is the peer's to release.
+    Frame {
+        from: PeerId,
+        frame: Frame,
+        body: Option<Blob>,
+    },
+    /// A connection stands; nothing was said yet.
+    PeerUp {
+        peer: PeerId,
+    },
+    /// The connection is gone, and with it everything that was on its way.
+    PeerLost {
+        peer: PeerId,
+        why: String,
+    },
+    /// Answer to `Lookup`: peers that say they have the key. The last answer of a request has `last`.
+    Found {
+        request: u64,
+        peers: Vec<(PeerId, Vec<String>)>,
+        last: bool,
+    },
+    /// A job ended. Blobs in `done` are the peer's to release.
+    Done {
+        job: JobId,
+        done: Done,
+    },
+    /// Records of samples that `Output::Records` asked for: token ids and labels of one micro-batch.
+    Records {
+        request: u64,
+        tokens: Blob,
+        labels: Blob,
+    },
+    /// There is no more data (an epoch limit, an empty source).
+    RecordsEnded,
+    /// The incarnation that `Output::Incarnation` asked for is durable.
+    Incarnated {
+        incarnation: Incarnation,
+    },
+    /// The lane to this peer is full: the message was not sent.
+    Congested {
+        peer: PeerId,
+        lane: Lane,
+    },
+    Command(Command),
+    /// At least every 250 ms.
+    Tick {
+        utc: Utc,
+    },
+}
+
+/// What the person (or the program) in front of this peer wants.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Serve this stage, and stay there.
+    Host {
+        stage: Stage,
+    },
+    /// Serve where it helps most.
+    Join,
+    /// Feed data (owner and delegates).
+    Feed,
+    /// Stop feeding: what is open is finished.
+    StopFeeding,
+    /// Leave politely: finish or hand on, save, say goodbye.
+    Drain,
+    /// Save every served stage now.
+    Save,
+    /// Collect the slow weights of every stage: answered by one `Output::Exported` a stage.
+    Export {
+        request: u64,
+    },
+    /// Start a session of generation; `tokens` is the prompt (u32, little endian).
+    Generate {
+        session: u64,
+        tokens: Blob,
+    },
+    /// The next token of a session.
+    GenerateNext {
+        session: u64,
+        tokens: Blob,
+    },
+    GenerateClose {
+        session: u64,
+    },
+}
+
+/// Requests to the driver.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// To `me` means: hand it back as a frame. Does not consume the body.
+    Send {
+        to: PeerId,
+        lane: Lane,
+        frame: Frame,
+        body: Option<Blob>,
+    },
+    Dial {
+        peer: PeerId,
+        addresses: Vec<String>,
+    },
+    Hangup {
+        peer: PeerId,
+    },
+    /// Announce that I have this key, until further notice.
+    Provide {
+        key: [u8; 32],
+    },
+    Lookup {
+        request: u64,
+        key: [u8; 32],
+    },
+    Compute {
+        job: JobId,
+        job_spec: Job,
+    },
+    /// Data of the `index`-th micro-batch of this feeder.
+    Records {
+        request: u64,
+        index: u64,
+    },
+    /// Write my incarnation plus one durably, then tell me (`Incarnated`).
+    Incarnation,
+    /// Give a `len`-long view of `blob` from `offset` a handle of its own. Answered at once by the driver's table: the peer
+    /// names the new handle itself with an id from its own range.
+    Slice {
+        blob: Blob,
+        offset: u64,
+        new: Blob,
+    },
+    Release {
+        blob: Blob,
+    },
+    /// These connections are in use: notice their death fast, and keep them.
+    Active {
+        peers: Vec<PeerId>,
+    },
+    Blame {
+        peer: PeerId,
+        severity: Severity,
+        why: String,
+    },
+    Exported {
+        request: u64,
+        stage: Stage,
+        state: Option<Blob>,
+    },
+    /// Logits of the last position of a session's piece (f32), or nothing when the session is lost.
+    Generated {
+        session: u64,
+        logits: Option<Blob>,
+    },
+    Emit(Event),
+    /// Everything is handed on and saved: the process may end.
+    Drained,
+}

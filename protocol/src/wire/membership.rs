@@ -1,0 +1,1 @@
+//! Signed items of membership.

@@ -1,0 +1,4 @@
+//! Frames of this conversation.
+#[derive(Clone, Debug, PartialEq, minicbor::Encode, minicbor::Decode)]
+#[cbor(array)]
+pub struct Frame {}
