@@ -14,7 +14,7 @@ use skein_protocol::{
     key::Signed,
     rng::{Purpose, Streams},
     wire::{
-        membership::{Item, ItemKey, Stamp},
+        membership::{ITEM, Item, ItemKey, Stamp},
         spread::{Digest, Entry, Frame, ITEMS_MAX, Items, KEYS_MAX, Want},
     },
 };
@@ -118,8 +118,8 @@ impl Spread {
     }
 
     fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Signed, out: &mut Outbox<Act>) {
-        let Some(item) = Item::open(&signed) else {
-            return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that nobody signed" });
+        let Some(item) = Item::peek(&signed) else {
+            return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that is none" });
         };
         if item.run != self.run || Duration::from_millis(item.life_ms.into()) > LIFE_MAX {
             return out.push(Act::Blame {
@@ -131,6 +131,9 @@ impl Spread {
         // Mine comes back to me: what I publish next is newer.
         if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
             return;
+        }
+        if !signed.verify(ITEM) {
+            return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that nobody signed" });
         }
         let author = signed.by;
         if self.take(now, signed, &item, Some(from), out) {

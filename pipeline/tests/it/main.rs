@@ -72,3 +72,47 @@ fn a_drained_peer_leaves_nothing_pending() {
     assert_eq!(world.count_of(2, |event| matches!(event, Event::Drained)), 1);
     world.assert_exact();
 }
+
+/// Kills one peer at a time drawn from the seed; every role comes by.
+#[test]
+fn whoever_dies_whenever_nothing_is_lost_or_counted_twice() {
+    for seed in 0..200u64 {
+        let mut world = World::new(manifest(3, 2), 7, seed);
+        for peer in 1..7 {
+            world.command_host(peer, ((peer - 1) % 3) as u16);
+        }
+        world.command_feed(0);
+        let draw = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        world.run(Duration::from_millis(1200 + draw % 997));
+        world.kill(1 + (draw >> 32) as usize % 6);
+        world.run(Duration::from_millis(4500));
+        let before = world.count(|event| matches!(event, Event::Completed { .. }));
+        world.run(Duration::from_millis(1000));
+        let after = world.count(|event| matches!(event, Event::Completed { .. }));
+        assert!(after > before, "seed {seed}: nothing is completed any more after {before}");
+        world.command_stop_feeding(0);
+        world.run(Duration::from_secs(2));
+        world.assert_exact();
+        world.assert_bounded();
+    }
+}
+
+#[test]
+fn whoever_was_suspended_drops_its_open_work_and_comes_back() {
+    for seed in 0..40u64 {
+        let mut world = World::new(manifest(3, 2), 7, seed);
+        for peer in 1..7 {
+            world.command_host(peer, ((peer - 1) % 3) as u16);
+        }
+        world.command_feed(0);
+        let draw = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        world.run(Duration::from_millis(1500 + draw % 997));
+        let who = 1 + (draw >> 32) as usize % 6;
+        world.suspend(who, Duration::from_secs(5));
+        world.run(Duration::from_secs(12));
+        assert_eq!(world.count_of(who, |event| matches!(event, Event::Fenced { .. })), 1, "seed {seed}");
+        world.command_stop_feeding(0);
+        world.run(Duration::from_secs(3));
+        world.assert_exact();
+    }
+}

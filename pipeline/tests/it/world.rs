@@ -67,6 +67,7 @@ enum What {
     Deliver { from: PeerId, input: Input },
     Finish { job: JobId, done: Done },
     Lost { peer: PeerId },
+    Up { peer: PeerId },
 }
 
 struct Node {
@@ -77,6 +78,8 @@ struct Node {
     free: Instant,
     alive: bool,
     awake: bool,
+    /// Stopped by the system until then: inputs wait.
+    suspended: Option<Instant>,
     events: Vec<Event>,
 }
 
@@ -128,6 +131,7 @@ impl World {
                 free: Instant(1),
                 alive: true,
                 awake: true,
+                suspended: None,
                 events: Vec::new(),
             });
             world.after(Duration::from_millis(i as u64), i, What::Tick);
@@ -179,6 +183,10 @@ impl World {
             self.queue.pop();
             self.now = at;
             let Some(what) = self.whats.remove(&sequence) else { continue };
+            if let Some(until) = self.nodes[node].suspended.filter(|until| at < *until) {
+                self.after(until.since(at), node, what);
+                continue;
+            }
             if !self.nodes[node].alive {
                 continue;
             }
@@ -198,6 +206,7 @@ impl World {
                     }
                 }
                 What::Finish { job, done } => self.handle(node, Input::Done { job, done }),
+                What::Up { peer } => self.handle(node, Input::PeerUp { peer }),
                 What::Lost { peer } => self.handle(node, Input::PeerLost { peer, why: "silent".into() }),
             }
         }
@@ -234,6 +243,21 @@ impl World {
         for other in 0..self.nodes.len() {
             if self.links.remove(&(node.min(other), node.max(other))) {
                 self.after(DEATH_NOTICED, other, What::Lost { peer: dead });
+            }
+        }
+    }
+
+    /// Stops a process for a while: its connections die at the others, and it learns of it when it goes on.
+    pub fn suspend(&mut self, node: usize, time: Duration) {
+        self.nodes[node].suspended = Some(self.now + time);
+        let me = self.nodes[node].peer.me();
+        for other in 0..self.nodes.len() {
+            if other != node && self.links.contains(&(node.min(other), node.max(other))) {
+                let peer = self.nodes[other].peer.me();
+                self.after(DEATH_NOTICED, other, What::Lost { peer: me });
+                self.after(time, node, What::Lost { peer });
+                self.after(time + 2 * DELAY, other, What::Up { peer: me });
+                self.after(time + 2 * DELAY, node, What::Up { peer });
             }
         }
     }
@@ -318,6 +342,13 @@ impl World {
         let end = start + Duration::from_millis(ms);
         self.nodes[node].free = end;
         self.after(end.since(self.now), node, What::Finish { job, done });
+    }
+
+    /// Nobody holds more blobs than the window explains.
+    pub fn assert_bounded(&self) {
+        for (i, node) in self.nodes.iter().enumerate() {
+            assert!(node.blobs.len() < 60, "peer {i} holds {} blobs", node.blobs.len());
+        }
     }
 
     pub fn count(&self, wanted: impl Fn(&Event) -> bool + Copy) -> usize {
