@@ -346,7 +346,11 @@ impl Conversation {
         }
     }
 
-    pub async fn write_reply<W: AsyncWrite + Unpin>(&self, writer: &mut W, Reply(kind, payload): Reply) -> io::Result<()> {
+    pub async fn write_reply<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut W,
+        Reply(kind, payload): Reply,
+    ) -> io::Result<()> {
         self.write_record(writer, kind, &payload).await?;
         if kind == Kind::EndRead {
             self.ending.send_modify(|ending| ending.told = true);
@@ -387,7 +391,12 @@ impl Conversation {
         self.peering.deliver(&self.shared, event).await;
     }
 
-    pub async fn write_record<W: AsyncWrite + Unpin>(&self, writer: &mut W, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    pub async fn write_record<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut W,
+        kind: Kind,
+        payload: &[u8],
+    ) -> io::Result<()> {
         let mut record = Vec::with_capacity(RECORD_HEAD_LEN + payload.len());
         record.extend_from_slice(&wire::record_head(kind, payload.len() as u32));
         record.extend_from_slice(payload);

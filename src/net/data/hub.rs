@@ -19,16 +19,36 @@ use crate::net::{NetEvent, gate::Code};
 /// What connections and the node tell the hub.
 pub enum Happened {
     /// Both sides have greeted on a connection. Answered when messages may flow; dropped when the connection is not wanted.
-    Ready { link: Arc<Link>, reply: oneshot::Sender<Arc<Peering>> },
+    Ready {
+        link: Arc<Link>,
+        reply: oneshot::Sender<Arc<Peering>>,
+    },
     /// A connection is gone, and nobody reads from it any more. `clean`: both sides had agreed that all was delivered.
     /// `undelivered`: something that we sent on it may be lost.
-    Ended { peer: PeerId, link: u64, clean: bool, undelivered: bool, why: String },
+    Ended {
+        peer: PeerId,
+        link: u64,
+        clean: bool,
+        undelivered: bool,
+        why: String,
+    },
     /// The peer says that its connections before this segment are broken.
-    Broken { peer: PeerId, number: u32, by: u64 },
-    Hangup { peer: PeerId },
-    Banned { peer: PeerId },
+    Broken {
+        peer: PeerId,
+        number: u32,
+        by: u64,
+    },
+    Hangup {
+        peer: PeerId,
+    },
+    Banned {
+        peer: PeerId,
+    },
     /// Finish what can be finished within the time, then close everything.
-    Shutdown { within: Duration, done: oneshot::Sender<()> },
+    Shutdown {
+        within: Duration,
+        done: oneshot::Sender<()>,
+    },
 }
 
 struct Entry {

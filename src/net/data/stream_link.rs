@@ -167,8 +167,7 @@ impl Incoming<'_> {
         if head.body_len == 0 {
             return deliver(conversation, Message { lane, frame: payload, body: None }).await;
         }
-        let mut arriving =
-            Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None };
+        let mut arriving = Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None };
         match admit(shared, conversation.link.peer, head, &arriving.frame) {
             Ok(()) => {
                 arriving.room = room(shared, &conversation.peering, head.body_len).await;
