@@ -336,12 +336,15 @@ impl Conversation {
                 }
                 Ok(true)
             }
-            Order::Drain => {
-                if ending.landed && !ending.ended {
+            Order::Drain | Order::Finish => {
+                let waiting = order == Order::Finish && self.peering.outbox.has_frames();
+                if waiting {
+                    self.peering.outbox.framed.notify_one();
+                } else if ending.landed && !ending.ended {
                     self.ending.send_modify(|ending| ending.ended = true);
                     self.write_record(writer, Kind::End, &[]).await?;
                 }
-                Ok(false)
+                Ok(waiting)
             }
         }
     }
@@ -363,7 +366,7 @@ impl Conversation {
         let mut any = false;
         loop {
             // An order that came meanwhile goes first: frames not taken yet belong to the next connection.
-            if !matches!(*self.link.orders().borrow(), Order::Send { .. }) {
+            if !self.link.orders().borrow().sends() {
                 return Ok(any);
             }
             let (frames, writable) = self.peering.outbox.pop_frames(BATCH);

@@ -65,7 +65,7 @@ struct Entry {
 impl Entry {
     /// The best connection that is not being drained.
     fn best(&self) -> Option<&Arc<Link>> {
-        let usable = |link: &&Arc<Link>| !matches!(*link.orders().borrow(), Order::Drain | Order::Close(_));
+        let usable = |link: &&Arc<Link>| matches!(*link.orders().borrow(), Order::Wait | Order::Send { .. });
         self.links.values().filter(usable).max_by_key(|link| rank(link))
     }
 }
@@ -237,7 +237,8 @@ impl Hub {
     async fn shutdown(mut self, mut happened: mpsc::Receiver<Happened>, within: Duration, done: oneshot::Sender<()>) {
         let links = |hub: &Hub| hub.peers.values().flat_map(|entry| entry.links.values().cloned()).collect::<Vec<_>>();
         for link in links(&self) {
-            link.order(Order::Drain);
+            let current = self.peers.get(&link.peer).is_some_and(|entry| entry.current == link.id);
+            link.order(if current { Order::Finish } else { Order::Drain });
         }
         let _ = tokio::time::timeout(within, async {
             while self.peers.values().any(|entry| !entry.links.is_empty()) {

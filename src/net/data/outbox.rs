@@ -131,6 +131,10 @@ impl Outbox {
         None
     }
 
+    pub fn has_frames(&self) -> bool {
+        !self.queues().frames.is_empty()
+    }
+
     /// Forgets everything that waits. The messages are not told: their peer is lost, and that is.
     pub fn clear(&self) {
         *self.queues() = Queues::default();

@@ -19,7 +19,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
 use super::{
     Happened, Link, Peering, Shared,
     conversation::{Conversation, End, NoLanes},
-    link::{Order, Path, Rank, Rtt},
+    link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
     silence::IN_USE,
@@ -168,7 +168,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
     loop {
         let order = *orders.borrow_and_update();
-        let sending = matches!(order, Order::Send { .. });
+        let sending = order.sends();
         while sending {
             let may = |lane: Lane, size: u64| {
                 counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
@@ -186,7 +186,7 @@ async fn send(wire: &Arc<Wire>) -> End {
             peering.outbox.queued.notify_one();
         }
         ending.send_if_modified(|ending| {
-            let landed = order == Order::Drain && flying.is_empty();
+            let landed = order.leaves() && flying.is_empty();
             let news = landed && !ending.landed;
             ending.landed |= landed;
             news
