@@ -6,6 +6,8 @@ pub mod address;
 mod control;
 mod data;
 pub mod gate;
+#[cfg(test)]
+mod hostile;
 mod muxer;
 mod quic;
 mod tls;
@@ -210,7 +212,8 @@ impl Net {
         self.shared.send(to, lane, frame, body)
     }
 
-    /// Connects to `peer` at `addresses` and wherever else it is known to be. `Up` or `DialFailed` follows, unless it is up.
+    /// Connects to `peer` at `addresses` and wherever else it is known to be. `Up` or `DialFailed` follows, unless it is up; if
+    /// it is up by way of a relay or TCP, a better connection is tried, and `Moved` follows when there is one.
     pub fn dial(&self, peer: PeerId, addresses: Vec<Multiaddr>) {
         self.command(Command::Dial { peer, addresses });
     }

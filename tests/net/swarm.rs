@@ -82,6 +82,37 @@ impl Node {
         }
     }
 
+    /// Whether nothing but messages and addresses has been heard since the last event that was awaited.
+    pub fn quiet(&mut self) -> bool {
+        let mut quiet = true;
+        while let Ok(event) = self.events.try_recv() {
+            self.check(&event);
+            quiet &= !matches!(event, NetEvent::Up { .. } | NetEvent::Lost { .. } | NetEvent::DialFailed { .. });
+        }
+        quiet
+    }
+
+    /// Asks who provides `key` until `provider` is among the answers; returns its addresses.
+    pub async fn find(&mut self, key: [u8; 32], provider: PeerId) -> Vec<Multiaddr> {
+        for request in 0.. {
+            self.net.lookup(request, key);
+            let mut found = None;
+            self.until(|event| match event {
+                NetEvent::Found { request: answered, peers, done } if *answered == request => {
+                    let addresses = peers.iter().find(|(peer, _)| *peer == provider).map(|(_, at)| at.clone());
+                    found = found.take().or(addresses);
+                    done.then_some(())
+                }
+                _ => None,
+            })
+            .await;
+            if let Some(found) = found {
+                return found;
+            }
+        }
+        unreachable!("it asks for ever");
+    }
+
     pub async fn up(&mut self, peer: PeerId) -> net::Path {
         self.until(|event| match event {
             NetEvent::Up { peer: who, path, .. } if *who == peer => Some(*path),
@@ -125,4 +156,33 @@ pub async fn pair(first: u8, second: u8, tcp: bool) -> (Node, Node) {
 
 pub fn body(len: usize, seed: u8) -> Bytes {
     (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect::<Vec<_>>().into()
+}
+
+/// Control frames both ways at once, which must arrive in order, and nothing else must happen.
+pub async fn exchange(a: &mut Node, b: &mut Node, frames: u32) {
+    let frame = |n: u32| Bytes::from(n.to_le_bytes().to_vec());
+    for n in 0..frames {
+        a.net.send(b.me, Lane::Control, frame(n), None).expect("b is up");
+        b.net.send(a.me, Lane::Control, frame(n), None).expect("a is up");
+    }
+    for n in 0..frames {
+        assert_eq!(b.message().await.2, frame(n));
+        assert_eq!(a.message().await.2, frame(n));
+    }
+}
+
+pub async fn exchange_one_way(from: &Node, to: &mut Node) {
+    from.net.send(to.me, Lane::Control, Bytes::from_static(b"hello"), None).expect("it is up");
+    to.message().await;
+}
+
+/// Waits for a state that no event tells of.
+pub async fn eventually(holds: impl Fn() -> bool) {
+    let looking = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(20));
+        while !holds() {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.expect("it comes to hold in time");
 }

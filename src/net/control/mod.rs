@@ -37,7 +37,7 @@ use self::behaviour::{Behaviour, BehaviourEvent, KADEMLIA};
 use super::{
     NetConfig, NetError, NetEvent,
     address::{self, Reachability, Scope, Seen},
-    data::{Shared, run_quic},
+    data::{Path, Shared, run_quic},
     quic::{self, Endpoints, Quic},
 };
 
@@ -310,9 +310,11 @@ impl Control {
             (None, None) => return,
             (None, Some(address)) => DialOpts::unknown_peer_id().address(address.clone()).build(),
             (Some(peer), _) => {
-                // A connection that died unnoticed must not stand in the way of a new one.
-                let up = self.shared.is_up(&peer);
-                let condition = if up { PeerCondition::DisconnectedAndNotDialing } else { PeerCondition::NotDialing };
+                // A connection that died unnoticed must not stand in the way of a new one, nor a slow one of a better.
+                let condition = match self.shared.path(&peer) {
+                    Some(Path::Direct | Path::Punched) => PeerCondition::DisconnectedAndNotDialing,
+                    Some(Path::Tcp | Path::Relay) | None => PeerCondition::NotDialing,
+                };
                 let options = DialOpts::peer_id(address::libp2p_of(&peer)).condition(condition);
                 options.addresses(addresses).extend_addresses_through_behaviour().build()
             }

@@ -130,7 +130,7 @@ impl Conversation {
                 Kind::Pong => self.on_pong(&payload),
                 Kind::Segment => self.on_segment(&payload).await,
                 Kind::End => self.on_end().await,
-                Kind::EndRead => self.on_end_read(),
+                Kind::EndRead => self.on_end_read().await,
                 Kind::Start(_) | Kind::Piece(_) | Kind::Abort(_) | Kind::Refused(_) => {
                     lanes.take(self, kind, payload).await
                 }
@@ -225,11 +225,12 @@ impl Conversation {
         Ok(())
     }
 
-    fn on_end_read(&self) -> Result<(), End> {
+    async fn on_end_read(&self) -> Result<(), End> {
         if !self.ending.borrow().ended {
             return Err(self.fault("an end acknowledged that was not said"));
         }
         self.ending.send_modify(|ending| ending.end_read = true);
+        self.shared.happened(Happened::EndRead { link: self.link.id }).await;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! Out: `Up` and `Lost` in strict turn for each peer, and orders to connections. One task; knows no bytes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -31,6 +31,10 @@ pub enum Happened {
         clean: bool,
         undelivered: bool,
         why: String,
+    },
+    /// The peer has read everything that we sent on a connection that is being left.
+    EndRead {
+        link: u64,
     },
     /// The peer says that its connections before this segment are broken.
     Broken {
@@ -88,6 +92,7 @@ pub async fn run(shared: Arc<Shared>, mut happened: mpsc::Receiver<Happened>) {
             Happened::Ended { peer, link, clean, undelivered, why } => {
                 hub.on_ended(peer, link, clean, undelivered, why).await;
             }
+            Happened::EndRead { .. } => {}
             Happened::Broken { peer, number, by } => hub.on_broken(peer, number, by),
             Happened::Hangup { peer } => hub.leave(peer, Code::Done, "hung up"),
             Happened::Banned { peer } => hub.leave(peer, Code::NotWanted, "banned"),
@@ -234,27 +239,26 @@ impl Hub {
         self.shared.peers.write().unwrap_or_else(PoisonError::into_inner).remove(peer);
     }
 
-    async fn shutdown(mut self, mut happened: mpsc::Receiver<Happened>, within: Duration, done: oneshot::Sender<()>) {
-        let links = |hub: &Hub| hub.peers.values().flat_map(|entry| entry.links.values().cloned()).collect::<Vec<_>>();
-        for link in links(&self) {
-            let current = self.peers.get(&link.peer).is_some_and(|entry| entry.current == link.id);
-            link.order(if current { Order::Finish } else { Order::Drain });
+    async fn shutdown(self, mut happened: mpsc::Receiver<Happened>, within: Duration, done: oneshot::Sender<()>) {
+        let mut open = BTreeMap::new();
+        for entry in self.peers.values() {
+            for link in entry.links.values() {
+                link.order(if entry.current == link.id { Order::Finish } else { Order::Drain });
+                open.insert(link.id, link.clone());
+            }
         }
+        let mut unread: BTreeSet<u64> = open.keys().copied().collect();
         let _ = tokio::time::timeout(within, async {
-            while self.peers.values().any(|entry| !entry.links.is_empty()) {
+            while !unread.is_empty() {
                 match happened.recv().await {
-                    Some(Happened::Ended { peer, link, .. }) => {
-                        if let Some(entry) = self.peers.get_mut(&peer) {
-                            entry.links.remove(&link);
-                        }
-                    }
-                    Some(_) => {}
+                    Some(Happened::Ended { link, .. } | Happened::EndRead { link }) => unread.remove(&link),
+                    Some(_) => false,
                     None => return,
-                }
+                };
             }
         })
         .await;
-        for link in links(&self) {
+        for link in open.values() {
             link.order(Order::Close(Code::ShuttingDown));
         }
         let _ = done.send(());

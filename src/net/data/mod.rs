@@ -9,7 +9,7 @@ mod outbox;
 mod quic_link;
 mod silence;
 mod stream_link;
-mod wire;
+pub(super) mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -127,8 +127,9 @@ impl Shared {
         self.peers.read().unwrap_or_else(PoisonError::into_inner).get(peer).cloned()
     }
 
-    pub fn is_up(&self, peer: &PeerId) -> bool {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner).contains_key(peer)
+    /// How a peer that is up is reached.
+    pub fn path(&self, peer: &PeerId) -> Option<Path> {
+        self.present(peer).map(|present| present.link.path)
     }
 
     /// Puts a message into the queue of its lane. Never waits.
