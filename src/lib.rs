@@ -1,0 +1,3 @@
+//! One real peer: a process around the machines of `skein_pipeline`, with sockets, clock, disk and device.
+
+pub mod net;

@@ -1,0 +1,420 @@
+//! One QUIC connection as a carrier of messages: a control stream each way, and a stream of its own for every other message.
+//! In: a connection that libp2p accepted. Out: what arrived, to the node; that it ended, to the hub.
+//! Limits are checked before anything is allocated. Knows no frame's content.
+
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, stream::FuturesUnordered};
+use skein_protocol::{Lane, PeerId, event::Severity};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
+
+use super::{
+    Happened, Link, Peering, Shared,
+    conversation::{Conversation, End, NoLanes},
+    link::{Path, Rank, Rtt},
+    lock,
+    outbox::Message,
+    silence::IN_USE,
+    units,
+    wire::{GREETING_LEN, Greeting, HEAD_LEN, Head},
+};
+use crate::net::{
+    NetEvent, Verdict, address,
+    gate::{self, Code},
+    quic,
+};
+
+/// A stream that says nothing for this long holds memory for nothing.
+const STALLED: Duration = Duration::from_secs(20);
+/// How long messages that arrived whole may take to reach the node after their connection ended.
+const AFTERWARDS: Duration = Duration::from_secs(5);
+/// The control stream stands above every lane.
+const CONTROL_PRIORITY: i32 = 8;
+
+/// Serves a connection to its end.
+pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::Connection) {
+    let Some(peer) = address::peer_of(&peer) else {
+        return connection.close(Code::NotWanted.into(), b"not an Ed25519 key");
+    };
+    // A stock libp2p peer never opens such a stream, nor lets us: it stays without messages until libp2p closes it.
+    let serial = shared.next_serial();
+    let greeted = tokio::select! {
+        greeted = greet(&shared, &connection, serial) => greeted,
+        _ = connection.closed() => None,
+    };
+    let Some((mut writer, mut reader, theirs)) = greeted else { return };
+    let Some(theirs) = theirs else {
+        shared.penalise(peer, Severity::Wrong, "a greeting that is not ours");
+        return connection.close(Code::Malformed.into(), b"not a greeting");
+    };
+    let dialled_by_me = connection.side().is_client();
+    let path = if lock(&shared.relayed).contains(&peer) { Path::Punched } else { Path::Direct };
+    let serial = if dialled_by_me { serial } else { theirs.serial };
+    let rank = Rank::new(path, shared.me, peer, dialled_by_me, serial);
+    let at = quic::to_multiaddr(connection.remote_address()).to_string();
+    let rtt = Rtt::Quic(connection.clone());
+    let link = Arc::new(Link::new(shared.next_serial(), peer, theirs.instance, rank, path, at, rtt));
+    let Some(peering) = shared.enter(&link).await else {
+        return connection.close(Code::NotWanted.into(), b"not wanted");
+    };
+    let (conversation, mut replies) = Conversation::new(shared, peering, link);
+    let wire = Arc::new(Wire { conversation, connection, granted: Granted::default() });
+    let conversation = &wire.conversation;
+    let (mut readers, mut no_lanes) = (JoinSet::new(), NoLanes);
+    let mut acknowledged = 0;
+    let alive = || {
+        let frames = wire.connection.stats().frame_rx;
+        let now = frames.acks + frames.stream;
+        std::mem::replace(&mut acknowledged, now) != now
+    };
+    // Reading stands first and the end of the connection last, so that what has arrived is read before the end is seen.
+    let end = tokio::select! {
+        biased;
+        end = conversation.ordered_to_close() => end,
+        end = conversation.read(&mut reader, &mut no_lanes) => end,
+        end = receive(&wire, &mut readers) => end,
+        error = conversation.write(&mut writer, &mut replies) => broken(&wire.connection, error).await,
+        end = send(&wire) => end,
+        // At rest quinn's own keep-alive watches.
+        end = conversation.silence(|in_use| in_use.then_some(IN_USE), alive) => end,
+        end = conversation.over() => end,
+    };
+    let end = wire.judge(end);
+    wire.connection.close(end.code.into(), end.why.as_bytes());
+    // Whatever has arrived whole is still delivered; nothing is read after the hub knows of the end.
+    let _ = timeout(AFTERWARDS, async { while readers.join_next().await.is_some() {} }).await;
+    readers.shutdown().await;
+    wire.granted.give_back(&conversation.shared);
+    conversation.end_segment();
+    let ended = Happened::Ended {
+        peer,
+        link: conversation.link.id,
+        clean: end.clean,
+        undelivered: conversation.undelivered(),
+        why: end.why,
+    };
+    conversation.shared.happened(ended).await;
+}
+
+struct Wire {
+    conversation: Conversation,
+    connection: quinn::Connection,
+    granted: Granted,
+}
+
+impl Wire {
+    /// The end as it looks when the connection's own reason is known.
+    fn judge(&self, end: End) -> End {
+        let ending = *self.conversation.ending.borrow();
+        match self.connection.close_reason() {
+            Some(quinn::ConnectionError::ApplicationClosed(close)) => {
+                let code = Code::from_number(close.error_code.into_inner());
+                let clean = code == Code::Done && ending.end_read && ending.they_ended;
+                End { code: Code::Done, why: closed_words(code, &close.reason), clean }
+            }
+            Some(quinn::ConnectionError::LocallyClosed) => End { why: "closed here".to_string(), ..end },
+            Some(error) => End::new(Code::Done, error.to_string()),
+            None => end,
+        }
+    }
+}
+
+fn closed_words(code: Code, reason: &[u8]) -> String {
+    let reason: String = String::from_utf8_lossy(reason).chars().filter(|c| !c.is_control()).take(80).collect();
+    if reason.is_empty() {
+        format!("closed by the peer: {}", code.words())
+    } else {
+        format!("closed by the peer: {reason}")
+    }
+}
+
+/// A stream failed: with its connection in nearly all cases, whose reason is the better one.
+async fn broken<T>(connection: &quinn::Connection, result: std::io::Result<T>) -> End {
+    let Err(error) = result else { return pending().await };
+    if connection.close_reason().is_none() {
+        return End::new(Code::Malformed, format!("the control stream broke: {error}"));
+    }
+    End::new(Code::Done, error.to_string())
+}
+
+type Greeted = (quinn::SendStream, quinn::RecvStream, Option<Greeting>);
+
+/// Opens our control stream, and reads the head of theirs: the first unidirectional stream of each side.
+async fn greet(shared: &Shared, connection: &quinn::Connection, serial: u64) -> Option<Greeted> {
+    let mut writer = connection.open_uni().await.ok()?;
+    writer.set_priority(CONTROL_PRIORITY).ok()?;
+    writer.write_all(&Greeting { instance: shared.instance, serial }.encode()).await.ok()?;
+    let mut reader = connection.accept_uni().await.ok()?;
+    let mut bytes = [0; GREETING_LEN];
+    reader.read_exact(&mut bytes).await.ok()?;
+    Some((writer, reader, Greeting::decode(&bytes)))
+}
+
+/// Sends messages on streams of their own while the hub wants it.
+async fn send(wire: &Arc<Wire>) -> End {
+    let Conversation { shared, peering, link, ending, .. } = &wire.conversation;
+    // The send window is shared by all lanes: what is more urgent must find room in it.
+    let window = shared.limits.send_window / 4 * 3;
+    let mut orders = link.orders();
+    let mut flying = FuturesUnordered::new();
+    let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
+    loop {
+        let order = *orders.borrow_and_update();
+        let sending = order.sends();
+        while sending {
+            let may = |lane: Lane, size: u64| {
+                counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
+            };
+            let Some((message, writable)) = peering.outbox.pop(may) else { break };
+            counts[message.lane as usize] += 1;
+            bytes += message.size();
+            if writable {
+                wire.conversation.tell_writable(message.lane).await;
+            }
+            flying.push(send_one(wire, message));
+        }
+        if !sending {
+            // The notice of a new message may have come to us; whoever sends now must have it.
+            peering.outbox.queued.notify_one();
+        }
+        ending.send_if_modified(|ending| {
+            let landed = order.leaves() && flying.is_empty();
+            let news = landed && !ending.landed;
+            ending.landed |= landed;
+            news
+        });
+        tokio::select! {
+            Some(landed) = flying.next(), if !flying.is_empty() => {
+                let (message, outcome): (Message, Outcome) = landed;
+                counts[message.lane as usize] -= 1;
+                bytes -= message.size();
+                match outcome {
+                    Outcome::Delivered => shared.count_sent(message.lane, message.size()),
+                    Outcome::Refused(code) => refused(&wire.conversation, message, code).await,
+                    Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
+                }
+            }
+            _ = orders.changed() => {}
+            () = peering.outbox.queued.notified(), if sending => {}
+        }
+    }
+}
+
+async fn closed_here(connection: &quinn::Connection) -> String {
+    match timeout(Duration::from_millis(10), connection.closed()).await {
+        Ok(error) => error.to_string(),
+        Err(_) => "a stream broke".to_string(),
+    }
+}
+
+/// Tells the node that the peer did not want a message.
+pub async fn refused(conversation: &Conversation, message: Message, code: Code) {
+    let Message { lane, frame, .. } = message;
+    let event = NetEvent::Refused { peer: conversation.link.peer, lane, frame, code };
+    conversation.peering.deliver(&conversation.shared, event).await;
+}
+
+enum Outcome {
+    /// Every byte was acknowledged.
+    Delivered,
+    Refused(Code),
+    /// The connection is gone.
+    Broken,
+}
+
+async fn send_one(wire: &Arc<Wire>, message: Message) -> (Message, Outcome) {
+    wire.conversation.peering.mark_used(&wire.conversation.shared);
+    let outcome = match try_send(&wire.connection, &message).await {
+        Ok(None) => Outcome::Delivered,
+        Ok(Some(code)) | Err(quinn::WriteError::Stopped(code)) => {
+            Outcome::Refused(Code::from_number(code.into_inner()))
+        }
+        Err(_) => Outcome::Broken,
+    };
+    wire.conversation.peering.mark_used(&wire.conversation.shared);
+    (message, outcome)
+}
+
+async fn try_send(
+    connection: &quinn::Connection,
+    message: &Message,
+) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
+    let mut stream = connection.open_uni().await?;
+    let _ = stream.set_priority(gate::priority(message.lane));
+    let head = Head {
+        lane: message.lane,
+        frame_len: message.frame.len() as u32,
+        body_len: message.body.as_ref().map_or(0, |body| body.len() as u64),
+    };
+    let mut first = BytesMut::with_capacity(HEAD_LEN + message.frame.len());
+    first.extend_from_slice(&head.encode());
+    first.extend_from_slice(&message.frame);
+    stream.write_chunk(first.freeze()).await?;
+    if let Some(body) = &message.body {
+        stream.write_chunk(body.clone()).await?;
+    }
+    // It fails only on streams that are finished or reset already.
+    let _ = stream.finish();
+    stream.stopped().await.map_err(|error| match error {
+        quinn::StoppedError::ConnectionLost(error) => quinn::WriteError::ConnectionLost(error),
+        quinn::StoppedError::ZeroRttRejected => quinn::WriteError::ZeroRttRejected,
+    })
+}
+
+/// Accepts messages. quinn bounds how many streams there are, and so how many readers.
+async fn receive(wire: &Arc<Wire>, readers: &mut JoinSet<()>) -> End {
+    loop {
+        tokio::select! {
+            stream = wire.connection.accept_uni() => match stream {
+                Ok(stream) => {
+                    readers.spawn(read_message(wire.clone(), stream));
+                }
+                Err(error) => return End::new(Code::Cancelled, error.to_string()),
+            },
+            Some(_) = readers.join_next(), if !readers.is_empty() => {}
+        }
+    }
+}
+
+/// Why a message was not read to its end.
+enum Dropped {
+    /// The sender gave it up, or the connection is gone.
+    Gone,
+    /// We do not want it.
+    Stop(Code),
+    Fault(Code, &'static str),
+}
+
+async fn read_message(wire: Arc<Wire>, mut stream: quinn::RecvStream) {
+    let Conversation { shared, peering, link, .. } = &wire.conversation;
+    let code = match try_read(&wire, &mut stream).await {
+        Ok(message) => {
+            shared.count_received(message.lane, message.size());
+            let Message { lane, frame, body } = message;
+            return peering.deliver(shared, NetEvent::Message { from: link.peer, lane, frame, body }).await;
+        }
+        Err(Dropped::Gone) => return,
+        Err(Dropped::Stop(code)) => code,
+        Err(Dropped::Fault(code, why)) => {
+            shared.penalise(link.peer, Severity::Hostile, why);
+            code
+        }
+    };
+    let _ = stream.stop(code.into());
+}
+
+async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<Message, Dropped> {
+    let Conversation { shared, peering, link, .. } = &wire.conversation;
+    let mut head = [0; HEAD_LEN];
+    exact(stream, &mut head).await?;
+    let head = check_head(shared, Head::decode(&head))?;
+    let mut frame = BytesMut::zeroed(head.frame_len as usize);
+    exact(stream, &mut frame).await?;
+    let frame = frame.freeze();
+    if head.body_len == 0 {
+        return Ok(Message { lane: head.lane, frame, body: None });
+    }
+    admit(shared, link.peer, head, &frame).map_err(Dropped::Stop)?;
+    wire.granted.grant(shared, &wire.connection);
+    let _room = room(shared, peering, head.body_len).await.ok_or(Dropped::Gone)?;
+    let body = body(stream, head.body_len as usize).await?;
+    Ok(Message { lane: head.lane, frame, body: Some(body) })
+}
+
+fn check_head(shared: &Shared, head: Option<Head>) -> Result<Head, Dropped> {
+    let head = head.ok_or(Dropped::Fault(Code::Malformed, "a message of no lane"))?;
+    if head.frame_len > shared.limits.frame_max {
+        return Err(Dropped::Fault(Code::TooLarge, "a frame that is too large"));
+    }
+    if head.body_len > shared.limits.body_max {
+        return Err(Dropped::Fault(Code::TooLarge, "a body that is too large"));
+    }
+    Ok(head)
+}
+
+/// Asks the node whether it wants a body.
+pub fn admit(shared: &Shared, from: PeerId, head: Head, frame: &[u8]) -> Result<(), Code> {
+    match shared.admit.admit(from, head.lane, frame, head.body_len) {
+        Verdict::Take => Ok(()),
+        Verdict::Refuse { code, severity } => {
+            shared.count_refused();
+            if let Some(severity) = severity {
+                shared.penalise(from, severity, "a message that we refused");
+            }
+            Err(code)
+        }
+    }
+}
+
+/// Room in memory for a body, first in the peer's share and then in all. Waiting for it slows the sender down.
+pub async fn room(
+    shared: &Shared,
+    peering: &Peering,
+    bytes: u64,
+) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    let wanted = |limit: u64| units(bytes).min(units(limit));
+    let own = peering.receiving.clone().acquire_many_owned(wanted(shared.limits.receiving_peer)).await.ok()?;
+    let all = shared.receiving.clone().acquire_many_owned(wanted(shared.limits.receiving_total)).await.ok()?;
+    Some((own, all))
+}
+
+async fn exact(stream: &mut quinn::RecvStream, buffer: &mut [u8]) -> Result<(), Dropped> {
+    match timeout(STALLED, stream.read_exact(buffer)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(quinn::ReadExactError::FinishedEarly(_))) => Err(Dropped::Fault(Code::Malformed, "a message cut short")),
+        Ok(Err(quinn::ReadExactError::ReadError(_))) => Err(Dropped::Gone),
+        Err(_) => Err(Dropped::Stop(Code::Cancelled)),
+    }
+}
+
+/// Reads a body of exactly `len` bytes into one buffer.
+async fn body(stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Dropped> {
+    let mut body = BytesMut::with_capacity(len);
+    loop {
+        // One byte more than is missing would show a body that is too long.
+        match timeout(STALLED, stream.read_chunk(len - body.len() + 1, true)).await {
+            Ok(Ok(Some(chunk))) if body.len() + chunk.bytes.len() <= len => body.extend_from_slice(&chunk.bytes),
+            Ok(Ok(Some(_))) => return Err(Dropped::Fault(Code::Malformed, "a body longer than it said")),
+            Ok(Ok(None)) if body.len() == len => return Ok(body.freeze()),
+            Ok(Ok(None)) => return Err(Dropped::Fault(Code::Malformed, "a body shorter than it said")),
+            Ok(Err(_)) => return Err(Dropped::Gone),
+            Err(_) => return Err(Dropped::Stop(Code::Cancelled)),
+        }
+    }
+}
+
+/// The larger windows that a peer gets when the first of its bodies is wanted, out of a sum that is granted to all.
+#[derive(Default)]
+struct Granted {
+    asked: AtomicBool,
+    bytes: AtomicU64,
+}
+
+impl Granted {
+    fn grant(&self, shared: &Shared, connection: &quinn::Connection) {
+        if self.asked.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        connection.set_max_concurrent_uni_streams(shared.limits.streams.into());
+        let more = u64::from(shared.limits.window.saturating_sub(shared.limits.window_new));
+        let taken = shared.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |granted| {
+            Some(granted + more).filter(|sum| *sum <= shared.limits.windows_total)
+        });
+        if taken.is_ok() {
+            self.bytes.store(more, Ordering::Relaxed);
+            connection.set_receive_window(shared.limits.window.into());
+        }
+    }
+
+    fn give_back(&self, shared: &Shared) {
+        shared.granted.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,201 @@
+//! What the data plane says on its streams: the greeting, the records of the control stream, the head of a message.
+//! In and out: bytes. Everything from outside is checked here and read as `None` when it is not ours. Integers are little
+//! endian. Knows no stream.
+
+use skein_protocol::Lane;
+
+/// First bytes of a control stream; the last one is the version.
+const MAGIC: [u8; 4] = *b"SKN\x01";
+pub const GREETING_LEN: usize = 20;
+
+/// What each side says first: which start of its process this is, and, from the side that dialled, a number that is
+/// higher for later connections. Both sides rank duplicate connections by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    pub instance: u64,
+    pub serial: u64,
+}
+
+impl Greeting {
+    pub fn encode(&self) -> [u8; GREETING_LEN] {
+        let mut bytes = [0; GREETING_LEN];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..12].copy_from_slice(&self.instance.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.serial.to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8; GREETING_LEN]) -> Option<Greeting> {
+        let rest = bytes.strip_prefix(&MAGIC[..])?;
+        let (instance, serial) = rest.split_first_chunk::<8>()?;
+        Some(Greeting { instance: u64::from_le_bytes(*instance), serial: u64::from_le_bytes(serial.try_into().ok()?) })
+    }
+}
+
+pub const RECORD_HEAD_LEN: usize = 5;
+
+/// Bytes that a record may have beyond a frame.
+pub const RECORD_OVERHEAD: u32 = 16;
+
+/// What a record on the control stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A frame of the control lane.
+    Frame,
+    /// Eight bytes that come back.
+    Ping,
+    Pong,
+    /// From here on frames belong to this segment: see [`Segment`].
+    Segment,
+    /// I send nothing more on this connection, and everything I sent was received.
+    End,
+    /// I have read your end.
+    EndRead,
+    /// Where messages have no streams of their own: the head and frame of a message, a piece of its body, its early end,
+    /// and a refusal of the one that is being sent.
+    Start(Lane),
+    Piece(Lane),
+    Abort(Lane),
+    Refused(Lane),
+}
+
+const START: u8 = 0x10;
+const PIECE: u8 = 0x20;
+const ABORT: u8 = 0x30;
+const REFUSED: u8 = 0x40;
+
+impl Kind {
+    fn number(self) -> u8 {
+        match self {
+            Kind::Frame => 0,
+            Kind::Ping => 1,
+            Kind::Pong => 2,
+            Kind::Segment => 3,
+            Kind::End => 4,
+            Kind::EndRead => 5,
+            Kind::Start(lane) => START + lane as u8,
+            Kind::Piece(lane) => PIECE + lane as u8,
+            Kind::Abort(lane) => ABORT + lane as u8,
+            Kind::Refused(lane) => REFUSED + lane as u8,
+        }
+    }
+
+    fn from_number(number: u8) -> Option<Kind> {
+        let lane = || Lane::from_index(number & 0x0f);
+        Some(match number & 0xf0 {
+            0 => match number {
+                0 => Kind::Frame,
+                1 => Kind::Ping,
+                2 => Kind::Pong,
+                3 => Kind::Segment,
+                4 => Kind::End,
+                5 => Kind::EndRead,
+                _ => return None,
+            },
+            START => Kind::Start(lane()?),
+            PIECE => Kind::Piece(lane()?),
+            ABORT => Kind::Abort(lane()?),
+            REFUSED => Kind::Refused(lane()?),
+            _ => return None,
+        })
+    }
+}
+
+pub fn record_head(kind: Kind, len: u32) -> [u8; RECORD_HEAD_LEN] {
+    let [a, b, c, d] = len.to_le_bytes();
+    [kind.number(), a, b, c, d]
+}
+
+/// Kind and length; a kind of a later version is `None` and its record is skipped.
+pub fn read_record_head(bytes: [u8; RECORD_HEAD_LEN]) -> (Option<Kind>, u32) {
+    let [kind, a, b, c, d] = bytes;
+    (Kind::from_number(kind), u32::from_le_bytes([a, b, c, d]))
+}
+
+/// Control frames keep their order when they move from one connection to another: the sender numbers the stretches that it
+/// sends over each, and the receiver reads the next stretch when it has read the end of the one before. `broken` says that
+/// the former connection died, so that its end will never come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub number: u32,
+    pub broken: bool,
+}
+
+impl Segment {
+    pub fn encode(&self) -> [u8; 5] {
+        let [a, b, c, d] = self.number.to_le_bytes();
+        [a, b, c, d, u8::from(self.broken)]
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Segment> {
+        let [a, b, c, d, broken] = *bytes else { return None };
+        Some(Segment { number: u32::from_le_bytes([a, b, c, d]), broken: broken != 0 })
+    }
+}
+
+pub const HEAD_LEN: usize = 13;
+
+/// How a message begins, on a stream of its own or in a `Start` record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub lane: Lane,
+    pub frame_len: u32,
+    pub body_len: u64,
+}
+
+impl Head {
+    pub fn encode(&self) -> [u8; HEAD_LEN] {
+        let mut bytes = [0; HEAD_LEN];
+        bytes[0] = self.lane as u8;
+        bytes[1..5].copy_from_slice(&self.frame_len.to_le_bytes());
+        bytes[5..].copy_from_slice(&self.body_len.to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8; HEAD_LEN]) -> Option<Head> {
+        let (lane, rest) = bytes.split_first()?;
+        let (frame_len, body_len) = rest.split_first_chunk::<4>()?;
+        Some(Head {
+            lane: Lane::from_index(*lane)?,
+            frame_len: u32::from_le_bytes(*frame_len),
+            body_len: u64::from_le_bytes(body_len.try_into().ok()?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let greeting = Greeting { instance: 7, serial: u64::MAX };
+        assert_eq!(Greeting::decode(&greeting.encode()), Some(greeting));
+        let segment = Segment { number: 70_000, broken: true };
+        assert_eq!(Segment::decode(&segment.encode()), Some(segment));
+        for lane in Lane::ALL {
+            let head = Head { lane, frame_len: 3, body_len: 1 << 40 };
+            assert_eq!(Head::decode(&head.encode()), Some(head));
+            for kind in [Kind::Start(lane), Kind::Piece(lane), Kind::Abort(lane), Kind::Refused(lane)] {
+                assert_eq!(read_record_head(record_head(kind, 9)), (Some(kind), 9));
+            }
+        }
+        for kind in [Kind::Frame, Kind::Ping, Kind::Pong, Kind::Segment, Kind::End, Kind::EndRead] {
+            assert_eq!(read_record_head(record_head(kind, u32::MAX)), (Some(kind), u32::MAX));
+        }
+    }
+
+    #[test]
+    fn every_number_reads_as_one_kind_or_none() {
+        let known = (0..=255u8).filter_map(Kind::from_number).count();
+        assert_eq!(known, 6 + 4 * Lane::ALL.len());
+        assert!((0..=255u8).all(|n| Kind::from_number(n).is_none_or(|kind| kind.number() == n)));
+    }
+
+    #[test]
+    fn foreign_bytes_are_not_read() {
+        assert_eq!(Greeting::decode(b"GET / HTTP/1.1\r\n\r\n.."), None);
+        assert_eq!(Head::decode(&[6; HEAD_LEN]), None);
+        assert_eq!(Segment::decode(&[1, 2, 3]), None);
+    }
+}

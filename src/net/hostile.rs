@@ -1,0 +1,202 @@
+//! What a peer that does not play by the rules gets from us: nothing allocated, a fault noted, in the end a ban.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use bytes::Bytes;
+use libp2p::identity::Keypair;
+use skein_protocol::{Lane, PeerId, event::Severity, key::Key};
+use tokio::sync::mpsc;
+
+use super::{
+    Admit, Code, Limits, Net, NetConfig, NetEvent, Verdict,
+    data::wire::{self, GREETING_LEN, Greeting, Head, Kind},
+    quic, start,
+};
+
+/// Refuses every body, as a node does that was not asked for one.
+struct RefuseAll;
+
+impl Admit for RefuseAll {
+    fn admit(&self, _: PeerId, _: Lane, _: &[u8], _: u64) -> Verdict {
+        Verdict::Refuse { code: Code::Stale, severity: Some(Severity::Odd) }
+    }
+}
+
+struct Victim {
+    net: Net,
+    events: mpsc::Receiver<NetEvent>,
+}
+
+impl Victim {
+    async fn start() -> Victim {
+        let config = NetConfig {
+            key: Key::from_secret([1; 32]),
+            port: 0,
+            listen: vec![Ipv4Addr::LOCALHOST.into()],
+            lan: false,
+            port_mapping: false,
+            relay_server: false,
+            offline_loopback: true,
+            bootstrap: Vec::new(),
+            limits: Limits::default(),
+        };
+        let (net, mut events) = start(config, Arc::new(RefuseAll)).await.expect("loopback is free");
+        while !net.addresses().iter().any(|address| quic::to_socket(address).is_some()) {
+            events.recv().await.expect("the network runs");
+        }
+        Victim { net, events }
+    }
+
+    /// A connection of the peer with this seed, as it would be after the handshake.
+    async fn connection(&self, seed: u8) -> quinn::Connection {
+        let key = Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes");
+        let (client, _) = quic::configs(&key, &Limits::default()).expect("a certificate");
+        let to = self.net.addresses().iter().find_map(quic::to_socket).expect("it listens").0;
+        let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+        endpoint.connect_with(client, to, "skein").expect("an address").await.expect("a handshake")
+    }
+
+    async fn lost(&mut self) -> String {
+        loop {
+            if let NetEvent::Lost { why, .. } = self.events.recv().await.expect("the network runs") {
+                return why;
+            }
+        }
+    }
+
+    async fn up(&mut self) {
+        while !matches!(self.events.recv().await, Some(NetEvent::Up { .. })) {}
+    }
+}
+
+/// The control stream after an honest greeting.
+async fn greet(connection: &quinn::Connection) -> quinn::SendStream {
+    let mut control = connection.open_uni().await.expect("one stream is granted");
+    let greeting = Greeting { instance: 7, serial: 1 };
+    control.write_all(&greeting.encode()).await.expect("an open stream");
+    let mut theirs = connection.accept_uni().await.expect("a control stream");
+    let mut bytes = [0; GREETING_LEN];
+    theirs.read_exact(&mut bytes).await.expect("a greeting");
+    assert!(Greeting::decode(&bytes).is_some());
+    // The control stream of the other side stays open for as long as the connection does.
+    tokio::spawn(async move { while let Ok(Some(_)) = theirs.read_chunk(4096, true).await {} });
+    control
+}
+
+/// Sends `head` and `rest` as a message and returns the code with which it was stopped.
+async fn stopped(connection: &quinn::Connection, head: Head, rest: &[u8]) -> Option<Code> {
+    let mut stream = connection.open_uni().await.expect("a stream is granted");
+    stream.write_all(&[&head.encode(), rest].concat()).await.expect("an open stream");
+    stream.stopped().await.expect("the connection stays").map(|code| Code::from_number(code.into_inner()))
+}
+
+fn code_of(closed: quinn::ConnectionError) -> Code {
+    match closed {
+        quinn::ConnectionError::ApplicationClosed(close) => Code::from_number(close.error_code.into_inner()),
+        other => panic!("closed for another reason: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn sizes_beyond_the_limits_are_refused_by_their_head_alone() {
+    let mut victim = Victim::start().await;
+    let connection = victim.connection(2).await;
+    let _control = greet(&connection).await;
+    victim.up().await;
+    let head = Head { lane: Lane::Activation, frame_len: 4, body_len: u64::MAX };
+    assert_eq!(stopped(&connection, head, b"").await, Some(Code::TooLarge));
+    let head = Head { lane: Lane::Activation, frame_len: u32::MAX, body_len: 0 };
+    assert_eq!(stopped(&connection, head, b"").await, Some(Code::TooLarge));
+    assert_eq!(victim.net.stats().faults, 2);
+    // The third one is one too many.
+    let head = Head { lane: Lane::Activation, frame_len: 4, body_len: 1 << 60 };
+    let mut stream = connection.open_uni().await.expect("a stream is granted");
+    stream.write_all(&head.encode()).await.expect("an open stream");
+    connection.closed().await;
+    assert_eq!(victim.lost().await, "banned");
+    let again = victim.connection(2).await;
+    again.closed().await;
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_wants_is_refused_before_it_is_sent() {
+    let mut victim = Victim::start().await;
+    let connection = victim.connection(2).await;
+    let _control = greet(&connection).await;
+    victim.up().await;
+    let head = Head { lane: Lane::Gradient, frame_len: 5, body_len: 1 << 20 };
+    assert_eq!(stopped(&connection, head, b"frame").await, Some(Code::Stale));
+    assert_eq!((victim.net.stats().refused, victim.net.stats().faults), (1, 1));
+}
+
+#[tokio::test]
+async fn a_record_larger_than_a_frame_ends_the_connection() {
+    let mut victim = Victim::start().await;
+    let connection = victim.connection(2).await;
+    let mut control = greet(&connection).await;
+    victim.up().await;
+    control.write_all(&wire::record_head(Kind::Frame, u32::MAX)).await.expect("an open stream");
+    assert_eq!(code_of(connection.closed().await), Code::TooLarge);
+    victim.lost().await;
+    assert_eq!(victim.net.stats().faults, 1);
+}
+
+#[tokio::test]
+async fn messages_and_acknowledgements_that_do_not_belong_there_end_the_connection() {
+    let mut victim = Victim::start().await;
+    for (seed, kind, payload) in [(2, Kind::Start(Lane::Bulk), 20), (3, Kind::EndRead, 0), (4, Kind::Ping, 7)] {
+        let connection = victim.connection(seed).await;
+        let mut control = greet(&connection).await;
+        victim.up().await;
+        let record = [&wire::record_head(kind, payload)[..], &vec![0; payload as usize]].concat();
+        control.write_all(&record).await.expect("an open stream");
+        assert_eq!(code_of(connection.closed().await), Code::Malformed);
+        victim.lost().await;
+    }
+    assert_eq!(victim.net.stats().faults, 3);
+}
+
+#[tokio::test]
+async fn records_of_a_later_version_are_skipped() {
+    let mut victim = Victim::start().await;
+    let connection = victim.connection(2).await;
+    let mut control = greet(&connection).await;
+    victim.up().await;
+    control.write_all(&[0xee, 3, 0, 0, 0, 1, 2, 3]).await.expect("an open stream");
+    let frame = Bytes::from_static(b"hello");
+    control.write_all(&wire::record_head(Kind::Frame, 5)).await.expect("an open stream");
+    control.write_all(&frame).await.expect("an open stream");
+    match victim.events.recv().await {
+        Some(NetEvent::Message { frame: got, .. }) => assert_eq!(got, frame),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(victim.net.stats().faults, 0);
+}
+
+#[tokio::test]
+async fn a_greeting_of_another_program_is_turned_away() {
+    let victim = Victim::start().await;
+    let connection = victim.connection(2).await;
+    let mut control = connection.open_uni().await.expect("one stream is granted");
+    control.write_all(b"GET / HTTP/1.1\r\n\r\n\r\n").await.expect("an open stream");
+    assert_eq!(code_of(connection.closed().await), Code::Malformed);
+    assert_eq!(victim.net.stats().faults, 1);
+    assert!(victim.net.stats().peers.is_empty());
+}
+
+#[tokio::test]
+async fn a_stranger_gets_few_streams_and_a_small_window() {
+    let mut victim = Victim::start().await;
+    let connection = victim.connection(2).await;
+    let _control = greet(&connection).await;
+    victim.up().await;
+    let limits = Limits::default();
+    let mut open = Vec::new();
+    for _ in 1..limits.streams_new {
+        let mut stream = connection.open_uni().await.expect("a stream is granted");
+        // The head of a message that never goes on.
+        stream.write_all(&[Lane::Bulk as u8]).await.expect("an open stream");
+        open.push(stream);
+    }
+    assert!(futures::poll!(std::pin::pin!(connection.open_uni())).is_pending());
+}

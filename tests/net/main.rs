@@ -1,0 +1,360 @@
+//! The network layer between real peers on loopback. Nothing here sleeps: it waits for events.
+
+mod swarm;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use libp2p::{
+    Swarm, SwarmBuilder, identify, ping,
+    swarm::{NetworkBehaviour, SwarmEvent},
+};
+use skein::net::{self, Admit, Code, NetConfig, NetError, NetEvent, Path, SendError, Verdict};
+use skein_protocol::{Lane, PeerId, key::Key};
+
+use swarm::{Node, TakeAll, body, config, eventually, exchange, exchange_one_way, pair};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_all_sizes_arrive_whole_in_both_directions() {
+    let (mut a, mut b) = pair(1, 2, false).await;
+    for (lane, len) in [(Lane::Activation, 0), (Lane::Gradient, 1), (Lane::Bulk, 8 << 20)] {
+        let (there, back) = (body(len, 1), body(len, 2));
+        let frame = Bytes::from_static(b"frame");
+        a.net.send(b.me, lane, frame.clone(), Some(there.clone())).expect("b is up");
+        b.net.send(a.me, lane, frame.clone(), Some(back.clone())).expect("a is up");
+        let whole = |body: Bytes| Some(body).filter(|body| !body.is_empty());
+        assert_eq!(b.message().await, (a.me, lane, frame.clone(), whole(there)));
+        assert_eq!(a.message().await, (b.me, lane, frame, whole(back)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_frames_keep_their_order() {
+    let (a, mut b) = pair(1, 2, false).await;
+    let frames: Vec<Bytes> = (0..500u32).map(|n| n.to_le_bytes().to_vec().into()).collect();
+    for frame in &frames {
+        a.net.send(b.me, Lane::Control, frame.clone(), None).expect("b is up");
+    }
+    for frame in &frames {
+        assert_eq!(b.message().await.2, frame);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_hangs_up_is_lost_on_both_sides_and_can_come_back() {
+    let (mut a, mut b) = pair(1, 2, false).await;
+    a.net.hangup(b.me);
+    a.lost(b.me).await;
+    b.lost(a.me).await;
+    b.net.dial_address(a.address(false));
+    assert_eq!(a.up(b.me).await, Path::Direct);
+    b.up(a.me).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_shuts_down_says_so() {
+    let (a, mut b) = pair(1, 2, false).await;
+    let me = a.me;
+    a.net.send(b.me, Lane::Control, Bytes::from_static(b"goodbye"), None).expect("b is up");
+    a.net.shutdown().await;
+    assert_eq!(b.message().await.2, "goodbye");
+    assert_eq!(b.lost(me).await, "closed by the peer: shutting down");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_that_reaches_another_peer_fails() {
+    let (mut a, b) = (Node::start(config(1)).await, Node::start(config(2)).await);
+    let wanted = Key::from_secret([3; 32]).peer();
+    let mut address = b.address(false);
+    address.pop();
+    a.net.dial(wanted, vec![address]);
+    let why = a
+        .until(|event| match event {
+            NetEvent::DialFailed { peer, why, .. } if *peer == Some(wanted) => Some(why.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(why.contains(&b.me.to_string()), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_to_nobody_fails() {
+    let mut a = Node::start(config(1)).await;
+    a.net.dial(Key::from_secret([3; 32]).peer(), vec![]);
+    a.until(|event| matches!(event, NetEvent::DialFailed { peer: Some(_), .. }).then_some(())).await;
+    a.net.dial_address("/ip4/127.0.0.1/tcp/1".parse().expect("an address"));
+    a.until(|event| matches!(event, NetEvent::DialFailed { peer: None, .. }).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simultaneous_dials_end_with_one_connection_and_nothing_lost() {
+    for round in 0..5 {
+        let (mut a, mut b) = (Node::start(config(1)).await, Node::start(config(2)).await);
+        a.net.dial_address(b.address(false));
+        b.net.dial_address(a.address(false));
+        a.up(b.me).await;
+        b.up(a.me).await;
+        exchange(&mut a, &mut b, 200).await;
+        eventually(|| a.net.stats().connections == 1 && b.net.stats().connections == 1).await;
+        exchange(&mut a, &mut b, 10).await;
+        assert!(a.quiet() && b.quiet(), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tcp_carries_messages_where_udp_does_not_pass() {
+    let (mut a, mut b) = (Node::start(config(1)).await, Node::start(config(2)).await);
+    a.net.dial_address(b.address(true));
+    assert_eq!(a.up(b.me).await, Path::Tcp);
+    assert_eq!(b.up(a.me).await, Path::Tcp);
+    exchange(&mut a, &mut b, 50).await;
+    let large = body(8 << 20, 3);
+    a.net.send(b.me, Lane::Bulk, Bytes::from_static(b"large"), Some(large.clone())).expect("b is up");
+    a.net.send(b.me, Lane::Gradient, Bytes::from_static(b"urgent"), Some(body(1 << 10, 4))).expect("b is up");
+    let (first, second) = (b.message().await, b.message().await);
+    assert_eq!((&first.2[..], &second.2[..]), (&b"urgent"[..], &b"large"[..]), "the urgent one overtakes");
+    assert_eq!(second.3, Some(large));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_better_connection_takes_over_and_nothing_is_lost_or_reordered() {
+    let (mut a, mut b) = pair(1, 2, true).await;
+    let frame = |n: u32| Bytes::from(n.to_le_bytes().to_vec());
+    let (mut sent, mut got, mut moved) = (0, 0, false);
+    while got < 2000 {
+        while sent < 2000 && sent < got + 200 {
+            a.net.send(b.me, Lane::Control, frame(sent), None).expect("b is up");
+            sent += 1;
+        }
+        if got == 500 {
+            a.net.dial(b.me, vec![b.address(false)]);
+        }
+        let next = b.until(|event| match event {
+            NetEvent::Message { frame, .. } => Some(Some(frame.clone())),
+            NetEvent::Moved { path, .. } => {
+                assert_eq!(*path, Path::Direct);
+                Some(None)
+            }
+            _ => None,
+        });
+        match next.await {
+            Some(arrived) => {
+                assert_eq!(arrived, frame(got));
+                got += 1;
+            }
+            None => moved = true,
+        }
+    }
+    if !moved {
+        b.until(|event| matches!(event, NetEvent::Moved { .. }).then_some(())).await;
+    }
+    exchange(&mut a, &mut b, 10).await;
+    eventually(|| a.net.stats().connections == 1 && b.net.stats().connections == 1).await;
+    assert!(a.quiet() && b.quiet());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_peer_in_use_is_noticed_by_its_silence() {
+    let mut a = Node::start(config(1)).await;
+    let address = a.address(false);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
+    let b = runtime.spawn(async move {
+        let b = Node::start(config(2)).await;
+        b.net.dial_address(address);
+        b
+    });
+    let b = b.await.expect("b starts");
+    a.up(b.me).await;
+    a.net.active([b.me].into());
+    exchange_one_way(&b, &mut a).await;
+    // Its tasks are never run again, and nothing is said to anyone.
+    runtime.shutdown_background();
+    let why = a.lost(b.me).await;
+    assert!(why.starts_with("silent for 1."), "{why}");
+    std::mem::forget(b);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_peer_replaces_its_former_self_at_once() {
+    let (mut a, b) = pair(1, 2, false).await;
+    let mut again = Node::start(config(2)).await;
+    again.net.dial_address(a.address(false));
+    assert_eq!(a.lost(b.me).await, "the peer restarted");
+    a.up(b.me).await;
+    again.up(a.me).await;
+    exchange(&mut a, &mut again, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_bodies_come_back_to_the_sender_on_every_kind_of_connection() {
+    struct Picky;
+    impl Admit for Picky {
+        fn admit(&self, _: PeerId, _: Lane, frame: &[u8], _: u64) -> Verdict {
+            match frame {
+                b"take" => Verdict::Take,
+                _ => Verdict::Refuse { code: Code::Busy, severity: None },
+            }
+        }
+    }
+    for tcp in [false, true] {
+        let mut a = Node::start(config(1)).await;
+        let mut b = Node::start_with(config(2), Arc::new(Picky)).await;
+        a.net.dial_address(b.address(tcp));
+        a.up(b.me).await;
+        for len in [1, 8 << 20] {
+            a.net.send(b.me, Lane::Average, Bytes::from_static(b"leave"), Some(body(len, 1))).expect("b is up");
+            a.net.send(b.me, Lane::Average, Bytes::from_static(b"take"), Some(body(len, 2))).expect("b is up");
+            let refused = a.until(|event| match event {
+                NetEvent::Refused { peer, frame, code, .. } => Some((*peer, frame.clone(), *code)),
+                _ => None,
+            });
+            assert_eq!(refused.await, (b.me, Bytes::from_static(b"leave"), Code::Busy));
+            let (_, _, frame, got) = b.message().await;
+            assert_eq!((&frame[..], got), (&b"take"[..], Some(body(len, 2))));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_lane_is_congested_and_then_writable() {
+    let (mut a, mut b) = pair(1, 2, false).await;
+    let mut sent = 0;
+    let refused = loop {
+        match a.net.send(b.me, Lane::Bulk, Bytes::from_static(b"part"), Some(body(8 << 20, 1))) {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, SendError::Congested);
+    assert_eq!(a.net.send(b.me, Lane::Control, Bytes::from_static(b"urgent"), None), Ok(()));
+    let mut urgent = false;
+    for _ in 0..=sent {
+        urgent |= b.message().await.2 == "urgent";
+    }
+    assert!(urgent);
+    a.until(|event| matches!(event, NetEvent::Writable { lane: Lane::Bulk, .. }).then_some(())).await;
+    assert_eq!(a.net.send(b.me, Lane::Bulk, Bytes::from_static(b"part"), Some(body(1, 1))), Ok(()));
+    let nobody = Key::from_secret([9; 32]).peer();
+    assert_eq!(a.net.send(nobody, Lane::Control, Bytes::new(), None), Err(SendError::NotConnected));
+    let huge = vec![0; 1 << 17].into();
+    assert_eq!(a.net.send(b.me, Lane::Control, huge, None), Err(SendError::TooLarge));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_carries_messages_to_a_peer_that_nobody_can_reach() {
+    let relay = Node::start(NetConfig { relay_server: true, ..config(1) }).await;
+    let bootstrap = vec![relay.address(false)];
+    let mut hidden = Node::start(NetConfig { listen: vec![], bootstrap: bootstrap.clone(), ..config(2) }).await;
+    let circuit = hidden
+        .until(|event| match event {
+            NetEvent::Listening { address } => Some(address.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(circuit.to_string().contains("p2p-circuit"), "{circuit}");
+    assert_eq!(hidden.net.addresses().len(), 1);
+    // It has no port either, so that no hole can be punched.
+    let mut a = Node::start(NetConfig { listen: vec![], ..config(3) }).await;
+    a.net.dial_address(hidden.net.addresses().remove(0));
+    assert_eq!(a.up(hidden.me).await, Path::Relay);
+    assert_eq!(hidden.up(a.me).await, Path::Relay);
+    exchange(&mut a, &mut hidden, 20).await;
+    let large = body(8 << 20, 5);
+    a.net.send(hidden.me, Lane::Bulk, Bytes::from_static(b"large"), Some(large.clone())).expect("it is up");
+    assert_eq!(hidden.message().await.3, Some(large));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixteen_peers_find_who_provides_a_key() {
+    let first = Node::start(config(1)).await;
+    let bootstrap = vec![first.address(false)];
+    let mut nodes = vec![first];
+    for seed in 2..=16 {
+        nodes.push(Node::start(NetConfig { bootstrap: bootstrap.clone(), ..config(seed) }).await);
+    }
+    let key = [7; 32];
+    let provider = nodes[15].me;
+    nodes[15].net.provide(key);
+    for asking in [1, 8] {
+        let found = nodes[asking].find(key, provider).await;
+        assert!(!found.is_empty(), "with its addresses");
+        nodes[asking].net.dial(provider, found);
+        nodes[asking].up(provider).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stock_libp2p_peer_can_dial_and_be_dialled() {
+    let mut ours = Node::start(config(1)).await;
+    let me = libp2p::identity::Keypair::ed25519_from_bytes([1; 32]).expect("32 bytes").public().to_peer_id();
+    for ours_dials in [false, true] {
+        let mut stock = stock_peer();
+        if !ours_dials {
+            stock.dial(ours.address(false)).expect("an address");
+        }
+        stock.listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().expect("an address")).expect("loopback is free");
+        let (mut identified, mut pinged) = (false, false);
+        while !(identified && pinged) {
+            match stock.select_next_some().await {
+                SwarmEvent::NewListenAddr { address, .. } if ours_dials => ours.net.dial_address(address),
+                SwarmEvent::Behaviour(StockEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
+                    assert_eq!((peer_id, info.protocol_version.as_str()), (me, "/skein/1"));
+                    identified = true;
+                }
+                SwarmEvent::Behaviour(StockEvent::Ping(ping::Event { result: Ok(_), .. })) => pinged = true,
+                _ => {}
+            }
+        }
+    }
+    assert!(ours.net.stats().peers.is_empty(), "it speaks no Skein, so it is not up");
+    assert!(ours.quiet());
+}
+
+#[derive(NetworkBehaviour)]
+#[behaviour(to_swarm = "StockEvent")]
+struct Stock {
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+}
+
+enum StockEvent {
+    Identify(identify::Event),
+    Ping(ping::Event),
+}
+
+impl From<identify::Event> for StockEvent {
+    fn from(event: identify::Event) -> Self {
+        StockEvent::Identify(event)
+    }
+}
+
+impl From<ping::Event> for StockEvent {
+    fn from(event: ping::Event) -> Self {
+        StockEvent::Ping(event)
+    }
+}
+
+fn stock_peer() -> Swarm<Stock> {
+    SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_quic()
+        .with_behaviour(|key| Stock {
+            identify: identify::Behaviour::new(identify::Config::new("/stock/1".to_string(), key.public())),
+            ping: ping::Behaviour::default(),
+        })
+        .expect("a behaviour that is made cannot fail")
+        .build()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken_is_an_error_of_the_start() {
+    let first = Node::start(config(1)).await;
+    let address = first.address(false).to_string();
+    let port = address.split('/').nth(4).and_then(|port| port.parse().ok()).expect("a port");
+    match net::start(NetConfig { port, ..config(2) }, Arc::new(TakeAll)).await {
+        Err(NetError::PortTaken { port: taken }) => assert_eq!(taken, port),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("two peers on one port"),
+    }
+}
