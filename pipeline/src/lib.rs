@@ -5,3 +5,4 @@
 
 pub mod job;
 pub mod peer;
+pub mod worker;
