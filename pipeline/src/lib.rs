@@ -3,6 +3,8 @@
 //! Pure unless the feature `compute` is on: the machines (`peer`, `flow`, `plan`) move handles, the worker behind
 //! `job` moves numbers.
 
+pub mod flow;
 pub mod job;
 pub mod peer;
+pub mod plan;
 pub mod worker;

@@ -24,9 +24,6 @@ pub trait Blobs {
 /// Where whole states of stages are kept durably. One state a stage: the newest replaces the one before it, atomically.
 pub trait Saves {
     fn save(&mut self, version: Version, root: Digest, state: &[u8]) -> Result<(), SaveError>;
-
-    /// The saved state of a stage with its root, for `Job::Load` without parts.
-    fn load(&mut self, stage: Stage) -> Result<Option<(Digest, Bytes)>, SaveError>;
 }
 
 /// Why a state could not be written or read.
