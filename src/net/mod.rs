@@ -99,24 +99,61 @@ pub enum SendError {
 #[derive(Clone, Debug)]
 pub enum NetEvent {
     /// Messages can be exchanged with `peer`. Strictly in turn with `Lost`.
-    Up { peer: PeerId, path: Path, address: String },
+    Up {
+        peer: PeerId,
+        path: Path,
+        address: String,
+    },
     /// Another connection to a peer that is up is used from now on; nothing was lost.
-    Moved { peer: PeerId, path: Path, address: String },
+    Moved {
+        peer: PeerId,
+        path: Path,
+        address: String,
+    },
     /// The connection is gone, or was and is replaced (`Up` follows at once); what was not answered may not have arrived.
-    Lost { peer: PeerId, why: String },
+    Lost {
+        peer: PeerId,
+        why: String,
+    },
     /// A message arrived whole. Control frames without a body are in order; others are not.
-    Message { from: PeerId, lane: Lane, frame: Bytes, body: Option<Bytes> },
+    Message {
+        from: PeerId,
+        lane: Lane,
+        frame: Bytes,
+        body: Option<Bytes>,
+    },
     /// `peer` did not want the body of the message that began with this frame.
-    Refused { peer: PeerId, lane: Lane, frame: Bytes, code: Code },
+    Refused {
+        peer: PeerId,
+        lane: Lane,
+        frame: Bytes,
+        code: Code,
+    },
     /// A lane that was `Congested` is half empty again.
-    Writable { peer: PeerId, lane: Lane },
+    Writable {
+        peer: PeerId,
+        lane: Lane,
+    },
     /// Peers that provide the key of a look-up, with the addresses that are known. The last one of a request is `done`.
-    Found { request: u64, peers: Vec<(PeerId, Vec<Multiaddr>)>, done: bool },
+    Found {
+        request: u64,
+        peers: Vec<(PeerId, Vec<Multiaddr>)>,
+        done: bool,
+    },
     /// A dial that the node asked for failed.
-    DialFailed { peer: Option<PeerId>, address: String, why: String },
-    Listening { address: Multiaddr },
+    DialFailed {
+        peer: Option<PeerId>,
+        address: String,
+        why: String,
+    },
+    Listening {
+        address: Multiaddr,
+    },
     /// A peer was seen in the local network.
-    Lan { peer: PeerId, address: Multiaddr },
+    Lan {
+        peer: PeerId,
+        address: Multiaddr,
+    },
     Reachability(Reachability),
 }
 

@@ -193,7 +193,11 @@ pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
     let given = socket.recv_buffer_size().unwrap_or(0);
     if given < SOCKET_BUFFER {
-        tracing::info!(asked = SOCKET_BUFFER, given, "the system gives a smaller UDP receive buffer (net.core.rmem_max)");
+        tracing::info!(
+            asked = SOCKET_BUFFER,
+            given,
+            "the system gives a smaller UDP receive buffer (net.core.rmem_max)"
+        );
     }
     socket.bind(&address.into())?;
     Ok(socket.into())

@@ -3,8 +3,9 @@
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use libp2p::{
-    StreamProtocol, allow_block_list, autonat, connection_limits, dcutr, identify, identity::Keypair, kad, mdns,
-    memory_connection_limits, ping, relay,
+    StreamProtocol, allow_block_list, autonat, connection_limits, dcutr, identify,
+    identity::Keypair,
+    kad, mdns, memory_connection_limits, ping, relay,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     upnp,
 };

@@ -64,14 +64,20 @@ const HOP: &str = "/libp2p/circuit/relay/0.2.0/hop";
 /// Requests to the control plane.
 #[derive(Debug)]
 pub enum Command {
-    Dial { peer: PeerId, addresses: Vec<Multiaddr> },
+    Dial {
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+    },
     DialAddress(Multiaddr),
     /// Close a libp2p connection whose stream for messages has ended.
     Close(ConnectionId),
     Ban(PeerId),
     Provide([u8; 32]),
     Unprovide([u8; 32]),
-    Lookup { request: u64, key: [u8; 32] },
+    Lookup {
+        request: u64,
+        key: [u8; 32],
+    },
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -79,7 +85,9 @@ pub enum Command {
 pub fn listening_swarm(config: &NetConfig, shared: &Arc<Shared>) -> Result<(Swarm<Behaviour>, Endpoints), NetError> {
     let (mut swarm, endpoints) = swarm(config, shared)?;
     for address in listen_addresses(config)? {
-        swarm.listen_on(address.clone()).map_err(|error| NetError::Listen { address, source: io::Error::other(error) })?;
+        swarm
+            .listen_on(address.clone())
+            .map_err(|error| NetError::Listen { address, source: io::Error::other(error) })?;
     }
     Ok((swarm, endpoints))
 }
@@ -128,7 +136,9 @@ fn listen_addresses(config: &NetConfig) -> Result<Vec<Multiaddr>, NetError> {
                 return Ok(addresses.collect());
             }
             // The system chose a UDP port whose TCP twin is taken.
-            Err((_, error)) if config.port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < PORT_ATTEMPTS => {
+            Err((_, error))
+                if config.port == 0 && error.kind() == io::ErrorKind::AddrInUse && attempt < PORT_ATTEMPTS =>
+            {
                 port = 0;
             }
             Err((_, error)) if error.kind() == io::ErrorKind::AddrInUse => return Err(NetError::PortTaken { port }),
@@ -284,8 +294,10 @@ impl Control {
         }
     }
 
-    async fn tell(&self, event: NetEvent) {
-        let _ = self.shared.events.send(event).await;
+    /// Hands an event to the node. The future holds no borrow of the swarm, which other threads may not share.
+    fn tell(&self, event: NetEvent) -> impl Future<Output = ()> + Send + use<> {
+        let events = self.shared.events.clone();
+        async move { drop(events.send(event).await) }
     }
 
     async fn dial(&mut self, peer: Option<PeerId>, addresses: Vec<Multiaddr>) {
@@ -300,8 +312,7 @@ impl Control {
             (Some(peer), _) => {
                 // A connection that died unnoticed must not stand in the way of a new one.
                 let up = self.shared.is_up(&peer);
-                let condition =
-                    if up { PeerCondition::DisconnectedAndNotDialing } else { PeerCondition::NotDialing };
+                let condition = if up { PeerCondition::DisconnectedAndNotDialing } else { PeerCondition::NotDialing };
                 let options = DialOpts::peer_id(address::libp2p_of(&peer)).condition(condition);
                 options.addresses(addresses).extend_addresses_through_behaviour().build()
             }

@@ -236,4 +236,3 @@ impl ConnectionHandler for Handler {
         }
     }
 }
-

@@ -51,7 +51,8 @@ impl Providers {
         match self.keys.get(&record.key) {
             None if self.keys.len() >= self.keys_max => {
                 let Some(key) = self.oldest_key() else { return };
-                for gone in self.keys.get(&key).into_iter().flatten().map(|record| record.provider).collect::<Vec<_>>() {
+                for gone in self.keys.get(&key).into_iter().flatten().map(|record| record.provider).collect::<Vec<_>>()
+                {
                     self.remove_provider(&key, &gone);
                 }
             }

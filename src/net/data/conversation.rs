@@ -336,17 +336,24 @@ impl Conversation {
                 }
                 Ok(true)
             }
-            Order::Drain => {
-                if ending.landed && !ending.ended {
+            Order::Drain | Order::Finish => {
+                let waiting = order == Order::Finish && self.peering.outbox.has_frames();
+                if waiting {
+                    self.peering.outbox.framed.notify_one();
+                } else if ending.landed && !ending.ended {
                     self.ending.send_modify(|ending| ending.ended = true);
                     self.write_record(writer, Kind::End, &[]).await?;
                 }
-                Ok(false)
+                Ok(waiting)
             }
         }
     }
 
-    pub async fn write_reply<W: AsyncWrite + Unpin>(&self, writer: &mut W, Reply(kind, payload): Reply) -> io::Result<()> {
+    pub async fn write_reply<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut W,
+        Reply(kind, payload): Reply,
+    ) -> io::Result<()> {
         self.write_record(writer, kind, &payload).await?;
         if kind == Kind::EndRead {
             self.ending.send_modify(|ending| ending.told = true);
@@ -359,7 +366,7 @@ impl Conversation {
         let mut any = false;
         loop {
             // An order that came meanwhile goes first: frames not taken yet belong to the next connection.
-            if !matches!(*self.link.orders().borrow(), Order::Send { .. }) {
+            if !self.link.orders().borrow().sends() {
                 return Ok(any);
             }
             let (frames, writable) = self.peering.outbox.pop_frames(BATCH);
@@ -387,7 +394,12 @@ impl Conversation {
         self.peering.deliver(&self.shared, event).await;
     }
 
-    pub async fn write_record<W: AsyncWrite + Unpin>(&self, writer: &mut W, kind: Kind, payload: &[u8]) -> io::Result<()> {
+    pub async fn write_record<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut W,
+        kind: Kind,
+        payload: &[u8],
+    ) -> io::Result<()> {
         let mut record = Vec::with_capacity(RECORD_HEAD_LEN + payload.len());
         record.extend_from_slice(&wire::record_head(kind, payload.len() as u32));
         record.extend_from_slice(payload);

@@ -19,16 +19,36 @@ use crate::net::{NetEvent, gate::Code};
 /// What connections and the node tell the hub.
 pub enum Happened {
     /// Both sides have greeted on a connection. Answered when messages may flow; dropped when the connection is not wanted.
-    Ready { link: Arc<Link>, reply: oneshot::Sender<Arc<Peering>> },
+    Ready {
+        link: Arc<Link>,
+        reply: oneshot::Sender<Arc<Peering>>,
+    },
     /// A connection is gone, and nobody reads from it any more. `clean`: both sides had agreed that all was delivered.
     /// `undelivered`: something that we sent on it may be lost.
-    Ended { peer: PeerId, link: u64, clean: bool, undelivered: bool, why: String },
+    Ended {
+        peer: PeerId,
+        link: u64,
+        clean: bool,
+        undelivered: bool,
+        why: String,
+    },
     /// The peer says that its connections before this segment are broken.
-    Broken { peer: PeerId, number: u32, by: u64 },
-    Hangup { peer: PeerId },
-    Banned { peer: PeerId },
+    Broken {
+        peer: PeerId,
+        number: u32,
+        by: u64,
+    },
+    Hangup {
+        peer: PeerId,
+    },
+    Banned {
+        peer: PeerId,
+    },
     /// Finish what can be finished within the time, then close everything.
-    Shutdown { within: Duration, done: oneshot::Sender<()> },
+    Shutdown {
+        within: Duration,
+        done: oneshot::Sender<()>,
+    },
 }
 
 struct Entry {
@@ -45,7 +65,7 @@ struct Entry {
 impl Entry {
     /// The best connection that is not being drained.
     fn best(&self) -> Option<&Arc<Link>> {
-        let usable = |link: &&Arc<Link>| !matches!(*link.orders().borrow(), Order::Drain | Order::Close(_));
+        let usable = |link: &&Arc<Link>| matches!(*link.orders().borrow(), Order::Wait | Order::Send { .. });
         self.links.values().filter(usable).max_by_key(|link| rank(link))
     }
 }
@@ -217,7 +237,8 @@ impl Hub {
     async fn shutdown(mut self, mut happened: mpsc::Receiver<Happened>, within: Duration, done: oneshot::Sender<()>) {
         let links = |hub: &Hub| hub.peers.values().flat_map(|entry| entry.links.values().cloned()).collect::<Vec<_>>();
         for link in links(&self) {
-            link.order(Order::Drain);
+            let current = self.peers.get(&link.peer).is_some_and(|entry| entry.current == link.id);
+            link.order(if current { Order::Finish } else { Order::Drain });
         }
         let _ = tokio::time::timeout(within, async {
             while self.peers.values().any(|entry| !entry.links.is_empty()) {

@@ -56,10 +56,24 @@ pub enum Order {
     Wait,
     /// Send what waits for the peer, as segment `number` of its control frames.
     Send { number: u32, broken: bool },
-    /// Finish what is on its way, and close when the other side has, too.
+    /// Finish what is on its way, and close when the other side has, too. What waits goes over another connection.
     Drain,
+    /// As `Drain`, but there is no other connection: send what waits.
+    Finish,
     /// Close now.
     Close(Code),
+}
+
+impl Order {
+    /// Whether messages that wait may be sent.
+    pub fn sends(self) -> bool {
+        matches!(self, Order::Send { .. } | Order::Finish)
+    }
+
+    /// Whether the connection is being left in good order.
+    pub fn leaves(self) -> bool {
+        matches!(self, Order::Drain | Order::Finish)
+    }
 }
 
 #[derive(Debug)]

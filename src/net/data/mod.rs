@@ -25,14 +25,11 @@ use libp2p::Multiaddr;
 use skein_protocol::{Lane, PeerId, event::Severity};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use self::outbox::{Message, Outbox};
 pub use self::{
     hub::{Happened, run as run_hub},
     link::{Link, Path},
     stream_link::{PROTOCOL, Pipe, run as run_stream},
-};
-use self::{
-    link::Rtt,
-    outbox::{Message, Outbox},
 };
 use super::{
     Admit, Command, NetEvent, NetStats, PeerStats, SendError,
@@ -222,7 +219,8 @@ impl Shared {
 
     fn count_received(&self, lane: Lane, bytes: u64) {
         self.counts.received[lane as usize].fetch_add(bytes, Ordering::Relaxed);
-        metrics::counter!("skein_net_bytes_total", "lane" => lane_label(lane), "direction" => "received").increment(bytes);
+        metrics::counter!("skein_net_bytes_total", "lane" => lane_label(lane), "direction" => "received")
+            .increment(bytes);
     }
 
     fn count_refused(&self) {
@@ -276,8 +274,7 @@ fn severity_label(severity: Severity) -> &'static str {
 }
 
 /// What all connections to one start of one peer share.
-struct Peering {
-    peer: PeerId,
+pub struct Peering {
     outbox: Outbox,
     active: AtomicBool,
     keep: Arc<AtomicBool>,
@@ -294,7 +291,6 @@ struct Peering {
 impl Peering {
     fn new(shared: &Shared, peer: PeerId) -> Peering {
         Peering {
-            peer,
             outbox: Outbox::new(shared.limits.queue_messages, shared.limits.queue_bytes),
             active: AtomicBool::new(shared.is_active(&peer)),
             keep: shared.keep(peer),

@@ -58,13 +58,7 @@ struct Queue {
 
 impl Outbox {
     pub fn new(messages_max: usize, bytes_max: u64) -> Outbox {
-        Outbox {
-            queues: Mutex::default(),
-            messages_max,
-            bytes_max,
-            framed: Notify::new(),
-            queued: Notify::new(),
-        }
+        Outbox { queues: Mutex::default(), messages_max, bytes_max, framed: Notify::new(), queued: Notify::new() }
     }
 
     fn queues(&self) -> MutexGuard<'_, Queues> {
@@ -137,6 +131,10 @@ impl Outbox {
         None
     }
 
+    pub fn has_frames(&self) -> bool {
+        !self.queues().frames.is_empty()
+    }
+
     /// Forgets everything that waits. The messages are not told: their peer is lost, and that is.
     pub fn clear(&self) {
         *self.queues() = Queues::default();
@@ -157,7 +155,8 @@ mod tests {
         for (lane, body) in [(Lane::Bulk, 1), (Lane::Activation, 2), (Lane::Gradient, 3), (Lane::Gradient, 4)] {
             assert_eq!(outbox.push(message(lane, body)), Ok(()));
         }
-        let order: Vec<u64> = std::iter::from_fn(|| outbox.pop(|_, _| true)).map(|(message, _)| message.size() - 5).collect();
+        let order: Vec<u64> =
+            std::iter::from_fn(|| outbox.pop(|_, _| true)).map(|(message, _)| message.size() - 5).collect();
         assert_eq!(order, [3, 4, 2, 1]);
         assert_eq!(outbox.push(message(Lane::Bulk, 1)), Ok(()));
         assert!(outbox.pop(|lane, _| lane != Lane::Bulk).is_none());
@@ -182,9 +181,15 @@ mod tests {
         assert_eq!(outbox.push(message(Lane::Bulk, 5000)), Ok(()));
         assert_eq!(outbox.push(message(Lane::Bulk, 1)), Err(Full));
         for _ in 0..200 {
-            assert_eq!(outbox.push(Message { lane: Lane::Control, frame: Bytes::from_static(b"hello"), body: None }), Ok(()));
+            assert_eq!(
+                outbox.push(Message { lane: Lane::Control, frame: Bytes::from_static(b"hello"), body: None }),
+                Ok(())
+            );
         }
-        assert_eq!(outbox.push(Message { lane: Lane::Control, frame: Bytes::from_static(b"x"), body: None }), Err(Full));
+        assert_eq!(
+            outbox.push(Message { lane: Lane::Control, frame: Bytes::from_static(b"x"), body: None }),
+            Err(Full)
+        );
         let (frames, writable) = outbox.pop_frames(600);
         assert_eq!((frames.len(), writable), (120, true));
         assert_eq!(outbox.pop_frames(usize::MAX).0.len(), 80);

@@ -19,7 +19,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
 use super::{
     Happened, Link, Peering, Shared,
     conversation::{Conversation, End, NoLanes},
-    link::{Order, Path, Rank, Rtt},
+    link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
     silence::IN_USE,
@@ -68,7 +68,7 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
     let (conversation, mut replies) = Conversation::new(shared, peering, link);
     let wire = Arc::new(Wire { conversation, connection, granted: Granted::default() });
     let conversation = &wire.conversation;
-    let mut readers = JoinSet::new();
+    let (mut readers, mut no_lanes) = (JoinSet::new(), NoLanes);
     let mut acknowledged = 0;
     let alive = || {
         let frames = wire.connection.stats().frame_rx;
@@ -79,7 +79,7 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
     let end = tokio::select! {
         biased;
         end = conversation.ordered_to_close() => end,
-        end = conversation.read(&mut reader, &mut NoLanes) => end,
+        end = conversation.read(&mut reader, &mut no_lanes) => end,
         end = receive(&wire, &mut readers) => end,
         error = conversation.write(&mut writer, &mut replies) => broken(&wire.connection, error).await,
         end = send(&wire) => end,
@@ -129,7 +129,11 @@ impl Wire {
 
 fn closed_words(code: Code, reason: &[u8]) -> String {
     let reason: String = String::from_utf8_lossy(reason).chars().filter(|c| !c.is_control()).take(80).collect();
-    if reason.is_empty() { format!("closed by the peer: {}", code.words()) } else { format!("closed by the peer: {reason}") }
+    if reason.is_empty() {
+        format!("closed by the peer: {}", code.words())
+    } else {
+        format!("closed by the peer: {reason}")
+    }
 }
 
 /// A stream failed: with its connection in nearly all cases, whose reason is the better one.
@@ -164,7 +168,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
     loop {
         let order = *orders.borrow_and_update();
-        let sending = matches!(order, Order::Send { .. });
+        let sending = order.sends();
         while sending {
             let may = |lane: Lane, size: u64| {
                 counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
@@ -182,7 +186,7 @@ async fn send(wire: &Arc<Wire>) -> End {
             peering.outbox.queued.notify_one();
         }
         ending.send_if_modified(|ending| {
-            let landed = order == Order::Drain && flying.is_empty();
+            let landed = order.leaves() && flying.is_empty();
             let news = landed && !ending.landed;
             ending.landed |= landed;
             news
@@ -230,14 +234,19 @@ async fn send_one(wire: &Arc<Wire>, message: Message) -> (Message, Outcome) {
     wire.conversation.peering.mark_used(&wire.conversation.shared);
     let outcome = match try_send(&wire.connection, &message).await {
         Ok(None) => Outcome::Delivered,
-        Ok(Some(code)) | Err(quinn::WriteError::Stopped(code)) => Outcome::Refused(Code::from_number(code.into_inner())),
+        Ok(Some(code)) | Err(quinn::WriteError::Stopped(code)) => {
+            Outcome::Refused(Code::from_number(code.into_inner()))
+        }
         Err(_) => Outcome::Broken,
     };
     wire.conversation.peering.mark_used(&wire.conversation.shared);
     (message, outcome)
 }
 
-async fn try_send(connection: &quinn::Connection, message: &Message) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
+async fn try_send(
+    connection: &quinn::Connection,
+    message: &Message,
+) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
     let mut stream = connection.open_uni().await?;
     let _ = stream.set_priority(gate::priority(message.lane));
     let head = Head {

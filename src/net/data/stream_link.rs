@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     Happened, Link, Shared,
     conversation::{Conversation, End, Lanes, Reply},
-    link::{Order, Path, Rank, Rtt},
+    link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
     quic_link::{admit, refused, room},
@@ -167,8 +167,7 @@ impl Incoming<'_> {
         if head.body_len == 0 {
             return deliver(conversation, Message { lane, frame: payload, body: None }).await;
         }
-        let mut arriving =
-            Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None };
+        let mut arriving = Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None };
         match admit(shared, conversation.link.peer, head, &arriving.frame) {
             Ok(()) => {
                 arriving.room = room(shared, &conversation.peering, head.body_len).await;
@@ -261,6 +260,7 @@ async fn write<W: AsyncWrite + Unpin>(
             conversation.write_reply(writer, reply).await?;
         }
         outgoing.abort_refused(conversation, writer, refusals).await?;
+        let sending = sending || order.sends();
         if sending {
             conversation.write_frames(writer, &mut batch).await?;
         } else {
@@ -272,7 +272,7 @@ async fn write<W: AsyncWrite + Unpin>(
             continue;
         }
         conversation.ending.send_if_modified(|ending| {
-            let news = order == Order::Drain && !ending.landed;
+            let news = order.leaves() && !ending.landed;
             ending.landed |= news;
             news
         });

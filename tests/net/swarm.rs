@@ -1,0 +1,128 @@
+//! Peers for tests: each checks that its events come in the promised order.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use libp2p::Multiaddr;
+use skein::net::{self, Admit, Limits, Net, NetConfig, NetEvent, Verdict};
+use skein_protocol::{Lane, PeerId, key::Key};
+use tokio::sync::mpsc;
+
+/// Only bounds how long a failing test hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct TakeAll;
+
+impl Admit for TakeAll {
+    fn admit(&self, _: PeerId, _: Lane, _: &[u8], _: u64) -> Verdict {
+        Verdict::Take
+    }
+}
+
+pub struct Node {
+    pub net: Net,
+    pub me: PeerId,
+    events: mpsc::Receiver<NetEvent>,
+    up: BTreeSet<PeerId>,
+}
+
+pub fn config(seed: u8) -> NetConfig {
+    NetConfig {
+        key: Key::from_secret([seed; 32]),
+        port: 0,
+        listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        lan: false,
+        port_mapping: false,
+        relay_server: false,
+        offline_loopback: true,
+        bootstrap: Vec::new(),
+        limits: Limits::default(),
+    }
+}
+
+impl Node {
+    pub async fn start(config: NetConfig) -> Node {
+        Node::start_with(config, Arc::new(TakeAll)).await
+    }
+
+    pub async fn start_with(config: NetConfig, admit: Arc<dyn Admit>) -> Node {
+        let listens = config.listen.len() * 2;
+        let (net, events) = net::start(config, admit).await.expect("loopback is free");
+        let mut node = Node { me: net.me(), net, events, up: BTreeSet::new() };
+        for _ in 0..listens {
+            node.until(|event| matches!(event, NetEvent::Listening { .. }).then_some(())).await;
+        }
+        node
+    }
+
+    /// The next event for which `wanted` gives something; others are dropped.
+    pub async fn until<T>(&mut self, mut wanted: impl FnMut(&NetEvent) -> Option<T>) -> T {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let event = tokio::time::timeout_at(deadline, self.events.recv()).await;
+            let event = event.expect("the awaited event comes in time").expect("the network runs");
+            self.check(&event);
+            if let Some(found) = wanted(&event) {
+                return found;
+            }
+        }
+    }
+
+    fn check(&mut self, event: &NetEvent) {
+        match event {
+            NetEvent::Up { peer, .. } => assert!(self.up.insert(*peer), "two Ups of {peer:?} without a Lost"),
+            NetEvent::Lost { peer, .. } => assert!(self.up.remove(peer), "Lost of {peer:?}, who was not up"),
+            NetEvent::Message { from, .. } => assert!(self.up.contains(from), "a message of {from:?}, who is not up"),
+            _ => {}
+        }
+    }
+
+    pub async fn up(&mut self, peer: PeerId) -> net::Path {
+        self.until(|event| match event {
+            NetEvent::Up { peer: who, path, .. } if *who == peer => Some(*path),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn lost(&mut self, peer: PeerId) -> String {
+        self.until(|event| match event {
+            NetEvent::Lost { peer: who, why } if *who == peer => Some(why.clone()),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn message(&mut self) -> (PeerId, Lane, Bytes, Option<Bytes>) {
+        self.until(|event| match event {
+            NetEvent::Message { from, lane, frame, body } => Some((*from, *lane, frame.clone(), body.clone())),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The address of this peer over QUIC, or over TCP.
+    pub fn address(&self, tcp: bool) -> Multiaddr {
+        let part = if tcp { "/tcp/" } else { "/quic-v1" };
+        let addresses = self.net.addresses();
+        addresses.into_iter().find(|address| address.to_string().contains(part)).expect("it listens on both")
+    }
+}
+
+/// Two peers that are up for each other, the first having dialled.
+pub async fn pair(first: u8, second: u8, tcp: bool) -> (Node, Node) {
+    let (mut a, mut b) = (Node::start(config(first)).await, Node::start(config(second)).await);
+    a.net.dial_address(b.address(tcp));
+    a.up(b.me).await;
+    b.up(a.me).await;
+    (a, b)
+}
+
+pub fn body(len: usize, seed: u8) -> Bytes {
+    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect::<Vec<_>>().into()
+}
