@@ -7,3 +7,4 @@ pub mod flow;
 pub mod job;
 pub mod peer;
 pub mod plan;
+pub mod worker;

@@ -253,6 +253,8 @@ pub struct Record {
     pub at: u64,
     /// Milliseconds since 1970, by the peer's clock.
     pub utc: u64,
+    /// Who writes. Events have fields named `peer`, and a line is one flat object.
+    #[serde(rename = "me")]
     pub peer: PeerId,
     pub seq: u64,
     #[serde(flatten)]

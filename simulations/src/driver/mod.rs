@@ -1,0 +1,748 @@
+//! The other loop: many peers, one thread, virtual time.
+//!
+//! Like the process's driver it only translates: facts go into machines, requests come out and are performed, here on a
+//! modelled network, a modelled disk and a worker that takes virtual time. It makes no decision for a peer.
+
+mod fault;
+mod perform;
+mod presets;
+mod process;
+mod scenario;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use skein_pipeline::peer::{
+    Peer, PeerConfig, SavedState,
+    io::{Command, Input},
+};
+use skein_protocol::{
+    Instant, Lane, Manifest, PeerId, RunId, Utc,
+    event::{Event, Record, Severity},
+    hash::Digest,
+    rng::Purpose,
+    wire::Frame,
+};
+
+use crate::{
+    checker::{self, Given, Kill, Line, Summary},
+    digest::History,
+    engine::{Engine, MILLISECOND, Time},
+    worker::modelled::Clockwork,
+    world::{
+        Disk, Network, Payload, Store,
+        directory::{self, Directory},
+        network::{Alarm, ConnectionId},
+    },
+};
+
+pub use fault::{Fault, Hook, Moment, What};
+pub use presets::Small;
+pub use process::Process;
+pub use scenario::{MakeWorker, Plan, Role, Scenario};
+
+use process::{Fact, Life, Message};
+
+/// Every peer is told the time at least this often.
+const TICK: Time = 250 * MILLISECOND;
+/// A peer without a connection is given its bootstrap peers again after this.
+const BOOTSTRAP: Time = 1000 * MILLISECOND;
+/// UTC at the beginning of the world, milliseconds.
+const UTC_BASE: u64 = 1_790_000_000_000;
+
+enum Happening {
+    Fault(Fault),
+    Wake { peer: usize, process: u32, token: u64 },
+    Bootstrap { peer: usize, process: u32 },
+    Fact { peer: usize, process: u32, fact: Box<Fact> },
+    Arrival(Box<Message>),
+    Uplink { peer: usize, process: u32 },
+    Handshake { from: usize, to: usize, process: u32 },
+    Silence(Alarm),
+    Closed { of: usize, from: usize, connection: ConnectionId },
+    JobDone { peer: usize, process: u32, token: u64 },
+    Incarnate { peer: usize, process: u32 },
+}
+
+/// Makes the machine of a process that starts.
+pub type MakePeer<P> = Box<dyn FnMut(PeerConfig, Instant, Utc) -> P>;
+
+/// A request of a peer to its user, with what was behind the handles.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Exported { peer: usize, request: u64, stage: u16, parts: Option<(Vec<Payload>, Digest)>, last: bool },
+    Generated { peer: usize, session: u64, logits: Option<Payload> },
+}
+
+/// What one peer said of another.
+#[derive(Clone, Debug)]
+pub struct Blame {
+    pub by: usize,
+    pub of: PeerId,
+    pub severity: Severity,
+    pub why: String,
+}
+
+pub struct Simulation<P: Process = Peer> {
+    scenario: Scenario,
+    manifest: Arc<Manifest>,
+    run: RunId,
+    manifest_bytes: Vec<u8>,
+    make_peer: MakePeer<P>,
+    ids: Vec<PeerId>,
+    numbers: BTreeMap<PeerId, usize>,
+    engine: Engine<Happening>,
+    network: Network,
+    directory: Directory,
+    rng: ChaCha8Rng,
+    disks: Vec<Disk>,
+    lives: Vec<Option<Life<P>>>,
+    processes: Vec<u32>,
+    speeds: Vec<f64>,
+    dialing: BTreeSet<(usize, usize)>,
+    /// What a partition swallowed, to be sent again.
+    swallowed: BTreeMap<(usize, usize), Vec<Message>>,
+    /// What a killed process sent after this never left its machine.
+    cuts: BTreeMap<(usize, u32), Time>,
+    hooks: Vec<Hook>,
+    lines: Vec<Line>,
+    kills: Vec<Kill>,
+    history: History,
+    traffic: BTreeMap<Lane, u64>,
+    pub answers: Vec<Answer>,
+    pub blames: Vec<Blame>,
+    /// What no correct peer does: handles released twice, frames that cannot be read back, jobs without an engine.
+    wrongs: Vec<String>,
+    trace: Vec<String>,
+}
+
+impl Simulation<Peer> {
+    /// The product's own peers.
+    pub fn new(scenario: Scenario) -> Self {
+        Simulation::with(scenario, Box::new(Peer::new))
+    }
+
+    pub fn peer(&self, peer: usize) -> Option<&Peer> {
+        self.lives[peer].as_ref().map(|life| &life.machine)
+    }
+}
+
+impl<P: Process> Simulation<P> {
+    pub fn with(mut scenario: Scenario, make_peer: MakePeer<P>) -> Self {
+        let count = scenario.peers.len();
+        let keys: Vec<_> = (0..count).map(|peer| scenario.key(peer)).collect();
+        let ids: Vec<PeerId> = keys.iter().map(|key| key.peer()).collect();
+        let owner = scenario.peers.iter().position(|plan| plan.role.feeds).unwrap_or(0);
+        scenario.manifest.run.owner = ids[owner];
+        let also = scenario.peers.iter().enumerate().filter(|(i, plan)| plan.role.feeds && *i != owner);
+        scenario.manifest.run.delegates = also.map(|(i, _)| ids[i]).collect();
+        let (run, manifest_bytes) = scenario::run_of(&scenario.manifest, &keys[owner]);
+        let access = scenario.peers.iter().map(|plan| plan.access).collect();
+        let network = Network::new(access, scenario.idle, scenario.stream(Purpose::Link, 0));
+        let mut engine = Engine::default();
+        for (peer, plan) in scenario.peers.iter().enumerate() {
+            engine.plan(plan.starts.as_nanos() as Time, Happening::Fault(Fault::Start(peer)));
+        }
+        Simulation {
+            manifest: Arc::new(scenario.manifest.clone()),
+            run,
+            manifest_bytes,
+            make_peer,
+            numbers: ids.iter().enumerate().map(|(i, id)| (*id, i)).collect(),
+            ids,
+            engine,
+            network,
+            directory: Directory::default(),
+            rng: scenario.stream(Purpose::World, 0),
+            disks: vec![Disk::default(); count],
+            lives: (0..count).map(|_| None).collect(),
+            processes: vec![0; count],
+            speeds: vec![1.0; count],
+            dialing: BTreeSet::new(),
+            swallowed: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            hooks: Vec::new(),
+            lines: Vec::new(),
+            kills: Vec::new(),
+            history: History::default(),
+            traffic: BTreeMap::new(),
+            answers: Vec::new(),
+            blames: Vec::new(),
+            wrongs: Vec::new(),
+            trace: Vec::new(),
+            scenario,
+        }
+    }
+
+    // ---- for those who watch ---------------------------------------------------------------------------------------------
+
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.engine.now())
+    }
+
+    pub fn id(&self, peer: usize) -> PeerId {
+        self.ids[peer]
+    }
+
+    pub fn number(&self, peer: PeerId) -> Option<usize> {
+        self.numbers.get(&peer).copied()
+    }
+
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    pub fn is_running(&self, peer: usize) -> bool {
+        self.lives[peer].is_some()
+    }
+
+    pub fn machine(&self, peer: usize) -> Option<&P> {
+        self.lives[peer].as_ref().map(|life| &life.machine)
+    }
+
+    /// All events so far, in order.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    pub fn summary(&self) -> Summary {
+        checker::check(&self.lines, &Given::of(&self.manifest, self.kills.clone()))
+    }
+
+    /// One hash of everything that happened.
+    pub fn digest(&self) -> Digest {
+        self.history.digest()
+    }
+
+    pub fn happenings(&self) -> u64 {
+        self.history.happenings()
+    }
+
+    /// Bytes of bodies and frames that were given to the network, by lane.
+    pub fn traffic(&self, lane: Lane) -> u64 {
+        self.traffic.get(&lane).copied().unwrap_or(0)
+    }
+
+    /// What a running peer holds: handles, and the most it ever held.
+    pub fn store(&self, peer: usize) -> Option<&Store> {
+        self.lives[peer].as_ref().map(|life| &life.store)
+    }
+
+    /// Forwards that a peer's worker keeps for their backward.
+    pub fn kept(&self, peer: usize) -> usize {
+        self.lives[peer].as_ref().map_or(0, |life| life.worker.kept())
+    }
+
+    pub fn disk(&self, peer: usize) -> &Disk {
+        &self.disks[peer]
+    }
+
+    /// What no correct peer does, and none did if this is empty.
+    pub fn wrongs(&self) -> Vec<String> {
+        let mut wrongs = self.wrongs.clone();
+        for (peer, life) in self.lives.iter().enumerate() {
+            let Some(life) = life else { continue };
+            wrongs.extend(life.store.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
+            wrongs.extend(life.worker.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
+        }
+        let blamed = self.blames.iter().filter(|blame| blame.severity > Severity::Odd);
+        wrongs.extend(blamed.map(|blame| format!("peer {} blames an honest peer: {}", blame.by, blame.why)));
+        wrongs
+    }
+
+    /// One line for everything that happened, if the scenario asked for it.
+    pub fn trace(&self) -> &[String] {
+        &self.trace
+    }
+
+    // ---- for those who interfere -----------------------------------------------------------------------------------------
+
+    pub fn hook(&mut self, hook: impl FnMut(&Moment<'_>) -> Vec<Fault> + 'static) {
+        self.hooks.push(Box::new(hook));
+    }
+
+    pub fn at(&mut self, time: Duration, fault: Fault) {
+        self.engine.plan(time.as_nanos() as Time, Happening::Fault(fault));
+    }
+
+    /// Does it now.
+    pub fn act(&mut self, fault: Fault) {
+        self.do_fault(fault);
+    }
+
+    pub fn command(&mut self, peer: usize, command: Command) {
+        self.fact_now(peer, Fact::Input(Input::Command(command)));
+    }
+
+    /// Gives a body to a peer, for a command that names it.
+    pub fn put(&mut self, peer: usize, payload: Payload) -> Option<skein_protocol::Blob> {
+        self.lives[peer].as_mut().map(|life| life.store.insert(payload))
+    }
+
+    // ---- running ---------------------------------------------------------------------------------------------------------
+
+    pub fn run_for(&mut self, time: Duration) {
+        let until = self.engine.now() + time.as_nanos() as Time;
+        while self.engine.next_at().is_some_and(|at| at <= until) {
+            self.step();
+        }
+        self.engine.idle_until(until);
+    }
+
+    /// Runs until an event for which `wanted` is true, for at most `limit`: when that was.
+    pub fn run_until(&mut self, limit: Duration, mut wanted: impl FnMut(&Line) -> bool) -> Option<Duration> {
+        let until = self.engine.now() + limit.as_nanos() as Time;
+        let mut seen = self.lines.len();
+        while self.engine.next_at().is_some_and(|at| at <= until) {
+            self.step();
+            for line in &self.lines[seen..] {
+                if wanted(line) {
+                    return Some(Duration::from_nanos(line.at));
+                }
+            }
+            seen = self.lines.len();
+        }
+        self.engine.idle_until(until);
+        None
+    }
+
+    /// Runs until `count` more micro-batches are completed, for at most `limit`. Whether they were.
+    pub fn run_completed(&mut self, limit: Duration, count: usize) -> bool {
+        let mut left = count;
+        self.run_until(limit, |line| {
+            left -= usize::from(matches!(line.record.event, Event::Completed { .. }));
+            left == 0
+        })
+        .is_some()
+    }
+
+    fn step(&mut self) {
+        let Some(happening) = self.engine.step() else { return };
+        match happening {
+            Happening::Fault(fault) => self.do_fault(fault),
+            Happening::Wake { peer, process, token } => self.on_wake(peer, process, token),
+            Happening::Bootstrap { peer, process } => self.bootstrap(peer, process),
+            Happening::Fact { peer, process, fact } => {
+                if self.processes[peer] == process {
+                    self.deliver(peer, *fact);
+                }
+            }
+            Happening::Arrival(message) => self.on_arrival(*message),
+            Happening::Uplink { peer, process } => self.on_uplink(peer, process),
+            Happening::Handshake { from, to, process } => self.on_handshake(from, to, process),
+            Happening::Silence(alarm) => self.on_silence(alarm),
+            Happening::Closed { of, from, connection } => self.on_closed(of, from, connection),
+            Happening::JobDone { peer, process, token } => self.on_job_done(peer, process, token),
+            Happening::Incarnate { peer, process } => self.on_incarnate(peer, process),
+        }
+    }
+
+    fn utc(&self, peer: usize) -> Utc {
+        let now = UTC_BASE + self.engine.now() / MILLISECOND;
+        Utc(now.saturating_add_signed(self.scenario.peers[peer].skew_ms))
+    }
+
+    fn note(&mut self, peer: usize, text: impl FnOnce(&Self) -> String) {
+        if self.scenario.traced {
+            let line = format!("{} p{peer} {}", Instant(self.engine.now()), text(self));
+            self.trace.push(line);
+        }
+    }
+
+    fn plan_alarms(&mut self, alarms: Vec<Alarm>) {
+        for alarm in alarms {
+            self.engine.plan(alarm.at, Happening::Silence(alarm));
+        }
+    }
+
+    fn fact_now(&mut self, peer: usize, fact: Fact) {
+        self.fact_after(peer, 0, fact);
+    }
+
+    fn fact_after(&mut self, peer: usize, delay: Time, fact: Fact) {
+        let process = self.processes[peer];
+        self.engine.after(delay, Happening::Fact { peer, process, fact: Box::new(fact) });
+    }
+
+    // ---- processes -------------------------------------------------------------------------------------------------------
+
+    fn do_fault(&mut self, fault: Fault) {
+        let now = self.engine.now();
+        let named = match fault {
+            Fault::Kill(p) | Fault::Start(p) | Fault::Pause(p) | Fault::Resume(p) | Fault::PauseFor(p, _) => p,
+            Fault::Block(p, _) | Fault::Unblock(p, _) | Fault::BlockFor(p, ..) => p,
+            Fault::Partition(p, _) | Fault::Heal(p, _) => p,
+            Fault::Speed(p, _) | Fault::DiskFull(p, _) | Fault::Command(p, _) => p,
+        };
+        self.note(named, |_| format!("!! {fault:?}"));
+        match fault {
+            Fault::Kill(peer) => self.kill(peer),
+            Fault::Start(peer) => self.start(peer),
+            Fault::Pause(peer) => self.pause(peer),
+            Fault::Resume(peer) => self.resume(peer),
+            Fault::PauseFor(peer, time) => {
+                self.pause(peer);
+                self.engine.after(time.as_nanos() as Time, Happening::Fault(Fault::Resume(peer)));
+            }
+            Fault::Block(from, to) => {
+                let alarms = self.network.block(now, from, to);
+                self.plan_alarms(alarms);
+            }
+            Fault::Unblock(from, to) => self.unblock(from, to),
+            Fault::BlockFor(from, to, time) => {
+                self.do_fault(Fault::Block(from, to));
+                self.engine.after(time.as_nanos() as Time, Happening::Fault(Fault::Unblock(from, to)));
+            }
+            Fault::Partition(a, b) => {
+                self.do_fault(Fault::Block(a, b));
+                self.do_fault(Fault::Block(b, a));
+            }
+            Fault::Heal(a, b) => {
+                self.unblock(a, b);
+                self.unblock(b, a);
+            }
+            Fault::Speed(peer, factor) => self.speeds[peer] = factor,
+            Fault::DiskFull(peer, full) => self.disks[peer].full = full,
+            Fault::Command(peer, command) => self.command(peer, command),
+        }
+    }
+
+    fn start(&mut self, peer: usize) {
+        if self.lives[peer].is_some() {
+            return;
+        }
+        let now = self.engine.now();
+        self.processes[peer] += 1;
+        let number = self.processes[peer];
+        self.disks[peer].incarnation += 1;
+        let incarnation = self.disks[peer].incarnation;
+        let plan = &self.scenario.peers[peer];
+        let mut store = Store::default();
+        let saved = self.disks[peer].saved.values().map(|saved| SavedState {
+            version: saved.version,
+            root: saved.root,
+            blob: store.insert(saved.payload.clone()),
+        });
+        let config = PeerConfig {
+            key: self.scenario.key(peer),
+            run: self.run,
+            manifest: self.manifest.clone(),
+            manifest_bytes: self.manifest_bytes.clone(),
+            incarnation,
+            seed: self.scenario.seed.wrapping_add(u64::from(number) << 32),
+            memory: plan.memory,
+            disk: plan.disk,
+            addresses: vec![directory::address(self.ids[peer])],
+            feed_from: self.disks[peer].feed_from,
+            saved: saved.collect(),
+            expects_others: plan.bootstrap.iter().any(|other| *other != peer),
+        };
+        let commands = plan.role.commands();
+        let rng = self.scenario.stream(Purpose::World, peer + 1 + (number as usize) * 4096);
+        let clockwork = Clockwork::new(self.manifest.clone(), plan.device, rng);
+        let worker = (self.scenario.make_worker)(&self.manifest, clockwork);
+        let utc = self.utc(peer);
+        let machine = (self.make_peer)(config, Instant::ZERO, utc);
+        self.network.start(peer, number);
+        // Ticks of different peers are not in step.
+        let phase = self.rng.random_range(0..TICK);
+        self.lives[peer] = Some(Life {
+            number,
+            incarnation,
+            started: now,
+            machine,
+            outbox: Default::default(),
+            store,
+            worker,
+            jobs: Default::default(),
+            running: None,
+            wake: (Time::MAX, 0),
+            job_token: 0,
+            ticked: (now + phase).saturating_sub(TICK),
+            paused: None,
+            inbox: Default::default(),
+            uplink: Default::default(),
+            sending: None,
+            uplink_next: 0,
+            seq: 0,
+            spins: 0,
+        });
+        self.emit(peer, Event::Started { peer: self.ids[peer], incarnation });
+        for command in commands {
+            self.fact_now(peer, Fact::Input(Input::Command(command)));
+        }
+        self.bootstrap(peer, number);
+        self.rearm(peer);
+    }
+
+    fn bootstrap(&mut self, peer: usize, process: u32) {
+        if self.processes[peer] != process || self.lives[peer].is_none() {
+            return;
+        }
+        if self.network.neighbours(peer).is_empty() {
+            for other in self.scenario.peers[peer].bootstrap.clone() {
+                self.dial(peer, other);
+            }
+        }
+        self.engine.after(BOOTSTRAP, Happening::Bootstrap { peer, process });
+    }
+
+    fn bury(&mut self, peer: usize, life: Life<P>) {
+        self.wrongs.extend(life.store.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
+        self.wrongs.extend(life.worker.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
+        if let Some(next) = life.machine.feed_next() {
+            self.disks[peer].feed_from = next;
+        }
+        let alarms = self.network.stop(self.engine.now(), peer);
+        self.plan_alarms(alarms);
+    }
+
+    fn kill(&mut self, peer: usize) {
+        let Some(life) = self.lives[peer].take() else { return };
+        let now = self.engine.now();
+        self.kills.push(Kill { peer: self.ids[peer], at: now });
+        // Packets of the last moment may not have left the machine.
+        if self.rng.random() {
+            let last = self.rng.random_range(0..=2 * MILLISECOND);
+            self.cuts.insert((peer, life.number), now.saturating_sub(last));
+        }
+        self.bury(peer, life);
+        self.processes[peer] += 1;
+    }
+
+    /// The process ends in good order.
+    fn exit(&mut self, peer: usize) {
+        let Some(life) = self.lives[peer].take() else { return };
+        for other in self.network.neighbours(peer) {
+            self.say_closed(peer, other);
+        }
+        self.bury(peer, life);
+        self.processes[peer] += 1;
+    }
+
+    fn pause(&mut self, peer: usize) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut().filter(|life| life.paused.is_none()) else { return };
+        life.paused = Some(now);
+        let alarms = self.network.set_paused(now, peer, true);
+        self.plan_alarms(alarms);
+    }
+
+    fn resume(&mut self, peer: usize) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        let Some(since) = life.paused.take() else { return };
+        life.wake.0 = Time::MAX;
+        let inbox = std::mem::take(&mut life.inbox);
+        if let Some(running) = &mut life.running {
+            running.ends += now - since;
+            let at = running.ends;
+            life.job_token += 1;
+            let happening = Happening::JobDone { peer, process: life.number, token: life.job_token };
+            self.engine.plan(at, happening);
+        }
+        let alarms = self.network.set_paused(now, peer, false);
+        self.plan_alarms(alarms);
+        // After a long pause a timer may fire before the socket is read, or after.
+        let long = now - since >= self.scenario.idle.as_nanos() as Time;
+        let timers_first = long && self.rng.random();
+        if timers_first {
+            for other in self.network.neighbours(peer) {
+                self.lose(peer, other, "nothing heard while suspended");
+            }
+        }
+        for fact in inbox {
+            self.fact_now(peer, fact);
+        }
+        for other in self.network.silent(now, peer) {
+            self.lose(peer, other, "idle");
+        }
+        self.flush(peer);
+        self.start_uplink(peer);
+        self.start_job(peer);
+    }
+
+    fn unblock(&mut self, from: usize, to: usize) {
+        let now = self.engine.now();
+        let alarms = self.network.unblock(now, from, to);
+        self.plan_alarms(alarms);
+        let late = self.network.retransmission();
+        for message in self.swallowed.remove(&(from, to)).unwrap_or_default() {
+            let size = message.size();
+            let at = if message.body.is_none() {
+                self.network.arrive_ordered(now + late, from, to, size)
+            } else {
+                self.network.arrive(now + late, from, to, size)
+            };
+            self.engine.plan(at, Happening::Arrival(Box::new(message)));
+        }
+    }
+
+    // ---- facts -----------------------------------------------------------------------------------------------------------
+
+    fn on_wake(&mut self, peer: usize, process: u32, token: u64) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        if life.number != process || life.wake.1 != token || life.paused.is_some() {
+            return;
+        }
+        life.wake.0 = Time::MAX;
+        life.ticked = now;
+        let utc = self.utc(peer);
+        self.deliver(peer, Fact::Input(Input::Tick { utc }));
+    }
+
+    /// Gives a fact to a running peer, and performs what it asks for.
+    fn deliver(&mut self, peer: usize, fact: Fact) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        if life.paused.is_some() {
+            if !matches!(fact, Fact::Input(Input::Tick { .. })) {
+                life.inbox.push_back(fact);
+            }
+            return;
+        }
+        self.record(peer, &fact);
+        let hooked = match &fact {
+            Fact::Frame { from, frame, .. } => {
+                let from = self.numbers[from];
+                self.run_hooks(peer, What::Arrived { from, frame })
+            }
+            Fact::Done { done, .. } => self.run_hooks(peer, What::Finished(done)),
+            _ => false,
+        };
+        if hooked && self.lives[peer].as_ref().is_none_or(|life| life.paused.is_some()) {
+            // It died, or stopped, before it saw this.
+            if let Some(life) = &mut self.lives[peer] {
+                life.inbox.push_back(fact);
+            }
+            return;
+        }
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        let input = match fact {
+            Fact::Input(input) => input,
+            Fact::Frame { from, frame, body } => {
+                Input::Frame { from, frame, body: body.map(|body| life.store.insert(body)) }
+            }
+            Fact::Records { request, tokens, labels } => {
+                let (tokens, labels) = (life.store.insert(tokens), life.store.insert(labels));
+                Input::Records { request, tokens, labels }
+            }
+            Fact::Done { job, done } => Input::Done { job, done },
+        };
+        let local = life.local(now);
+        life.machine.handle(local, input, &mut life.outbox);
+        self.flush(peer);
+    }
+
+    fn record(&mut self, peer: usize, fact: &Fact) {
+        let now = self.engine.now();
+        let (kind, bytes) = match fact {
+            Fact::Input(Input::Tick { .. }) => (0, Vec::new()),
+            Fact::Input(input) => (1, format!("{input:?}").into_bytes()),
+            Fact::Frame { from, frame, body } => {
+                let mut bytes = frame.encode();
+                bytes.extend_from_slice(&from.0);
+                bytes.extend_from_slice(&body.as_ref().map_or(0, Payload::len).to_le_bytes());
+                (2, bytes)
+            }
+            Fact::Records { request, .. } => (3, request.to_le_bytes().to_vec()),
+            Fact::Done { job, done } => (4, format!("{job:?} {done:?}").into_bytes()),
+        };
+        self.history.fact(now, peer, kind, &bytes);
+        if !matches!(fact, Fact::Input(Input::Tick { .. })) {
+            self.note(peer, |sim| match fact {
+                Fact::Frame { from, frame, .. } => format!("<- p{} {}", sim.numbers[from], brief(frame)),
+                other => format!("<- {other:?}"),
+            });
+        }
+    }
+
+    /// Performs what the peer asked for. Stops when the peer dies or is suspended in the middle.
+    fn flush(&mut self, peer: usize) {
+        loop {
+            let Some(life) = self.lives[peer].as_mut().filter(|life| life.paused.is_none()) else { return };
+            let Some(output) = life.outbox.pop() else { break };
+            self.perform(peer, output);
+        }
+        self.rearm(peer);
+    }
+
+    /// Plans the next wake-up of a peer.
+    fn rearm(&mut self, peer: usize) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        let asked = life.machine.deadline().map_or(Time::MAX, |(at, _)| life.started.saturating_add(at.0));
+        if asked <= now && life.ticked == now {
+            life.spins += 1;
+            if life.spins == 1000 {
+                self.wrongs.push(format!("peer {peer} asks to be woken again and again"));
+            }
+        } else if asked > now {
+            life.spins = 0;
+        }
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        // A process is woken to the millisecond.
+        let soonest = if life.ticked == now { now + MILLISECOND } else { now };
+        let at = (life.ticked + TICK).min(asked).max(soonest);
+        if at == life.wake.0 {
+            return;
+        }
+        life.wake = (at, life.wake.1 + 1);
+        let happening = Happening::Wake { peer, process: life.number, token: life.wake.1 };
+        self.engine.plan(at, happening);
+    }
+
+    fn run_hooks(&mut self, peer: usize, what: What<'_>) -> bool {
+        if self.hooks.is_empty() {
+            return false;
+        }
+        let moment = Moment { at: self.engine.now(), peer, what };
+        let mut hooks = std::mem::take(&mut self.hooks);
+        let faults: Vec<Fault> = hooks.iter_mut().flat_map(|hook| hook(&moment)).collect();
+        hooks.append(&mut self.hooks);
+        self.hooks = hooks;
+        let any = !faults.is_empty();
+        for fault in faults {
+            self.do_fault(fault);
+        }
+        any
+    }
+
+    fn emit(&mut self, peer: usize, event: Event) {
+        let now = self.engine.now();
+        let utc = self.utc(peer);
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        life.seq += 1;
+        let record = Record { at: life.local(now).0, utc: utc.0, peer: self.ids[peer], seq: life.seq, event };
+        if let Event::Stepped { stage, micro_batches, .. } = &record.event {
+            let summed = life.worker.stepped_with(*stage);
+            if summed.is_some_and(|summed| summed != *micro_batches) {
+                let wrong =
+                    format!("peer {peer} says its step had {micro_batches} gradients, its worker had {summed:?}");
+                self.wrongs.push(wrong);
+            }
+        }
+        self.history.record(now, peer, &record);
+        self.note(peer, |_| format!("** {:?}", record.event));
+        self.lines.push(Line { at: now, record });
+    }
+
+    fn lose(&mut self, peer: usize, other: usize, why: &str) {
+        let alarms = self.network.close(self.engine.now(), peer, other);
+        self.plan_alarms(alarms);
+        self.fact_now(peer, Fact::Input(Input::PeerLost { peer: self.ids[other], why: why.into() }));
+    }
+}
+
+/// A frame in a few words.
+fn brief(frame: &Frame) -> String {
+    let mut text = format!("{frame:?}");
+    text.truncate(text.char_indices().nth(300).map_or(text.len(), |(at, _)| at));
+    text
+}

@@ -1,0 +1,309 @@
+//! One match over everything that a peer can ask of its driver, and what comes of it.
+
+use skein_pipeline::peer::io::{Input, Output};
+use skein_protocol::{
+    Lane, PeerId,
+    wire::{
+        Frame,
+        limits::{BODY_MAX, FRAME_MAX},
+    },
+};
+
+use super::{
+    Answer, Blame, Happening, Process, Simulation, What,
+    process::{Fact, Message, Running},
+};
+use crate::{
+    engine::{MILLISECOND, Time},
+    world::{
+        Payload,
+        network::{Alarm, ConnectionId},
+    },
+};
+
+/// Bytes that one lane to one peer may hold.
+const LANE_MAX: u64 = 64 << 20;
+/// Records come from a file.
+const READ: Time = MILLISECOND;
+/// A small durable write.
+const SYNC: Time = 5 * MILLISECOND;
+
+impl<P: Process> Simulation<P> {
+    pub(super) fn perform(&mut self, peer: usize, output: Output) {
+        match output {
+            Output::Send { to, lane, frame, body } => self.send(peer, to, lane, frame, body),
+            Output::Dial { peer: other, .. } => {
+                if let Some(other) = self.number(other) {
+                    self.dial(peer, other);
+                }
+            }
+            Output::Hangup { peer: other } => {
+                if let Some(other) = self.number(other).filter(|to| self.network.connection(peer, *to).is_some()) {
+                    self.say_closed(peer, other);
+                    self.lose(peer, other, "hung up");
+                }
+            }
+            Output::Provide { key } => self.directory.provide(key, self.ids[peer]),
+            Output::Lookup { request, key } => {
+                let peers = self.directory.find(&key, self.ids[peer]);
+                let hops = 4 * self.network.delay(peer, peer) + 20 * MILLISECOND;
+                self.fact_after(peer, hops, Fact::Input(Input::Found { request, peers, last: true }));
+            }
+            Output::Compute { job, job_spec } => {
+                self.run_hooks(peer, What::Asked(&job_spec));
+                let Some(life) = self.lives[peer].as_mut() else { return };
+                life.store.pin(&job_spec);
+                life.jobs.push_back((job, job_spec));
+                self.start_job(peer);
+            }
+            Output::Records { request, index } => {
+                let fact = match self.scenario.records {
+                    Some(records) if index >= records => Fact::Input(Input::RecordsEnded),
+                    _ => {
+                        let (tokens, labels) = self.scenario.corpus.records(&self.manifest, index);
+                        Fact::Records { request, tokens, labels }
+                    }
+                };
+                self.fact_after(peer, READ, fact);
+            }
+            Output::Incarnation => {
+                let process = self.processes[peer];
+                self.engine.after(SYNC, Happening::Incarnate { peer, process });
+            }
+            Output::Slice { blob, offset, new } => self.with_store(peer, |store| store.slice(blob, offset, new)),
+            Output::Release { blob } => self.with_store(peer, |store| store.release(blob)),
+            Output::Active { .. } => {}
+            Output::Blame { peer: of, severity, why } => {
+                self.note(peer, |sim| format!("blames p{:?}: {why}", sim.number(of)));
+                self.blames.push(Blame { by: peer, of, severity, why });
+            }
+            Output::Exported { request, stage, parts, last } => {
+                let parts = parts.map(|(blobs, root)| (self.take(peer, blobs), root));
+                self.answers.push(Answer::Exported { peer, request, stage, parts, last });
+            }
+            Output::Generated { session, logits } => {
+                let logits = logits.and_then(|blob| self.take(peer, vec![blob]).pop());
+                self.answers.push(Answer::Generated { peer, session, logits });
+            }
+            Output::Emit(event) => {
+                self.emit(peer, event.clone());
+                self.run_hooks(peer, What::Emitted(&event));
+            }
+            Output::Drained => self.exit(peer),
+        }
+    }
+
+    fn with_store<R: Default>(&mut self, peer: usize, act: impl FnOnce(&mut crate::world::Store) -> R) -> R {
+        self.lives[peer].as_mut().map(|life| act(&mut life.store)).unwrap_or_default()
+    }
+
+    /// What is behind handles that are now the driver's.
+    fn take(&mut self, peer: usize, blobs: Vec<skein_protocol::Blob>) -> Vec<Payload> {
+        self.with_store(peer, |store| {
+            blobs
+                .into_iter()
+                .filter_map(|blob| {
+                    let payload = store.read(blob, "an answer");
+                    store.release(blob);
+                    payload
+                })
+                .collect()
+        })
+    }
+
+    // ---- messages --------------------------------------------------------------------------------------------------------
+
+    fn send(&mut self, peer: usize, to: PeerId, lane: Lane, frame: Frame, body: Option<skein_protocol::Blob>) {
+        let now = self.engine.now();
+        let body = match body {
+            None => None,
+            Some(blob) => match self.with_store(peer, |store| store.read(blob, "send")) {
+                None => return,
+                body => body,
+            },
+        };
+        let Some(number) = self.number(to) else {
+            return self.wrongs.push(format!("peer {peer} sends to somebody it cannot know"));
+        };
+        self.note(peer, |_| format!("-> p{number} {}", super::brief(&frame)));
+        if number == peer {
+            self.fact_now(peer, Fact::Frame { from: to, frame: frame.clone(), body });
+        } else if let Some(connection) = self.network.connection(peer, number) {
+            let bytes = frame.encode();
+            let too_large = bytes.len() > FRAME_MAX || body.as_ref().is_some_and(|body| body.len() > BODY_MAX);
+            if too_large {
+                let words = super::brief(&frame);
+                return self.wrongs.push(format!("peer {peer} sends more than the limits allow: {words}"));
+            }
+            let process = self.processes[peer];
+            let message = Message { from: peer, to: number, process, departed: now, connection, frame: bytes, body };
+            *self.traffic.entry(lane).or_default() += message.size();
+            if message.body.is_none() {
+                self.leave(message);
+            } else {
+                self.queue(peer, lane, message);
+            }
+        }
+        self.run_hooks(peer, What::Sent { to: number, frame: &frame });
+    }
+
+    fn queue(&mut self, peer: usize, lane: Lane, message: Message) {
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        let waiting = life.uplink.iter().filter(|((other, _), waiting)| *other == lane && waiting.to == message.to);
+        let bytes: u64 = waiting.map(|(_, waiting)| waiting.size()).sum();
+        if bytes + message.size() > LANE_MAX {
+            let congested = Input::Congested { peer: self.ids[message.to], lane };
+            return self.fact_now(peer, Fact::Input(congested));
+        }
+        life.uplink_next += 1;
+        life.uplink.insert((lane, life.uplink_next), message);
+        self.start_uplink(peer);
+    }
+
+    pub(super) fn start_uplink(&mut self, peer: usize) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut().filter(|life| life.paused.is_none()) else { return };
+        if life.sending.is_some() {
+            return;
+        }
+        let Some((_, message)) = life.uplink.pop_first() else { return };
+        let at = self.network.depart(now, peer, message.size());
+        life.sending = Some(message);
+        let process = life.number;
+        self.engine.plan(at, Happening::Uplink { peer, process });
+    }
+
+    pub(super) fn on_uplink(&mut self, peer: usize, process: u32) {
+        let Some(life) = self.lives[peer].as_mut().filter(|life| life.number == process) else { return };
+        if let Some(message) = life.sending.take() {
+            self.leave(message);
+        }
+        self.start_uplink(peer);
+    }
+
+    /// A message leaves its machine.
+    fn leave(&mut self, mut message: Message) {
+        let now = self.engine.now();
+        let (from, to) = (message.from, message.to);
+        if self.network.connection(from, to) != Some(message.connection) {
+            return;
+        }
+        message.departed = now;
+        if self.network.is_blocked(from, to) {
+            return self.swallowed.entry((from, to)).or_default().push(message);
+        }
+        let size = message.size();
+        let at = if message.body.is_none() {
+            self.network.arrive_ordered(now, from, to, size)
+        } else {
+            self.network.arrive(now, from, to, size)
+        };
+        self.engine.plan(at, Happening::Arrival(Box::new(message)));
+    }
+
+    pub(super) fn on_arrival(&mut self, message: Message) {
+        let Message { from, to, process, departed, connection, frame, body } = message;
+        let cut = self.cuts.get(&(from, process)).is_some_and(|cut| departed >= *cut);
+        if cut || self.network.connection(to, from) != Some(connection) {
+            return;
+        }
+        match Frame::decode(&frame) {
+            Ok(decoded) if decoded.encode() == frame => {
+                self.deliver(to, Fact::Frame { from: self.ids[from], frame: decoded, body });
+            }
+            Ok(decoded) => self.wrongs.push(format!("a frame is not what it was: {}", super::brief(&decoded))),
+            Err(error) => self.wrongs.push(format!("a frame of peer {from} cannot be read: {error}")),
+        }
+    }
+
+    // ---- connections -----------------------------------------------------------------------------------------------------
+
+    pub(super) fn dial(&mut self, from: usize, to: usize) {
+        if from == to || self.network.connection(from, to).is_some() || !self.dialing.insert((from, to)) {
+            return;
+        }
+        let there_and_back: Time = (0..3).map(|_| self.network.delay(from, to)).sum();
+        let process = self.processes[from];
+        self.engine.after(there_and_back, Happening::Handshake { from, to, process });
+    }
+
+    pub(super) fn on_handshake(&mut self, from: usize, to: usize, process: u32) {
+        self.dialing.remove(&(from, to));
+        let connected = self.network.connection(from, to).is_some() && self.network.connection(to, from).is_some();
+        if self.processes[from] != process || connected || !self.network.reaches(from, to) {
+            return;
+        }
+        let now = self.engine.now();
+        for side in self.network.connect(now, from, to) {
+            let other = self.ids[if side == from { to } else { from }];
+            let lost = Input::PeerLost { peer: other, why: "another connection took its place".into() };
+            self.fact_now(side, Fact::Input(lost));
+        }
+        self.fact_now(from, Fact::Input(Input::PeerUp { peer: self.ids[to] }));
+        self.fact_now(to, Fact::Input(Input::PeerUp { peer: self.ids[from] }));
+    }
+
+    pub(super) fn on_silence(&mut self, alarm: Alarm) {
+        let paused = self.lives[alarm.of].as_ref().is_none_or(|life| life.paused.is_some());
+        if !paused && self.network.rings(&alarm) {
+            self.lose(alarm.of, alarm.from, "idle");
+        }
+    }
+
+    /// Tells the other side that this one closes, behind everything small that was said before.
+    pub(super) fn say_closed(&mut self, from: usize, to: usize) {
+        let Some(connection) = self.network.connection(from, to) else { return };
+        if self.network.is_blocked(from, to) {
+            return;
+        }
+        let at = self.network.arrive_ordered(self.engine.now(), from, to, 60);
+        self.engine.plan(at, Happening::Closed { of: to, from, connection });
+    }
+
+    pub(super) fn on_closed(&mut self, of: usize, from: usize, connection: ConnectionId) {
+        if self.network.connection(of, from) == Some(connection) {
+            self.lose(of, from, "closed by the other side");
+        }
+    }
+
+    // ---- the worker and the disk -----------------------------------------------------------------------------------------
+
+    pub(super) fn start_job(&mut self, peer: usize) {
+        let now = self.engine.now();
+        let Some(life) = self.lives[peer].as_mut().filter(|life| life.paused.is_none()) else { return };
+        if life.running.is_some() {
+            return;
+        }
+        let Some((job, spec)) = life.jobs.pop_front() else { return };
+        let cost = life.worker.cost(&spec) as f64 / self.speeds[peer];
+        let ends = now + cost as Time;
+        life.job_token += 1;
+        let happening = Happening::JobDone { peer, process: life.number, token: life.job_token };
+        life.running = Some(Running { job, spec, ends });
+        self.engine.plan(ends, happening);
+    }
+
+    pub(super) fn on_job_done(&mut self, peer: usize, process: u32, token: u64) {
+        let Some(life) = self.lives[peer].as_mut() else { return };
+        if life.number != process || life.job_token != token || life.paused.is_some() {
+            return;
+        }
+        let Some(Running { job, spec, .. }) = life.running.take() else { return };
+        let done = life.worker.run(spec.clone(), &mut life.store, &mut self.disks[peer]);
+        life.store.unpin(&spec);
+        self.start_job(peer);
+        self.deliver(peer, Fact::Done { job, done });
+    }
+
+    pub(super) fn on_incarnate(&mut self, peer: usize, process: u32) {
+        let Some(life) = self.lives[peer].as_mut().filter(|life| life.number == process) else { return };
+        // A suspended process has not written yet.
+        if life.paused.is_some() {
+            return self.engine.after(SYNC, Happening::Incarnate { peer, process });
+        }
+        self.disks[peer].incarnation += 1;
+        life.incarnation = self.disks[peer].incarnation;
+        let incarnation = life.incarnation;
+        self.deliver(peer, Fact::Input(Input::Incarnated { incarnation }));
+    }
+}

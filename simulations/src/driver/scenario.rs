@@ -1,0 +1,166 @@
+//! What a simulation is told: the manifest, the peers, their links and devices, the seed.
+
+use std::{sync::Arc, time::Duration};
+
+use rand_chacha::ChaCha8Rng;
+use skein_pipeline::peer::io::Command;
+use skein_protocol::{
+    Manifest, PeerId, RunId, Stage,
+    hash::{self, Digest},
+    key::Key,
+    rng::{Purpose, Streams},
+};
+
+use crate::{
+    worker::{
+        Work,
+        modelled::{Clockwork, Device, Modelled},
+    },
+    world::{Access, Corpus},
+};
+
+/// What a peer is for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Role {
+    pub feeds: bool,
+    /// Serves these stages, and stays there.
+    pub hosts: Vec<Stage>,
+    /// Serves where it helps most.
+    pub joins: bool,
+}
+
+impl Role {
+    pub fn feeder() -> Self {
+        Role { feeds: true, ..Role::default() }
+    }
+
+    pub fn host(stage: Stage) -> Self {
+        Role { hosts: vec![stage], ..Role::default() }
+    }
+
+    pub fn joiner() -> Self {
+        Role { joins: true, ..Role::default() }
+    }
+
+    /// Feeds, and serves every stage.
+    pub fn alone(stages: Stage) -> Self {
+        Role { feeds: true, hosts: (0..stages).collect(), joins: false }
+    }
+
+    pub(super) fn commands(&self) -> Vec<Command> {
+        let hosts = self.hosts.iter().map(|stage| Command::Host { stage: *stage });
+        let joins = self.joins.then_some(Command::Join);
+        let feeds = self.feeds.then_some(Command::Feed);
+        hosts.chain(joins).chain(feeds).collect()
+    }
+}
+
+/// One peer of a scenario.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub role: Role,
+    /// When its process starts.
+    pub starts: Duration,
+    pub access: Access,
+    pub device: Device,
+    pub memory: u64,
+    pub disk: u64,
+    /// Its clock is wrong by this much.
+    pub skew_ms: i64,
+    /// Peers (by number) whose addresses it is given.
+    pub bootstrap: Vec<usize>,
+}
+
+impl Plan {
+    pub fn new(role: Role) -> Self {
+        Plan {
+            role,
+            starts: Duration::ZERO,
+            access: Access::LOOPBACK,
+            device: Device::CORE,
+            memory: 8 << 30,
+            disk: 8 << 30,
+            skew_ms: 0,
+            bootstrap: vec![0],
+        }
+    }
+
+    pub fn starts(mut self, at: Duration) -> Self {
+        self.starts = at;
+        self
+    }
+
+    pub fn access(mut self, access: Access) -> Self {
+        self.access = access;
+        self
+    }
+
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    pub fn skew_ms(mut self, skew: i64) -> Self {
+        self.skew_ms = skew;
+        self
+    }
+
+    pub fn disk(mut self, bytes: u64) -> Self {
+        self.disk = bytes;
+        self
+    }
+}
+
+/// Makes the worker of a process, which takes its time by the clockwork.
+pub type MakeWorker = Box<dyn Fn(&Arc<Manifest>, Clockwork) -> Box<dyn Work>>;
+
+pub struct Scenario {
+    pub seed: u64,
+    /// The owner is filled in: the first peer that feeds.
+    pub manifest: Manifest,
+    pub peers: Vec<Plan>,
+    pub corpus: Corpus,
+    /// Micro-batches that there are; none: no end.
+    pub records: Option<u64>,
+    /// Silence after which a connection is taken for dead.
+    pub idle: Duration,
+    pub make_worker: MakeWorker,
+    /// Keeps one line of text for everything that happens.
+    pub traced: bool,
+}
+
+impl Scenario {
+    /// Modelled workers and data.
+    pub fn new(seed: u64, manifest: Manifest, peers: Vec<Plan>) -> Self {
+        Scenario {
+            seed,
+            manifest,
+            peers,
+            corpus: Corpus::Modelled,
+            records: None,
+            idle: Duration::from_millis(1600),
+            make_worker: Box::new(|manifest, clockwork| Box::new(Modelled::new(manifest.clone(), clockwork))),
+            traced: false,
+        }
+    }
+
+    /// The key of a peer: of the seed and its number.
+    pub fn key(&self, peer: usize) -> Key {
+        let parts = [&self.seed.to_le_bytes()[..], &(peer as u64).to_le_bytes()];
+        Key::from_secret(hash::keyed("skein simulation key 1", &parts).0)
+    }
+
+    pub(super) fn stream(&self, purpose: Purpose, peer: usize) -> ChaCha8Rng {
+        let mut name = [0; 32];
+        name[..8].copy_from_slice(&(peer as u64 + 1).to_le_bytes());
+        Streams::new(self.seed, PeerId(name)).stream(purpose)
+    }
+}
+
+/// Identity and travelling form of a manifest.
+pub(super) fn run_of(manifest: &Manifest, owner: &Key) -> (RunId, Vec<u8>) {
+    let body = minicbor::to_vec(manifest).expect("writing to a Vec cannot fail");
+    let run: Digest = hash::keyed("skein manifest 1", &[&body]);
+    let signed = owner.sign("skein manifest 1", body);
+    (run, minicbor::to_vec(signed).expect("writing to a Vec cannot fail"))
+}

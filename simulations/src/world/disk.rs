@@ -1,0 +1,44 @@
+//! What a peer's machine keeps when its process dies.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use skein_pipeline::worker::{SaveError, Saves};
+use skein_protocol::{Incarnation, Stage, Version, hash::Digest};
+
+use super::payload::Payload;
+
+/// A durable state of a stage.
+#[derive(Clone, Debug)]
+pub struct Saved {
+    pub version: Version,
+    pub root: Digest,
+    pub payload: Payload,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    /// Of the last process that started.
+    pub incarnation: Incarnation,
+    /// Index of the first micro-batch that a restarted feeder feeds.
+    pub feed_from: u64,
+    pub saved: BTreeMap<Stage, Saved>,
+    /// No room: saving fails.
+    pub full: bool,
+}
+
+impl Disk {
+    pub fn keep(&mut self, version: Version, root: Digest, payload: Payload) -> Result<(), SaveError> {
+        if self.full {
+            return Err(SaveError { why: "no space left on the disk".into(), disk_full: true });
+        }
+        self.saved.insert(version.stage, Saved { version, root, payload });
+        Ok(())
+    }
+}
+
+impl Saves for Disk {
+    fn save(&mut self, version: Version, root: Digest, state: &[u8]) -> Result<(), SaveError> {
+        self.keep(version, root, Payload::Real(Bytes::copy_from_slice(state)))
+    }
+}

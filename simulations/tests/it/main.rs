@@ -1,0 +1,4 @@
+//! What a swarm does, seen over the events of all its peers.
+
+mod basics;
+mod common;
