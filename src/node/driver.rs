@@ -1,0 +1,471 @@
+//! The loop of one peer. In: facts from the network, the worker, the disk and the person. Out: what the peer asks for, performed.
+//!
+//! One task owns the peer. A turn reads the clock once, hands one fact over, and performs everything that follows before the next.
+//! It never waits for another peer, and decides nothing: it translates.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use skein_pipeline::peer::{
+    Peer,
+    io::{Command, Input, Output},
+};
+use skein_protocol::{
+    Incarnation, Instant, Lane, Machine, Outbox, PeerId, RunId, Utc,
+    event::{Event, Record, Severity},
+    wire::{Frame, average, flow, generate, state},
+};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{
+    NodeError,
+    admit::{Body, Gate, Shapes},
+    blobs::Blobs,
+    clock::Clock,
+    export::{self, Exports},
+    feed::{Feed, Mark, bytes_of},
+    generate::{Ask, Next, Said, Sessions},
+    log::Log,
+    view::{BlobState, State, Work},
+    worker::{Ran, WorkerThread},
+};
+use crate::{
+    home::{Book, Home},
+    net::{Code, Net, NetEvent, Reachability},
+};
+
+/// The machine is told the time this often.
+const TICK: Duration = Duration::from_millis(100);
+/// Those who watch get a new snapshot this often.
+const SHOW: Duration = Duration::from_millis(200);
+/// The address book is written, and traffic is told, this often.
+const NOTE: Duration = Duration::from_secs(5);
+/// What a peer said to wait for is shown this long.
+const WAITING: Duration = Duration::from_secs(5);
+
+/// What the person in front of this peer wants.
+#[derive(Debug)]
+pub enum Order {
+    Command(Command),
+    Generate { ask: Ask, reply: mpsc::UnboundedSender<Said> },
+    Export { reply: export::Reply },
+    /// Ends without draining.
+    Stop,
+    /// Answered when everything ordered before has been handed to the peer.
+    Settle { reply: oneshot::Sender<()> },
+}
+
+/// How a node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// In good order: handed on, saved, said goodbye.
+    Drained,
+    Stopped,
+}
+
+/// What a driver is made of.
+pub(super) struct Parts {
+    pub peer: Peer,
+    pub run: RunId,
+    pub name: String,
+    pub incarnation: Incarnation,
+    pub clock: Clock,
+    pub home: Home,
+    pub net: Net,
+    pub net_events: mpsc::Receiver<NetEvent>,
+    /// Events that were heard before the peer existed.
+    pub backlog: Vec<NetEvent>,
+    pub gate: Arc<Gate>,
+    pub shapes: Shapes,
+    pub blobs: Blobs,
+    pub worker: WorkerThread,
+    pub ran: mpsc::UnboundedReceiver<Ran>,
+    pub log: Log,
+    pub feed: Option<Feed>,
+    pub mark: Mark,
+    pub context: usize,
+    pub stages: u16,
+    /// The served stages are saved this often; zero: only when it drains.
+    pub save_every: Duration,
+    pub orders: mpsc::Receiver<Order>,
+    pub records: broadcast::Sender<Record>,
+    pub state: watch::Sender<Option<State>>,
+}
+
+pub(super) struct Driver {
+    pub(super) parts: Parts,
+    pub(super) out: Outbox<Output>,
+    /// Facts that arise while requests are performed: handed over in the same turn.
+    pub(super) again: VecDeque<Input>,
+    pub(super) now: Instant,
+    pub(super) utc: Utc,
+    pub(super) sessions: Sessions,
+    pub(super) exports: Exports,
+    pub(super) book: Book,
+    pub(super) incarnation: Incarnation,
+    pub(super) end: Option<Result<Ended, NodeError>>,
+    pub(super) waiting: Option<(Instant, String)>,
+    addresses: Vec<String>,
+    reachability: Reachability,
+    work: Work,
+    busy: Duration,
+    shown: Instant,
+    noted: Instant,
+    saved: Instant,
+    traffic: [(u64, u64); Lane::ALL.len()],
+    booked: bool,
+}
+
+impl Driver {
+    pub fn new(parts: Parts) -> Self {
+        let (now, utc) = (parts.clock.now(), parts.clock.utc());
+        Driver {
+            out: Outbox::new(),
+            again: VecDeque::new(),
+            now,
+            utc,
+            sessions: Sessions::new(parts.context),
+            exports: Exports::new(parts.stages),
+            book: parts.home.book(),
+            incarnation: parts.incarnation,
+            end: None,
+            waiting: None,
+            addresses: Vec::new(),
+            reachability: Reachability::default(),
+            work: Work::default(),
+            busy: Duration::ZERO,
+            shown: Instant::ZERO,
+            noted: now,
+            saved: now,
+            traffic: Default::default(),
+            booked: false,
+            parts,
+        }
+    }
+
+    /// Runs until it drained, was stopped, or cannot go on.
+    pub async fn run(mut self) -> Result<Ended, NodeError> {
+        self.begin();
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ended = loop {
+            if let Some(end) = self.end.take() {
+                break end;
+            }
+            let wake = self.parts.peer.deadline().map_or(TICK, |(at, _)| at.since(self.parts.clock.now()));
+            tokio::select! {
+                biased;
+                _ = tick.tick() => self.on_tick(),
+                () = sleep(wake) => self.turn(None),
+                Some(order) = self.parts.orders.recv() => self.on_order(order),
+                ran = self.parts.ran.recv() => self.on_ran(ran),
+                event = self.parts.net_events.recv() => match event {
+                    Some(event) => self.on_net(event),
+                    None => break Err(NodeError::NetworkGone),
+                },
+            }
+        };
+        self.finish().await;
+        ended
+    }
+
+    fn begin(&mut self) {
+        self.emit(Event::Started { peer: self.parts.peer.me(), incarnation: self.incarnation });
+        self.parts.log.flush();
+        for event in std::mem::take(&mut self.parts.backlog) {
+            self.on_net(event);
+        }
+    }
+
+    async fn finish(&mut self) {
+        self.note_traffic();
+        self.parts.log.flush();
+        self.note_feed();
+        self.save_book();
+        self.show();
+        self.parts.net.clone().shutdown().await;
+    }
+
+    /// One turn: one fact, and all that follows from it. No fact: the time alone.
+    fn turn(&mut self, fact: Option<Input>) {
+        self.now = self.parts.clock.now();
+        self.utc = self.parts.clock.utc();
+        self.again.push_back(fact.unwrap_or(Input::Tick { utc: self.utc }));
+        while let Some(input) = self.again.pop_front() {
+            self.parts.peer.handle(self.now, input, &mut self.out);
+            while let Some(output) = self.out.pop() {
+                self.perform(output);
+            }
+        }
+        self.parts.log.flush();
+    }
+
+    pub(super) fn emit(&mut self, event: Event) {
+        let record = self.parts.log.append(self.now, self.utc, event);
+        // Nobody may be listening.
+        let _ = self.parts.records.send(record);
+    }
+
+    // ---- time ------------------------------------------------------------------------------------------------------------
+
+    fn on_tick(&mut self) {
+        self.turn(None);
+        for next in self.sessions.on_tick(self.now) {
+            self.go_on(next);
+        }
+        self.note_feed();
+        if self.now.since(self.shown) >= SHOW {
+            self.show();
+        }
+        if self.now.since(self.noted) >= NOTE {
+            self.noted = self.now;
+            self.tell_addresses();
+            self.note_traffic();
+            self.parts.log.flush();
+            self.save_book();
+        }
+        let every = self.parts.save_every;
+        if !every.is_zero() && self.now.since(self.saved) >= every {
+            self.saved = self.now;
+            self.turn(Some(Input::Command(Command::Save)));
+        }
+    }
+
+    fn note_feed(&mut self) {
+        if let Some(next) = self.parts.peer.feed_next() {
+            self.parts.mark.write(next);
+        }
+    }
+
+    fn note_traffic(&mut self) {
+        let stats = self.parts.net.stats();
+        for (i, lane) in Lane::ALL.into_iter().enumerate() {
+            let total = (stats.sent[i], stats.received[i]);
+            if self.traffic[i] != total {
+                self.traffic[i] = total;
+                self.emit(Event::Traffic { lane, sent: total.0, received: total.1 });
+            }
+        }
+    }
+
+    fn save_book(&mut self) {
+        if !std::mem::take(&mut self.booked) {
+            return;
+        }
+        if let Err(error) = self.parts.home.save_book(&self.book) {
+            tracing::warn!(%error, "the address book was not saved");
+        }
+    }
+
+    fn show(&mut self) {
+        self.shown = self.now;
+        let parts = &self.parts;
+        let waiting = self.waiting.as_ref().filter(|(at, _)| self.now.since(*at) < WAITING);
+        let state = State {
+            run: parts.run,
+            name: parts.name.clone(),
+            me: parts.peer.me(),
+            incarnation: self.incarnation,
+            uptime_ms: self.now.0 / 1_000_000,
+            utc: self.utc.0,
+            peer: parts.peer.view(),
+            net: parts.net.stats(),
+            addresses: self.addresses.clone(),
+            reachability: self.reachability,
+            work: Work { busy_ms: self.busy.as_millis() as u64, ..self.work },
+            blobs: BlobState {
+                handles: parts.blobs.held(),
+                bytes: parts.blobs.bytes(),
+                budget: parts.blobs.budget(),
+                wrongs: parts.blobs.wrongs(),
+            },
+            waiting: waiting.map(|(_, what)| what.clone()),
+            generating: self.sessions.len(),
+        };
+        self.parts.state.send_replace(Some(state));
+    }
+
+    // ---- the worker and the person ---------------------------------------------------------------------------------------
+
+    fn on_ran(&mut self, ran: Option<Ran>) {
+        match ran {
+            Some(Ran::Done { job, done, took }) => {
+                self.work.jobs += 1;
+                self.busy += took;
+                self.turn(Some(Input::Done { job, done }));
+            }
+            Some(Ran::Panicked { job, message }) => {
+                tracing::error!(?job, message, "the worker stopped");
+                self.end = Some(Err(NodeError::Bug(message)));
+            }
+            None => self.end = Some(Err(NodeError::Bug("the worker's thread is gone".into()))),
+        }
+    }
+
+    fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Command(command) => self.turn(Some(Input::Command(command))),
+            Order::Generate { ask, reply } => {
+                if let Some(next) = self.sessions.ask(ask, reply) {
+                    self.go_on(next);
+                }
+            }
+            Order::Export { reply } => {
+                let request = self.exports.ask(reply);
+                self.turn(Some(Input::Command(Command::Export { request })));
+            }
+            Order::Stop => self.end = Some(Ok(Ended::Stopped)),
+            Order::Settle { reply } => drop(reply.send(())),
+        }
+    }
+
+    fn go_on(&mut self, next: Next) {
+        let command = self.command_of(next);
+        self.turn(Some(Input::Command(command)));
+    }
+
+    pub(super) fn command_of(&mut self, next: Next) -> Command {
+        match next {
+            Next::Start { session, tokens } => {
+                Command::Generate { session, tokens: self.parts.blobs.put(bytes_of(&tokens)) }
+            }
+            Next::Go { session, token } => {
+                Command::GenerateNext { session, tokens: self.parts.blobs.put(bytes_of(&[token])) }
+            }
+            Next::Close { session } => Command::GenerateClose { session },
+        }
+    }
+
+    // ---- the network -----------------------------------------------------------------------------------------------------
+
+    fn on_net(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::Up { peer, address, .. } => {
+                self.book.met(peer, &address, self.parts.clock.utc());
+                self.booked = true;
+                self.turn(Some(Input::PeerUp { peer }));
+            }
+            NetEvent::Lost { peer, why } => {
+                self.parts.gate.lost(peer);
+                self.turn(Some(Input::PeerLost { peer, why }));
+            }
+            NetEvent::Message { from, lane, frame, body } => self.on_message(from, lane, &frame, body),
+            NetEvent::Refused { peer, lane, frame, code } => self.on_refused(peer, lane, &frame, code),
+            NetEvent::Found { request, peers, done } => {
+                let written = |addresses: Vec<libp2p::Multiaddr>| addresses.iter().map(ToString::to_string).collect();
+                let peers = peers.into_iter().map(|(peer, addresses)| (peer, written(addresses))).collect();
+                self.turn(Some(Input::Found { request, peers, last: done }));
+            }
+            // Found by chance rather than by asking: the machine decides whether to meet it.
+            NetEvent::Lan { peer, address } => {
+                let peers = vec![(peer, vec![address.to_string()])];
+                self.turn(Some(Input::Found { request: 0, peers, last: true }));
+            }
+            NetEvent::Listening { .. } => self.tell_addresses(),
+            NetEvent::Reachability(reachability) => {
+                self.reachability = reachability;
+                self.tell_addresses();
+            }
+            NetEvent::DialFailed { peer, address, why } => tracing::debug!(?peer, address, why, "not reached"),
+            NetEvent::Moved { .. } | NetEvent::Writable { .. } => {}
+        }
+    }
+
+    fn tell_addresses(&mut self) {
+        let addresses: Vec<String> = self.parts.net.addresses().iter().map(ToString::to_string).collect();
+        if addresses != self.addresses {
+            self.addresses = addresses.clone();
+            self.turn(Some(Input::Addresses(addresses)));
+        }
+    }
+
+    fn on_message(&mut self, from: PeerId, lane: Lane, bytes: &[u8], body: Option<Bytes>) {
+        let frame = match Frame::decode(bytes) {
+            Ok(frame) => frame,
+            Err(error) => return self.blame(from, Severity::Hostile, error.to_string()),
+        };
+        // The gate has judged bodies; a frame without one was not shown to it.
+        let fits = self
+            .parts
+            .shapes
+            .of(&frame)
+            .is_some_and(|shape| shape.lane == lane && (body.is_some() || shape.body == Body::None));
+        if !fits {
+            return self.blame(from, Severity::Wrong, "a frame on another lane than its own, or without its body".into());
+        }
+        if let Frame::Hello(hello) = &frame {
+            self.parts.gate.heard(from, hello, self.parts.run);
+        }
+        let body = body.map(|bytes| self.parts.blobs.put(bytes));
+        self.turn(Some(Input::Frame { from, frame, body }));
+    }
+
+    pub(super) fn blame(&mut self, peer: PeerId, severity: Severity, why: String) {
+        self.parts.net.penalise(peer, severity);
+        self.emit(Event::Penalised { peer, severity, why });
+    }
+
+    /// The other side's gate did not take a body. What it would have said, had it read the message, is said in its place.
+    fn on_refused(&mut self, peer: PeerId, lane: Lane, bytes: &[u8], code: Code) {
+        tracing::debug!(%peer, ?lane, words = code.words(), "a body was refused");
+        let Ok(frame) = Frame::decode(bytes) else { return };
+        match answer_of(frame, code) {
+            Answer::Frame(frame) => self.turn(Some(Input::Frame { from: peer, frame: *frame, body: None })),
+            Answer::Hangup => self.parts.net.hangup(peer),
+            Answer::Nothing => {}
+        }
+    }
+}
+
+/// What a refused body means to its sender.
+#[derive(Debug, PartialEq)]
+enum Answer {
+    Frame(Box<Frame>),
+    /// Nothing repairs it but a new connection.
+    Hangup,
+    Nothing,
+}
+
+fn answer_of(frame: Frame, code: Code) -> Answer {
+    let say = |frame| Answer::Frame(Box::new(frame));
+    match frame {
+        Frame::Flow(flow::Frame::Forward(forward)) => {
+            let why = if code == Code::Busy { flow::Why::Busy } else { flow::Why::NotServing };
+            let flow::Forward { id, attempt, stage, .. } = forward;
+            say(Frame::Flow(flow::Frame::Declined(flow::Declined { id, attempt, stage, why })))
+        }
+        // A gradient has one way only: its loss is repaired as the loss of the peer.
+        Frame::Flow(flow::Frame::Backward(_)) => Answer::Hangup,
+        Frame::Average(average::Frame::Tensors(terms)) => say(Frame::Average(average::Frame::Abort(terms.name))),
+        Frame::Generate(generate::Frame::Infer(infer)) => {
+            say(Frame::Generate(generate::Frame::Lost(infer.session)))
+        }
+        // Whoever waits for a chunk gives up after a while; what is kept for it may go now.
+        Frame::State(state::Frame::Chunk(chunk)) => say(Frame::State(state::Frame::None(chunk.request))),
+        // Labels are asked for again, and whoever does not want the logits has stopped reading.
+        _ => Answer::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skein_protocol::{Attempt, MicroBatchId};
+
+    #[test]
+    fn a_refused_forward_is_a_decline_of_the_same_attempt() {
+        let id = MicroBatchId { feeder: PeerId([1; 32]), incarnation: 1, step: 2, index: 3 };
+        let attempt = Attempt::first(4).hop(5);
+        let forward =
+            flow::Forward { id, attempt: attempt.clone(), stage: 6, samples: 7, close: false, hint: None };
+        let frame = Frame::Flow(flow::Frame::Forward(forward));
+        for (code, why) in [(Code::Busy, flow::Why::Busy), (Code::NotWanted, flow::Why::NotServing)] {
+            let declined = flow::Declined { id, attempt: attempt.clone(), stage: 6, why };
+            let expected = Frame::Flow(flow::Frame::Declined(declined));
+            assert_eq!(answer_of(frame.clone(), code), Answer::Frame(Box::new(expected)));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Data for the machine: the n-th micro-batch of a feeder as token ids and labels, u32 little endian.
+//!
+//! In: a corpus and the manifest's shapes. Out: the bytes of a micro-batch, or the end. It knows no file and no peer.
+
+use std::{path::PathBuf, sync::Arc};
+
+use bytes::Bytes;
+use skein_protocol::Manifest;
+
+use crate::{corpus::Corpus, home::RunFolder};
+
+/// What a feeder feeds.
+#[derive(Clone, Debug)]
+pub struct Data {
+    pub corpus: Arc<Corpus>,
+    /// Passes over the data; nothing: without end.
+    pub epochs: Option<u64>,
+}
+
+pub struct Feed {
+    data: Data,
+    seed: u64,
+    micro_batch: usize,
+    sequence: usize,
+    end: Option<u64>,
+}
+
+impl Feed {
+    pub fn new(data: Data, manifest: &Manifest) -> Self {
+        let (micro_batch, sequence) = (manifest.train.micro_batch as usize, manifest.train.sequence as usize);
+        let end = data.epochs.map(|epochs| data.corpus.micro_batches(epochs, micro_batch, sequence));
+        Feed { data, seed: manifest.train.seed, micro_batch, sequence, end }
+    }
+
+    /// Tokens and labels of the `index`-th micro-batch; nothing past the end.
+    pub fn records(&self, index: u64) -> Option<(Bytes, Bytes)> {
+        if self.end.is_some_and(|end| index >= end) {
+            return None;
+        }
+        let records = self.data.corpus.records(self.seed, index, self.micro_batch, self.sequence);
+        Some((bytes_of(&records.tokens), bytes_of(&records.labels)))
+    }
+}
+
+/// Token ids as they travel.
+pub fn bytes_of(tokens: &[u32]) -> Bytes {
+    tokens.iter().flat_map(|token| token.to_le_bytes()).collect::<Vec<u8>>().into()
+}
+
+/// Where a restart feeds on: a number in the run's folder. Written often and never synced: losing it feeds some data again.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    path: PathBuf,
+    written: Option<u64>,
+}
+
+impl Mark {
+    pub fn of(folder: &RunFolder) -> Self {
+        Mark { path: folder.path.join("fed"), written: None }
+    }
+
+    pub fn read(&self) -> u64 {
+        std::fs::read_to_string(&self.path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    pub fn write(&mut self, next: u64) {
+        if self.written == Some(next) {
+            return;
+        }
+        let beside = self.path.with_extension("new");
+        let done = std::fs::write(&beside, format!("{next}\n")).and_then(|()| std::fs::rename(&beside, &self.path));
+        match done {
+            Ok(()) => self.written = Some(next),
+            Err(error) => tracing::debug!(%error, "the position in the data was not noted"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_is_what_was_written_last_and_0_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mark = Mark { path: dir.path().join("fed"), written: None };
+        assert_eq!(mark.read(), 0);
+        mark.write(7);
+        mark.write(9);
+        assert_eq!(mark.read(), 9);
+    }
+
+    #[test]
+    fn tokens_travel_little_endian() {
+        assert_eq!(bytes_of(&[1, 256]), &[1, 0, 0, 0, 0, 1, 0, 0][..]);
+    }
+}

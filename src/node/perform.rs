@@ -1,0 +1,127 @@
+//! One match over everything that a peer can ask of its driver. None of it waits for anybody.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use libp2p::Multiaddr;
+use skein_pipeline::peer::io::{Input, Output};
+use skein_protocol::{Blob, JobId, Lane, PeerId, event::Event, wire::Frame};
+
+use super::{
+    NodeError,
+    blobs::Misused,
+    driver::{Driver, Ended},
+    export::Weights,
+    generate::logits_of,
+};
+use crate::net::SendError;
+
+impl Driver {
+    pub(super) fn perform(&mut self, output: Output) {
+        match output {
+            Output::Send { to, lane, frame, body } => self.send(to, lane, frame, body),
+            Output::Dial { peer, addresses } => self.dial(peer, &addresses),
+            Output::Hangup { peer } => self.parts.net.hangup(peer),
+            Output::Provide { key } => self.parts.net.provide(key),
+            Output::Lookup { request, key } => self.parts.net.lookup(request, key),
+            Output::Compute { job, job_spec } => self.compute(job, job_spec),
+            Output::Records { request, index } => self.records(request, index),
+            Output::Incarnation => self.incarnate(),
+            Output::Slice { blob, offset, new } => self.checked(self.parts.blobs.slice(blob, offset, new)),
+            Output::Release { blob } => self.checked(self.parts.blobs.release(blob)),
+            Output::Active { peers } => self.parts.net.active(peers.into_iter().collect::<BTreeSet<_>>()),
+            Output::Blame { peer, severity, why } => self.blame(peer, severity, why),
+            Output::Exported { request, stage, parts, last } => {
+                let weights = parts.map(|(blobs, root)| Weights { parts: self.take(blobs), root });
+                self.exports.on_exported(request, stage, weights, last);
+            }
+            Output::Generated { session, logits } => self.generated(session, logits),
+            Output::Emit(event) => {
+                if let Event::Waiting { what } = &event {
+                    self.waiting = Some((self.now, what.clone()));
+                }
+                self.emit(event);
+            }
+            Output::Drained => self.end = Some(Ok(Ended::Drained)),
+        }
+    }
+
+    fn send(&mut self, to: PeerId, lane: Lane, frame: Frame, body: Option<Blob>) {
+        let bytes = match body.map(|blob| self.parts.blobs.get(blob)) {
+            None => None,
+            Some(Ok(bytes)) => Some(bytes),
+            Some(Err(misused)) => return self.checked(Err(misused)),
+        };
+        if to == self.parts.peer.me() {
+            let body = bytes.map(|bytes| self.parts.blobs.put(bytes));
+            return self.again.push_back(Input::Frame { from: to, frame, body });
+        }
+        // Whatever was said to have happened before this frame is on record before anybody can know of it.
+        self.parts.log.flush();
+        match self.parts.net.send(to, lane, Bytes::from(frame.encode()), bytes) {
+            Ok(()) => {}
+            Err(SendError::Congested) => self.again.push_back(Input::Congested { peer: to, lane }),
+            // Its `Lost` is on its way.
+            Err(SendError::NotConnected) => {}
+            Err(SendError::TooLarge) => tracing::error!(?lane, "a message exceeds the limits and was not sent"),
+        }
+    }
+
+    fn dial(&mut self, peer: PeerId, addresses: &[String]) {
+        let addresses: Vec<Multiaddr> = addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        self.parts.net.dial(peer, addresses);
+    }
+
+    fn compute(&mut self, job: JobId, spec: skein_pipeline::job::Job) {
+        if !self.parts.worker.assign(job, spec) {
+            self.end = Some(Err(NodeError::Bug("the worker's thread is gone".into())));
+        }
+    }
+
+    fn records(&mut self, request: u64, index: u64) {
+        let fact = match self.parts.feed.as_ref().and_then(|feed| feed.records(index)) {
+            Some((tokens, labels)) => {
+                let (tokens, labels) = (self.parts.blobs.put(tokens), self.parts.blobs.put(labels));
+                Input::Records { request, tokens, labels }
+            }
+            None => Input::RecordsEnded,
+        };
+        self.again.push_back(fact);
+    }
+
+    fn incarnate(&mut self) {
+        match self.parts.home.next_incarnation() {
+            Ok(incarnation) => {
+                self.incarnation = incarnation;
+                self.again.push_back(Input::Incarnated { incarnation });
+            }
+            // Without it not a word may be said: to go on silently would look like a hang.
+            Err(error) => self.end = Some(Err(NodeError::Home(error))),
+        }
+    }
+
+    fn generated(&mut self, session: u64, logits: Option<Blob>) {
+        let logits = logits.and_then(|blob| self.take(vec![blob]).pop()).and_then(|bytes| logits_of(&bytes));
+        if let Some(next) = self.sessions.on_logits(self.now, session, logits.as_deref()) {
+            let command = self.command_of(next);
+            self.again.push_back(Input::Command(command));
+        }
+    }
+
+    /// Bytes of handles that are now the driver's.
+    fn take(&mut self, blobs: Vec<Blob>) -> Vec<Bytes> {
+        let taken = blobs.into_iter().map(|blob| self.parts.blobs.take(blob));
+        let (good, bad): (Vec<_>, Vec<_>) = taken.partition(Result::is_ok);
+        for misused in bad {
+            self.checked(misused.map(drop));
+        }
+        good.into_iter().flatten().collect()
+    }
+
+    /// A wrong use of a handle is a bug of ours that must be seen, and no reason to stop.
+    fn checked(&self, outcome: Result<(), Misused>) {
+        if let Err(misused) = outcome {
+            tracing::error!(%misused, "the peer used a handle that it does not have");
+        }
+    }
+}

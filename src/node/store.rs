@@ -1,0 +1,264 @@
+//! Saved states of stages in a run's folder: `checkpoints/stage-0/0000000003.state`, the highest number is the newest.
+//!
+//! In: the encoded state of a stage. Out: a durable file, and at the next start the newest whole one of each stage. A file is
+//! written beside, synced and renamed, so it is there whole or not at all; one that the disk damaged later is found by its hash,
+//! and the one before is used. It knows neither tensors nor peers.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use minicbor::{Decode, Encode};
+use skein_pipeline::worker::{SaveError, Saves};
+use skein_protocol::{Stage, Version, hash::Digest, wire::limits::STATE_MAX};
+
+use crate::home::{
+    HomeError, RunFolder,
+    file::{self, Reader},
+};
+
+/// First bytes of every file.
+const MAGIC: &[u8; 16] = b"skein state 1\n\0\0";
+/// Bytes of the header's length, and the most that it may say.
+const HEADER_MAX: u32 = 512;
+/// Of the hash at the end, over everything before it.
+const DOMAIN: &str = "skein saved state 1";
+const HASH: usize = 32;
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(array)]
+struct Header {
+    #[n(0)]
+    version: Version,
+    #[n(1)]
+    root: Digest,
+    #[n(2)]
+    len: u64,
+}
+
+/// A state as it was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    pub version: Version,
+    pub root: Digest,
+    pub state: Bytes,
+}
+
+/// What was not as it should be. Each is told to the person; none stops the start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Remark {
+    /// SK408. The one before is used, if there is one.
+    #[error("checkpoint {} is damaged: {why}", path.display())]
+    Damaged { path: PathBuf, why: String },
+    /// SK409. The unfinished file was removed.
+    #[error("a save was interrupted last time: {} was removed", path.display())]
+    Interrupted { path: PathBuf },
+}
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+    /// Files a stage that are kept, at least 1.
+    keep: usize,
+}
+
+impl Store {
+    pub fn new(folder: &RunFolder, keep: usize) -> Self {
+        Store { dir: folder.checkpoints(), keep: keep.max(1) }
+    }
+
+    fn dir_of(&self, stage: Stage) -> PathBuf {
+        self.dir.join(format!("stage-{stage}"))
+    }
+
+    /// The newest whole state of each stage, and what was wrong with others.
+    pub fn newest(&self) -> (Vec<Found>, Vec<Remark>) {
+        let (mut found, mut remarks) = (Vec::new(), Vec::new());
+        let mut stages: Vec<Stage> = list(&self.dir).iter().filter_map(|path| stage_in(path)).collect();
+        stages.sort_unstable();
+        for stage in stages {
+            let dir = self.dir_of(stage);
+            remarks.extend(file::sweep(&dir).into_iter().map(|path| Remark::Interrupted { path }));
+            for (_, path) in files(&dir).into_iter().rev() {
+                match read(&path) {
+                    Ok(state) if state.version.stage == stage => {
+                        found.push(state);
+                        break;
+                    }
+                    Ok(_) => remarks.push(Remark::Damaged { path, why: "it is of another stage".into() }),
+                    Err(why) => remarks.push(Remark::Damaged { path, why }),
+                }
+            }
+        }
+        (found, remarks)
+    }
+
+    /// Writes a state durably, then removes the oldest ones of its stage.
+    ///
+    /// # Errors
+    /// The disk is full or may not be written; what was there stays.
+    pub fn write(&self, version: Version, root: Digest, state: &[u8]) -> Result<(), HomeError> {
+        let dir = self.dir_of(version.stage);
+        let known = files(&dir);
+        let number = known.last().map_or(1, |(number, _)| number + 1);
+        let header = minicbor::to_vec(Header { version, root, len: state.len() as u64 }).expect("writing to a Vec");
+        let header_len = (header.len() as u32).to_le_bytes();
+        let parts: [&[u8]; 4] = [MAGIC, &header_len, &header, state];
+        let hash = skein_protocol::hash::keyed(DOMAIN, &parts);
+        let len = parts.iter().map(|part| part.len() as u64).sum::<u64>() + HASH as u64;
+        file::write_with(&dir.join(format!("{number:010}.state")), len, Reader::Anyone, |file| {
+            parts.iter().try_for_each(|part| file.write_all(part))?;
+            file.write_all(&hash.0)
+        })?;
+        let surplus = (known.len() + 1).saturating_sub(self.keep);
+        for (_, old) in known.into_iter().take(surplus) {
+            let _ = fs::remove_file(old);
+        }
+        Ok(())
+    }
+}
+
+impl Saves for Store {
+    fn save(&mut self, version: Version, root: Digest, state: &[u8]) -> Result<(), SaveError> {
+        self.write(version, root, state).map_err(|error| {
+            let disk_full = matches!(error, HomeError::DiskFull { .. });
+            SaveError { why: error.to_string(), disk_full }
+        })
+    }
+}
+
+fn list(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).map_or_else(|_| Vec::new(), |entries| entries.filter_map(|e| Some(e.ok()?.path())).collect())
+}
+
+fn stage_in(path: &Path) -> Option<Stage> {
+    path.file_name()?.to_str()?.strip_prefix("stage-")?.parse().ok()
+}
+
+/// Saved states in `dir` by number.
+fn files(dir: &Path) -> Vec<(u64, PathBuf)> {
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_suffix(".state")?.parse().ok();
+    let mut files: Vec<(u64, PathBuf)> =
+        list(dir).into_iter().filter_map(|path| Some((number(&path)?, path))).collect();
+    files.sort();
+    files
+}
+
+fn read(path: &Path) -> Result<Found, String> {
+    let short = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => "it is too short".to_string(),
+        _ => error.to_string(),
+    };
+    let mut file = File::open(path).map_err(short)?;
+    let mut fixed = [0; MAGIC.len() + 4];
+    file.read_exact(&mut fixed).map_err(short)?;
+    let (magic, header_len) = fixed.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err("it is no saved state".into());
+    }
+    let header_len = u32::from_le_bytes(header_len.try_into().expect("four bytes"));
+    if header_len > HEADER_MAX {
+        return Err("its header is too long".into());
+    }
+    let mut header_bytes = vec![0; header_len as usize];
+    file.read_exact(&mut header_bytes).map_err(short)?;
+    let header: Header = minicbor::decode(&header_bytes).map_err(|_| "its header cannot be read".to_string())?;
+    let rest = file.metadata().map_err(short)?.len().saturating_sub((fixed.len() + header_bytes.len()) as u64);
+    if header.len > STATE_MAX || rest != header.len + HASH as u64 {
+        return Err(format!("its state has {} bytes, not {}", rest.saturating_sub(HASH as u64), header.len));
+    }
+    let mut state = vec![0; header.len as usize];
+    file.read_exact(&mut state).map_err(short)?;
+    let mut hash = [0; HASH];
+    file.read_exact(&mut hash).map_err(short)?;
+    let parts: [&[u8]; 4] = [MAGIC, &header_len.to_le_bytes(), &header_bytes, &state];
+    if skein_protocol::hash::keyed(DOMAIN, &parts) != Digest(hash) {
+        return Err("its bytes are not what its hash says".into());
+    }
+    Ok(Found { version: header.version, root: header.root, state: state.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(dir: &Path) -> Store {
+        Store { dir: dir.into(), keep: 2 }
+    }
+
+    fn version(stage: Stage, own_step: u32) -> Version {
+        Version { stage, own_step, ..Version::default() }
+    }
+
+    fn save(store: &Store, stage: Stage, own_step: u32) {
+        store.write(version(stage, own_step), Digest([9; 32]), &[own_step as u8; 1000]).unwrap();
+    }
+
+    fn steps(found: &[Found]) -> Vec<(Stage, u32)> {
+        found.iter().map(|found| (found.version.stage, found.version.own_step)).collect()
+    }
+
+    #[test]
+    fn the_newest_state_of_each_stage_comes_back_and_old_ones_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        // A state that was copied from a younger replica may have fewer steps, and is the newest all the same.
+        for step in [5, 9, 7] {
+            save(&store, 0, step);
+        }
+        save(&store, 3, 1);
+        let (found, remarks) = store.newest();
+        assert_eq!(steps(&found), [(0, 7), (3, 1)]);
+        assert_eq!(found[0].state, vec![7; 1000]);
+        assert_eq!(found[0].root, Digest([9; 32]));
+        assert_eq!(remarks, []);
+        assert_eq!(files(&store.dir_of(0)).len(), 2);
+    }
+
+    #[test]
+    fn any_damage_is_seen_and_the_one_before_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        save(&store, 0, 1);
+        save(&store, 0, 2);
+        let path = store.dir_of(0).join("0000000002.state");
+        let whole = fs::read(&path).unwrap();
+        for at in (0..whole.len()).step_by(7).chain([whole.len() - 1]) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            let (found, remarks) = store.newest();
+            assert_eq!(steps(&found), [(0, 1)], "byte {at}");
+            assert_eq!(remarks.len(), 1);
+        }
+        for len in [0, 3, 20, 40, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..len]).unwrap();
+            let (found, remarks) = store.newest();
+            assert_eq!(steps(&found), [(0, 1)], "{len} bytes");
+            assert!(matches!(remarks[..], [Remark::Damaged { .. }]), "{remarks:?}");
+        }
+    }
+
+    #[test]
+    fn an_interrupted_save_is_removed_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        save(&store, 0, 1);
+        let left = store.dir_of(0).join(".abc.unfinished");
+        fs::write(&left, b"half").unwrap();
+        let (found, remarks) = store.newest();
+        assert_eq!(steps(&found), [(0, 1)]);
+        assert_eq!(remarks, [Remark::Interrupted { path: left }]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("stage-0"), b"in the way").unwrap();
+        let error = store(dir.path()).save(version(0, 1), Digest::default(), &[1]).unwrap_err();
+        assert!(!error.disk_full && error.why.contains("stage-0"), "{error}");
+    }
+}
