@@ -3,5 +3,7 @@
 //! Pure unless the feature `compute` is on: the machines (`peer`, `flow`, `plan`) move handles, the worker behind
 //! `job` moves numbers.
 
+pub mod exact;
 pub mod job;
+pub mod model;
 pub mod peer;
