@@ -1,1 +1,6 @@
-//! Who is there, and agreeing on numbers without a leader.
+//! Who is there, and agreeing on numbers without a leader. Pure: no clock, no socket, no random device.
+
+pub mod average;
+pub mod kernel;
+pub mod membership;
+pub mod spread;

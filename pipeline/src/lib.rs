@@ -4,6 +4,8 @@
 //! `job` moves numbers.
 
 pub mod exact;
+pub mod flow;
 pub mod job;
 pub mod model;
 pub mod peer;
+pub mod plan;

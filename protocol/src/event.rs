@@ -81,13 +81,11 @@ pub enum Event {
         stage: Stage,
         from: PeerId,
     },
-    /// Its gradient is in the open sum. `reused`: it was taken at the output of a replica that died.
     Added {
         id: MicroBatchId,
         stage: Stage,
         own_step: u32,
         staleness: u32,
-        reused: bool,
     },
     /// Not added: too stale, or not finite.
     Refused {

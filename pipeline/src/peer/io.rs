@@ -3,6 +3,7 @@
 use skein_protocol::{
     Blob, Incarnation, JobId, Lane, PeerId, Stage, Utc,
     event::{Event, Severity},
+    hash::Digest,
     wire::Frame,
 };
 
@@ -54,6 +55,8 @@ pub enum Input {
         peer: PeerId,
         lane: Lane,
     },
+    /// Where others reach me, best first.
+    Addresses(Vec<String>),
     Command(Command),
     /// At least every 250 ms.
     Tick {
@@ -78,7 +81,7 @@ pub enum Command {
     Drain,
     /// Save every served stage now.
     Save,
-    /// Collect the slow weights of every stage: answered by one `Output::Exported` a stage.
+    /// Collect the weights of every stage: answered by one `Output::Exported` a replica, the last of a stage with `last`.
     Export {
         request: u64,
     },
@@ -152,10 +155,13 @@ pub enum Output {
         severity: Severity,
         why: String,
     },
+    /// Weights of one replica of a stage: parts in order, the driver's to release; nothing when none could be had. `last` of
+    /// its stage.
     Exported {
         request: u64,
         stage: Stage,
-        state: Option<Blob>,
+        parts: Option<(Vec<Blob>, Digest)>,
+        last: bool,
     },
     /// Logits of the last position of a session's piece (f32), or nothing when the session is lost.
     Generated {

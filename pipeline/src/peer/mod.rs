@@ -1,12 +1,41 @@
 //! One peer of a run: its machines, and the one table that wires them.
 //!
-//! In: facts from the driver. Out: requests to it. It knows no clock, socket, thread, disk or tensor.
+//! In: facts from the driver ([`io::Input`]). Out: requests to it ([`io::Output`]). It knows no clock, socket, thread, disk or
+//! tensor, and holds no logic of its own beyond "this output becomes that input": what a machine decides is the machine's.
 
+pub mod directory;
+pub mod drain;
+pub mod export;
+pub mod generate;
 pub mod io;
+pub mod neighbours;
+mod placement;
+pub mod replica;
+mod rounds;
+mod snapshots;
+pub mod transfer;
+pub mod view;
+mod wiring;
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use skein_protocol::{Incarnation, Manifest, PeerId, RunId, key::Key};
+use skein_protocol::{
+    Blob, Incarnation, Instant, Machine, Manifest, Outbox, PeerId, RunId, Stage, Utc, Version, hash::Digest, key::Key,
+    machine::Why, rng::Streams,
+};
+
+use crate::flow::{Desk, route::Route, schedule::Schedule, source::Source, stage::StageRules};
+use directory::Directory;
+use drain::Drain;
+use export::Export;
+use generate::Generate;
+use io::{Input, Output};
+use neighbours::Neighbours;
+use replica::Replica;
+use transfer::Transfer;
 
 /// What a peer is born with.
 #[derive(Clone)]
@@ -28,8 +57,18 @@ pub struct PeerConfig {
     pub addresses: Vec<String>,
     /// Index of the first micro-batch to feed, after a restart.
     pub feed_from: u64,
-    /// Stages whose saved state the driver found at the start, with their version: loaded before anything is fetched.
-    pub saved: Vec<skein_protocol::Version>,
+    /// Saved states that the driver found at the start: the newest of each stage, its bytes in the store.
+    pub saved: Vec<SavedState>,
+    /// Bootstrap peers are known: with none, nobody is waited for.
+    pub expects_others: bool,
+}
+
+/// A state on the disk of this peer, in the store.
+#[derive(Clone, Debug)]
+pub struct SavedState {
+    pub version: Version,
+    pub root: Digest,
+    pub blob: Blob,
 }
 
 impl PeerConfig {
@@ -37,3 +76,179 @@ impl PeerConfig {
         self.key.peer()
     }
 }
+
+/// What this peer is meant to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Placement {
+    /// Serve nothing, unless told to.
+    #[default]
+    Watch,
+    /// Serve what the plan says.
+    Plan,
+}
+
+/// What a transfer is for.
+#[derive(Clone, Debug, PartialEq)]
+enum Ticket {
+    Serve { stage: Stage, snapshot: bool },
+    Hold { from: PeerId },
+    Export { request: u64, stage: Stage },
+}
+
+/// What an encoded state is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StateFor {
+    Request { to: PeerId, request: u64 },
+    Keeper,
+}
+
+pub struct Peer {
+    config: PeerConfig,
+    me: PeerId,
+    incarnation: Incarnation,
+    rules: StageRules,
+    started: Instant,
+    last_turn: Instant,
+    last_tick: Instant,
+    utc: Utc,
+    /// Waiting for a new incarnation to be durable: not a word until then.
+    silent: bool,
+    placement: Placement,
+    neighbours: Neighbours,
+    directory: Directory,
+    route: Route,
+    jobs: Schedule,
+    transfer: Transfer,
+    generate: Generate,
+    export: Export,
+    replicas: BTreeMap<Stage, Replica>,
+    source: Option<Source>,
+    tickets: BTreeMap<u64, Ticket>,
+    states: BTreeMap<u64, (StateFor, Version)>,
+    next_ticket: u64,
+    /// Stages that were said to be without a replica.
+    empty: BTreeSet<Stage>,
+    active: Vec<PeerId>,
+    drain: Option<Drain>,
+    greeted_at: Option<Instant>,
+    lookup_at: Instant,
+    plan_at: Instant,
+    published_at: Instant,
+    ended: bool,
+    fences: BTreeMap<PeerId, Instant>,
+}
+
+/// Splits the borrow: a desk over the shared parts, beside the machine that writes on it.
+macro_rules! desk {
+    ($peer:ident, $now:expr, $out:expr) => {
+        $crate::flow::Desk { now: $now, me: $peer.me, out: $out, jobs: &mut $peer.jobs, route: &mut $peer.route }
+    };
+}
+pub(crate) use desk;
+
+impl Peer {
+    pub fn new(config: PeerConfig, now: Instant, utc: Utc) -> Self {
+        let me = config.me();
+        let streams = Streams::new(config.seed, me);
+        let manifest = &config.manifest;
+        Peer {
+            me,
+            incarnation: config.incarnation,
+            rules: StageRules::of(manifest),
+            started: now,
+            last_turn: now,
+            last_tick: now,
+            utc,
+            silent: false,
+            placement: Placement::Watch,
+            neighbours: Neighbours::default(),
+            directory: Directory::new(&config, &streams, now),
+            route: Route::new(&streams, manifest.lock_step()),
+            jobs: Schedule::default(),
+            transfer: Transfer::default(),
+            generate: Generate::default(),
+            export: Export::default(),
+            replicas: BTreeMap::new(),
+            source: None,
+            tickets: BTreeMap::new(),
+            states: BTreeMap::new(),
+            next_ticket: 0,
+            empty: BTreeSet::new(),
+            active: Vec::new(),
+            drain: None,
+            greeted_at: None,
+            lookup_at: now,
+            plan_at: now,
+            published_at: now,
+            ended: false,
+            fences: BTreeMap::new(),
+            config,
+        }
+    }
+
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+
+    pub fn manifest(&self) -> &Manifest {
+        &self.config.manifest
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
+
+    /// Hands waiting jobs to the driver; each gets its weight by the age that its work has now.
+    fn dispatch(&mut self, out: &mut Outbox<Output>) {
+        let replicas = &mut self.replicas;
+        self.jobs.dispatch(out, |job, purpose| {
+            if let Some(flow) = replicas.get_mut(&job.stage()).and_then(Replica::flow_mut) {
+                flow.weigh(job, purpose);
+            }
+        });
+    }
+
+    /// Runs `act` on the flow of a stage that serves.
+    fn with_flow<R>(
+        &mut self,
+        now: Instant,
+        out: &mut Outbox<Output>,
+        stage: Stage,
+        act: impl FnOnce(&mut crate::flow::stage::StageFlow, &mut Desk<'_>) -> R,
+    ) -> Option<R> {
+        let flow = self.replicas.get_mut(&stage)?.flow_mut()?;
+        let mut desk = desk!(self, now, out);
+        Some(act(flow, &mut desk))
+    }
+
+    fn with_source<R>(
+        &mut self,
+        now: Instant,
+        out: &mut Outbox<Output>,
+        act: impl FnOnce(&mut Source, &mut Desk<'_>) -> R,
+    ) -> Option<R> {
+        let source = self.source.as_mut()?;
+        let mut desk = desk!(self, now, out);
+        Some(act(source, &mut desk))
+    }
+}
+
+impl Machine for Peer {
+    type Input = Input;
+    type Output = Output;
+
+    fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox<Output>) {
+        self.turn(now, input, out);
+        self.dispatch(out);
+    }
+
+    fn deadline(&self) -> Option<(Instant, Why)> {
+        let flows = self.replicas.values().filter_map(|replica| replica.flow().and_then(|flow| flow.deadline()));
+        let source = self.source.as_ref().and_then(Source::deadline);
+        flows.chain(source).min().map(|at| (at.max(self.last_turn + MIN_WAKE), "an offer of a micro-batch ends"))
+    }
+}
+
+/// A machine is not woken more often than this by its own deadlines.
+const MIN_WAKE: std::time::Duration = std::time::Duration::from_millis(10);

@@ -1,4 +1,71 @@
-//! Frames of this conversation.
-#[derive(Clone, Debug, PartialEq, minicbor::Encode, minicbor::Decode)]
+//! Passing signed items on: what I have, what I want, the items.
+
+use minicbor::{Decode, Encode};
+
+use super::{
+    limits,
+    membership::{ItemKey, Stamp},
+};
+use crate::key::Signed;
+
+/// Entries of one digest, and keys of one want.
+pub const KEYS_MAX: usize = 512;
+/// Items of one frame.
+pub const ITEMS_MAX: usize = 8;
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+pub enum Frame {
+    /// Items are pushed when they are new, and sent when they are wanted.
+    #[n(0)]
+    Items(#[n(0)] Items),
+    /// All that I have; whoever has newer sends it, whoever has older asks.
+    #[n(1)]
+    Digest(#[n(0)] Digest),
+    #[n(2)]
+    Want(#[n(0)] Want),
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
 #[cbor(array)]
-pub struct Frame {}
+pub struct Items {
+    #[n(0)]
+    #[cbor(encode_with = "limits::encode_list", decode_with = "items_list")]
+    pub items: Vec<Signed>,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(array)]
+pub struct Digest {
+    #[n(0)]
+    #[cbor(encode_with = "limits::encode_list", decode_with = "entries_list")]
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct Entry {
+    #[n(0)]
+    pub key: ItemKey,
+    #[n(1)]
+    pub stamp: Stamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(array)]
+pub struct Want {
+    #[n(0)]
+    #[cbor(encode_with = "limits::encode_list", decode_with = "keys_list")]
+    pub keys: Vec<ItemKey>,
+}
+
+fn items_list<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Vec<Signed>, minicbor::decode::Error> {
+    limits::list::<Ctx, Signed, ITEMS_MAX>(d, ctx)
+}
+
+fn entries_list<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Vec<Entry>, minicbor::decode::Error> {
+    limits::list::<Ctx, Entry, KEYS_MAX>(d, ctx)
+}
+
+fn keys_list<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Vec<ItemKey>, minicbor::decode::Error> {
+    limits::list::<Ctx, ItemKey, KEYS_MAX>(d, ctx)
+}

@@ -1,0 +1,4 @@
+//! Kernels of averaging: slices in, slices out, one order of summation.
+
+pub mod noloco;
+pub mod staleness;

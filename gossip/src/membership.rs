@@ -1,0 +1,239 @@
+//! Who is there and what they serve: the directory, made of verified items.
+//!
+//! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It keeps at most 256 replicas a stage, one
+//! progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
+
+use std::collections::BTreeMap;
+
+use skein_protocol::{
+    Incarnation, Instant, MicroBatchId, PeerId, Stage, Version,
+    wire::membership::{Held, Item, ItemKey, Offer, Progress, State, What},
+};
+
+/// Replicas of one stage that are kept.
+pub const REPLICAS_MAX: usize = 256;
+
+#[derive(Clone, Debug)]
+struct Known {
+    incarnation: Incarnation,
+    offer: Offer,
+}
+
+#[derive(Clone, Debug)]
+struct Fed {
+    incarnation: Incarnation,
+    progress: Progress,
+}
+
+#[derive(Debug, Default)]
+pub struct Membership {
+    peers: BTreeMap<PeerId, Known>,
+    feeders: BTreeMap<PeerId, Fed>,
+    held: BTreeMap<(Stage, PeerId), Held>,
+    empty_since: BTreeMap<Stage, Instant>,
+}
+
+/// What an item changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A peer is new, or serves something else than before.
+    Offer(PeerId),
+    Progress(PeerId),
+    Held(Stage),
+    /// Not taken: no room, or not allowed.
+    Nothing,
+}
+
+impl Membership {
+    /// `may_feed` says whose progress counts.
+    pub fn on_item(&mut self, author: PeerId, item: Item, may_feed: impl Fn(PeerId) -> bool) -> Change {
+        let incarnation = item.stamp.incarnation;
+        match item.what {
+            What::Offer(offer) => {
+                let full = offer.stages.iter().any(|s| self.replicas(s.stage).count() >= REPLICAS_MAX);
+                if full && !self.peers.contains_key(&author) {
+                    return Change::Nothing;
+                }
+                self.peers.insert(author, Known { incarnation, offer });
+                Change::Offer(author)
+            }
+            What::Progress(progress) => {
+                if !may_feed(author) {
+                    return Change::Nothing;
+                }
+                let before = self.feeders.get(&author).map_or(0, |fed| fed.progress.samples);
+                let samples = progress.samples.max(before);
+                self.feeders.insert(author, Fed { incarnation, progress: Progress { samples, ..progress } });
+                Change::Progress(author)
+            }
+            What::Held(held) => {
+                let stage = held.version.stage;
+                self.held.insert((stage, author), held);
+                Change::Held(stage)
+            }
+        }
+    }
+
+    pub fn on_expired(&mut self, key: ItemKey) {
+        match key.kind {
+            0 => {
+                self.peers.remove(&key.author);
+            }
+            // A counter only grows: it outlives the item that brought it.
+            1 => {}
+            _ => {
+                self.held.remove(&(key.subject, key.author));
+            }
+        }
+    }
+
+    /// A peer is gone: what it served and held is not there until it offers it again.
+    pub fn on_lost(&mut self, peer: PeerId) {
+        self.peers.remove(&peer);
+        self.held.retain(|(_, keeper), _| *keeper != peer);
+    }
+
+    pub fn offer(&self, peer: PeerId) -> Option<&Offer> {
+        self.peers.get(&peer).map(|known| &known.offer)
+    }
+
+    pub fn incarnation(&self, peer: PeerId) -> Option<Incarnation> {
+        self.peers.get(&peer).map(|known| known.incarnation)
+    }
+
+    pub fn peers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
+        self.peers.iter().map(|(peer, known)| (*peer, &known.offer))
+    }
+
+    /// Replicas that serve `stage`, with version and claimed speed (micro-batches a second; 0 = unknown).
+    pub fn replicas(&self, stage: Stage) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
+        self.in_state(stage, |state| state == State::Serving)
+    }
+
+    /// Replicas that serve or are about to.
+    pub fn planned(&self, stage: Stage) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
+        self.in_state(stage, |state| state != State::Draining)
+    }
+
+    fn in_state(
+        &self,
+        stage: Stage,
+        wanted: impl Fn(State) -> bool + 'static,
+    ) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
+        self.peers.iter().filter_map(move |(peer, known)| {
+            let offer = known.offer.stages.iter().find(|offer| offer.stage == stage && wanted(offer.state))?;
+            let version = Version {
+                stage,
+                peer: *peer,
+                incarnation: known.incarnation,
+                round: offer.round,
+                own_step: offer.own_step,
+            };
+            Some((*peer, version, offer.speed_milli as f64 / 1e3))
+        })
+    }
+
+    pub fn held(&self, stage: Stage) -> impl Iterator<Item = (PeerId, &Held)> {
+        self.held
+            .range((stage, PeerId([0; 32]))..=(stage, PeerId([255; 32])))
+            .map(|((_, keeper), held)| (*keeper, held))
+    }
+
+    /// Samples that a feeder completed.
+    pub fn samples_of(&self, feeder: PeerId) -> u64 {
+        self.feeders.get(&feeder).map_or(0, |fed| fed.progress.samples)
+    }
+
+    pub fn samples_without(&self, feeder: PeerId) -> u64 {
+        self.feeders.iter().filter(|(peer, _)| **peer != feeder).map(|(_, fed)| fed.progress.samples).sum()
+    }
+
+    pub fn feeders(&self) -> impl Iterator<Item = (PeerId, &Progress)> {
+        self.feeders.iter().map(|(peer, fed)| (*peer, &fed.progress))
+    }
+
+    /// Whether the feeder said that this id is over; also true for ids of an incarnation before its present one.
+    pub fn is_over(&self, id: &MicroBatchId, per_step: u64) -> bool {
+        let Some(fed) = self.feeders.get(&id.feeder) else { return false };
+        if id.incarnation != fed.incarnation {
+            return id.incarnation < fed.incarnation;
+        }
+        covers(&fed.progress, u64::from(id.step) * per_step + u64::from(id.index))
+    }
+
+    /// Since when a stage has no replica, as far as was noted.
+    pub fn note_empty(&mut self, now: Instant, stage: Stage, empty: bool) -> Option<Instant> {
+        if empty {
+            Some(*self.empty_since.entry(stage).or_insert(now))
+        } else {
+            self.empty_since.remove(&stage);
+            None
+        }
+    }
+
+    pub fn empty_since(&self, stage: Stage) -> Option<Instant> {
+        self.empty_since.get(&stage).copied()
+    }
+}
+
+/// Whether `position` is below the mark, or its bit is set.
+fn covers(progress: &Progress, position: u64) -> bool {
+    let Some(bit) = position.checked_sub(progress.low) else { return true };
+    let byte = usize::try_from(bit / 8).ok().and_then(|i| progress.above.get(i)).copied().unwrap_or(0);
+    byte >> (bit % 8) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skein_protocol::{
+        Utc,
+        hash::Digest,
+        wire::membership::{StageOffer, Stamp},
+    };
+
+    const A: PeerId = PeerId([1; 32]);
+
+    fn item(incarnation: u32, what: What) -> Item {
+        Item { run: Digest([0; 32]), stamp: Stamp { incarnation, sequence: 1 }, made_at: Utc(0), life_ms: 1000, what }
+    }
+
+    fn serving(stage: Stage) -> What {
+        let offer = StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 1500 };
+        What::Offer(Offer { stages: vec![offer], ..Offer::default() })
+    }
+
+    fn progress(low: u64, above: &[u8], samples: u64) -> What {
+        What::Progress(Progress { low, above: above.to_vec().into(), samples, loss_milli: None, open: 0 })
+    }
+
+    #[test]
+    fn a_lost_replica_is_gone_until_it_offers_itself_again() {
+        let mut members = Membership::default();
+        members.on_item(A, item(1, serving(2)), |_| true);
+        assert_eq!(members.replicas(2).map(|(peer, _, speed)| (peer, speed)).collect::<Vec<_>>(), vec![(A, 1.5)]);
+        members.on_lost(A);
+        assert_eq!(members.replicas(2).count(), 0);
+    }
+
+    #[test]
+    fn a_counter_never_falls_and_counts_only_for_those_who_may_feed() {
+        let mut members = Membership::default();
+        members.on_item(A, item(1, progress(5, &[], 50)), |_| true);
+        members.on_item(A, item(2, progress(0, &[], 40)), |_| true);
+        assert_eq!(members.samples_of(A), 50);
+        assert_eq!(members.on_item(PeerId([2; 32]), item(1, progress(5, &[], 50)), |_| false), Change::Nothing);
+    }
+
+    #[test]
+    fn ids_below_the_mark_with_a_bit_or_of_a_former_incarnation_are_over() {
+        let mut members = Membership::default();
+        members.on_item(A, item(2, progress(10, &[0b100], 0)), |_| true);
+        let id = |incarnation, step, index| MicroBatchId { feeder: A, incarnation, step, index };
+        assert!(members.is_over(&id(2, 2, 1), 4), "9");
+        assert!(!members.is_over(&id(2, 2, 2), 4), "10");
+        assert!(members.is_over(&id(2, 3, 0), 4), "12");
+        assert!(members.is_over(&id(1, 99, 0), 4));
+        assert!(!members.is_over(&id(3, 0, 0), 4));
+    }
+}

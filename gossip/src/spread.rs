@@ -1,0 +1,334 @@
+//! Passes signed items on until everybody has them, and repairs what was missed.
+//!
+//! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most four
+//! neighbours at once; every second one neighbour gets a digest of all I have, and sends or asks for the difference.
+//! It keeps at most [`ITEMS`] items and knows nothing of what they say.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use skein_protocol::{
+    Instant, Outbox, PeerId, RunId, Utc,
+    event::Severity,
+    key::Signed,
+    rng::{Purpose, Streams},
+    wire::{
+        membership::{Item, ItemKey, Stamp},
+        spread::{Digest, Entry, Frame, ITEMS_MAX, Items, KEYS_MAX, Want},
+    },
+};
+
+/// Items that are kept, and stamps of forgotten ones.
+pub const ITEMS: usize = 4096;
+/// Neighbours that get a new item at once.
+const FANOUT: usize = 4;
+const DIGEST_EVERY: Duration = Duration::from_secs(1);
+/// An item that is further from my clock than this is not taken.
+pub const SKEW_MAX: Duration = Duration::from_secs(90);
+/// No item lives longer.
+pub const LIFE_MAX: Duration = Duration::from_secs(120);
+/// How long the newest stamp of an expired item is remembered, so that an old one cannot come back.
+const REMEMBER: Duration = Duration::from_secs(600);
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Act {
+    Send {
+        to: PeerId,
+        frame: Frame,
+    },
+    /// An item that I did not have, or a newer one; its author signed it.
+    New {
+        author: PeerId,
+        item: Item,
+    },
+    /// The life of an item is over.
+    Expired {
+        key: ItemKey,
+    },
+    Blame {
+        peer: PeerId,
+        severity: Severity,
+        why: &'static str,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Stored {
+    stamp: Stamp,
+    signed: Signed,
+    expires: Instant,
+}
+
+#[derive(Debug)]
+pub struct Spread {
+    me: PeerId,
+    run: RunId,
+    items: BTreeMap<ItemKey, Stored>,
+    remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
+    neighbours: Vec<PeerId>,
+    digest_at: Instant,
+    rng: ChaCha8Rng,
+}
+
+impl Spread {
+    pub fn new(me: PeerId, run: RunId, streams: &Streams, now: Instant) -> Self {
+        Spread {
+            me,
+            run,
+            items: BTreeMap::new(),
+            remembered: BTreeMap::new(),
+            neighbours: Vec::new(),
+            digest_at: now,
+            rng: streams.stream(Purpose::Spread),
+        }
+    }
+
+    pub fn on_up(&mut self, peer: PeerId, out: &mut Outbox<Act>) {
+        if !self.neighbours.contains(&peer) {
+            self.neighbours.push(peer);
+        }
+        out.push(Act::Send { to: peer, frame: self.digest() });
+    }
+
+    pub fn on_lost(&mut self, peer: PeerId) {
+        self.neighbours.retain(|neighbour| *neighbour != peer);
+    }
+
+    /// Spreads an item of mine. It comes back as `New`, like everybody else's.
+    pub fn publish(&mut self, now: Instant, signed: Signed, item: Item, out: &mut Outbox<Act>) {
+        let author = signed.by;
+        self.take(now, signed, &item, None, out);
+        out.push(Act::New { author, item });
+    }
+
+    pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: Frame, out: &mut Outbox<Act>) {
+        match frame {
+            Frame::Items(items) => {
+                for signed in items.items {
+                    self.on_item(now, utc, from, signed, out);
+                }
+            }
+            Frame::Digest(digest) => self.on_digest(from, &digest, out),
+            Frame::Want(want) => {
+                let items = want.keys.iter().filter_map(|key| self.items.get(key)).map(|s| s.signed.clone()).collect();
+                send_items(from, items, out);
+            }
+        }
+    }
+
+    fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Signed, out: &mut Outbox<Act>) {
+        let Some(item) = Item::open(&signed) else {
+            return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that nobody signed" });
+        };
+        if item.run != self.run || Duration::from_millis(item.life_ms.into()) > LIFE_MAX {
+            return out.push(Act::Blame {
+                peer: from,
+                severity: Severity::Wrong,
+                why: "an item that is not of this run",
+            });
+        }
+        // Mine comes back to me: what I publish next is newer.
+        if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
+            return;
+        }
+        let author = signed.by;
+        if self.take(now, signed, &item, Some(from), out) {
+            out.push(Act::New { author, item });
+        }
+    }
+
+    fn is_newer(&self, item: &Item, author: PeerId) -> bool {
+        let key = item.key(author);
+        let known = self.items.get(&key).map(|stored| stored.stamp);
+        let remembered = self.remembered.get(&key).map(|(stamp, _)| *stamp);
+        known.max(remembered).is_none_or(|stamp| item.stamp > stamp)
+    }
+
+    /// Stores and pushes. False when there is no room.
+    fn take(&mut self, now: Instant, signed: Signed, item: &Item, from: Option<PeerId>, out: &mut Outbox<Act>) -> bool {
+        let key = item.key(signed.by);
+        if self.items.len() >= ITEMS && !self.items.contains_key(&key) {
+            return false;
+        }
+        let expires = now + Duration::from_millis(item.life_ms.into());
+        for to in self.some_neighbours(from, signed.by) {
+            let items = vec![signed.clone()];
+            out.push(Act::Send { to, frame: Frame::Items(Items { items }) });
+        }
+        self.items.insert(key, Stored { stamp: item.stamp, signed, expires });
+        true
+    }
+
+    fn some_neighbours(&mut self, from: Option<PeerId>, author: PeerId) -> Vec<PeerId> {
+        let mut some: Vec<PeerId> =
+            self.neighbours.iter().copied().filter(|peer| Some(*peer) != from && *peer != author).collect();
+        while some.len() > FANOUT.max(6) {
+            let i = self.rng.random_range(0..some.len());
+            some.swap_remove(i);
+        }
+        some
+    }
+
+    fn digest(&mut self) -> Frame {
+        let skip = self.items.len().saturating_sub(KEYS_MAX);
+        let skip = if skip > 0 { self.rng.random_range(0..=skip) } else { 0 };
+        let entries = self.items.iter().skip(skip).take(KEYS_MAX).map(|(key, s)| Entry { key: *key, stamp: s.stamp });
+        Frame::Digest(Digest { entries: entries.collect() })
+    }
+
+    fn on_digest(&mut self, from: PeerId, digest: &Digest, out: &mut Outbox<Act>) {
+        let theirs: BTreeMap<ItemKey, Stamp> = digest.entries.iter().map(|e| (e.key, e.stamp)).collect();
+        let newer_here = self
+            .items
+            .iter()
+            .filter(|(key, stored)| theirs.get(key).is_none_or(|stamp| *stamp < stored.stamp))
+            .map(|(_, stored)| stored.signed.clone())
+            .collect();
+        send_items(from, newer_here, out);
+        let keys: Vec<ItemKey> = theirs
+            .into_iter()
+            .filter(|(key, stamp)| key.author != self.me && self.items.get(key).is_none_or(|s| s.stamp < *stamp))
+            .filter(|(key, stamp)| self.remembered.get(key).is_none_or(|(known, _)| known < stamp))
+            .map(|(key, _)| key)
+            .collect();
+        if !keys.is_empty() {
+            out.push(Act::Send { to: from, frame: Frame::Want(Want { keys }) });
+        }
+    }
+
+    pub fn on_tick(&mut self, now: Instant, out: &mut Outbox<Act>) {
+        let expired: Vec<ItemKey> = self.items.iter().filter(|(_, s)| s.expires <= now).map(|(key, _)| *key).collect();
+        for key in expired {
+            if let Some(stored) = self.items.remove(&key) {
+                self.remembered.insert(key, (stored.stamp, now + REMEMBER));
+                out.push(Act::Expired { key });
+            }
+        }
+        self.remembered.retain(|_, (_, until)| *until > now);
+        while self.remembered.len() > ITEMS {
+            self.remembered.pop_first();
+        }
+        if now >= self.digest_at && !self.neighbours.is_empty() {
+            self.digest_at = now + DIGEST_EVERY;
+            let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())];
+            let frame = self.digest();
+            out.push(Act::Send { to, frame });
+        }
+    }
+}
+
+fn send_items(to: PeerId, items: Vec<Signed>, out: &mut Outbox<Act>) {
+    for items in items.chunks(ITEMS_MAX) {
+        out.push(Act::Send { to, frame: Frame::Items(Items { items: items.to_vec() }) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skein_protocol::{
+        hash,
+        key::Key,
+        wire::membership::{Offer, What},
+    };
+
+    const RUN: RunId = hash::Digest([1; 32]);
+
+    fn key(i: u8) -> Key {
+        Key::from_secret([i; 32])
+    }
+
+    fn item(sequence: u32) -> Item {
+        Item {
+            run: RUN,
+            stamp: Stamp { incarnation: 1, sequence },
+            made_at: Utc(1_000_000),
+            life_ms: 60_000,
+            what: What::Offer(Offer::default()),
+        }
+    }
+
+    fn spread(i: u8) -> Spread {
+        let me = key(i).peer();
+        Spread::new(me, RUN, &Streams::new(1, me), Instant::ZERO)
+    }
+
+    /// Delivers until nobody has anything to say; returns how many items were new to somebody.
+    fn settle(spreads: &mut BTreeMap<PeerId, Spread>, first: Vec<(PeerId, Act)>) -> usize {
+        let mut queue = std::collections::VecDeque::from(first);
+        let mut new = 0;
+        while let Some((at, act)) = queue.pop_front() {
+            match act {
+                Act::Send { to, frame } => {
+                    let mut out = Outbox::new();
+                    if let Some(spread) = spreads.get_mut(&to) {
+                        spread.on_frame(Instant::ZERO, Utc(1_000_000), at, frame, &mut out);
+                    }
+                    queue.extend(out.drain().map(|act| (to, act)));
+                }
+                Act::New { .. } => new += 1,
+                Act::Blame { why, .. } => panic!("{why}"),
+                Act::Expired { .. } => {}
+            }
+        }
+        new
+    }
+
+    #[test]
+    fn an_item_reaches_everybody_along_a_chain() {
+        let mut spreads: BTreeMap<PeerId, Spread> = (0..9).map(|i| (key(i).peer(), spread(i))).collect();
+        let mut acts = Vec::new();
+        for i in 0..8 {
+            for (a, b) in [(i, i + 1), (i + 1, i)] {
+                let mut out = Outbox::new();
+                let at = key(a).peer();
+                spreads.get_mut(&at).expect("made above").on_up(key(b).peer(), &mut out);
+                acts.extend(out.drain().map(|act| (at, act)));
+            }
+        }
+        assert_eq!(settle(&mut spreads, acts), 0);
+        let mut out = Outbox::new();
+        let at = key(0).peer();
+        let signed = item(1).sign(&key(0));
+        spreads.get_mut(&at).expect("made above").publish(Instant::ZERO, signed, item(1), &mut out);
+        let acts = out.drain().map(|act| (at, act)).collect();
+        assert_eq!(settle(&mut spreads, acts), 9);
+    }
+
+    #[test]
+    fn forged_old_and_foreign_items_are_not_taken() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        let from = key(5).peer();
+        let mut forged = item(1).sign(&key(1));
+        forged.by = key(2).peer();
+        let mut say = |spread: &mut Spread, signed: Signed| {
+            out.drain().for_each(drop);
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), from, Frame::Items(Items { items: vec![signed] }), &mut out);
+            out.drain().collect::<Vec<_>>()
+        };
+        assert!(matches!(say(&mut spread, forged)[..], [Act::Blame { severity: Severity::Hostile, .. }]));
+        assert_eq!(say(&mut spread, item(2).sign(&key(1))).len(), 1, "taken");
+        assert!(say(&mut spread, item(2).sign(&key(1))).is_empty(), "nothing new");
+        assert!(say(&mut spread, item(1).sign(&key(1))).is_empty(), "older");
+        let stale = Item { made_at: Utc(800_000), ..item(9) };
+        assert!(say(&mut spread, stale.sign(&key(1))).is_empty(), "made too long ago");
+        let foreign = Item { run: hash::Digest([9; 32]), ..item(9) };
+        assert!(matches!(say(&mut spread, foreign.sign(&key(1)))[..], [Act::Blame { .. }]));
+    }
+
+    #[test]
+    fn an_expired_item_does_not_come_back() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        let from = key(5).peer();
+        let frame = || Frame::Items(Items { items: vec![item(3).sign(&key(1))] });
+        spread.on_frame(Instant::ZERO, Utc(1_000_000), from, frame(), &mut out);
+        let later = Instant::ZERO + Duration::from_secs(61);
+        spread.on_tick(later, &mut out);
+        out.drain().for_each(drop);
+        spread.on_frame(later, Utc(1_061_000), from, frame(), &mut out);
+        assert!(out.is_empty());
+    }
+}

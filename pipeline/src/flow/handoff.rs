@@ -1,0 +1,285 @@
+//! One id on its way from its holder to a replica of the next stage.
+//!
+//! The holder chooses a replica, names it upstream and waits to be confirmed (the feeder has nobody above it), sends, is
+//! accepted, confirms. While the other's choice is unconfirmed it sends nothing on, so an offer can be taken back freely; once
+//! confirmed, only the other's death moves the id, and then its successor is told whom the dead one had named.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use skein_protocol::{
+    Attempt, Blob, Instant, Lane, MicroBatchId, PeerId, Stage,
+    event::Event,
+    wire::flow::{About, Accepted, Forward, Frame, Why},
+};
+
+use super::Desk;
+
+/// A replica that had no room is asked again after this.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// A replica that does not serve (yet) is asked again after this.
+const ABSENT_PAUSE: Duration = Duration::from_secs(1);
+/// With nobody to send to, the directory is looked at again after this.
+const RETRY: Duration = Duration::from_millis(100);
+/// A replica that holds an id this long without a word is asked whether it still does.
+pub const ASK_AFTER: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nobody serves the stage, or everybody is busy.
+    Unrouted {
+        retry: Instant,
+    },
+    /// Named upstream, not confirmed.
+    Named,
+    /// To be sent as soon as there is something to send.
+    Ready,
+    Sent {
+        at: Instant,
+        deadline: Instant,
+    },
+    /// Accepted and confirmed; `next` is where it goes from there.
+    Held {
+        next: Option<PeerId>,
+        asked: Instant,
+    },
+}
+
+/// Constant facts of the id that every send repeats.
+#[derive(Clone, Debug)]
+pub struct Cargo {
+    pub id: MicroBatchId,
+    pub samples: u64,
+    pub close: bool,
+    /// Attempt under which the holder has it; nothing for the feeder.
+    pub attempt: Option<Attempt>,
+}
+
+impl Cargo {
+    fn attempt_with(&self, counter: u8) -> Attempt {
+        self.attempt.as_ref().map_or(Attempt::first(counter), |attempt| attempt.hop(counter))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Handoff {
+    /// The receiver's stage.
+    stage: Stage,
+    to: Option<PeerId>,
+    counter: u8,
+    phase: Phase,
+    hint: Option<PeerId>,
+    needs_confirmation: bool,
+    /// Everybody it was sent to: a gradient from any of them is welcome.
+    offered: BTreeSet<PeerId>,
+    pauses: Vec<(PeerId, Instant)>,
+    /// Who was lost with it, and why: said when it is sent again.
+    lost: Option<(PeerId, String)>,
+    /// Losses after an acceptance.
+    pub losses: u8,
+}
+
+impl Handoff {
+    pub fn new(stage: Stage, needs_confirmation: bool) -> Self {
+        Handoff {
+            stage,
+            to: None,
+            counter: 0,
+            phase: Phase::Unrouted { retry: Instant::ZERO },
+            hint: None,
+            needs_confirmation,
+            offered: BTreeSet::new(),
+            pauses: Vec::new(),
+            lost: None,
+            losses: 0,
+        }
+    }
+
+    pub fn with_hint(mut self, hint: Option<PeerId>) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    pub fn to(&self) -> Option<PeerId> {
+        self.to
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Ready
+    }
+
+    /// The other side has it and may have sent it on.
+    pub fn held_by(&self) -> Option<PeerId> {
+        matches!(self.phase, Phase::Held { .. }).then_some(self.to).flatten()
+    }
+
+    /// Whether it is with the other side at all.
+    pub fn is_out(&self) -> bool {
+        matches!(self.phase, Phase::Sent { .. } | Phase::Held { .. })
+    }
+
+    pub fn welcome(&self, from: PeerId) -> bool {
+        self.offered.contains(&from)
+    }
+
+    /// Chooses somebody if nobody is chosen. True when the choice is new (and wants to be named upstream).
+    pub fn choose(&mut self, desk: &mut Desk<'_>) -> bool {
+        if !matches!(self.phase, Phase::Unrouted { .. }) {
+            return false;
+        }
+        let now = desk.now;
+        self.pauses.retain(|(_, until)| *until > now);
+        let without: Vec<PeerId> = self.pauses.iter().map(|(peer, _)| *peer).collect();
+        self.to = desk.route.choose(self.stage, self.hint, &without);
+        self.phase = match self.to {
+            None => Phase::Unrouted { retry: now + RETRY },
+            Some(_) if self.needs_confirmation => Phase::Named,
+            Some(_) => Phase::Ready,
+        };
+        self.to.is_some()
+    }
+
+    /// Upstream knows that it goes to `next`.
+    pub fn confirmed(&mut self, next: Option<PeerId>) {
+        if self.phase == Phase::Named && self.to == next {
+            self.phase = Phase::Ready;
+        }
+    }
+
+    /// Sends it, when that is the next thing to do. `body` stays the holder's.
+    pub fn send(&mut self, desk: &mut Desk<'_>, cargo: &Cargo, body: Blob) -> bool {
+        let (Phase::Ready, Some(to)) = (self.phase, self.to) else { return false };
+        let patience = if to == desk.me { Duration::from_secs(60) } else { desk.route.patience(self.stage, to) };
+        self.phase = Phase::Sent { at: desk.now, deadline: desk.now + patience };
+        self.offered.insert(to);
+        if let Some((from, why)) = self.lost.take() {
+            desk.emit(Event::Resent { id: cargo.id, stage: self.stage, from, to, why });
+        }
+        desk.route.sent(desk.now, self.stage, to);
+        let forward = Forward {
+            id: cargo.id,
+            attempt: cargo.attempt_with(self.counter),
+            stage: self.stage,
+            samples: cargo.samples,
+            close: cargo.close,
+            hint: self.hint,
+        };
+        desk.send(to, Lane::Activation, Frame::Forward(forward), Some(body));
+        true
+    }
+
+    /// `from` holds it, and says where it will go.
+    pub fn on_accepted(&mut self, desk: &mut Desk<'_>, from: PeerId, accepted: &Accepted) {
+        if self.to != Some(from) || accepted.attempt.hops().last() != Some(&self.counter) {
+            return;
+        }
+        if let Phase::Sent { at, .. } = self.phase {
+            desk.route.accepted(self.stage, from, desk.now.since(at));
+        }
+        if !self.is_out() {
+            return;
+        }
+        self.phase = Phase::Held { next: accepted.next, asked: desk.now };
+        desk.send(from, Lane::Control, Frame::Confirmed(accepted.clone()), None);
+    }
+
+    /// `from` did not take it, or no longer has it.
+    pub fn on_declined(&mut self, desk: &mut Desk<'_>, from: PeerId, attempt: &Attempt, why: Why) {
+        if self.to != Some(from) || !self.is_out() || attempt.hops().last() != Some(&self.counter) {
+            return;
+        }
+        let pause = match why {
+            Why::Busy => Some(BUSY_PAUSE),
+            Why::NotServing => Some(ABSENT_PAUSE),
+            Why::Unknown => None,
+            // Somebody else brought it further, or it is over: the feeder's progress will end it here too.
+            Why::Superseded | Why::Over | Why::NotFinite => {
+                self.phase = Phase::Held { next: None, asked: desk.now };
+                return;
+            }
+        };
+        if let Some(pause) = pause {
+            self.pauses.push((from, desk.now + pause));
+        }
+        self.again(desk, from, None);
+    }
+
+    /// The connection to `peer` is gone. True when the id was there.
+    pub fn on_lost(&mut self, desk: &mut Desk<'_>, peer: PeerId, why: &str) -> bool {
+        if self.hint == Some(peer) {
+            self.hint = None;
+        }
+        if self.to != Some(peer) {
+            return false;
+        }
+        if let Phase::Held { next, .. } = self.phase {
+            self.hint = next;
+            self.losses = self.losses.saturating_add(1);
+        }
+        self.again(desk, peer, Some(why));
+        true
+    }
+
+    fn again(&mut self, desk: &mut Desk<'_>, from: PeerId, lost: Option<&str>) {
+        if self.is_out() {
+            desk.route.withdrawn(desk.now, self.stage, from);
+            self.counter = self.counter.saturating_add(1);
+            if let Some(why) = lost {
+                self.lost = Some((from, why.to_string()));
+            }
+        }
+        self.to = None;
+        self.phase = Phase::Unrouted { retry: desk.now };
+    }
+
+    /// A gradient came back from `from`.
+    pub fn on_answered(&mut self, desk: &mut Desk<'_>, from: PeerId) {
+        if self.is_out() && self.to == Some(from) {
+            desk.route.answered(desk.now, self.stage, from);
+        } else if self.is_out()
+            && let Some(to) = self.to
+        {
+            desk.route.withdrawn(desk.now, self.stage, to);
+        }
+        self.phase = Phase::Held { next: None, asked: desk.now };
+    }
+
+    /// It is over: what is still out counts no longer.
+    pub fn abandon(&mut self, desk: &mut Desk<'_>) {
+        if self.is_out()
+            && let Some(to) = self.to
+        {
+            desk.route.withdrawn(desk.now, self.stage, to);
+        }
+    }
+
+    pub fn on_tick(&mut self, desk: &mut Desk<'_>, cargo: &Cargo) {
+        let Some(to) = self.to else { return };
+        let about = || About { id: cargo.id, attempt: cargo.attempt_with(self.counter), stage: self.stage };
+        match self.phase {
+            Phase::Sent { deadline, .. } if desk.now >= deadline => {
+                // Not confirmed, so it went nowhere from there: it may be taken back.
+                desk.send(to, Lane::Control, Frame::Cancel(about()), None);
+                self.pauses.push((to, desk.now + ABSENT_PAUSE));
+                self.again(desk, to, Some("no answer"));
+            }
+            Phase::Held { next, asked } if desk.now.since(asked) >= ASK_AFTER => {
+                desk.send(to, Lane::Control, Frame::Ask(about()), None);
+                self.phase = Phase::Held { next, asked: desk.now };
+            }
+            _ => {}
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Unrouted { retry } => Some(retry),
+            Phase::Sent { deadline, .. } => Some(deadline),
+            Phase::Held { asked, .. } => Some(asked + ASK_AFTER),
+            Phase::Named | Phase::Ready => None,
+        }
+    }
+}

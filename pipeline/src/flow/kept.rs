@@ -1,0 +1,84 @@
+//! One micro-batch at one replica of a stage: from its acceptance until its feeder says that it is over.
+
+use skein_protocol::{Attempt, Blob, Instant, MicroBatchId, PeerId, Stage, wire::flow::Hop};
+
+use super::handoff::{Cargo, Handoff};
+use crate::job::{Coding, Key};
+
+/// What the replica is doing with it.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Waiting for its turn, for labels, or for the worker.
+    Queued { input: Blob },
+    /// The worker has it: a forward, or at the last stage forward, loss and backward.
+    Running { input: Blob },
+    /// The output is here, its gradient not yet.
+    Forwarded { output: Blob, coding: Coding, raw: u64 },
+    /// The gradient came, and waits for its turn or for the worker.
+    Returning { gradient: Blob, output: Blob },
+    /// Done: the gradient is in the sum (or was refused), and the input's gradient is kept to answer from.
+    Done { gradient: Option<Blob>, coding: Coding, raw: u64 },
+    /// Its values are not finite: kept as a name until the feeder has voided it.
+    Void,
+}
+
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub key: Key,
+    /// To whom its gradient goes.
+    pub upstream: PeerId,
+    pub attempt: Attempt,
+    pub samples: u64,
+    pub close: bool,
+    pub since: Instant,
+    pub work: Work,
+    /// Last stage only.
+    pub labels: Option<Blob>,
+    pub labels_asked: Option<Instant>,
+    /// On its way to the next stage; nothing at the last.
+    pub handoff: Option<Handoff>,
+    /// (own step, adoptions) of the weights that its forward used.
+    pub forward_at: (u32, u32),
+    /// Who computed it after this stage, from the last stage on.
+    pub path: Vec<Hop>,
+    pub loss: f32,
+    pub tokens: u32,
+    /// Staleness that the worker was told, for the event.
+    pub staleness: u32,
+    pub added: bool,
+    /// Order of asking the worker for its backward was reached (lock-step).
+    pub returning_asked: bool,
+}
+
+impl Kept {
+    pub fn cargo(&self, id: MicroBatchId) -> Cargo {
+        Cargo { id, samples: self.samples, close: self.close, attempt: Some(self.attempt.clone()) }
+    }
+
+    /// Handles that it owns.
+    pub fn blobs(&self) -> impl Iterator<Item = Blob> {
+        let (a, b) = match &self.work {
+            Work::Queued { input } | Work::Running { input } => (Some(*input), None),
+            Work::Forwarded { output, .. } => (Some(*output), None),
+            Work::Returning { gradient, output } => (Some(*gradient), Some(*output)),
+            Work::Done { gradient, .. } => (*gradient, None),
+            Work::Void => (None, None),
+        };
+        [a, b, self.labels].into_iter().flatten()
+    }
+
+    pub fn is_done(&self) -> bool {
+        matches!(self.work, Work::Done { .. })
+    }
+
+    /// Neither done nor void: somebody still waits for it.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.work, Work::Done { .. } | Work::Void)
+    }
+
+    pub fn path_with(&self, stage: Stage, peer: PeerId, incarnation: u32) -> Vec<Hop> {
+        let mut path = self.path.clone();
+        path.push(Hop { stage, peer, incarnation });
+        path
+    }
+}

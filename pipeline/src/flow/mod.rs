@@ -1,0 +1,44 @@
+//! One micro-batch, from the feeder through the stages and back.
+//!
+//! Split by lifetime: [`source`] (the feeder's ids), [`stage`] (one served stage), [`kept`] (one id at one stage), [`handoff`]
+//! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`schedule`] (jobs of the worker).
+
+pub mod handoff;
+pub mod kept;
+pub mod route;
+pub mod schedule;
+pub mod source;
+pub mod stage;
+
+use skein_protocol::{Blob, Instant, Lane, Outbox, PeerId, event::Event, wire};
+
+use crate::peer::io::Output;
+
+/// What a flow machine writes to: requests to the driver, jobs for the worker, measurements of the route.
+pub struct Desk<'a> {
+    pub now: Instant,
+    pub me: PeerId,
+    pub out: &'a mut Outbox<Output>,
+    pub jobs: &'a mut schedule::Schedule,
+    pub route: &'a mut route::Route,
+}
+
+impl Desk<'_> {
+    pub fn send(&mut self, to: PeerId, lane: Lane, frame: wire::flow::Frame, body: Option<Blob>) {
+        self.out.push(Output::Send { to, lane, frame: wire::Frame::Flow(frame), body });
+    }
+
+    pub fn release(&mut self, blob: Blob) {
+        self.out.push(Output::Release { blob });
+    }
+
+    pub fn release_all(&mut self, blobs: impl IntoIterator<Item = Blob>) {
+        for blob in blobs {
+            self.release(blob);
+        }
+    }
+
+    pub fn emit(&mut self, event: Event) {
+        self.out.push(Output::Emit(event));
+    }
+}

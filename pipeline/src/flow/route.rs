@@ -1,0 +1,241 @@
+//! Chooses the next peer for a micro-batch. In: who serves a stage, and our own measurements. Out: one peer, or nothing and the
+//! micro-batch waits.
+//!
+//! Weighted by measured throughput over what is already with a peer (join the shortest expected wait), randomised among
+//! near-equals so that replicas mix.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use skein_protocol::{
+    Instant, PeerId, Stage,
+    rng::{Purpose, Streams},
+};
+
+/// Samples of the acceptance time that are remembered a peer.
+const WINDOW: usize = 64;
+/// Answers before a newcomer gets more than a tenth of the picks.
+const PROVEN: u32 = 8;
+/// Answers older than this half-life count half in the speed.
+const SPEED_HALF_LIFE: Duration = Duration::from_secs(5);
+
+/// What we measured of one replica of one stage.
+#[derive(Clone, Debug, Default)]
+struct Measured {
+    in_flight: u32,
+    answers: u32,
+    /// Exponentially weighted answers, and the busy seconds they took.
+    weight: f64,
+    busy: f64,
+    busy_since: Option<Instant>,
+    accept_ms: Vec<f64>,
+    accept_next: usize,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>,
+    measured: BTreeMap<(Stage, PeerId), Measured>,
+    picks: u64,
+    rng: ChaCha8Rng,
+    lock_step: bool,
+}
+
+impl Route {
+    pub fn new(streams: &Streams, lock_step: bool) -> Self {
+        Route {
+            serving: BTreeMap::new(),
+            measured: BTreeMap::new(),
+            picks: 0,
+            rng: streams.stream(Purpose::Route),
+            lock_step,
+        }
+    }
+
+    /// Replicas that serve, are connected and not suspected, with the speed they claim (micro-batches a second; 0 = unknown).
+    pub fn set_serving(&mut self, serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>) {
+        self.measured.retain(|(stage, peer), _| serving.get(stage).is_some_and(|peers| peers.contains_key(peer)));
+        self.serving = serving;
+    }
+
+    pub fn replicas(&self, stage: Stage) -> impl Iterator<Item = PeerId> + '_ {
+        self.serving.get(&stage).into_iter().flat_map(|peers| peers.keys().copied())
+    }
+
+    pub fn serves(&self, stage: Stage, peer: PeerId) -> bool {
+        self.serving.get(&stage).is_some_and(|peers| peers.contains_key(&peer))
+    }
+
+    /// The next replica of `stage`; `hint` first when it serves, never one of `without`.
+    pub fn choose(&mut self, stage: Stage, hint: Option<PeerId>, without: &[PeerId]) -> Option<PeerId> {
+        if let Some(hint) = hint.filter(|hint| self.serves(stage, *hint) && !without.contains(hint)) {
+            return Some(hint);
+        }
+        let candidates: Vec<(PeerId, f64)> = self
+            .serving
+            .get(&stage)?
+            .iter()
+            .filter(|(peer, _)| !without.contains(peer))
+            .map(|(peer, claim)| (*peer, *claim))
+            .collect();
+        if self.lock_step {
+            return candidates.first().map(|(peer, _)| *peer);
+        }
+        self.picks += 1;
+        let proven = |route: &Self, peer| route.measured.get(&(stage, peer)).is_some_and(|m| m.answers >= PROVEN);
+        let any_proven = candidates.iter().any(|(peer, _)| proven(self, *peer));
+        let newcomers_turn = self.picks.is_multiple_of(10);
+        let mut best: Option<(f64, PeerId)> = None;
+        for (peer, claim) in candidates {
+            let known = proven(self, peer);
+            // A newcomer gets every tenth pick, and no other, while somebody proven is there.
+            if any_proven && known == newcomers_turn && self.has_newcomer(stage) {
+                continue;
+            }
+            let measured = self.measured.get(&(stage, peer));
+            let in_flight = measured.map_or(0, |m| m.in_flight);
+            let speed = measured.and_then(Measured::speed).unwrap_or(if claim > 0.0 { claim } else { 1.0 });
+            let jitter: f64 = self.rng.random_range(0.75..1.25);
+            let wait = (f64::from(in_flight) + 1.0) / speed * jitter;
+            if best.is_none_or(|(least, _)| wait < least) {
+                best = Some((wait, peer));
+            }
+        }
+        best.map(|(_, peer)| peer)
+    }
+
+    fn has_newcomer(&self, stage: Stage) -> bool {
+        self.replicas(stage).any(|peer| self.measured.get(&(stage, peer)).is_none_or(|m| m.answers < PROVEN))
+    }
+
+    pub fn sent(&mut self, now: Instant, stage: Stage, peer: PeerId) {
+        let measured = self.measured.entry((stage, peer)).or_default();
+        measured.in_flight += 1;
+        measured.busy_since.get_or_insert(now);
+    }
+
+    pub fn accepted(&mut self, stage: Stage, peer: PeerId, took: Duration) {
+        let measured = self.measured.entry((stage, peer)).or_default();
+        let ms = took.as_secs_f64() * 1e3;
+        if measured.accept_ms.len() < WINDOW {
+            measured.accept_ms.push(ms);
+        } else {
+            measured.accept_ms[measured.accept_next % WINDOW] = ms;
+        }
+        measured.accept_next += 1;
+    }
+
+    /// `peer` returned a gradient.
+    pub fn answered(&mut self, now: Instant, stage: Stage, peer: PeerId) {
+        let measured = self.measured.entry((stage, peer)).or_default();
+        measured.answers = measured.answers.saturating_add(1);
+        measured.settle(now, 1.0);
+    }
+
+    /// What was sent came to nothing: declined, cancelled, or the peer is lost.
+    pub fn withdrawn(&mut self, now: Instant, stage: Stage, peer: PeerId) {
+        if let Some(measured) = self.measured.get_mut(&(stage, peer)) {
+            measured.settle(now, 0.0);
+        }
+    }
+
+    /// Micro-batches a second of `peer` at `stage`, when it has answered enough to tell.
+    pub fn speed(&self, stage: Stage, peer: PeerId) -> Option<f64> {
+        self.measured.get(&(stage, peer)).filter(|m| m.answers >= PROVEN).and_then(Measured::speed)
+    }
+
+    /// How long to wait for an acceptance: max(300 ms, median + 6 MAD + median / 4) over the last 64; at least 1 s before 8.
+    pub fn patience(&self, stage: Stage, peer: PeerId) -> Duration {
+        let Some(measured) = self.measured.get(&(stage, peer)).filter(|m| m.accept_ms.len() >= 8) else {
+            return Duration::from_millis(1500);
+        };
+        let median = median(measured.accept_ms.clone());
+        let deviation = self::median(measured.accept_ms.iter().map(|ms| (ms - median).abs()).collect());
+        let ms = (median + 6.0 * deviation + median / 4.0).clamp(300.0, 30_000.0);
+        Duration::from_micros((ms * 1e3) as u64)
+    }
+}
+
+impl Measured {
+    fn speed(&self) -> Option<f64> {
+        (self.answers >= 2 && self.busy > 0.0).then(|| self.weight / self.busy)
+    }
+
+    /// One less in flight; the busy time since the last change is booked.
+    fn settle(&mut self, now: Instant, answers: f64) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let Some(since) = self.busy_since else { return };
+        let seconds = now.since(since).as_secs_f64();
+        let fade = libm::exp2(-seconds / SPEED_HALF_LIFE.as_secs_f64());
+        self.weight = self.weight * fade + answers;
+        self.busy = self.busy * fade + seconds;
+        self.busy_since = (self.in_flight > 0).then_some(now);
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(peers: &[u8]) -> Route {
+        let mut route = Route::new(&Streams::new(1, PeerId([9; 32])), false);
+        let peers = peers.iter().map(|p| (PeerId([*p; 32]), 0.0)).collect();
+        route.set_serving(BTreeMap::from([(0, peers)]));
+        route
+    }
+
+    fn run(route: &mut Route, speeds: &[f64], picks: usize) -> Vec<usize> {
+        // Each peer answers in the order of its queue, one every 1/speed seconds.
+        let mut free = vec![0.0f64; speeds.len()];
+        let mut ends: Vec<(f64, usize)> = Vec::new();
+        let mut counts = vec![0; speeds.len()];
+        for i in 0..picks {
+            let t = i as f64 * 0.05;
+            ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+            while ends.first().is_some_and(|(end, _)| *end <= t) {
+                let (end, who) = ends.remove(0);
+                route.answered(Instant((end * 1e9) as u64), 0, PeerId([who as u8; 32]));
+            }
+            let peer = route.choose(0, None, &[]).expect("somebody serves");
+            let who = usize::from(peer.0[0]);
+            counts[who] += 1;
+            route.sent(Instant((t * 1e9) as u64), 0, peer);
+            free[who] = free[who].max(t) + 1.0 / speeds[who];
+            ends.push((free[who], who));
+        }
+        counts
+    }
+
+    #[test]
+    fn picks_follow_the_measured_speed() {
+        let counts = run(&mut route(&[0, 1]), &[15.0, 5.0], 1000);
+        assert!(counts[0] > 2 * counts[1], "{counts:?}");
+        assert!(counts[1] > 100, "the slower one still works: {counts:?}");
+    }
+
+    #[test]
+    fn a_newcomer_gets_a_tenth_until_it_has_answered_eight_times() {
+        let mut route = route(&[0, 1]);
+        for i in 0..PROVEN {
+            route.sent(Instant(u64::from(i)), 0, PeerId([0; 32]));
+            route.answered(Instant(u64::from(i) + 1_000_000), 0, PeerId([0; 32]));
+        }
+        let new = (0..100).filter(|_| route.choose(0, None, &[]) == Some(PeerId([1; 32]))).count();
+        assert_eq!(new, 10);
+    }
+
+    #[test]
+    fn a_hint_that_serves_is_taken_and_one_that_is_excluded_is_not() {
+        let mut route = route(&[0, 1]);
+        assert_eq!(route.choose(0, Some(PeerId([1; 32])), &[]), Some(PeerId([1; 32])));
+        assert_eq!(route.choose(0, Some(PeerId([1; 32])), &[PeerId([1; 32])]), Some(PeerId([0; 32])));
+        assert_eq!(route.choose(0, None, &[PeerId([0; 32]), PeerId([1; 32])]), None);
+        assert_eq!(route.choose(1, None, &[]), None);
+    }
+}

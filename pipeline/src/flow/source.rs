@@ -1,0 +1,376 @@
+//! Feeds data and takes the loss: mints ids, hands them to stage 0, accepts the first complete path of each.
+//!
+//! In: records from the driver, flow frames, losses of peers. Out: forwards, labels, and the progress that lets every stage
+//! drop what it kept. It is the only door for work: with no room in the window nothing is minted, anywhere.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_protocol::{
+    Blob, Incarnation, Instant, Lane, Manifest, MicroBatchId, PeerId, Stage,
+    event::{Event, Severity},
+    wire::flow::{Accepted, Declined, Frame, Hop, Returned, Void, Why},
+};
+
+use super::{
+    Desk,
+    handoff::{Cargo, Handoff},
+};
+use crate::peer::io::Output;
+
+/// An id is given up after this many losses of the replica of stage 0 that held it.
+const LOSSES_MAX: u8 = 5;
+/// Micro-batches of records that are asked for ahead.
+const PREFETCH: usize = 2;
+/// Records that did not come are asked for again.
+const RECORDS_AGAIN: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct Open {
+    tokens: Blob,
+    labels: Blob,
+    samples: u64,
+    handoff: Handoff,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    tokens: Blob,
+    labels: Blob,
+}
+
+/// What the feeder tells the run: all below `low` is over, and so are the set bits above it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Position of the first id that is not over; ids count on through steps.
+    pub low: u64,
+    /// Bit i: position `low + i` is over.
+    pub above: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Source {
+    me: PeerId,
+    incarnation: Incarnation,
+    last: Stage,
+    per_step: u64,
+    samples_each: u64,
+    in_flight_max: u64,
+    lock_step: bool,
+    /// Feeding, as opposed to finishing what is open.
+    pub feeding: bool,
+    pub ended: bool,
+    open: BTreeMap<u64, Open>,
+    ready: BTreeMap<u64, Ready>,
+    asked: BTreeMap<u64, (u64, Instant)>,
+    next_request: u64,
+    /// Position of the next id to mint, and of the first that is not over.
+    next: u64,
+    low: u64,
+    over: BTreeMap<u64, ()>,
+    /// Data index of position 0 of this incarnation.
+    feed_from: u64,
+    /// Samples completed by this feeder, former starts included: it only grows.
+    samples: u64,
+    pub completed: u64,
+    pub tokens: u64,
+    pub voided: u64,
+    pub loss: Option<f32>,
+    /// Something is over that was not told yet.
+    pub news: bool,
+}
+
+impl Source {
+    pub fn new(me: PeerId, incarnation: Incarnation, manifest: &Manifest, feed_from: u64) -> Self {
+        Source {
+            me,
+            incarnation,
+            last: manifest.last_stage(),
+            per_step: u64::from(manifest.train.micro_batches_per_step).max(1),
+            samples_each: u64::from(manifest.train.micro_batch),
+            in_flight_max: u64::from(manifest.train.in_flight_max).max(1),
+            lock_step: manifest.lock_step(),
+            feeding: false,
+            ended: false,
+            open: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            next_request: 0,
+            next: 0,
+            low: 0,
+            over: BTreeMap::new(),
+            feed_from,
+            samples: feed_from * u64::from(manifest.train.micro_batch),
+            completed: 0,
+            tokens: 0,
+            voided: 0,
+            loss: None,
+            news: false,
+        }
+    }
+
+    pub fn open_len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Data index of the first micro-batch that is not over: where a restart goes on.
+    pub fn feed_next(&self) -> u64 {
+        self.feed_from + self.low
+    }
+
+    pub fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Data index 0 of a new incarnation is where the former one stopped.
+    pub fn set_incarnation(&mut self, incarnation: Incarnation) {
+        self.incarnation = incarnation;
+        self.news = true;
+    }
+
+    fn id(&self, position: u64) -> MicroBatchId {
+        MicroBatchId {
+            feeder: self.me,
+            incarnation: self.incarnation,
+            step: (position / self.per_step) as u32,
+            index: (position % self.per_step) as u16,
+        }
+    }
+
+    fn position(&self, id: &MicroBatchId) -> Option<u64> {
+        (id.feeder == self.me && id.incarnation == self.incarnation && u64::from(id.index) < self.per_step)
+            .then(|| u64::from(id.step) * self.per_step + u64::from(id.index))
+    }
+
+    pub fn done(&self) -> Done {
+        let bits = self.over.keys().next_back().map_or(0, |last| (last - self.low) as usize + 1);
+        let mut above = vec![0u8; bits.div_ceil(8)];
+        for position in self.over.keys() {
+            let bit = (position - self.low) as usize;
+            above[bit / 8] |= 1 << (bit % 8);
+        }
+        Done { low: self.low, above }
+    }
+
+    /// Whether another id may be minted.
+    fn may_mint(&self) -> bool {
+        let window = self.next < self.low + self.in_flight_max;
+        // Lock-step: step n+1 begins when all of step n is over.
+        let step = !self.lock_step || self.next / self.per_step <= self.low / self.per_step;
+        self.feeding && !self.ended && window && step
+    }
+
+    /// Asks for records, mints, sends. `run_samples` is what all feeders completed.
+    pub fn advance(&mut self, desk: &mut Desk<'_>, run_samples: u64) {
+        while self.may_mint() && desk.route.replicas(0).next().is_some() {
+            let Some(ready) = self.ready.remove(&self.next) else { break };
+            let position = self.next;
+            self.next += 1;
+            let handoff = Handoff::new(0, false);
+            self.open
+                .insert(position, Open { tokens: ready.tokens, labels: ready.labels, samples: run_samples, handoff });
+            desk.emit(Event::Minted { id: self.id(position), samples: run_samples });
+            self.push(desk, position);
+        }
+        self.ask_records(desk);
+    }
+
+    fn ask_records(&mut self, desk: &mut Desk<'_>) {
+        if !self.feeding || self.ended {
+            return;
+        }
+        for position in self.next..self.next + PREFETCH as u64 {
+            let asked = self.asked.values().any(|(p, _)| *p == position);
+            if asked || self.ready.contains_key(&position) {
+                continue;
+            }
+            self.next_request += 1;
+            self.asked.insert(self.next_request, (position, desk.now));
+            desk.out.push(Output::Records { request: self.next_request, index: self.feed_from + position });
+        }
+    }
+
+    pub fn on_records(&mut self, desk: &mut Desk<'_>, request: u64, tokens: Blob, labels: Blob) {
+        match self.asked.remove(&request) {
+            Some((position, _)) if position >= self.next && !self.ready.contains_key(&position) => {
+                self.ready.insert(position, Ready { tokens, labels });
+            }
+            _ => desk.release_all([tokens, labels]),
+        }
+    }
+
+    /// Routes and sends one id if that is the next thing to do with it.
+    fn push(&mut self, desk: &mut Desk<'_>, position: u64) {
+        let cargo = self.cargo(position);
+        let Some(open) = self.open.get_mut(&position) else { return };
+        open.handoff.choose(desk);
+        open.handoff.send(desk, &cargo, open.tokens);
+    }
+
+    fn cargo(&self, position: u64) -> Cargo {
+        let samples = self.open.get(&position).map_or(0, |open| open.samples);
+        let close = position % self.per_step == self.per_step - 1;
+        Cargo { id: self.id(position), samples, close, attempt: None }
+    }
+
+    pub fn on_accepted(&mut self, desk: &mut Desk<'_>, from: PeerId, accepted: &Accepted) {
+        if let Some(open) = self.position(&accepted.id).and_then(|p| self.open.get_mut(&p)) {
+            open.handoff.on_accepted(desk, from, accepted);
+        }
+    }
+
+    pub fn on_declined(&mut self, desk: &mut Desk<'_>, from: PeerId, declined: &Declined) {
+        let Some(position) = self.position(&declined.id) else { return };
+        if let Some(open) = self.open.get_mut(&position) {
+            open.handoff.on_declined(desk, from, &declined.attempt, declined.why);
+            self.push(desk, position);
+        } else {
+            debug_assert!(declined.why != Why::Unknown || position < self.next);
+        }
+    }
+
+    pub fn on_want_labels(&mut self, desk: &mut Desk<'_>, from: PeerId, id: MicroBatchId) {
+        let Some(open) = self.position(&id).and_then(|p| self.open.get(&p)) else { return };
+        desk.send(from, Lane::Activation, Frame::Labels(id), Some(open.labels));
+    }
+
+    /// Stage 0 says that an id is through. The first complete path is accepted.
+    pub fn on_finished(&mut self, desk: &mut Desk<'_>, from: PeerId, returned: Returned) {
+        let Some(position) = self.position(&returned.id) else { return };
+        let complete = path_is_complete(&returned.path, self.last);
+        let Some(open) = self.open.get_mut(&position) else { return };
+        if !open.handoff.welcome(from) || !complete || !returned.loss.is_finite() || returned.tokens == 0 {
+            let why = "an id finished without a complete path".to_string();
+            return desk.out.push(Output::Blame { peer: from, severity: Severity::Odd, why });
+        }
+        open.handoff.on_answered(desk, from);
+        let loss = returned.loss / returned.tokens as f32;
+        self.loss = Some(self.loss.map_or(loss, |before| before + 0.05 * (loss - before)));
+        self.completed += 1;
+        self.tokens += u64::from(returned.tokens);
+        self.samples += self.samples_each;
+        desk.emit(Event::Completed { id: returned.id, path: returned.path, loss, tokens: returned.tokens });
+        self.end(desk, position);
+    }
+
+    pub fn on_void(&mut self, desk: &mut Desk<'_>, void: &Void) {
+        let Some(position) = self.position(&void.id) else { return };
+        if self.open.contains_key(&position) {
+            self.void(desk, position, void.stage, "a value is not finite");
+        }
+    }
+
+    fn void(&mut self, desk: &mut Desk<'_>, position: u64, stage: Stage, why: &str) {
+        self.voided += 1;
+        desk.emit(Event::Voided { id: self.id(position), stage, why: why.into() });
+        if let Some(open) = self.open.get_mut(&position) {
+            open.handoff.abandon(desk);
+        }
+        self.end(desk, position);
+    }
+
+    fn end(&mut self, desk: &mut Desk<'_>, position: u64) {
+        let Some(open) = self.open.remove(&position) else { return };
+        desk.release_all([open.tokens, open.labels]);
+        self.over.insert(position, ());
+        while self.over.remove(&self.low).is_some() {
+            self.low += 1;
+        }
+        self.news = true;
+    }
+
+    pub fn on_lost(&mut self, desk: &mut Desk<'_>, peer: PeerId, why: &str) -> usize {
+        let positions: Vec<u64> = self.open.keys().copied().collect();
+        let mut moved = 0;
+        for position in positions {
+            let Some(open) = self.open.get_mut(&position) else { continue };
+            let held = open.handoff.held_by() == Some(peer);
+            if !open.handoff.on_lost(desk, peer, why) {
+                continue;
+            }
+            moved += usize::from(held);
+            if open.handoff.losses >= LOSSES_MAX {
+                self.void(desk, position, 0, "given up after five losses");
+            } else {
+                self.push(desk, position);
+            }
+        }
+        moved
+    }
+
+    pub fn on_tick(&mut self, desk: &mut Desk<'_>) {
+        let now = desk.now;
+        self.asked.retain(|_, (_, at)| now.since(*at) < RECORDS_AGAIN);
+        let positions: Vec<u64> = self.open.keys().copied().collect();
+        for position in positions {
+            let cargo = self.cargo(position);
+            if let Some(open) = self.open.get_mut(&position) {
+                open.handoff.on_tick(desk, &cargo);
+            }
+            self.push(desk, position);
+        }
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.open.values().filter_map(|open| open.handoff.deadline()).min()
+    }
+
+    /// A new incarnation: what is open is fed again under new ids.
+    pub fn on_fenced(&mut self, desk: &mut Desk<'_>, incarnation: Incarnation) {
+        for (_, mut open) in std::mem::take(&mut self.open) {
+            open.handoff.abandon(desk);
+            desk.release_all([open.tokens, open.labels]);
+        }
+        for (_, ready) in std::mem::take(&mut self.ready) {
+            desk.release_all([ready.tokens, ready.labels]);
+        }
+        self.feed_from = self.feed_next();
+        self.incarnation = incarnation;
+        self.asked.clear();
+        self.over.clear();
+        (self.next, self.low) = (0, 0);
+        self.news = true;
+    }
+
+    pub fn replicas_in_use(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.open.values().filter_map(|open| open.handoff.to())
+    }
+}
+
+fn path_is_complete(path: &[Hop], last: Stage) -> bool {
+    path.len() == usize::from(last) + 1 && path.iter().zip((0..=last).rev()).all(|(hop, stage)| hop.stage == stage)
+}
+
+impl Done {
+    /// Whether the id at `position` is over.
+    pub fn covers(&self, position: u64) -> bool {
+        let Some(bit) = position.checked_sub(self.low) else { return true };
+        let byte = usize::try_from(bit / 8).ok().and_then(|i| self.above.get(i)).copied().unwrap_or(0);
+        byte >> (bit % 8) & 1 == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_covers_what_is_below_the_mark_and_set_above() {
+        let done = Done { low: 10, above: vec![0b101, 0b1] };
+        for (position, over) in [(0, true), (9, true), (10, true), (11, false), (12, true), (18, true), (19, false)] {
+            assert_eq!(done.covers(position), over, "{position}");
+        }
+        assert!(!done.covers(u64::MAX));
+    }
+
+    #[test]
+    fn a_path_names_every_stage_from_the_last() {
+        let hop = |stage| Hop { stage, peer: PeerId([1; 32]), incarnation: 1 };
+        assert!(path_is_complete(&[hop(2), hop(1), hop(0)], 2));
+        assert!(!path_is_complete(&[hop(2), hop(0)], 2));
+        assert!(!path_is_complete(&[hop(0), hop(1), hop(2)], 2));
+    }
+}

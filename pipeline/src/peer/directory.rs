@@ -1,0 +1,304 @@
+//! What this peer knows of the run, and tells it: spread and membership behind one door.
+//!
+//! In: spread frames, what I serve. Out: frames, and answers to "who serves this stage". It stamps, signs and repeats my items.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_gossip::{
+    membership::{Change, Membership},
+    spread::{Act, Spread},
+};
+use skein_protocol::{
+    Incarnation, Instant, Lane, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
+    event::Event,
+    hash::Digest,
+    key::Key,
+    rng::Streams,
+    wire::{
+        self,
+        membership::{ADDRESSES_MAX, Held, Item, Offer, Progress, StageOffer, Stamp, State, What},
+        spread,
+    },
+};
+
+use super::{
+    PeerConfig,
+    io::Output,
+    replica::{Phase, Replica},
+};
+use crate::flow::{source::Done, stage::Standing};
+
+/// An unchanged offer is repeated after this; it lives twice as long.
+const OFFER_EVERY: Duration = Duration::from_secs(30);
+/// An offer whose numbers alone changed is repeated after this.
+const NUMBERS_EVERY: Duration = Duration::from_secs(1);
+const LIFE: Duration = Duration::from_secs(75);
+const PROGRESS_LIFE: Duration = Duration::from_secs(120);
+
+pub struct Directory {
+    me: PeerId,
+    key: Key,
+    run: RunId,
+    owner: PeerId,
+    delegates: Vec<PeerId>,
+    disk: u64,
+    addresses: Vec<String>,
+    stamp: Stamp,
+    spread: Spread,
+    members: Membership,
+    said: Option<(Instant, Offer)>,
+    progress_said: Option<(Instant, Progress)>,
+    held_said: BTreeMap<Stage, (Instant, Held)>,
+    progress_news: bool,
+    stages: Stage,
+}
+
+impl Directory {
+    pub fn new(config: &PeerConfig, streams: &Streams, now: Instant) -> Self {
+        let manifest: &Manifest = &config.manifest;
+        Directory {
+            me: config.me(),
+            key: config.key.clone(),
+            run: config.run,
+            owner: manifest.run.owner,
+            delegates: manifest.run.delegates.clone(),
+            disk: config.disk,
+            addresses: config.addresses.clone(),
+            stamp: Stamp { incarnation: config.incarnation, sequence: 0 },
+            spread: Spread::new(config.me(), config.run, streams, now),
+            members: Membership::default(),
+            said: None,
+            progress_said: None,
+            held_said: BTreeMap::new(),
+            progress_news: false,
+            stages: manifest.stages.count,
+        }
+    }
+
+    pub fn set_addresses(&mut self, addresses: Vec<String>) {
+        self.addresses = addresses;
+    }
+
+    pub fn on_incarnated(&mut self, incarnation: Incarnation) {
+        self.stamp = Stamp { incarnation, sequence: 0 };
+        (self.said, self.progress_said) = (None, None);
+        self.held_said.clear();
+    }
+
+    // ---- telling ---------------------------------------------------------------------------------------------------------
+
+    fn publish(&mut self, now: Instant, utc: Utc, life: Duration, what: What, out: &mut Outbox<Output>) {
+        self.stamp.sequence += 1;
+        let life_ms = u32::try_from(life.as_millis()).unwrap_or(u32::MAX);
+        let item = Item { run: self.run, stamp: self.stamp, made_at: utc, life_ms, what };
+        let mut acts = Outbox::new();
+        self.spread.publish(now, item.sign(&self.key), item, &mut acts);
+        self.perform(acts, out);
+    }
+
+    pub fn offer_of(&self, replica: &Replica) -> StageOffer {
+        let stage = replica.stage;
+        match &replica.phase {
+            Phase::Serving(flow) => {
+                let version = flow.version();
+                let state = if flow.standing == Standing::Serving { State::Serving } else { State::Draining };
+                let speed_milli = (flow.busy.speed() * 1e3) as u64;
+                StageOffer { stage, state, round: version.round, own_step: version.own_step, speed_milli }
+            }
+            _ => StageOffer { stage, state: State::Joining, round: 0, own_step: 0, speed_milli: 0 },
+        }
+    }
+
+    pub fn publish_offer(
+        &mut self,
+        now: Instant,
+        utc: Utc,
+        incarnation: Incarnation,
+        stages: Vec<StageOffer>,
+        out: &mut Outbox<Output>,
+    ) {
+        debug_assert_eq!(incarnation, self.stamp.incarnation);
+        let addresses = self.addresses.iter().take(ADDRESSES_MAX).cloned().collect();
+        let offer = Offer { stages, addresses, disk: self.disk };
+        if let Some((at, said)) = &self.said {
+            let age = now.since(*at);
+            let same_kind = said.addresses == offer.addresses
+                && said.stages.len() == offer.stages.len()
+                && said.stages.iter().zip(&offer.stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
+            let quiet = if *said == offer { OFFER_EVERY } else { NUMBERS_EVERY };
+            if same_kind && age < quiet {
+                return;
+            }
+        }
+        self.said = Some((now, offer.clone()));
+        self.publish(now, utc, LIFE, What::Offer(offer), out);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub fn publish_progress(
+        &mut self,
+        now: Instant,
+        utc: Utc,
+        done: Done,
+        samples: u64,
+        loss: Option<f32>,
+        open: usize,
+        out: &mut Outbox<Output>,
+    ) {
+        let loss_milli = loss.filter(|loss| loss.is_finite() && *loss >= 0.0).map(|loss| (loss * 1e3) as u64);
+        let progress = Progress { low: done.low, above: done.above.into(), samples, loss_milli, open: open as u32 };
+        self.progress_said = Some((now, progress.clone()));
+        self.publish(now, utc, PROGRESS_LIFE, What::Progress(progress), out);
+    }
+
+    pub fn publish_held(&mut self, now: Instant, utc: Utc, held: &[(Version, Digest, u64)], out: &mut Outbox<Output>) {
+        for (version, root, len) in held {
+            let held = Held { version: *version, root: *root, len: *len };
+            let said = self.held_said.get(&version.stage);
+            if said.is_some_and(|(at, said)| *said == held && now.since(*at) < OFFER_EVERY) {
+                continue;
+            }
+            self.held_said.insert(version.stage, (now, held.clone()));
+            self.publish(now, utc, LIFE, What::Held(held), out);
+        }
+    }
+
+    /// Repeats my progress and snapshots before they expire.
+    fn repeat(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
+        if let Some((at, progress)) = self.progress_said.clone()
+            && now.since(at) >= OFFER_EVERY
+        {
+            self.progress_said = Some((now, progress.clone()));
+            self.publish(now, utc, PROGRESS_LIFE, What::Progress(progress), out);
+        }
+        let held: Vec<_> = self.held_said.values().map(|(_, held)| (held.version, held.root, held.len)).collect();
+        self.publish_held(now, utc, &held, out);
+    }
+
+    // ---- hearing ---------------------------------------------------------------------------------------------------------
+
+    pub fn on_up(&mut self, peer: PeerId, out: &mut Outbox<Output>) {
+        let mut acts = Outbox::new();
+        self.spread.on_up(peer, &mut acts);
+        self.perform(acts, out);
+    }
+
+    pub fn on_lost(&mut self, peer: PeerId) {
+        self.spread.on_lost(peer);
+        self.members.on_lost(peer);
+    }
+
+    pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: spread::Frame, out: &mut Outbox<Output>) {
+        let mut acts = Outbox::new();
+        self.spread.on_frame(now, utc, from, frame, &mut acts);
+        self.perform(acts, out);
+    }
+
+    pub fn on_tick(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
+        let mut acts = Outbox::new();
+        self.spread.on_tick(now, &mut acts);
+        self.perform(acts, out);
+        self.repeat(now, utc, out);
+        for stage in 0..self.stages {
+            let empty = self.members.planned(stage).next().is_none();
+            self.members.note_empty(now, stage, empty);
+        }
+    }
+
+    fn perform(&mut self, mut acts: Outbox<Act>, out: &mut Outbox<Output>) {
+        while let Some(act) = acts.pop() {
+            match act {
+                Act::Send { to, frame } => {
+                    let frame = wire::Frame::Spread(frame);
+                    out.push(Output::Send { to, lane: Lane::Control, frame, body: None });
+                }
+                Act::New { author, item } => self.on_new(author, item, out),
+                Act::Expired { key } => self.members.on_expired(key),
+                Act::Blame { peer, severity, why } => {
+                    out.push(Output::Blame { peer, severity, why: why.to_string() });
+                }
+            }
+        }
+    }
+
+    fn on_new(&mut self, author: PeerId, item: Item, out: &mut Outbox<Output>) {
+        if let What::Held(held) = &item.what
+            && author != self.me
+        {
+            let (version, root) = (held.version, held.root);
+            out.push(Output::Emit(Event::Held { version, root, by: author }));
+        }
+        let (owner, delegates) = (self.owner, &self.delegates);
+        let change = self.members.on_item(author, item, |peer| peer == owner || delegates.contains(&peer));
+        self.progress_news |= matches!(change, Change::Progress(_));
+    }
+
+    // ---- answers ---------------------------------------------------------------------------------------------------------
+
+    /// Whether a progress arrived since this was last asked.
+    pub fn take_progress_news(&mut self) -> bool {
+        std::mem::take(&mut self.progress_news)
+    }
+
+    pub fn is_over(&self, id: &MicroBatchId, per_step: u64) -> bool {
+        self.members.is_over(id, per_step)
+    }
+
+    pub fn samples_of(&self, feeder: PeerId) -> u64 {
+        self.members.samples_of(feeder)
+    }
+
+    pub fn samples_without(&self, feeder: PeerId) -> u64 {
+        self.members.samples_without(feeder)
+    }
+
+    /// Whether any feeder has ids that are not over.
+    pub fn open_somewhere(&self) -> bool {
+        self.members.feeders().any(|(_, progress)| progress.open > 0)
+    }
+
+    /// The smoothed loss that a feeder told last, nats.
+    pub fn loss(&self) -> Option<f32> {
+        self.members.feeders().filter_map(|(_, p)| p.loss_milli).map(|milli| milli as f32 / 1e3).next()
+    }
+
+    /// Who serves what and how fast they say they are; only those that `is_up`, without me.
+    pub fn serving(&self, is_up: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
+        (0..self.stages)
+            .map(|stage| {
+                let replicas = self.members.replicas(stage).filter(|(peer, ..)| *peer != self.me && is_up(*peer));
+                (stage, replicas.map(|(peer, _, speed)| (peer, speed)).collect())
+            })
+            .collect()
+    }
+
+    /// Who serves or is about to, connected or not, for the plan.
+    pub fn planned(&self) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
+        (0..self.stages)
+            .map(|stage| (stage, self.members.planned(stage).map(|(peer, _, speed)| (peer, speed)).collect()))
+            .collect()
+    }
+
+    pub fn replicas(&self, stage: Stage) -> Vec<(PeerId, Version)> {
+        self.members.replicas(stage).map(|(peer, version, _)| (peer, version)).collect()
+    }
+
+    pub fn held(&self, stage: Stage) -> Vec<(PeerId, Version)> {
+        let others = self.members.held(stage).filter(|(keeper, _)| *keeper != self.me);
+        others.map(|(keeper, held)| (keeper, held.version)).collect()
+    }
+
+    pub fn empty_since(&self, stage: Stage) -> Option<Instant> {
+        self.members.empty_since(stage)
+    }
+
+    pub fn offers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
+        self.members.peers()
+    }
+
+    /// Peers worth a connection, with their addresses.
+    pub fn wanted(&self, most: usize) -> Vec<(PeerId, Vec<String>)> {
+        let others = self.members.peers().filter(|(peer, _)| *peer != self.me);
+        others.take(most).map(|(peer, offer)| (peer, offer.addresses.clone())).collect()
+    }
+}

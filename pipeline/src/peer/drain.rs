@@ -1,0 +1,112 @@
+//! Leaving politely: what was accepted is finished or handed on, the open sum is stepped, a last round brings the work to
+//! others, the state is saved, neighbours are told.
+
+use std::time::Duration;
+
+use skein_protocol::{
+    Instant, Lane, Outbox, Stage,
+    event::Event,
+    wire::{self, hello},
+};
+
+use super::{Peer, io::Output, replica::Replica};
+use crate::flow::{schedule::Purpose, stage::Standing};
+
+/// What is not finished by then is left to others.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A last round may take this long.
+const LAST_ROUND: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Micro-batches are finished.
+    Finishing {
+        since: Instant,
+    },
+    /// Partial sums are stepped.
+    Stepping {
+        since: Instant,
+    },
+    /// A last round with whoever is there.
+    LastRound {
+        since: Instant,
+    },
+    Saving {
+        since: Instant,
+    },
+    Over,
+}
+
+impl Peer {
+    pub(super) fn start_drain(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        if self.drain.is_some() {
+            return;
+        }
+        out.push(Output::Emit(Event::Draining));
+        self.drain = Some(Drain::Finishing { since: now });
+        if let Some(source) = &mut self.source {
+            source.feeding = false;
+        }
+        let anybody = self.neighbours.up().next().is_some();
+        for replica in self.replicas.values_mut() {
+            if let Some(flow) = replica.flow_mut()
+                && anybody
+            {
+                flow.standing = Standing::Draining;
+            }
+        }
+        self.publish_offer(now, out);
+        self.refresh_route(now, out);
+        self.go_on_draining(now, out);
+    }
+
+    pub(super) fn go_on_draining(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let late = |since: Instant, patience: Duration| now.since(since) > patience;
+        match self.drain {
+            None | Some(Drain::Over) => {}
+            Some(Drain::Finishing { since }) => {
+                let open: usize = self.replicas.values().filter_map(Replica::flow).map(|flow| flow.open_ids()).sum();
+                let fed = self.source.as_ref().map_or(0, |source| source.open_len());
+                if open + fed == 0 || late(since, PATIENCE) {
+                    self.drain = Some(Drain::Stepping { since: now });
+                    let stages: Vec<Stage> = self.replicas.keys().copied().collect();
+                    for stage in stages {
+                        self.with_flow(now, out, stage, |flow, desk| flow.step(desk));
+                    }
+                    self.go_on_draining(now, out);
+                }
+            }
+            Some(Drain::Stepping { since }) => {
+                let stepping = self.replicas.values().filter_map(Replica::flow).any(|flow| flow.is_stepping());
+                if !stepping || late(since, PATIENCE) {
+                    self.drain = Some(Drain::LastRound { since: now });
+                    self.rounds_last(now, out);
+                    self.go_on_draining(now, out);
+                }
+            }
+            Some(Drain::LastRound { since }) => {
+                if !self.rounds_busy() || late(since, LAST_ROUND) {
+                    self.drain = Some(Drain::Saving { since: now });
+                    self.save_all(out);
+                    self.go_on_draining(now, out);
+                }
+            }
+            Some(Drain::Saving { since }) => {
+                let saving = self.jobs.has(|purpose| matches!(purpose, Purpose::Save { .. }));
+                if !saving || late(since, PATIENCE) {
+                    self.leave(out);
+                }
+            }
+        }
+    }
+
+    fn leave(&mut self, out: &mut Outbox<Output>) {
+        self.drain = Some(Drain::Over);
+        for to in self.neighbours.up().collect::<Vec<_>>() {
+            let frame = wire::Frame::Hello(hello::Frame::Goodbye);
+            out.push(Output::Send { to, lane: Lane::Control, frame, body: None });
+        }
+        out.push(Output::Emit(Event::Drained));
+        out.push(Output::Drained);
+    }
+}

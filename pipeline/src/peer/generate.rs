@@ -1,0 +1,220 @@
+//! Text from the live swarm. One replica a stage is pinned for a session, so that cache and weights agree.
+//!
+//! In: frames, answers of the worker, losses. Out: logits to the asker, or the news that the session is lost: then whoever asked
+//! replays the text so far in a new session.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_protocol::{
+    Blob, Instant, Lane, PeerId, Stage,
+    wire::{
+        self,
+        generate::{Frame, Infer, Session},
+    },
+};
+
+use crate::{
+    flow::{
+        Desk,
+        schedule::{Priority, Purpose},
+        stage::release_done,
+    },
+    job::{Done, Job},
+    peer::io::Output,
+};
+
+/// Sessions that one peer serves at a time, over all its stages.
+const SERVED_MAX: usize = 64;
+/// A session without a piece for this long is closed.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// A session of mine.
+#[derive(Debug)]
+struct Asked {
+    route: Vec<PeerId>,
+    position: u32,
+    /// Tokens of the piece that is on its way.
+    piece: Option<u32>,
+}
+
+/// A session of somebody's at a stage of mine.
+#[derive(Debug)]
+struct Served {
+    local: u64,
+    infer: Infer,
+    /// Input of the piece that the worker has.
+    input: Option<Blob>,
+    heard: Instant,
+}
+
+#[derive(Debug, Default)]
+pub struct Generate {
+    asked: BTreeMap<u64, Asked>,
+    served: BTreeMap<(PeerId, u64, Stage), Served>,
+    next_local: u64,
+}
+
+fn send(desk: &mut Desk<'_>, to: PeerId, frame: Frame, body: Option<Blob>) {
+    desk.out.push(Output::Send { to, lane: Lane::Generation, frame: wire::Frame::Generate(frame), body });
+}
+
+impl Generate {
+    /// Starts a session with its prompt. `last` is the last stage of the run.
+    pub fn start(&mut self, desk: &mut Desk<'_>, number: u64, tokens: Blob, last: Stage) {
+        let route: Option<Vec<PeerId>> = (0..=last).map(|stage| desk.route.choose(stage, None, &[])).collect();
+        match route {
+            None => {
+                desk.release(tokens);
+                desk.out.push(Output::Generated { session: number, logits: None });
+            }
+            Some(route) => {
+                self.asked.insert(number, Asked { route, position: 0, piece: None });
+                self.next(desk, number, tokens);
+            }
+        }
+    }
+
+    /// Sends the next piece of a session.
+    pub fn next(&mut self, desk: &mut Desk<'_>, number: u64, tokens: Blob) {
+        let me = desk.me;
+        let Some(asked) = self.asked.get_mut(&number) else {
+            desk.release(tokens);
+            return desk.out.push(Output::Generated { session: number, logits: None });
+        };
+        asked.piece = Some((tokens.len / 4) as u32);
+        let session = Session { asker: me, number, position: asked.position };
+        let infer = Infer { session, stage: 0, route: asked.route.clone() };
+        send(desk, asked.route[0], Frame::Infer(infer), Some(tokens));
+        desk.release(tokens);
+    }
+
+    pub fn close(&mut self, desk: &mut Desk<'_>, number: u64) {
+        let Some(asked) = self.asked.remove(&number) else { return };
+        let session = Session { asker: desk.me, number, position: asked.position };
+        for peer in asked.route {
+            send(desk, peer, Frame::Close(session), None);
+        }
+    }
+
+    fn lose(&mut self, desk: &mut Desk<'_>, number: u64) {
+        if self.asked.contains_key(&number) {
+            self.close(desk, number);
+            desk.out.push(Output::Generated { session: number, logits: None });
+        }
+    }
+
+    /// `serves` tells whether I serve a stage.
+    pub fn on_frame(
+        &mut self,
+        desk: &mut Desk<'_>,
+        from: PeerId,
+        frame: Frame,
+        body: Option<Blob>,
+        serves: impl Fn(Stage) -> bool,
+    ) {
+        match (frame, body) {
+            (Frame::Infer(infer), Some(body)) => self.on_infer(desk, infer, body, serves),
+            (Frame::Logits(session), Some(body)) => self.on_logits(desk, from, session, body),
+            (Frame::Lost(session), body) => {
+                desk.release_all(body);
+                if session.asker == desk.me {
+                    self.lose(desk, session.number);
+                }
+            }
+            (Frame::Close(session), body) => {
+                desk.release_all(body);
+                self.drop_served(desk, |(asker, number, _), _| *asker == session.asker && *number == session.number);
+            }
+            (Frame::Infer(_) | Frame::Logits(_), None) => {}
+        }
+    }
+
+    fn on_infer(&mut self, desk: &mut Desk<'_>, infer: Infer, body: Blob, serves: impl Fn(Stage) -> bool) {
+        let key = (infer.session.asker, infer.session.number, infer.stage);
+        let mine = infer.route.get(usize::from(infer.stage)) == Some(&desk.me) && serves(infer.stage);
+        let new = !self.served.contains_key(&key);
+        // A cache begins at position 0: a later piece without one was lost with a restart.
+        let broken = new && (infer.session.position != 0 || self.served.len() >= SERVED_MAX);
+        let busy = self.served.get(&key).is_some_and(|served| served.input.is_some());
+        if !mine || broken || busy {
+            desk.release(body);
+            return send(desk, infer.session.asker, Frame::Lost(infer.session), None);
+        }
+        self.next_local += 1;
+        let (next_local, now) = (self.next_local, desk.now);
+        let served = self.served.entry(key).or_insert_with(|| Served {
+            local: next_local,
+            infer: infer.clone(),
+            input: None,
+            heard: now,
+        });
+        served.heard = now;
+        served.input = Some(body);
+        let (stage, position) = (infer.stage, infer.session.position);
+        served.infer = infer;
+        let job = Job::Infer { stage, session: served.local, position, input: body };
+        desk.jobs.push(Priority::Infer, job, Purpose::Infer { stage, session: served.local });
+    }
+
+    pub fn on_done(&mut self, desk: &mut Desk<'_>, stage: Stage, local: u64, done: Done) {
+        let Some(served) = self.served.values_mut().find(|served| served.local == local) else {
+            return release_done(desk, done);
+        };
+        if let Some(input) = served.input.take() {
+            desk.out.push(Output::Release { blob: input });
+        }
+        let infer = served.infer.clone();
+        let Done::Inferred { output } = done else {
+            release_done(desk, done);
+            return send(desk, infer.session.asker, Frame::Lost(infer.session), None);
+        };
+        match infer.route.get(usize::from(stage) + 1) {
+            Some(next) => {
+                let onward = Infer { stage: stage + 1, ..infer.clone() };
+                send(desk, *next, Frame::Infer(onward), Some(output));
+            }
+            None => send(desk, infer.session.asker, Frame::Logits(infer.session), Some(output)),
+        }
+        desk.release(output);
+    }
+
+    fn on_logits(&mut self, desk: &mut Desk<'_>, from: PeerId, session: Session, body: Blob) {
+        let mine = session.asker == desk.me;
+        let asked = self
+            .asked
+            .get_mut(&session.number)
+            .filter(|asked| mine && asked.position == session.position && asked.route.last() == Some(&from));
+        let Some(asked) = asked else { return desk.release(body) };
+        let Some(piece) = asked.piece.take() else { return desk.release(body) };
+        asked.position += piece;
+        desk.out.push(Output::Generated { session: session.number, logits: Some(body) });
+    }
+
+    pub fn on_lost(&mut self, desk: &mut Desk<'_>, peer: PeerId) {
+        let mine: Vec<u64> =
+            self.asked.iter().filter(|(_, asked)| asked.route.contains(&peer)).map(|(n, _)| *n).collect();
+        for number in mine {
+            self.lose(desk, number);
+        }
+        self.drop_served(desk, |(asker, ..), _| *asker == peer);
+    }
+
+    pub fn on_tick(&mut self, desk: &mut Desk<'_>) {
+        let now = desk.now;
+        self.drop_served(desk, |_, served| now.since(served.heard) > IDLE);
+    }
+
+    fn drop_served(&mut self, desk: &mut Desk<'_>, unwanted: impl Fn(&(PeerId, u64, Stage), &Served) -> bool) {
+        let keys: Vec<_> = self.served.iter().filter(|(k, s)| unwanted(k, s)).map(|(k, _)| *k).collect();
+        for key in keys {
+            let Some(served) = self.served.remove(&key) else { continue };
+            desk.release_all(served.input);
+            let (stage, session) = (key.2, served.local);
+            desk.jobs.push(Priority::Weights, Job::InferClose { stage, session }, Purpose::Forget);
+        }
+    }
+
+    pub fn partners(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.asked.values().flat_map(|asked| asked.route.iter().copied())
+    }
+}

@@ -1,0 +1,177 @@
+//! Connections, and who is behind them: the hello, incarnations, and who was declared dead.
+//!
+//! In: connections that stand or fall, hellos. Out: whom to greet, whom to fence. It knows nothing of stages.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use skein_protocol::{Incarnation, Instant, PeerId};
+
+/// Peers that are remembered after they are gone.
+const REMEMBERED: usize = 1024;
+/// A peer that could not be reached is tried again after this, doubled up to [`DIAL_PAUSE_MAX`].
+const DIAL_PAUSE: Duration = Duration::from_millis(500);
+const DIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug, Default)]
+struct Neighbour {
+    connected: bool,
+    /// Known once it said hello on this connection.
+    incarnation: Option<Incarnation>,
+    last_incarnation: Incarnation,
+    /// Incarnations up to this one had confirmed work that went to somebody else.
+    dead: Option<Incarnation>,
+    dial_at: Instant,
+    dial_pause: Duration,
+    seen: Instant,
+}
+
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    peers: BTreeMap<PeerId, Neighbour>,
+}
+
+/// What a hello means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Greeting {
+    /// A new acquaintance, or the same incarnation again.
+    Known,
+    /// The peer restarted: its former incarnation is lost.
+    Restarted(Incarnation),
+    /// This incarnation was declared dead, and work of it went elsewhere: it must fence itself.
+    Dead,
+    /// Older than one that was seen: a late word of a former life.
+    Stale,
+}
+
+impl Neighbours {
+    pub fn on_up(&mut self, now: Instant, peer: PeerId) {
+        self.make_room();
+        let neighbour = self.peers.entry(peer).or_default();
+        neighbour.connected = true;
+        neighbour.incarnation = None;
+        neighbour.dial_pause = Duration::ZERO;
+        neighbour.seen = now;
+    }
+
+    /// The incarnation that was lost, if it had said hello.
+    pub fn on_lost(&mut self, now: Instant, peer: PeerId) -> Option<Incarnation> {
+        let neighbour = self.peers.get_mut(&peer)?;
+        neighbour.connected = false;
+        neighbour.dial_at = now;
+        neighbour.seen = now;
+        neighbour.incarnation.take()
+    }
+
+    pub fn on_hello(&mut self, now: Instant, peer: PeerId, incarnation: Incarnation) -> Greeting {
+        let neighbour = self.peers.entry(peer).or_default();
+        neighbour.connected = true;
+        neighbour.seen = now;
+        if incarnation < neighbour.last_incarnation {
+            return Greeting::Stale;
+        }
+        let before = neighbour.last_incarnation;
+        neighbour.last_incarnation = incarnation;
+        neighbour.incarnation = Some(incarnation);
+        match neighbour.dead {
+            Some(dead) if incarnation <= dead => Greeting::Dead,
+            _ if before > 0 && before < incarnation => Greeting::Restarted(before),
+            _ => Greeting::Known,
+        }
+    }
+
+    /// Confirmed work of this peer went to somebody else: whoever it was must not count it any more.
+    pub fn declare_dead(&mut self, peer: PeerId) {
+        if let Some(neighbour) = self.peers.get_mut(&peer) {
+            neighbour.dead = Some(neighbour.last_incarnation);
+        }
+    }
+
+    /// Connected, greeted, and not declared dead.
+    pub fn is_up(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|n| {
+            n.connected && n.incarnation.is_some_and(|incarnation| n.dead.is_none_or(|dead| incarnation > dead))
+        })
+    }
+
+    pub fn is_connected(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|n| n.connected)
+    }
+
+    pub fn incarnation(&self, peer: PeerId) -> Option<Incarnation> {
+        self.peers.get(&peer).and_then(|n| n.incarnation)
+    }
+
+    /// Greeted and connected.
+    pub fn up(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.peers.keys().copied().filter(|peer| self.is_up(*peer))
+    }
+
+    pub fn connected(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.peers.iter().filter(|(_, n)| n.connected).map(|(peer, _)| *peer)
+    }
+
+    /// Whether `peer` may be dialled now; if so, the next time is later.
+    pub fn may_dial(&mut self, now: Instant, peer: PeerId) -> bool {
+        self.make_room();
+        let neighbour = self.peers.entry(peer).or_default();
+        if neighbour.connected || neighbour.dial_at > now {
+            return false;
+        }
+        neighbour.dial_pause = (neighbour.dial_pause * 2).clamp(DIAL_PAUSE, DIAL_PAUSE_MAX);
+        neighbour.dial_at = now + neighbour.dial_pause;
+        neighbour.seen = now;
+        true
+    }
+
+    /// Forgets whoever is gone longest.
+    fn make_room(&mut self) {
+        if self.peers.len() < REMEMBERED {
+            return;
+        }
+        let oldest = self.peers.iter().filter(|(_, n)| !n.connected).min_by_key(|(_, n)| n.seen).map(|(p, _)| *p);
+        if let Some(oldest) = oldest {
+            self.peers.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: PeerId = PeerId([1; 32]);
+
+    #[test]
+    fn a_restart_ends_the_former_incarnation_and_a_late_hello_is_stale() {
+        let mut neighbours = Neighbours::default();
+        neighbours.on_up(Instant(0), P);
+        assert!(!neighbours.is_up(P), "not before its hello");
+        assert_eq!(neighbours.on_hello(Instant(0), P, 3), Greeting::Known);
+        assert!(neighbours.is_up(P));
+        assert_eq!(neighbours.on_hello(Instant(1), P, 4), Greeting::Restarted(3));
+        assert_eq!(neighbours.on_hello(Instant(2), P, 3), Greeting::Stale);
+    }
+
+    #[test]
+    fn who_was_declared_dead_comes_back_only_as_a_new_incarnation() {
+        let mut neighbours = Neighbours::default();
+        neighbours.on_up(Instant(0), P);
+        neighbours.on_hello(Instant(0), P, 3);
+        neighbours.declare_dead(P);
+        assert!(!neighbours.is_up(P));
+        assert_eq!(neighbours.on_lost(Instant(1), P), Some(3));
+        neighbours.on_up(Instant(2), P);
+        assert_eq!(neighbours.on_hello(Instant(2), P, 3), Greeting::Dead);
+        assert_eq!(neighbours.on_hello(Instant(3), P, 4), Greeting::Restarted(3));
+        assert!(neighbours.is_up(P));
+    }
+
+    #[test]
+    fn dials_back_off() {
+        let mut neighbours = Neighbours::default();
+        assert!(neighbours.may_dial(Instant(0), P));
+        assert!(!neighbours.may_dial(Instant(0), P));
+        assert!(neighbours.may_dial(Instant(0) + DIAL_PAUSE, P));
+        assert!(!neighbours.may_dial(Instant(0) + DIAL_PAUSE * 2, P));
+    }
+}

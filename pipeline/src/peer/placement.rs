@@ -1,0 +1,308 @@
+//! Which stages this peer serves, and how each gets its weights: from a living replica, from a held snapshot, from the seed.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use skein_protocol::{
+    Blob, Instant, Outbox, PeerId, Stage, Version, event::Event, hash::Digest, wire::state::Purpose as StatePurpose,
+};
+
+use super::{
+    Peer, Placement, Ticket, desk,
+    io::Output,
+    replica::{Origin, Phase, Replica},
+};
+use crate::{
+    flow::{
+        schedule::{Priority, Purpose},
+        stage::StageFlow,
+    },
+    job::{Done, Job},
+    plan::assign,
+};
+
+/// After the first hello, offers and counters of the run have arrived.
+const SETTLED: Duration = Duration::from_millis(700);
+/// With nobody to be heard for this long, a peer that expects others begins alone.
+const LONELY: Duration = Duration::from_secs(20);
+/// A stage without a replica is looked at this often, and the plan.
+const PLAN_EVERY: Duration = Duration::from_millis(500);
+/// A peer with room waits this long for a newcomer, or for somebody before it in the order of adoption.
+const ADOPT_AFTER: Duration = Duration::from_secs(1);
+
+impl Peer {
+    /// Whether what the directory says can be relied on: who is there has spoken.
+    fn is_settled(&self, now: Instant) -> bool {
+        match self.greeted_at {
+            Some(at) => now.since(at) >= SETTLED,
+            None => !self.config.expects_others || now.since(self.started) >= LONELY,
+        }
+    }
+
+    /// Looks whether a stage is to be taken, and pushes those that are on their way.
+    pub(super) fn place(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        if self.silent || self.drain.is_some() || !self.is_settled(now) {
+            return;
+        }
+        if self.placement == Placement::Plan && now >= self.plan_at {
+            self.plan_at = now + PLAN_EVERY;
+            self.plan(now, out);
+        }
+        let looking: Vec<Stage> = self
+            .replicas
+            .values()
+            .filter(|replica| matches!(replica.phase, Phase::Looking { .. }))
+            .map(|replica| replica.stage)
+            .collect();
+        for stage in looking {
+            self.look(now, stage, out);
+        }
+    }
+
+    fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let stages = self.config.manifest.stages.count;
+        let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
+        let mut planned = self.directory.planned();
+        for stage in &mine {
+            let speed = self.replicas.get(stage).and_then(Replica::flow).map_or(0.0, |flow| flow.busy.speed());
+            planned.entry(*stage).or_default().insert(self.me, speed);
+        }
+        let need = self.stage_needs();
+        let used: u64 = mine.iter().filter_map(|stage| need.get(usize::from(*stage))).sum();
+        let memory = self.config.memory.saturating_sub(used);
+        let lock_step = self.config.manifest.lock_step();
+        for stage in assign::stages_for(self.me, stages, &planned, &mine, &need, memory) {
+            let empty = planned.get(&stage).is_none_or(|peers| peers.is_empty());
+            if lock_step && !empty {
+                continue;
+            }
+            let began = now.since(self.started) < LONELY && mine.is_empty();
+            if empty && !began && !self.is_my_turn(now, stage) {
+                continue;
+            }
+            self.want_stage(now, stage, false, "it has the least throughput", out);
+        }
+    }
+
+    /// A stage without a replica is adopted by one peer after the other, in the order of a hash, so that not all take it at once.
+    fn is_my_turn(&self, now: Instant, stage: Stage) -> bool {
+        let Some(since) = self.directory.empty_since(stage) else { return true };
+        let rank = |peer: PeerId| {
+            skein_protocol::hash::keyed("skein adopt 1", &[&self.config.run.0, &stage.to_le_bytes(), &peer.0])
+        };
+        let mine = rank(self.me);
+        let before = self.neighbours.up().filter(|peer| rank(*peer) < mine).count() as u32;
+        now.since(since) >= ADOPT_AFTER * (1 + before)
+    }
+
+    /// Bytes of device memory that each stage needs.
+    pub(super) fn stage_needs(&self) -> Vec<u64> {
+        (0..self.config.manifest.stages.count)
+            .map(|stage| crate::plan::cost::memory(&self.config.manifest, stage).peak)
+            .collect()
+    }
+
+    pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
+        if stage > self.rules.last || self.replicas.contains_key(&stage) {
+            return;
+        }
+        out.push(Output::Emit(Event::Joining { stage, why: why.into() }));
+        let average = self.new_average(stage);
+        let replica = Replica {
+            stage,
+            phase: Phase::Looking { since: now },
+            tried: BTreeSet::new(),
+            pinned,
+            average,
+            copied_at: None,
+            pushed_at: None,
+        };
+        self.replicas.insert(stage, replica);
+        out.push(Output::Provide { key: self.stage_key(stage) });
+        self.publish_offer(now, out);
+        self.place(now, out);
+    }
+
+    pub(super) fn stage_key(&self, stage: Stage) -> [u8; 32] {
+        skein_protocol::hash::keyed("skein stage 1", &[&self.config.run.0, &stage.to_le_bytes()]).0
+    }
+
+    pub(super) fn run_key(&self) -> [u8; 32] {
+        skein_protocol::hash::keyed("skein run 1", &[&self.config.run.0]).0
+    }
+
+    /// Finds weights for a stage.
+    fn look(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        let Some(replica) = self.replicas.get(&stage) else { return };
+        let Phase::Looking { since } = replica.phase else { return };
+        let tried = replica.tried.clone();
+        let donors = self.directory.replicas(stage);
+        let donor = donors
+            .iter()
+            .filter(|(peer, _)| *peer != self.me && !tried.contains(peer) && self.neighbours.is_up(*peer))
+            .max_by_key(|(_, version)| (version.round, version.own_step))
+            .copied();
+        if let Some((from, _)) = donor {
+            return self.fetch(now, stage, from, None, out);
+        }
+        // Somebody serves it, but is not connected (yet): it is being dialled.
+        let living = donors.iter().any(|(peer, _)| *peer != self.me && !tried.contains(peer));
+        if living && now.since(since) < Duration::from_secs(10) {
+            return;
+        }
+        if !donors.is_empty() && !living {
+            // Every donor failed once: they are asked again.
+            if let Some(replica) = self.replicas.get_mut(&stage) {
+                replica.tried.clear();
+            }
+        }
+        self.look_for_snapshot(now, stage, out);
+    }
+
+    fn look_for_snapshot(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        let mine = self.transfer.held_of(stage).map(|held| (held.version, held.root, held.len));
+        let theirs = self
+            .directory
+            .held(stage)
+            .into_iter()
+            .filter(|(peer, _)| self.neighbours.is_up(*peer) && self.replicas[&stage].tried.get(peer).is_none())
+            .max_by_key(|(_, version)| (version.round, version.own_step));
+        let newness = |version: Version| (version.round, version.own_step);
+        match (mine, theirs) {
+            (Some((version, root, len)), theirs) if theirs.is_none_or(|(_, v)| newness(v) <= newness(version)) => {
+                let parts = self.transfer.held_parts(stage);
+                let origin = Origin::Snapshot { from: None, version, root, len };
+                self.load(stage, origin, parts, false, out);
+            }
+            (_, Some((from, version))) => self.fetch(now, stage, from, Some(version), out),
+            _ => self.load(stage, Origin::Seed, Vec::new(), false, out),
+        }
+    }
+
+    fn fetch(&mut self, now: Instant, stage: Stage, from: PeerId, version: Option<Version>, out: &mut Outbox<Output>) {
+        let ticket = self.ticket();
+        self.tickets.insert(ticket, Ticket::Serve { stage, snapshot: version.is_some() });
+        if let Some(replica) = self.replicas.get_mut(&stage) {
+            replica.phase = Phase::Fetching { ticket };
+        }
+        let mut desk = desk!(self, now, out);
+        self.transfer.fetch(&mut desk, ticket, from, stage, StatePurpose::Serve, version);
+    }
+
+    pub(super) fn fetch_failed(&mut self, now: Instant, stage: Stage, from: PeerId, out: &mut Outbox<Output>) {
+        let Some(replica) = self.replicas.get_mut(&stage) else { return };
+        replica.tried.insert(from);
+        replica.phase = Phase::Looking { since: now };
+        self.place(now, out);
+    }
+
+    /// Has the engine of a stage made. `owned`: the parts are released when it is.
+    pub(super) fn load(
+        &mut self,
+        stage: Stage,
+        origin: Origin,
+        parts: Vec<Blob>,
+        owned: bool,
+        out: &mut Outbox<Output>,
+    ) {
+        let job = match &origin {
+            Origin::Seed => Job::Create { stage },
+            Origin::Replica { root, .. } | Origin::Snapshot { root, .. } => {
+                Job::Load { stage, parts: parts.clone(), root: *root }
+            }
+        };
+        if let (Origin::Replica { version, root, from, len }, _)
+        | (Origin::Snapshot { version, root, len, from: Some(from) }, _) = (&origin, ())
+        {
+            out.push(Output::Emit(Event::Fetched { version: *version, from: Some(*from), bytes: *len, root: *root }));
+        }
+        if let Some(replica) = self.replicas.get_mut(&stage) {
+            let parts = if owned { parts } else { Vec::new() };
+            replica.phase = Phase::Loading { origin, parts };
+        }
+        self.jobs.push(Priority::Weights, job, Purpose::Create { stage });
+    }
+
+    pub(super) fn on_created(&mut self, now: Instant, stage: Stage, done: Done, out: &mut Outbox<Output>) {
+        let Some(replica) = self.replicas.get_mut(&stage) else { return };
+        let Phase::Loading { origin, parts } = &mut replica.phase else { return };
+        let (origin, parts) = (origin.clone(), std::mem::take(parts));
+        for blob in parts {
+            out.push(Output::Release { blob });
+        }
+        let ok = matches!(done, Done::Ok | Done::Loaded { .. });
+        if !ok {
+            replica.phase = Phase::Looking { since: now };
+            if let Origin::Replica { from, .. } | Origin::Snapshot { from: Some(from), .. } = origin {
+                replica.tried.insert(from);
+            }
+            return;
+        }
+        self.begin_to_serve(now, stage, origin, out);
+    }
+
+    fn begin_to_serve(&mut self, now: Instant, stage: Stage, origin: Origin, out: &mut Outbox<Output>) {
+        let (me, incarnation) = (self.me, self.incarnation);
+        let inherited = match origin {
+            Origin::Seed => Version { stage, ..Version::default() },
+            Origin::Replica { version, .. } | Origin::Snapshot { version, .. } => version,
+        };
+        let version = Version { stage, peer: me, incarnation, ..inherited };
+        let flow = StageFlow::new(me, incarnation, version, self.rules.clone());
+        let restored = match origin {
+            Origin::Replica { .. } => false,
+            Origin::Snapshot { .. } => true,
+            Origin::Seed => self.run_samples() > 0,
+        };
+        if restored {
+            let from_seed = origin == Origin::Seed;
+            out.push(Output::Emit(Event::Restored { stage, version: inherited, from_seed }));
+        }
+        if let Some(replica) = self.replicas.get_mut(&stage) {
+            replica.phase = Phase::Serving(Box::new(flow));
+            replica.tried.clear();
+        }
+        self.rounds_begin(stage, version);
+        out.push(Output::Emit(Event::Serving { stage, version }));
+        self.publish_offer(now, out);
+        self.refresh_route(now, out);
+        self.feed(now, out);
+    }
+
+    /// Dials whom this peer works with, and asks the network when it knows too few.
+    pub(super) fn reach_out(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        /// Neighbours that are dialled; beyond that, those who dial us suffice.
+        const DIALLED: usize = 32;
+        /// With fewer neighbours the network is asked for more.
+        const FEW: usize = 2;
+        const LOOKUP_EVERY: Duration = Duration::from_secs(10);
+        for (peer, addresses) in self.directory.wanted(DIALLED) {
+            if !self.neighbours.is_connected(peer) {
+                self.dial(now, peer, addresses, out);
+            }
+        }
+        let few = self.neighbours.up().take(FEW).count() < FEW || !self.empty.is_empty();
+        if few && now >= self.lookup_at {
+            self.lookup_at = now + LOOKUP_EVERY;
+            let ticket = self.ticket();
+            out.push(Output::Provide { key: self.run_key() });
+            out.push(Output::Lookup { request: ticket, key: self.run_key() });
+            if let Some(stage) = self.empty.first().copied() {
+                let request = self.ticket();
+                out.push(Output::Lookup { request, key: self.stage_key(stage) });
+            }
+        }
+    }
+
+    /// Tells the run what I serve, how fast, and where I am reached. Repeats only what changed, and before it expires.
+    pub(super) fn publish_offer(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        if self.silent {
+            return;
+        }
+        let offers = self.replicas.values().map(|replica| self.directory.offer_of(replica)).collect();
+        self.directory.publish_offer(now, self.utc, self.incarnation, offers, out);
+    }
+
+    pub(super) fn root_of_run(&self) -> Digest {
+        self.config.run
+    }
+}

@@ -1,0 +1,190 @@
+//! Averaging of every stage that this peer serves: acts of `average` become jobs and frames, answers go back.
+
+use skein_gossip::average::{Act, Average, Ended};
+use skein_protocol::{
+    Blob, Instant, Lane, Outbox, PeerId, Stage, Version,
+    event::{Event, RoundOutcome, Safety},
+    run::AveragingRule,
+    wire::{self, average},
+};
+
+use super::{Peer, io::Output, replica::Replica};
+use crate::{
+    flow::schedule::{Priority, Purpose},
+    job::{Done, Job, RoundPartner},
+};
+
+/// Which answer of the worker is awaited: the tickets of a round's jobs.
+const SNAPSHOT: u64 = 0;
+const PREPARE: u64 = 1;
+const ADOPT: u64 = 2;
+
+impl Peer {
+    pub(super) fn new_average(&self, stage: Stage) -> Average {
+        let averaging = &self.config.manifest.averaging;
+        // Lock-step has one serving replica a stage: there is nobody to average with.
+        let off = averaging.rule == AveragingRule::None || self.config.manifest.lock_step();
+        let every = if off { 0 } else { averaging.every };
+        Average::new(self.me, self.config.run, stage, every, 0)
+    }
+
+    pub(super) fn rounds_begin(&mut self, stage: Stage, version: Version) {
+        if let Some(replica) = self.replicas.get_mut(&stage) {
+            replica.average.set_round(version.round);
+        }
+    }
+
+    fn with_average(
+        &mut self,
+        now: Instant,
+        stage: Stage,
+        out: &mut Outbox<Output>,
+        act: impl FnOnce(&mut Average, &mut Outbox<Act>),
+    ) {
+        let members: Vec<PeerId> = self
+            .directory
+            .replicas(stage)
+            .into_iter()
+            .map(|(peer, _)| peer)
+            .filter(|peer| *peer != self.me && self.neighbours.is_up(*peer))
+            .collect();
+        let Some(replica) = self.replicas.get_mut(&stage).filter(|replica| replica.is_serving()) else { return };
+        let mut acts = Outbox::new();
+        replica.average.set_members(members);
+        act(&mut replica.average, &mut acts);
+        self.perform_rounds(now, stage, acts, out);
+    }
+
+    fn perform_rounds(&mut self, now: Instant, stage: Stage, mut acts: Outbox<Act>, out: &mut Outbox<Output>) {
+        let codec = self.config.manifest.averaging.codec;
+        while let Some(act) = acts.pop() {
+            match act {
+                Act::Send { to, frame, body } => {
+                    let lane = if body.is_some() { Lane::Average } else { Lane::Control };
+                    out.push(Output::Send { to, lane, frame: wire::Frame::Average(frame), body });
+                }
+                Act::Snapshot { round } => {
+                    let job = Job::RoundSnapshot { stage, round, codec };
+                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: SNAPSHOT });
+                }
+                Act::Prepare { round, theirs, my_samples, their_samples, first, copy } => {
+                    let partner = RoundPartner { tensors: theirs, my_samples, their_samples, first, copy };
+                    let job = Job::RoundPrepare { stage, round, partner };
+                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: PREPARE });
+                }
+                Act::Adopt { round } => {
+                    let job = Job::RoundAdopt { stage, round };
+                    self.jobs.push(Priority::Weights, job, Purpose::Round { stage, ticket: ADOPT });
+                    if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
+                        flow.on_adopted(round);
+                    }
+                }
+                Act::RollBack { round } => {
+                    let job = Job::RoundRollBack { stage, round };
+                    self.jobs.push(Priority::Bulk, job, Purpose::Forget);
+                }
+                Act::Alone => self.jobs.push(Priority::Weights, Job::RoundAlone { stage }, Purpose::Forget),
+                Act::Release(blob) => out.push(Output::Release { blob }),
+                Act::Ended(ended) => self.on_round_ended(now, stage, ended, out),
+            }
+        }
+    }
+
+    fn on_round_ended(&mut self, now: Instant, stage: Stage, ended: Ended, out: &mut Outbox<Output>) {
+        let Ended { round, partner, outcome, disagreement, samples, began } = ended;
+        let duration_ms = now.since(began).as_millis() as u64;
+        out.push(Output::Emit(Event::Round { stage, round, partner, outcome, disagreement, samples, duration_ms }));
+        if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
+            flow.round = round;
+            if matches!(outcome, RoundOutcome::Both | RoundOutcome::Copied) {
+                let own_step = flow.own_step;
+                out.push(Output::Emit(Event::Safe { stage, own_step, how: Safety::Averaged }));
+            }
+        }
+    }
+
+    pub(super) fn rounds_on_step(&mut self, now: Instant, stage: Stage, samples: u64, out: &mut Outbox<Output>) {
+        self.with_average(now, stage, out, |average, acts| average.on_step(now, samples, acts));
+    }
+
+    pub(super) fn rounds_on_frame(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        frame: average::Frame,
+        body: Option<Blob>,
+        out: &mut Outbox<Output>,
+    ) {
+        use average::Frame as F;
+        let stage = match &frame {
+            F::Propose(terms) | F::Agree(terms) | F::Tensors(terms) => terms.name.stage,
+            F::Busy(name) | F::Ready(name) | F::Adopted(name) | F::Abort(name) => name.stage,
+        };
+        if !self.replicas.get(&stage).is_some_and(Replica::is_serving) {
+            return super::wiring::out_release(out, body);
+        }
+        self.with_average(now, stage, out, |average, acts| average.on_frame(now, from, frame, body, acts));
+    }
+
+    pub(super) fn rounds_on_done(
+        &mut self,
+        now: Instant,
+        stage: Stage,
+        ticket: u64,
+        done: Done,
+        out: &mut Outbox<Output>,
+    ) {
+        let round = self.replicas.get(&stage).and_then(|replica| replica.average.in_air()).unwrap_or(u32::MAX);
+        match (ticket, done) {
+            (SNAPSHOT, Done::Encoded { blob, .. }) => {
+                self.with_average(now, stage, out, |average, acts| average.on_snapshot(round, Some(blob), acts));
+            }
+            (SNAPSHOT, _) => self.with_average(now, stage, out, |average, acts| average.on_snapshot(round, None, acts)),
+            (PREPARE, Done::Prepared { after, .. }) => {
+                self.with_average(now, stage, out, |average, acts| average.on_prepared(now, round, Some(after), acts));
+            }
+            (PREPARE, _) => {
+                self.with_average(now, stage, out, |average, acts| average.on_prepared(now, round, None, acts));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn rounds_on_lost(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
+        for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.with_average(now, stage, out, |average, acts| average.on_lost(now, peer, acts));
+        }
+    }
+
+    pub(super) fn rounds_on_fence(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        self.with_average(now, stage, out, |average, acts| average.on_fenced(acts));
+    }
+
+    pub(super) fn rounds_on_tick(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.with_average(now, stage, out, |average, acts| average.on_tick(now, acts));
+        }
+    }
+
+    pub(super) fn rounds_last(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.with_average(now, stage, out, |average, acts| average.last_round(now, acts));
+        }
+    }
+
+    pub(super) fn rounds_busy(&self) -> bool {
+        self.replicas.values().any(|replica| !replica.average.is_idle())
+    }
+
+    pub(super) fn rounds_partners(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.replicas.values().filter_map(|replica| replica.average.partner())
+    }
+
+    /// Slow weights that have not moved for more than two intervals follow the fast ones before anybody gets them.
+    pub(super) fn rounds_before_giving(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        let stale = self.replicas.get(&stage).is_some_and(|replica| replica.average.is_stale());
+        if stale {
+            self.with_average(now, stage, out, |average, acts| average.alone(now, acts));
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Copies of a stage that outlive its replicas: saved on disk, copied by joiners, held by peers that serve other stages.
+
+use skein_protocol::{
+    Instant, Outbox, PeerId, Stage, Version,
+    event::{Event, Safety},
+    hash::keyed,
+    wire::state::{Is, Purpose as StatePurpose},
+};
+
+use super::{
+    Peer, StateFor, Ticket, desk,
+    io::Output,
+    replica::{Origin, Replica},
+    transfer::Fact,
+};
+use crate::{
+    flow::schedule::{Priority, Purpose},
+    job::{Done, Job},
+};
+
+impl Peer {
+    pub(super) fn on_transfer_facts(
+        &mut self,
+        now: Instant,
+        facts: impl IntoIterator<Item = Fact>,
+        out: &mut Outbox<Output>,
+    ) {
+        for fact in facts {
+            match fact {
+                Fact::Fetched { ticket, from, version, root, parts, len } => {
+                    self.on_fetched(now, ticket, from, Is { request: 0, version, len, root }, parts, out);
+                }
+                Fact::Failed { ticket, from, why } => self.on_fetch_failed(now, ticket, from, &why, out),
+                Fact::Wanted { from, request, stage, purpose } => {
+                    self.on_state_wanted(now, from, request, stage, purpose, out);
+                }
+                Fact::Copied { to, version } => self.on_copied(to, version, out),
+                Fact::KeepAsked { from, is } => self.on_keep_asked(now, from, is, out),
+            }
+        }
+    }
+
+    fn on_fetched(
+        &mut self,
+        now: Instant,
+        ticket: u64,
+        from: PeerId,
+        is: Is,
+        parts: Vec<skein_protocol::Blob>,
+        out: &mut Outbox<Output>,
+    ) {
+        let (version, root, len) = (is.version, is.root, is.len);
+        match self.tickets.remove(&ticket) {
+            Some(Ticket::Serve { stage, snapshot }) => {
+                let origin = match snapshot {
+                    false => Origin::Replica { from, version, root, len },
+                    true => Origin::Snapshot { from: Some(from), version, root, len },
+                };
+                self.load(stage, origin, parts, true, out);
+            }
+            Some(Ticket::Hold { .. }) => {
+                let mut desk = desk!(self, now, out);
+                self.transfer.hold(&mut desk, version, root, len, parts);
+                out.push(Output::Emit(Event::Held { version, root, by: self.me }));
+                self.publish_held(now, out);
+            }
+            Some(Ticket::Export { request, stage }) => {
+                self.on_exported(request, stage, Some((parts, root)), out);
+            }
+            None => parts.into_iter().for_each(|blob| out.push(Output::Release { blob })),
+        }
+    }
+
+    fn on_fetch_failed(&mut self, now: Instant, ticket: u64, from: PeerId, why: &str, out: &mut Outbox<Output>) {
+        match self.tickets.remove(&ticket) {
+            Some(Ticket::Serve { stage, .. }) => {
+                let what = format!("the weights of stage {stage} from {}: {why}", from.short());
+                out.push(Output::Emit(Event::Waiting { what }));
+                self.fetch_failed(now, stage, from, out);
+            }
+            Some(Ticket::Export { request, stage }) => self.on_exported(request, stage, None, out),
+            Some(Ticket::Hold { .. }) | None => {}
+        }
+    }
+
+    fn on_state_wanted(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        request: u64,
+        stage: Stage,
+        purpose: StatePurpose,
+        out: &mut Outbox<Output>,
+    ) {
+        let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
+            let mut desk = desk!(self, now, out);
+            return self.transfer.refuse(&mut desk, from, request);
+        };
+        let full = purpose == StatePurpose::Serve;
+        if full {
+            // A joiner must not pull the model back to slow weights that have not moved for long.
+            self.rounds_before_giving(now, stage, out);
+        }
+        self.encode_state(stage, version, full, StateFor::Request { to: from, request });
+    }
+
+    fn encode_state(&mut self, stage: Stage, version: Version, full: bool, whom: StateFor) {
+        let ticket = self.ticket();
+        self.states.insert(ticket, (whom, version));
+        let purpose = Purpose::State { stage, ticket };
+        let priority = if full { Priority::Forward } else { Priority::Bulk };
+        self.jobs.push(priority, Job::State { stage, version, full }, purpose);
+    }
+
+    pub(super) fn on_state_encoded(
+        &mut self,
+        now: Instant,
+        stage: Stage,
+        ticket: u64,
+        done: Done,
+        out: &mut Outbox<Output>,
+    ) {
+        let Some((whom, version)) = self.states.remove(&ticket) else {
+            let mut desk = desk!(self, now, out);
+            return crate::flow::stage::release_done(&mut desk, done);
+        };
+        let mut desk = desk!(self, now, out);
+        match (whom, done) {
+            (StateFor::Request { to, request }, Done::Encoded { blob, root }) => {
+                self.transfer.serve(&mut desk, to, request, version, blob, root);
+            }
+            (StateFor::Request { to, request }, _) => self.transfer.refuse(&mut desk, to, request),
+            (StateFor::Keeper, Done::Encoded { blob, root }) => match self.keeper_for(stage) {
+                Some(keeper) => {
+                    let mut desk = desk!(self, now, out);
+                    self.transfer.offer(&mut desk, keeper, version, blob, root);
+                }
+                None => out.push(Output::Release { blob }),
+            },
+            (StateFor::Keeper, _) => {}
+        }
+    }
+
+    fn on_copied(&mut self, to: PeerId, version: Version, out: &mut Outbox<Output>) {
+        let stage = version.stage;
+        let Some(replica) = self.replicas.get_mut(&stage) else { return };
+        if version.peer == self.me && to != self.me {
+            replica.copied_at = Some(version.own_step);
+            out.push(Output::Emit(Event::Safe { stage, own_step: version.own_step, how: Safety::Copied }));
+        }
+    }
+
+    fn on_keep_asked(&mut self, now: Instant, from: PeerId, is: Is, out: &mut Outbox<Output>) {
+        let held: u64 = self.transfer.held().map(|held| held.len).sum();
+        let room = self.config.disk >= held.saturating_add(is.len);
+        let newer = self
+            .transfer
+            .held_of(is.version.stage)
+            .is_none_or(|held| (held.version.round, held.version.own_step) < (is.version.round, is.version.own_step));
+        let ticket = self.ticket();
+        let mut desk = desk!(self, now, out);
+        if !room || !newer {
+            return self.transfer.refuse(&mut desk, from, is.request);
+        }
+        self.transfer.keep(&mut desk, ticket, from, is);
+        self.tickets.insert(ticket, Ticket::Hold { from });
+    }
+
+    /// Pushes a snapshot of a stage to somebody when too few copies of it are in the swarm and the last push is a checkpoint ago.
+    pub(super) fn push_snapshot_if_due(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        let _ = (now, &out);
+        let checkpoint = &self.config.manifest.checkpoint;
+        let (every, copies_min) = (checkpoint.every.max(1), checkpoint.copies_min as usize);
+        let run_step = self.run_samples() / self.config.manifest.samples_per_step().max(1);
+        let living = self.directory.replicas(stage).len().max(1);
+        let Some(replica) = self.replicas.get(&stage) else { return };
+        let due = replica.pushed_at.is_none_or(|at| run_step >= at + every);
+        // Of the living replicas the one with the smallest id pushes.
+        let first = self.directory.replicas(stage).iter().all(|(peer, _)| *peer >= self.me);
+        if living >= copies_min || !due || !first || self.keeper_for(stage).is_none() {
+            return;
+        }
+        let Some(version) = replica.flow().map(|flow| flow.version()) else { return };
+        if let Some(replica) = self.replicas.get_mut(&stage) {
+            replica.pushed_at = Some(run_step);
+        }
+        self.encode_state(stage, version, true, StateFor::Keeper);
+    }
+
+    /// The neighbour that comes first for this stage (rendezvous order) and does not serve it.
+    fn keeper_for(&self, stage: Stage) -> Option<PeerId> {
+        let serving: Vec<PeerId> = self.directory.replicas(stage).into_iter().map(|(peer, _)| peer).collect();
+        self.neighbours
+            .up()
+            .filter(|peer| !serving.contains(peer) && *peer != self.me)
+            .min_by_key(|peer| keyed("skein keeper 1", &[&self.root_of_run().0, &stage.to_le_bytes(), &peer.0]))
+    }
+
+    pub(super) fn publish_held(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let held: Vec<_> = self.transfer.held().map(|held| (held.version, held.root, held.len)).collect();
+        self.directory.publish_held(now, self.utc, &held, out);
+    }
+
+    /// Takes what was found on this disk as snapshots that this peer holds.
+    pub(super) fn hold_saved(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        for saved in std::mem::take(&mut self.config.saved) {
+            let mut desk = desk!(self, now, out);
+            self.transfer.hold_whole(&mut desk, saved.version, saved.root, saved.blob);
+        }
+        if self.transfer.held().next().is_some() {
+            self.publish_held(now, out);
+        }
+    }
+
+    // ---- saving ----------------------------------------------------------------------------------------------------------
+
+    pub(super) fn save_all(&mut self, out: &mut Outbox<Output>) {
+        let _ = &out;
+        for replica in self.replicas.values() {
+            let Some(version) = replica.flow().map(|flow| flow.version()) else { continue };
+            let stage = replica.stage;
+            if !self.jobs.has(|purpose| *purpose == Purpose::Save { stage }) {
+                self.jobs.push(Priority::Weights, Job::Save { stage, version }, Purpose::Save { stage });
+            }
+        }
+    }
+
+    pub(super) fn on_saved(&mut self, now: Instant, stage: Stage, done: Done, out: &mut Outbox<Output>) {
+        let _ = now;
+        let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
+            return;
+        };
+        match done {
+            Done::Saved { root, bytes } => {
+                out.push(Output::Emit(Event::Saved { version, root, bytes }));
+                let own_step = version.own_step;
+                out.push(Output::Emit(Event::Safe { stage, own_step, how: Safety::Saved }));
+            }
+            Done::Failed { why, .. } => {
+                out.push(Output::Emit(Event::Waiting { what: format!("stage {stage} could not be saved: {why}") }));
+            }
+            _ => {}
+        }
+    }
+}

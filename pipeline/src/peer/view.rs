@@ -1,0 +1,157 @@
+//! A picture of a peer for people: what `status` and `peers` show. Read only.
+
+use serde::{Deserialize, Serialize};
+use skein_protocol::{Incarnation, PeerId, Stage, Version, wire::membership::State};
+
+use super::{
+    Peer,
+    replica::{Phase, Replica},
+};
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct View {
+    pub me: PeerId,
+    pub incarnation: Incarnation,
+    /// Run step, and samples of all feeders.
+    pub step: u64,
+    pub samples: u64,
+    pub loss: Option<f32>,
+    pub stages: Vec<StageView>,
+    pub mine: Vec<MineView>,
+    pub peers: Vec<PeerView>,
+    pub feeding: Option<FeedView>,
+    pub draining: bool,
+    pub ended: bool,
+    /// Data index from which a restart feeds on.
+    pub feed_next: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StageView {
+    pub stage: Stage,
+    pub first_layer: u32,
+    pub layers: u32,
+    pub replicas: Vec<PeerId>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MineView {
+    pub stage: Stage,
+    pub state: MyState,
+    pub version: Option<Version>,
+    pub micro_batches: u64,
+    pub micro_batches_per_s: f64,
+    pub rounds: u64,
+    pub rounds_rolled_back: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MyState {
+    Looking,
+    Fetching,
+    Loading,
+    Serving,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerView {
+    pub peer: PeerId,
+    pub connected: bool,
+    pub stages: Vec<PeerStageView>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerStageView {
+    pub stage: Stage,
+    pub state: String,
+    pub round: u32,
+    pub own_step: u32,
+    pub micro_batches_per_s: f64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FeedView {
+    pub open: usize,
+    pub completed: u64,
+    pub tokens: u64,
+    pub voided: u64,
+}
+
+impl Peer {
+    pub fn view(&self) -> View {
+        let manifest = &self.config.manifest;
+        let samples = self.run_samples();
+        View {
+            me: self.me,
+            incarnation: self.incarnation,
+            step: samples / manifest.samples_per_step().max(1),
+            samples,
+            loss: self.source.as_ref().and_then(|source| source.loss).or_else(|| self.directory.loss()),
+            stages: (0..manifest.stages.count)
+                .map(|stage| {
+                    let (first_layer, layers) = manifest.layers_of(stage);
+                    StageView { stage, first_layer, layers, replicas: self.route.replicas(stage).collect() }
+                })
+                .collect(),
+            mine: self.replicas.values().map(mine).collect(),
+            peers: self.peer_views(),
+            feeding: self.source.as_ref().map(|source| FeedView {
+                open: source.open_len(),
+                completed: source.completed,
+                tokens: source.tokens,
+                voided: source.voided,
+            }),
+            draining: self.drain.is_some(),
+            ended: self.ended,
+            feed_next: self.source.as_ref().map(|source| source.feed_next()),
+        }
+    }
+
+    fn peer_views(&self) -> Vec<PeerView> {
+        let offers = self.directory.offers().filter(|(peer, _)| *peer != self.me);
+        offers
+            .map(|(peer, offer)| PeerView {
+                peer,
+                connected: self.neighbours.is_up(peer),
+                stages: offer
+                    .stages
+                    .iter()
+                    .map(|offer| PeerStageView {
+                        stage: offer.stage,
+                        state: match offer.state {
+                            State::Joining => "joining",
+                            State::Serving => "serving",
+                            State::Draining => "draining",
+                        }
+                        .to_string(),
+                        round: offer.round,
+                        own_step: offer.own_step,
+                        micro_batches_per_s: self
+                            .route
+                            .speed(offer.stage, peer)
+                            .unwrap_or(offer.speed_milli as f64 / 1e3),
+                    })
+                    .collect(),
+            })
+            .collect()
+    }
+}
+
+fn mine(replica: &Replica) -> MineView {
+    let flow = replica.flow();
+    MineView {
+        stage: replica.stage,
+        state: match replica.phase {
+            Phase::Looking { .. } => MyState::Looking,
+            Phase::Fetching { .. } => MyState::Fetching,
+            Phase::Loading { .. } => MyState::Loading,
+            Phase::Serving(_) => MyState::Serving,
+        },
+        version: flow.map(|flow| flow.version()),
+        micro_batches: flow.map_or(0, |flow| flow.busy.done),
+        micro_batches_per_s: flow.map_or(0.0, |flow| flow.busy.speed()),
+        rounds: replica.average.rounds,
+        rounds_rolled_back: replica.average.rolled_back,
+    }
+}

@@ -1,0 +1,661 @@
+//! The table of edges: which machine hears of which fact, and which machine's output is which other's input.
+
+use std::time::Duration;
+
+use skein_protocol::{
+    Blob, Incarnation, Instant, Lane, Outbox, PeerId, Stage, Utc,
+    event::{Event, Severity},
+    run::PROTOCOL,
+    wire::{self, flow, hello},
+};
+
+use super::{
+    Peer, Placement, desk,
+    io::{Command, Input, Output},
+    neighbours::Greeting,
+    replica::{Phase, Replica},
+};
+use crate::{
+    flow::{
+        schedule::Purpose,
+        source::Source,
+        stage::{Standing, decline, release_done},
+    },
+    job::Done,
+};
+
+/// A silence of my own for this long, and others have declared me dead: I was suspended.
+const SUSPENDED: Duration = Duration::from_millis(1600);
+/// One peer fences me at most this often.
+const FENCE_PAUSE: Duration = Duration::from_secs(10);
+/// A run that begins has empty stages; they are news only after this.
+const EMPTY_AFTER: Duration = Duration::from_secs(3);
+/// Ticks do their work at most this often.
+const TICK: Duration = Duration::from_millis(90);
+
+impl Peer {
+    pub(super) fn turn(&mut self, now: Instant, input: Input, out: &mut Outbox<Output>) {
+        let gap = now.since(self.last_turn);
+        self.last_turn = now;
+        let alone = self.neighbours.up().next().is_none();
+        if gap > SUSPENDED && !self.silent && !alone {
+            self.fence(now, out, &format!("this peer stood still for {} ms", gap.as_millis()));
+        }
+        match input {
+            Input::Frame { from, frame, body } => self.on_frame(now, from, frame, body, out),
+            Input::PeerUp { peer } => self.on_peer_up(now, peer, out),
+            Input::PeerLost { peer, why } => self.on_peer_lost(now, peer, &why, out),
+            Input::Found { peers, .. } => self.on_found(now, peers, out),
+            Input::Done { job, done } => self.on_done(now, job, done, out),
+            Input::Records { request, tokens, labels } => self.on_records(now, request, tokens, labels, out),
+            Input::RecordsEnded => self.on_records_ended(),
+            Input::Incarnated { incarnation } => self.on_incarnated(now, incarnation, out),
+            Input::Congested { peer, lane } => self.on_congested(peer, lane, out),
+            Input::Addresses(addresses) => self.directory.set_addresses(addresses),
+            Input::Command(command) => self.on_command(now, command, out),
+            Input::Tick { utc } => self.on_tick(now, utc, out),
+        }
+    }
+
+    // ---- connections -----------------------------------------------------------------------------------------------------
+
+    fn hello(&self) -> wire::Frame {
+        wire::Frame::Hello(hello::Frame::Hello(hello::Hello {
+            run: self.config.run,
+            protocol: PROTOCOL,
+            incarnation: self.incarnation,
+            utc: self.utc,
+            token: None,
+        }))
+    }
+
+    fn say(&self, to: PeerId, frame: wire::Frame, out: &mut Outbox<Output>) {
+        out.push(Output::Send { to, lane: Lane::Control, frame, body: None });
+    }
+
+    fn on_peer_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
+        self.neighbours.on_up(now, peer);
+        out.push(Output::Emit(Event::PeerUp { peer }));
+        if !self.silent {
+            self.say(peer, self.hello(), out);
+        }
+    }
+
+    fn on_peer_lost(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
+        let incarnation = self.neighbours.on_lost(now, peer);
+        if let Some(incarnation) = incarnation {
+            out.push(Output::Emit(Event::PeerLost { peer, incarnation, why: why.to_string() }));
+        }
+        self.forget_peer(now, peer, why, out);
+    }
+
+    /// What `peer` had of ours goes elsewhere.
+    fn forget_peer(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
+        self.directory.on_lost(peer);
+        self.refresh_route(now, out);
+        let mut moved = 0;
+        let stages: Vec<Stage> = self.replicas.keys().copied().collect();
+        for stage in stages {
+            moved += self.with_flow(now, out, stage, |flow, desk| flow.on_lost(desk, peer, why)).unwrap_or(0);
+        }
+        moved += self.with_source(now, out, |source, desk| source.on_lost(desk, peer, why)).unwrap_or(0);
+        if moved > 0 {
+            self.neighbours.declare_dead(peer);
+        }
+        let mut desk = desk!(self, now, out);
+        self.generate.on_lost(&mut desk, peer);
+        let facts = self.transfer.on_lost(&mut desk, peer);
+        self.on_transfer_facts(now, facts, out);
+        self.rounds_on_lost(now, peer, out);
+    }
+
+    fn on_hello(&mut self, now: Instant, from: PeerId, hello: hello::Hello, out: &mut Outbox<Output>) {
+        if hello.run != self.config.run || hello.protocol != PROTOCOL || !self.admits(from) {
+            self.say(from, wire::Frame::Hello(hello::Frame::Unknown(self.config.run)), out);
+            return out.push(Output::Hangup { peer: from });
+        }
+        match self.neighbours.on_hello(now, from, hello.incarnation) {
+            Greeting::Stale => {}
+            Greeting::Dead => self.say(from, wire::Frame::Hello(hello::Frame::Fence(hello.incarnation)), out),
+            Greeting::Restarted(_) => {
+                self.forget_peer(now, from, "it started again", out);
+                self.meet(now, from, out);
+            }
+            Greeting::Known => self.meet(now, from, out),
+        }
+    }
+
+    fn admits(&self, peer: PeerId) -> bool {
+        let admission = &self.config.manifest.admission;
+        let run = &self.config.manifest.run;
+        admission.members.is_empty()
+            || admission.members.contains(&peer)
+            || peer == run.owner
+            || run.delegates.contains(&peer)
+    }
+
+    fn meet(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
+        self.greeted_at.get_or_insert(now);
+        self.directory.on_up(peer, out);
+        self.refresh_route(now, out);
+        self.place(now, out);
+    }
+
+    fn on_found(&mut self, now: Instant, peers: Vec<(PeerId, Vec<String>)>, out: &mut Outbox<Output>) {
+        for (peer, addresses) in peers.into_iter().take(32) {
+            self.dial(now, peer, addresses, out);
+        }
+    }
+
+    pub(super) fn dial(&mut self, now: Instant, peer: PeerId, addresses: Vec<String>, out: &mut Outbox<Output>) {
+        if peer != self.me && self.neighbours.may_dial(now, peer) {
+            out.push(Output::Dial { peer, addresses });
+        }
+    }
+
+    fn on_congested(&mut self, peer: PeerId, lane: Lane, out: &mut Outbox<Output>) {
+        // The lane is bounded so that a slow peer cannot fill our memory. What it missed it will ask for, or lose as if the
+        // connection had: a peer whose lanes stay full is as good as gone.
+        if matches!(lane, Lane::Control | Lane::Gradient | Lane::Activation) {
+            out.push(Output::Hangup { peer });
+        }
+    }
+
+    // ---- frames ----------------------------------------------------------------------------------------------------------
+
+    fn on_frame(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        frame: wire::Frame,
+        body: Option<Blob>,
+        out: &mut Outbox<Output>,
+    ) {
+        if let wire::Frame::Hello(frame) = frame {
+            out_release(out, body);
+            return self.on_hello_frame(now, from, frame, out);
+        }
+        if self.silent || (from != self.me && !self.neighbours.is_up(from)) {
+            return out_release(out, body);
+        }
+        match frame {
+            wire::Frame::Hello(_) => unreachable!("handled above"),
+            wire::Frame::Spread(frame) => {
+                out_release(out, body);
+                self.directory.on_frame(now, self.utc, from, frame, out);
+                self.after_directory(now, out);
+            }
+            wire::Frame::Flow(frame) => self.on_flow(now, from, frame, body, out),
+            wire::Frame::Average(frame) => self.rounds_on_frame(now, from, frame, body, out),
+            wire::Frame::State(frame) => {
+                let mut desk = desk!(self, now, out);
+                let fact = self.transfer.on_frame(&mut desk, from, frame, body);
+                self.on_transfer_facts(now, fact, out);
+            }
+            wire::Frame::Generate(frame) => {
+                let replicas = &self.replicas;
+                let serves = |stage: Stage| replicas.get(&stage).is_some_and(Replica::is_serving);
+                let mut desk = desk!(self, now, out);
+                self.generate.on_frame(&mut desk, from, frame, body, serves);
+            }
+        }
+    }
+
+    fn on_hello_frame(&mut self, now: Instant, from: PeerId, frame: hello::Frame, out: &mut Outbox<Output>) {
+        match frame {
+            hello::Frame::Hello(hello) => self.on_hello(now, from, hello, out),
+            hello::Frame::WantManifest(run) if run == self.config.run => {
+                let manifest = self.config.manifest_bytes.clone();
+                self.say(from, wire::Frame::Hello(hello::Frame::Manifest(manifest.into())), out);
+            }
+            hello::Frame::WantManifest(run) => self.say(from, wire::Frame::Hello(hello::Frame::Unknown(run)), out),
+            hello::Frame::Manifest(_) | hello::Frame::Unknown(_) => {}
+            hello::Frame::Fence(incarnation) => self.on_fence(now, from, incarnation, out),
+            hello::Frame::Goodbye => self.on_peer_lost(now, from, "it left", out),
+        }
+    }
+
+    fn on_flow(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        frame: flow::Frame,
+        body: Option<Blob>,
+        out: &mut Outbox<Output>,
+    ) {
+        use flow::Frame as F;
+        let me = self.me;
+        match (frame, body) {
+            (F::Forward(forward), Some(body)) => self.on_forward(now, from, forward, body, out),
+            (F::Labels(id), Some(body)) => {
+                let last = self.rules.last;
+                let taken = self.with_flow(now, out, last, |flow, desk| flow.on_labels(desk, from, id, body));
+                if taken.is_none() {
+                    out.push(Output::Release { blob: body });
+                }
+            }
+            (F::Backward(returned), Some(body)) => {
+                let stage = returned.stage;
+                let taken = self.with_flow(now, out, stage, |flow, desk| flow.on_backward(desk, from, returned, body));
+                if taken.is_none() {
+                    out.push(Output::Release { blob: body });
+                }
+            }
+            (F::Accepted(accepted), None) => match accepted.stage {
+                0 if accepted.id.feeder == me => {
+                    self.with_source(now, out, |source, desk| source.on_accepted(desk, from, &accepted));
+                }
+                0 => {}
+                stage => {
+                    self.with_flow(now, out, stage - 1, |flow, desk| flow.on_accepted(desk, from, &accepted));
+                }
+            },
+            (F::Declined(declined), None) => match declined.stage {
+                0 if declined.id.feeder == me => {
+                    self.with_source(now, out, |source, desk| source.on_declined(desk, from, &declined));
+                }
+                0 => {}
+                stage => {
+                    self.with_flow(now, out, stage - 1, |flow, desk| flow.on_declined(desk, from, &declined));
+                }
+            },
+            (F::Confirmed(confirmed), None) => {
+                self.with_flow(now, out, confirmed.stage, |flow, desk| flow.on_confirmed(desk, from, &confirmed));
+            }
+            (F::Cancel(about), None) => {
+                self.with_flow(now, out, about.stage, |flow, desk| flow.on_cancel(desk, from, &about));
+            }
+            (F::Ask(about), None) => {
+                let asked = self.with_flow(now, out, about.stage, |flow, desk| flow.on_ask(desk, from, &about));
+                if asked.is_none() {
+                    let mut desk = desk!(self, now, out);
+                    decline(&mut desk, from, about.id, &about.attempt, about.stage, flow::Why::Unknown);
+                }
+            }
+            (F::WantLabels(id), None) => {
+                self.with_source(now, out, |source, desk| source.on_want_labels(desk, from, id));
+            }
+            (F::Finished(returned), None) => {
+                self.with_source(now, out, |source, desk| source.on_finished(desk, from, returned));
+                self.feed(now, out);
+            }
+            (F::Void(void), None) => {
+                self.with_source(now, out, |source, desk| source.on_void(desk, &void));
+                self.feed(now, out);
+            }
+            (_, body) => {
+                // A body where none belongs, or none where one does: the driver's gate lets neither through from honest peers.
+                out_release(out, body);
+                let why = "a frame with the wrong body".to_string();
+                out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+            }
+        }
+    }
+
+    fn on_forward(&mut self, now: Instant, from: PeerId, forward: flow::Forward, body: Blob, out: &mut Outbox<Output>) {
+        let feeder = forward.id.feeder;
+        if !self.may_feed(feeder) {
+            out.push(Output::Release { blob: body });
+            let why = "a micro-batch of somebody who may not feed".to_string();
+            return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+        }
+        let why = if self.directory.is_over(&forward.id, self.rules_per_step()) {
+            flow::Why::Over
+        } else if self.replicas.get(&forward.stage).is_some_and(Replica::is_serving) {
+            self.with_flow(now, out, forward.stage, |flow, desk| flow.on_forward(desk, from, forward, body));
+            return;
+        } else {
+            flow::Why::NotServing
+        };
+        out.push(Output::Release { blob: body });
+        let mut desk = desk!(self, now, out);
+        decline(&mut desk, from, forward.id, &forward.attempt, forward.stage, why);
+    }
+
+    /// Only the owner and its delegates mint ids.
+    pub(super) fn may_feed(&self, peer: PeerId) -> bool {
+        let run = &self.config.manifest.run;
+        peer == run.owner || run.delegates.contains(&peer)
+    }
+
+    pub(super) fn rules_per_step(&self) -> u64 {
+        u64::from(self.rules.micro_batches_per_step)
+    }
+
+    // ---- the worker and the data -----------------------------------------------------------------------------------------
+
+    fn on_done(&mut self, now: Instant, job: skein_protocol::JobId, done: Done, out: &mut Outbox<Output>) {
+        if let Done::Failed { why, .. } = &done {
+            out.push(Output::Emit(Event::Waiting { what: format!("a job could not be done: {why}") }));
+        }
+        let Some(purpose) = self.jobs.done(job) else {
+            let mut desk = desk!(self, now, out);
+            return release_done(&mut desk, done);
+        };
+        match purpose {
+            Purpose::Forward { stage, id } => {
+                self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_forward_done(desk, id, done));
+            }
+            Purpose::Backward { stage, id } => {
+                self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_backward_done(desk, id, done));
+            }
+            Purpose::Step { stage } => self.on_stepped(now, stage, done, out),
+            Purpose::Create { stage } => self.on_created(now, stage, done, out),
+            Purpose::Round { stage, ticket } => self.rounds_on_done(now, stage, ticket, done, out),
+            Purpose::State { stage, ticket } => self.on_state_encoded(now, stage, ticket, done, out),
+            Purpose::Save { stage } => self.on_saved(now, stage, done, out),
+            Purpose::Infer { stage, session } => {
+                let mut desk = desk!(self, now, out);
+                self.generate.on_done(&mut desk, stage, session, done);
+            }
+            Purpose::Forget => {
+                let mut desk = desk!(self, now, out);
+                release_done(&mut desk, done);
+            }
+        }
+    }
+
+    fn flow_done(
+        &mut self,
+        now: Instant,
+        stage: Stage,
+        done: Done,
+        out: &mut Outbox<Output>,
+        act: impl FnOnce(&mut crate::flow::stage::StageFlow, &mut crate::flow::Desk<'_>, Done),
+    ) {
+        let mut desk = desk!(self, now, out);
+        match self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
+            Some(flow) => act(flow, &mut desk, done),
+            None => release_done(&mut desk, done),
+        }
+    }
+
+    fn on_stepped(&mut self, now: Instant, stage: Stage, done: Done, out: &mut Outbox<Output>) {
+        let count = self.with_flow(now, out, stage, |flow, desk| flow.on_step_done(desk, done)).unwrap_or(0);
+        let samples = u64::from(count) * u64::from(self.config.manifest.train.micro_batch);
+        self.rounds_on_step(now, stage, samples, out);
+        self.push_snapshot_if_due(now, stage, out);
+    }
+
+    fn on_records(&mut self, now: Instant, request: u64, tokens: Blob, labels: Blob, out: &mut Outbox<Output>) {
+        let taken = self.with_source(now, out, |source, desk| source.on_records(desk, request, tokens, labels));
+        if taken.is_none() {
+            out.push(Output::Release { blob: tokens });
+            out.push(Output::Release { blob: labels });
+        }
+        self.feed(now, out);
+    }
+
+    fn on_records_ended(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.ended = true;
+        }
+    }
+
+    /// Mints what the window allows, and publishes what is over.
+    pub(super) fn feed(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        if self.silent {
+            return;
+        }
+        self.end_if_reached(out);
+        let run_samples = self.run_samples();
+        self.with_source(now, out, |source, desk| source.advance(desk, run_samples));
+        self.publish_progress(now, out);
+    }
+
+    /// Samples completed by all feeders.
+    pub(super) fn run_samples(&self) -> u64 {
+        let mine = self.source.as_ref().map_or(0, Source::samples);
+        self.directory.samples_without(self.me) + mine.max(self.directory.samples_of(self.me))
+    }
+
+    fn publish_progress(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        /// Progress is small, and many ids end together.
+        const EVERY: Duration = Duration::from_millis(100);
+        let Some(source) = &mut self.source else { return };
+        if !source.news || now.since(self.published_at) < EVERY && source.open_len() > 0 {
+            return;
+        }
+        source.news = false;
+        self.published_at = now;
+        let (done, samples, loss, open) = (source.done(), source.samples(), source.loss, source.open_len());
+        self.directory.publish_progress(now, self.utc, done, samples, loss, open, out);
+        self.after_directory(now, out);
+    }
+
+    fn end_if_reached(&mut self, out: &mut Outbox<Output>) {
+        if self.ended {
+            return;
+        }
+        let manifest = &self.config.manifest;
+        let ends = &manifest.run.ends;
+        let samples = self.run_samples();
+        let steps = samples / manifest.samples_per_step().max(1);
+        let tokens = samples * u64::from(manifest.train.sequence);
+        let loss = self.source.as_ref().and_then(|source| source.loss);
+        let why = if ends.steps.is_some_and(|end| steps >= end) {
+            "the steps of the manifest are done"
+        } else if ends.tokens.is_some_and(|end| tokens >= end) {
+            "the tokens of the manifest are done"
+        } else if ends.loss.zip(loss).is_some_and(|(end, loss)| f64::from(loss) <= end) {
+            "the loss of the manifest is reached"
+        } else {
+            return;
+        };
+        self.ended = true;
+        if let Some(source) = &mut self.source {
+            source.ended = true;
+        }
+        out.push(Output::Emit(Event::RunEnded { why: why.into() }));
+    }
+
+    // ---- incarnations ----------------------------------------------------------------------------------------------------
+
+    fn on_fence(&mut self, now: Instant, from: PeerId, incarnation: Incarnation, out: &mut Outbox<Output>) {
+        let recent = self.fences.get(&from).is_some_and(|at| now.since(*at) < FENCE_PAUSE);
+        if incarnation != self.incarnation || self.silent {
+            return;
+        }
+        if recent {
+            let why = "fenced twice in 10 s".to_string();
+            return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+        }
+        self.fences.retain(|_, at| now.since(*at) < FENCE_PAUSE);
+        self.fences.insert(from, now);
+        self.fence(now, out, "others had declared this peer dead");
+    }
+
+    /// Drops the open work, and falls silent until a new incarnation is durable.
+    fn fence(&mut self, now: Instant, out: &mut Outbox<Output>, why: &str) {
+        let (old, new) = (self.incarnation, self.incarnation + 1);
+        out.push(Output::Emit(Event::Fenced { old, new, why: why.into() }));
+        self.silent = true;
+        let stages: Vec<Stage> = self.replicas.keys().copied().collect();
+        for stage in stages {
+            self.with_flow(now, out, stage, |flow, desk| flow.on_fenced(desk, new, why));
+            self.rounds_on_fence(now, stage, out);
+        }
+        self.with_source(now, out, |source, desk| source.on_fenced(desk, new));
+        out.push(Output::Incarnation);
+    }
+
+    fn on_incarnated(&mut self, now: Instant, incarnation: Incarnation, out: &mut Outbox<Output>) {
+        self.incarnation = incarnation;
+        self.silent = false;
+        self.directory.on_incarnated(incarnation);
+        for replica in self.replicas.values_mut() {
+            if let Some(flow) = replica.flow_mut() {
+                flow.set_incarnation(incarnation);
+            }
+        }
+        if let Some(source) = &mut self.source {
+            source.set_incarnation(incarnation);
+        }
+        out.push(Output::Emit(Event::Started { peer: self.me, incarnation }));
+        let hello = self.hello();
+        for peer in self.neighbours.connected().collect::<Vec<_>>() {
+            self.say(peer, hello.clone(), out);
+        }
+        self.publish_offer(now, out);
+        self.feed(now, out);
+    }
+
+    // ---- commands and time -----------------------------------------------------------------------------------------------
+
+    fn on_command(&mut self, now: Instant, command: Command, out: &mut Outbox<Output>) {
+        match command {
+            Command::Host { stage } => self.want_stage(now, stage, true, "it was asked for", out),
+            Command::Join => {
+                self.placement = Placement::Plan;
+                self.place(now, out);
+            }
+            Command::Feed => {
+                let (me, incarnation, manifest) = (self.me, self.incarnation, &self.config.manifest);
+                let feed_from = self.config.feed_from;
+                let source = self.source.get_or_insert_with(|| Source::new(me, incarnation, manifest, feed_from));
+                source.feeding = true;
+                source.news = true;
+                self.feed(now, out);
+            }
+            Command::StopFeeding => {
+                if let Some(source) = &mut self.source {
+                    source.feeding = false;
+                }
+            }
+            Command::Drain => self.start_drain(now, out),
+            Command::Save => self.save_all(out),
+            Command::Export { request } => self.start_export(now, request, out),
+            Command::Generate { session, tokens } => {
+                let last = self.rules.last;
+                let mut desk = desk!(self, now, out);
+                self.generate.start(&mut desk, session, tokens, last);
+            }
+            Command::GenerateNext { session, tokens } => {
+                let mut desk = desk!(self, now, out);
+                self.generate.next(&mut desk, session, tokens);
+            }
+            Command::GenerateClose { session } => {
+                let mut desk = desk!(self, now, out);
+                self.generate.close(&mut desk, session);
+            }
+        }
+    }
+
+    fn on_tick(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
+        self.utc = utc;
+        if self.silent || now.since(self.last_tick) < TICK {
+            return;
+        }
+        self.last_tick = now;
+        self.hold_saved(now, out);
+        self.directory.on_tick(now, utc, out);
+        self.after_directory(now, out);
+        let stages: Vec<Stage> = self.replicas.keys().copied().collect();
+        for stage in stages {
+            self.with_flow(now, out, stage, |flow, desk| flow.on_tick(desk));
+        }
+        self.with_source(now, out, |source, desk| source.on_tick(desk));
+        let mut desk = desk!(self, now, out);
+        self.generate.on_tick(&mut desk);
+        let facts = self.transfer.on_tick(&mut desk);
+        self.on_transfer_facts(now, facts, out);
+        self.rounds_on_tick(now, out);
+        self.place(now, out);
+        self.reach_out(now, out);
+        self.publish_offer(now, out);
+        self.feed(now, out);
+        self.finish_run(now, out);
+        self.go_on_draining(now, out);
+        self.name_active(out);
+    }
+
+    /// The run has ended: partial sums are stepped, so that nothing stays pending.
+    fn finish_run(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        self.end_if_reached(out);
+        if !self.ended || self.directory.open_somewhere() {
+            return;
+        }
+        let stages: Vec<Stage> = self.replicas.keys().copied().collect();
+        for stage in stages {
+            self.with_flow(now, out, stage, |flow, desk| {
+                if flow.open_ids() == 0 {
+                    flow.step(desk);
+                }
+            });
+        }
+    }
+
+    /// Everything that may follow from news in the directory.
+    pub(super) fn after_directory(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        self.refresh_route(now, out);
+        let per_step = self.rules_per_step();
+        let stages: Vec<Stage> = self.replicas.keys().copied().collect();
+        if self.directory.take_progress_news() {
+            for stage in stages {
+                let mut desk = desk!(self, now, out);
+                let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) else { continue };
+                let directory = &self.directory;
+                flow.on_over(&mut desk, |id| directory.is_over(id, per_step));
+            }
+        }
+    }
+
+    /// Who serves what, for the route: connected, greeted and living.
+    pub(super) fn refresh_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let mut serving = self.directory.serving(|peer| self.neighbours.is_up(peer));
+        for (stage, replica) in &self.replicas {
+            if let Phase::Serving(flow) = &replica.phase
+                && flow.standing == Standing::Serving
+            {
+                serving.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+            }
+        }
+        for stage in 0..=self.rules.last {
+            let somebody = serving.get(&stage).and_then(|peers| peers.keys().next().copied());
+            match somebody {
+                None if now.since(self.started) > EMPTY_AFTER && self.empty.insert(stage) => {
+                    out.push(Output::Emit(Event::StageEmpty { stage }));
+                }
+                Some(peer) if self.empty.remove(&stage) => out.push(Output::Emit(Event::StageBack { stage, peer })),
+                _ => {}
+            }
+        }
+        self.route.set_serving(serving);
+    }
+
+    fn name_active(&mut self, out: &mut Outbox<Output>) {
+        let flows = self.replicas.values().filter_map(Replica::flow);
+        let mut active: Vec<PeerId> =
+            flows.flat_map(|flow| flow.partners().into_iter().chain(flow.feeders())).collect();
+        active.extend(self.source.iter().flat_map(Source::replicas_in_use));
+        active.extend(self.transfer.partners());
+        active.extend(self.generate.partners());
+        active.extend(self.rounds_partners());
+        let last = self.rules.last;
+        let mine: Vec<Stage> = self.replicas.keys().copied().collect();
+        for stage in mine {
+            for near in
+                [stage.checked_sub(1), Some(stage), Some(stage + 1).filter(|s| *s <= last)].into_iter().flatten()
+            {
+                active.extend(self.route.replicas(near));
+            }
+        }
+        if self.source.is_some() {
+            active.extend(self.route.replicas(0));
+            active.extend(self.route.replicas(last));
+        }
+        active.retain(|peer| *peer != self.me);
+        active.sort();
+        active.dedup();
+        if active != self.active {
+            self.active = active.clone();
+            out.push(Output::Active { peers: active });
+        }
+    }
+}
+
+pub(super) fn out_release(out: &mut Outbox<Output>, body: Option<Blob>) {
+    if let Some(blob) = body {
+        out.push(Output::Release { blob });
+    }
+}
