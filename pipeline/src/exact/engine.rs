@@ -8,8 +8,8 @@ use skein_protocol::{
     run::{Optimizer, Recompute},
 };
 
-pub use crate::model::state::TrainState;
 use crate::model::StageModel;
+pub use crate::model::state::TrainState;
 
 /// A target that is not counted in the loss.
 pub const IGNORE: u32 = u32::MAX;

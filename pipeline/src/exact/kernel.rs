@@ -245,8 +245,7 @@ pub fn finite(x: &[f32]) -> bool {
 /// Cosines and sines of rotary position embedding, `half` of each a position, for [`rope`]. Frequencies
 /// `theta^(-i / half)` and angles are rounded to f32 as models trained elsewhere expect.
 pub fn rope_table(positions: std::ops::Range<usize>, half: usize, theta: f64) -> Vec<f32> {
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| libm::pow(theta, -(i as f64) / half as f64) as f32).collect();
+    let frequencies: Vec<f32> = (0..half).map(|i| libm::pow(theta, -(i as f64) / half as f64) as f32).collect();
     let mut table = Vec::with_capacity(positions.len() * 2 * half);
     for position in positions {
         let angle = |f: &f32| f64::from(position as f32 * f);

@@ -182,9 +182,9 @@ mod tests {
             let (x, y) = (values(m * k, 1), values(k * n, 2));
             let a = [Matrix::new(&x, m, k), Matrix::new(&x, k, m).t()];
             let b = [Matrix::new(&y, k, n), Matrix::new(&y, n, k).t()];
-            for (a, b, add) in a.iter().flat_map(|a| b.iter().map(move |b| (a, b))).flat_map(|(a, b)| {
-                [(a, b, false), (a, b, true)]
-            }) {
+            for (a, b, add) in
+                a.iter().flat_map(|a| b.iter().map(move |b| (a, b))).flat_map(|(a, b)| [(a, b, false), (a, b, true)])
+            {
                 let stride = n + 3;
                 let mut got = values(m * stride, 3);
                 let mut wanted = got.clone();

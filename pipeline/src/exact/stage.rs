@@ -183,13 +183,7 @@ impl<P: Product> StageEngine<P> {
     }
 
     /// Backward of a kept forward, from a gradient or from targets.
-    fn back(
-        &mut self,
-        key: u64,
-        from: From<'_>,
-        weight: f32,
-        recompute: bool,
-    ) -> Result<(f64, Vec<f32>), EngineError> {
+    fn back(&mut self, key: u64, from: From<'_>, weight: f32, recompute: bool) -> Result<(f64, Vec<f32>), EngineError> {
         struct Work<'a, P> {
             lane: &'a mut Lane<P>,
             shape: Shape,

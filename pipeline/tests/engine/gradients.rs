@@ -17,8 +17,9 @@ fn loss(engine: &mut dyn Engine, params: &[f32], batch: &(Vec<u32>, Vec<u32>)) -
 fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
     let model = StageModel::whole(config.clone()).unwrap();
     let mut engine = whole(config, plain(sequence, sequences));
-    // Norms away from 1, and weights large enough that no path is nearly linear.
+    // Norms away from 1, weights large enough that no path is nearly linear, embeddings that a small step hardly turns.
     let mut params = engine.params().to_vec();
+    params[model.params()[0].range()].iter_mut().for_each(|v| *v *= 20.0);
     params.iter_mut().enumerate().for_each(|(i, v)| *v = *v * 1.7 + ((i * 37) % 11) as f32 / 40.0 - 0.12);
     engine.set_params(&params).unwrap();
     let batch = batch(config, sequence * sequences, 2);
@@ -26,11 +27,11 @@ fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
     engine.step(0.0).unwrap();
     let gradient = engine.state().m;
     assert_eq!(engine.params(), params, "a step of rate 0 moves nothing");
-    let zeros = gradient.iter().filter(|&&g| g == 0.0).count();
-    assert_eq!(zeros, 0, "every parameter has a gradient");
 
     for param in model.params() {
         let part = &gradient[param.range()];
+        let zeros = part.iter().filter(|&&g| g == 0.0).count();
+        assert_eq!(zeros, 0, "every parameter has a gradient, also {}", param.name);
         let norm = part.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
         let largest = (0..part.len()).max_by(|&a, &b| part[a].abs().total_cmp(&part[b].abs())).unwrap();
         let mut directions = vec![part.iter().map(|&g| (f64::from(g) / norm) as f32).collect::<Vec<_>>()];
@@ -39,7 +40,7 @@ fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
         }
         for (n, direction) in directions.into_iter().enumerate() {
             let wanted: f64 = part.iter().zip(&direction).map(|(g, u)| f64::from(g * u)).sum();
-            let e = 4e-3f32;
+            let e = 1e-3f32;
             let mut at = |sign: f32| {
                 let mut moved = params.clone();
                 let values = moved[param.range()].iter_mut().zip(&direction);
@@ -47,7 +48,7 @@ fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
                 loss(&mut engine, &moved, &batch)
             };
             let got = (at(1.0) - at(-1.0)) / (2.0 * f64::from(e));
-            let allowed = 1e-2 * wanted.abs() + 2e-4;
+            let allowed = 1e-2 * wanted.abs() + 3e-4;
             assert!((got - wanted).abs() < allowed, "{} {n}: {wanted} by hand, {got} by difference", param.name);
         }
     }
@@ -55,7 +56,7 @@ fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
 
 #[test]
 fn every_gradient_is_that_of_the_loss() {
-    gradients(&config(), 13, 2);
+    gradients(&config(), 23, 2);
 }
 
 #[test]

@@ -64,11 +64,11 @@ pub fn whole(config: &ModelConfig, settings: Settings) -> Exact {
     exact(StageModel::whole(config.clone()).unwrap(), settings)
 }
 
-/// Tokens and their targets: a walk over the whole vocabulary that depends on `seed`.
+/// Tokens and their targets, equal for an equal `seed`: every token of the vocabulary once, then a scatter of them.
 pub fn batch(config: &ModelConfig, tokens: usize, seed: u32) -> (Vec<u32>, Vec<u32>) {
-    let token = |i: usize| {
-        let i = i as u32;
-        (i * i + 3 * i + seed * 5 + (i / 7) * seed) % config.vocab
+    let token = |i: usize| match i as u32 {
+        i if i < config.vocab => (4 * i + seed) % config.vocab,
+        i => (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 11) % config.vocab,
     };
     ((0..tokens).map(token).collect(), (1..=tokens).map(token).collect())
 }
