@@ -3,8 +3,10 @@
 //! Pure unless the feature `compute` is on: the machines (`peer`, `flow`, `plan`) move handles, the worker behind
 //! `job` moves numbers.
 
+pub mod exact;
 pub mod flow;
 pub mod job;
+pub mod model;
 pub mod peer;
 pub mod plan;
 pub mod worker;

@@ -1,0 +1,149 @@
+//! What every engine can do: the contract between a worker and the arithmetic of one stage.
+//!
+//! Hidden states and their gradients are f32, row-major `[tokens, hidden]`, tokens in the order of the sequences. Parameters
+//! lie in one flat buffer in the canonical order of [`StageModel`]. The caller chooses the keys of forwards and sessions.
+
+use skein_protocol::{
+    Manifest,
+    run::{Optimizer, Recompute},
+};
+
+use crate::model::StageModel;
+pub use crate::model::state::TrainState;
+
+/// A target that is not counted in the loss.
+pub const IGNORE: u32 = u32::MAX;
+
+/// What a manifest says about training, as far as an engine needs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Tokens of one sequence.
+    pub sequence: usize,
+    /// Sequences of one micro-batch, at most.
+    pub micro_batch: usize,
+    /// Bound of each block's gradient norm; 0 = off.
+    pub clip: f64,
+    pub optimizer: Optimizer,
+    /// Keep only the inputs of forwards and compute them again at their backward.
+    pub recompute: Recompute,
+    /// Bytes that kept forwards may take beyond their inputs; above it a forward keeps its input only.
+    pub kept_bytes_max: u64,
+}
+
+impl Settings {
+    pub fn of(manifest: &Manifest) -> Self {
+        Settings {
+            sequence: manifest.train.sequence as usize,
+            micro_batch: manifest.train.micro_batch as usize,
+            clip: manifest.train.clip,
+            optimizer: manifest.optimizer.clone(),
+            recompute: manifest.train.recompute,
+            kept_bytes_max: u64::MAX,
+        }
+    }
+}
+
+/// What comes into a stage: token ids at the first, hidden states `[tokens, hidden]` elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum StageInput<'a> {
+    Tokens(&'a [u32]),
+    Hidden(&'a [f32]),
+}
+
+/// The last stage's answer to a micro-batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lost {
+    /// Sum of the counted tokens' losses, nats.
+    pub loss: f64,
+    /// Counted tokens: those whose target is not [`IGNORE`].
+    pub tokens: u32,
+    /// Gradient of the *mean* loss of the counted tokens for the stage's input; empty where tokens came in.
+    pub gradient: Vec<f32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Gradient norm of each block of [`StageModel::blocks`], before it was clipped.
+    pub norms: Vec<f64>,
+    /// Sum of the weights of what was in the sum; 0: there was nothing to step with, nothing changed.
+    pub weight: f64,
+    /// False: a norm was too large to be squared; the sum was dropped, nothing else changed.
+    pub finite: bool,
+}
+
+impl StepReport {
+    /// Norm of the whole stage's gradient.
+    pub fn norm(&self) -> f64 {
+        self.norms.iter().map(|n| n * n).sum::<f64>().sqrt()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum EngineError {
+    /// What came in is not what the model says, or its values are not finite: its sender is to blame.
+    #[error("{0}")]
+    BadInput(String),
+    /// The result is not finite. Nothing was added to the sum.
+    #[error("{0} is not finite")]
+    NotFinite(&'static str),
+    #[error("no forward is kept under key {0}")]
+    NotKept(u64),
+    /// Memory or device.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// Forward, backward and optimizer of one stage.
+///
+/// A forward keeps its input until [`drop_kept`](Engine::drop_kept), and until its backward what that needs, with the weights
+/// it used: a step or an adoption never writes in place. At most two versions of the weights are held; a forward older than
+/// that is computed again from its input, at today's weights. No call panics on values; an `Err` leaves the sum as it was.
+pub trait Engine: Send {
+    fn model(&self) -> &StageModel;
+
+    fn settings(&self) -> &Settings;
+
+    /// Runs the stage's layers. Returns the hidden states, or nothing at the last stage (its loss or its logits come from
+    /// [`loss_backward`](Engine::loss_backward) and [`infer`](Engine::infer)). A key that is kept already is replaced.
+    fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError>;
+
+    /// Last stage: loss of the kept forward against `targets` (one a token, or [`IGNORE`]), then its backward.
+    /// `weight` as in [`backward`](Engine::backward).
+    fn loss_backward(&mut self, key: u64, targets: &[u32], weight: f32) -> Result<Lost, EngineError>;
+
+    /// Backward of a kept forward from the gradient of its output. The parameters' gradients times `weight` are added to the
+    /// open sum; with weight 0 they are not computed. `recompute`: at today's weights, even if those of the forward are held.
+    /// Returns the gradient of the input, empty where tokens came in.
+    fn backward(&mut self, key: u64, gradient: &[f32], weight: f32, recompute: bool) -> Result<Vec<f32>, EngineError>;
+
+    fn drop_kept(&mut self, key: u64);
+
+    /// Keys kept, in order.
+    fn kept(&self) -> Vec<u64>;
+
+    fn drop_sum(&mut self);
+
+    /// Sum of the weights in the open sum.
+    fn sum_weight(&self) -> f64;
+
+    /// Steps the optimizer with the weighted mean of the open sum, each block's norm clipped apart, and begins a new sum.
+    fn step(&mut self, lr: f64) -> Result<StepReport, EngineError>;
+
+    /// The flat buffer.
+    fn params(&self) -> &[f32];
+
+    /// New parameters (an averaging round was adopted); optimizer state and open sum stay.
+    fn set_params(&mut self, params: &[f32]) -> Result<(), EngineError>;
+
+    fn state(&self) -> TrainState;
+
+    /// Another state; the open sum is dropped.
+    fn load(&mut self, state: TrainState) -> Result<(), EngineError>;
+
+    /// One piece of a generation: the tokens (or hidden states) at `position` and after, on top of what the session holds.
+    /// A position before the session's end cuts it there. Returns hidden states, or at the last stage the logits `[vocab]`
+    /// of the last position. A session uses the weights of its first piece.
+    fn infer(&mut self, session: u64, position: usize, input: StageInput<'_>) -> Result<Vec<f32>, EngineError>;
+
+    fn drop_session(&mut self, session: u64);
+}

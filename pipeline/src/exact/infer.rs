@@ -1,0 +1,146 @@
+//! Generation: a session's keys and values of every layer, grown piece by piece.
+//!
+//! A session keeps the weights of its first piece, so that cache and weights agree while training goes on. At most two such
+//! versions are held besides the one in use: a new session joins the newer of them instead of pinning a third.
+
+use std::sync::Arc;
+
+use super::{
+    attention::Shape,
+    block::Weights,
+    engine::{EngineError, StageInput},
+    head, kernel,
+    product::{Matrix, Product},
+    stage::{Held, StageEngine, check_tokens},
+};
+use crate::model::LayerOffsets;
+
+/// Versions that sessions may pin.
+const PINNED_MAX: usize = 2;
+
+pub struct Session {
+    pub held: Arc<Held>,
+    /// Positions in the cache.
+    len: usize,
+    /// `[position, kv]` of each layer.
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+impl<P: Product> StageEngine<P> {
+    pub(super) fn infer_piece(
+        &mut self,
+        id: u64,
+        position: usize,
+        input: StageInput<'_>,
+    ) -> Result<Vec<f32>, EngineError> {
+        let d = self.dims.hidden;
+        let held = match self.sessions.get(&id) {
+            Some(session) => session.held.clone(),
+            None => self.pin(),
+        };
+        let mut x = match input {
+            StageInput::Tokens(tokens) if self.model.embedding => {
+                check_tokens(tokens, self.dims.vocab)?;
+                tokens.iter().flat_map(|&id| &held.params[id as usize * d..][..d]).copied().collect()
+            }
+            StageInput::Hidden(x) if !self.model.embedding && x.len().is_multiple_of(d) && kernel::finite(x) => {
+                x.to_vec()
+            }
+            _ => return Err(EngineError::BadInput("the piece of a generation is not of this stage".into())),
+        };
+        let n = x.len() / d;
+        let known = self.sessions.get(&id).map_or(0, |s| s.len);
+        if n == 0 || position > known || position + n > self.dims.context {
+            let text = format!("{n} tokens at {position} after {known} known, of {} at most", self.dims.context);
+            return Err(EngineError::BadInput(text));
+        }
+        let session = self.sessions.entry(id).or_insert_with(|| Session {
+            held: held.clone(),
+            len: 0,
+            keys: vec![Vec::new(); self.plan.layers.len()],
+            values: vec![Vec::new(); self.plan.layers.len()],
+        });
+        session.cut(position, self.dims.kv());
+        let shape = Shape { dims: self.dims, sequences: 1, t: n };
+        let rope = kernel::rope_table(position..position + n, self.dims.head / 2, self.dims.theta);
+        for (layer, at) in self.plan.layers.iter().enumerate() {
+            let cache = (&mut session.keys[layer], &mut session.values[layer]);
+            piece(&mut self.product, &shape, at, &held.params, &rope, position, cache, &mut x);
+        }
+        session.len = position + n;
+        let out = match self.plan.head {
+            Some(at) => head::logits(&mut self.product, &self.dims, at, &held.params, &x[(n - 1) * d..]),
+            None => x,
+        };
+        if !kernel::finite(&out) {
+            return Err(EngineError::NotFinite("the output of a generation"));
+        }
+        Ok(out)
+    }
+
+    /// The version for a new session.
+    fn pin(&self) -> Arc<Held> {
+        let mut pinned: Vec<&Arc<Held>> = self.sessions.values().map(|s| &s.held).collect();
+        pinned.sort_by_key(|held| held.number());
+        pinned.dedup_by_key(|held| held.number());
+        match pinned.last() {
+            Some(newest) if pinned.len() >= PINNED_MAX => Arc::clone(newest),
+            _ => self.held.clone(),
+        }
+    }
+}
+
+impl Session {
+    /// Forgets what lies at `position` and after.
+    fn cut(&mut self, position: usize, kv: usize) {
+        self.len = position;
+        for cache in self.keys.iter_mut().chain(&mut self.values) {
+            cache.truncate(position * kv);
+        }
+    }
+}
+
+/// One layer over the `n` new rows of `x`, in place; appends their keys and values to the cache.
+#[allow(clippy::too_many_arguments)]
+fn piece<P: Product>(
+    product: &mut P,
+    shape: &Shape,
+    at: &LayerOffsets,
+    params: &[f32],
+    rope: &[f32],
+    position: usize,
+    (keys, values): (&mut Vec<f32>, &mut Vec<f32>),
+    x: &mut [f32],
+) {
+    let (d, n) = (&shape.dims, shape.t);
+    let (hidden, hd, att, kv, width) = (d.hidden, d.head, d.heads * d.head, d.kv(), d.qkv());
+    let seen = position + n;
+    let w = Weights::new(shape, at, params);
+    let (mut h, mut inv) = (vec![0.0; n * hidden], vec![0.0; n]);
+    let mut qkv = vec![0.0; n * width];
+    kernel::rms(x, w.input_norm, d.eps, &mut h, &mut inv);
+    product.product(&mut qkv, width, false, Matrix::new(&h, n, hidden), w.qkv.t(), 1.0);
+    kernel::rope(&mut qkv, width, d.heads + d.kv_heads, hd / 2, rope, 1.0);
+    for row in qkv.chunks_exact(width) {
+        keys.extend_from_slice(&row[att..att + kv]);
+        values.extend_from_slice(&row[att + kv..]);
+    }
+    let (mut p, mut out) = (vec![0.0; n * seen], vec![0.0; n * att]);
+    for head in 0..d.heads {
+        let group = head / (d.heads / d.kv_heads) * hd;
+        let q = Matrix::strided(&qkv[head * hd..], n, hd, width);
+        let k = Matrix::strided(&keys[group..], seen, hd, kv);
+        product.product(&mut p, seen, false, q, k.t(), 1.0 / (hd as f32).sqrt());
+        kernel::softmax_causal(&mut p, seen, seen, position);
+        let v = Matrix::strided(&values[group..], seen, hd, kv);
+        product.product(&mut out[head * hd..], att, false, Matrix::new(&p, n, seen), v, 1.0);
+    }
+    product.product(x, hidden, true, Matrix::new(&out, n, att), w.output.t(), 1.0);
+
+    let (mut gu, mut act) = (vec![0.0; n * 2 * d.ffn], vec![0.0; n * d.ffn]);
+    kernel::rms(x, w.mlp_norm, d.eps, &mut h, &mut inv);
+    product.product(&mut gu, 2 * d.ffn, false, Matrix::new(&h, n, hidden), w.gate_up.t(), 1.0);
+    kernel::swiglu(&gu, d.ffn, &mut act);
+    product.product(x, hidden, true, Matrix::new(&act, n, d.ffn), w.down.t(), 1.0);
+}

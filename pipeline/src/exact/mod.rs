@@ -1,0 +1,25 @@
+//! The arithmetic of a stage of a Llama-like model, by hand over f32 slices: forward, backward, loss, optimizer, generation.
+//!
+//! One block implementation, generic over the matrix product: [`Exact`] multiplies in one fixed order, so its bits are equal
+//! on every CPU, in debug and release; `compute::cpu` exchanges the product for a faster one. Everything else here has one
+//! order of summation and no fused operations, and takes its transcendental functions from `libm` or from [`kernel::exp`].
+//! It knows no clock, thread, network or disk.
+
+pub mod engine;
+pub mod kernel;
+pub mod optimizer;
+pub mod product;
+
+mod attention;
+mod block;
+mod head;
+mod infer;
+mod lane;
+mod stage;
+
+pub use engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StepReport, TrainState};
+pub use product::{FixedProduct, Matrix, Product};
+pub use stage::StageEngine;
+
+/// The engine whose bits are equal everywhere.
+pub type Exact = StageEngine<FixedProduct>;

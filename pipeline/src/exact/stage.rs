@@ -1,0 +1,444 @@
+//! The engine of a stage over f32 slices: versions of the weights, kept forwards, the lanes of a micro-batch.
+//!
+//! Generic over the matrix product. A version of the weights lives as long as something refers to it, and its buffer is then
+//! used again: steps and adoptions write to a spare one, never in place.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use skein_protocol::run::Recompute;
+
+use super::{
+    attention::Shape,
+    engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StepReport, TrainState},
+    infer::Session,
+    kernel,
+    lane::{From, Lane, Part, Plan},
+    optimizer::Master,
+    product::Product,
+};
+use crate::model::{Dims, StageModel, cost};
+
+/// One version of the parameters.
+pub struct Held {
+    number: u64,
+    pub params: Vec<f32>,
+}
+
+impl Held {
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+enum Input {
+    Tokens(Vec<u32>),
+    Hidden(Vec<f32>),
+}
+
+impl Input {
+    fn part(&self, sequences: std::ops::Range<usize>, t: usize, hidden: usize) -> Part<'_> {
+        match self {
+            Input::Tokens(tokens) => Part::Tokens(&tokens[sequences.start * t..sequences.end * t]),
+            Input::Hidden(x) => Part::Hidden(&x[sequences.start * t * hidden..sequences.end * t * hidden]),
+        }
+    }
+}
+
+/// What one forward left.
+struct Kept {
+    input: Arc<Input>,
+    sequences: usize,
+    /// Gone after the backward, when its version is too old, or when memory did not allow it.
+    tape: Option<Tape>,
+}
+
+struct Tape {
+    held: Arc<Held>,
+    /// The lanes' tapes, one after the other.
+    buffer: Vec<f32>,
+}
+
+pub struct StageEngine<P> {
+    pub(super) model: StageModel,
+    pub(super) dims: Dims,
+    settings: Settings,
+    pub(super) plan: Plan,
+    pub(super) product: P,
+    master: Master,
+    pub(super) held: Arc<Held>,
+    retired: Vec<Arc<Held>>,
+    kept: BTreeMap<u64, Kept>,
+    lanes: Vec<Lane<P>>,
+    /// Tapes that nobody uses.
+    free: Vec<Vec<f32>>,
+    pub(super) sessions: BTreeMap<u64, Session>,
+}
+
+impl<P: Product> StageEngine<P> {
+    /// An engine with fresh optimizer state. `params`: the flat buffer, as [`crate::model::init::initial`] makes it.
+    pub fn with_product(
+        model: StageModel,
+        settings: Settings,
+        params: Vec<f32>,
+        product: P,
+    ) -> Result<Self, EngineError> {
+        if settings.sequence == 0 || settings.micro_batch == 0 {
+            return Err(EngineError::BadInput("a micro-batch has at least one sequence of one token".into()));
+        }
+        check_params(&model, &params)?;
+        Ok(StageEngine {
+            dims: model.dims(),
+            plan: Plan::new(&model, settings.sequence),
+            master: Master::new(&model, &settings),
+            held: Arc::new(Held { number: 0, params }),
+            model,
+            settings,
+            product,
+            retired: Vec::new(),
+            kept: BTreeMap::new(),
+            lanes: Vec::new(),
+            free: Vec::new(),
+            sessions: BTreeMap::new(),
+        })
+    }
+
+    fn shape(&self, sequences: usize) -> Shape {
+        Shape { dims: self.dims, sequences, t: self.settings.sequence }
+    }
+
+    /// Sequences of each lane, as ranges.
+    fn cut(&mut self, sequences: usize) -> Vec<std::ops::Range<usize>> {
+        let n = cost::lanes(&self.model.config, sequences, self.settings.sequence);
+        while self.lanes.len() < n {
+            self.lanes.push(Lane::new(self.product.clone()));
+        }
+        (0..n).map(|i| i * sequences / n..(i + 1) * sequences / n).collect()
+    }
+
+    fn check(&self, input: StageInput<'_>) -> Result<(Input, usize), EngineError> {
+        let (t, max) = (self.settings.sequence, self.settings.micro_batch);
+        let (tokens, whole, input) = match input {
+            StageInput::Tokens(tokens) if self.model.embedding => {
+                check_tokens(tokens, self.dims.vocab)?;
+                (tokens.len(), true, Input::Tokens(tokens.to_vec()))
+            }
+            StageInput::Hidden(x) if !self.model.embedding => {
+                if !kernel::finite(x) {
+                    return Err(EngineError::BadInput("the activation is not finite".into()));
+                }
+                let tokens = x.len() / self.dims.hidden;
+                (tokens, x.len() == tokens * self.dims.hidden, Input::Hidden(x.to_vec()))
+            }
+            StageInput::Tokens(_) => return Err(EngineError::BadInput("token ids go to the first stage only".into())),
+            StageInput::Hidden(_) => return Err(EngineError::BadInput("the first stage takes token ids".into())),
+        };
+        let sequences = tokens / t;
+        if !whole || tokens % t != 0 || sequences == 0 || sequences > max {
+            let text = format!("{tokens} tokens are not 1 to {max} sequences of {t}");
+            return Err(EngineError::BadInput(text));
+        }
+        Ok((input, sequences))
+    }
+
+    /// Runs the layers of `held` over `input` into a tape, and returns the tape.
+    fn run(&mut self, held: &Arc<Held>, input: &Input, sequences: usize) -> Tape {
+        struct Work<'a, P> {
+            lane: &'a mut Lane<P>,
+            shape: Shape,
+            input: Part<'a>,
+            tape: &'a mut [f32],
+        }
+        let cut = self.cut(sequences);
+        let (t, hidden) = (self.settings.sequence, self.dims.hidden);
+        let shapes: Vec<Shape> = cut.iter().map(|range| self.shape(range.len())).collect();
+        let len = shapes.iter().map(|shape| self.plan.tape(shape)).sum();
+        let mut buffer = self.free.pop().unwrap_or_default();
+        buffer.resize(len, 0.0);
+        let mut rest = &mut buffer[..];
+        let mut work = Vec::with_capacity(cut.len());
+        for ((lane, range), shape) in self.lanes.iter_mut().zip(cut).zip(shapes) {
+            let (tape, left) = std::mem::take(&mut rest).split_at_mut(self.plan.tape(&shape));
+            rest = left;
+            work.push(Work { lane, shape, input: input.part(range, t, hidden), tape });
+        }
+        let plan = &self.plan;
+        self.product.each(&mut work, |w| w.lane.forward(plan, &w.shape, &held.params, w.input, w.tape));
+        Tape { held: held.clone(), buffer }
+    }
+
+    /// The output of a tape: the lanes' outputs, one after the other.
+    fn output(&mut self, tape: &Tape, sequences: usize) -> Vec<f32> {
+        let mut out = Vec::with_capacity(sequences * self.settings.sequence * self.dims.hidden);
+        let mut end = 0;
+        for range in self.cut(sequences) {
+            let shape = self.shape(range.len());
+            end += self.plan.tape(&shape);
+            out.extend_from_slice(&tape.buffer[end - shape.rows() * self.dims.hidden..end]);
+        }
+        out
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.kept.values().filter_map(|k| k.tape.as_ref()).map(|t| 4 * t.buffer.len() as u64).sum()
+    }
+
+    /// Backward of a kept forward, from a gradient or from targets.
+    fn back(&mut self, key: u64, from: From<'_>, weight: f32, recompute: bool) -> Result<(f64, Vec<f32>), EngineError> {
+        struct Work<'a, P> {
+            lane: &'a mut Lane<P>,
+            shape: Shape,
+            input: Part<'a>,
+            tape: &'a mut [f32],
+            from: From<'a>,
+            out: &'a mut [f32],
+            loss: f64,
+        }
+        if !weight.is_finite() {
+            return Err(EngineError::BadInput("the weight of a gradient is not finite".into()));
+        }
+        let kept = self.kept.get_mut(&key).ok_or(EngineError::NotKept(key))?;
+        let (input, sequences) = (kept.input.clone(), kept.sequences);
+        let mut tape = match (kept.tape.take(), recompute) {
+            (Some(tape), false) => tape,
+            (old, _) => {
+                self.free.extend(old.map(|t| t.buffer));
+                let held = self.held.clone();
+                self.run(&held, &input, sequences)
+            }
+        };
+        let cut = self.cut(sequences);
+        let (t, hidden) = (self.settings.sequence, self.dims.hidden);
+        let shapes: Vec<Shape> = cut.iter().map(|range| self.shape(range.len())).collect();
+        let lanes = cut.len();
+        let mut gradient = if self.model.embedding { Vec::new() } else { vec![0.0; sequences * t * hidden] };
+        let (mut rest, mut out) = (&mut tape.buffer[..], &mut gradient[..]);
+        let mut work = Vec::with_capacity(lanes);
+        for ((lane, range), shape) in self.lanes.iter_mut().zip(cut).zip(shapes) {
+            let (tape, left) = std::mem::take(&mut rest).split_at_mut(self.plan.tape(&shape));
+            rest = left;
+            let rows = range.start * t..range.end * t;
+            let here = if out.is_empty() { 0 } else { rows.len() * hidden };
+            let (to, left) = std::mem::take(&mut out).split_at_mut(here);
+            out = left;
+            let from = match from {
+                From::Gradient(g) => From::Gradient(&g[rows.start * hidden..rows.end * hidden]),
+                From::Targets(targets, scale) => From::Targets(&targets[rows], scale),
+            };
+            work.push(Work { lane, shape, input: input.part(range, t, hidden), tape, from, out: to, loss: 0.0 });
+        }
+        let (plan, params, wanted) = (&self.plan, &tape.held.params, weight != 0.0);
+        self.product.each(&mut work, |w| {
+            w.loss = w.lane.backward(plan, &w.shape, params, w.input, w.tape, w.from, wanted, w.out);
+        });
+        let loss = work.iter().map(|w| w.loss).sum::<f64>();
+        self.free.push(tape.buffer);
+        self.retire(tape.held);
+        if !loss.is_finite() {
+            return Err(EngineError::NotFinite("the loss"));
+        }
+        if !kernel::finite(&gradient) {
+            return Err(EngineError::NotFinite("the gradient of the input"));
+        }
+        if wanted {
+            let mut grads: Vec<&mut Vec<f32>> = self.lanes[..lanes].iter_mut().map(|lane| &mut lane.grad).collect();
+            self.master.add(&self.product, &mut grads, weight)?;
+        }
+        Ok((loss, gradient))
+    }
+
+    /// Remembers a version that may be the last reference to its buffer.
+    fn retire(&mut self, held: Arc<Held>) {
+        if held.number != self.held.number && !self.retired.iter().any(|r| r.number == held.number) {
+            self.retired.push(held);
+        }
+    }
+
+    /// A buffer for new parameters: that of a version nobody refers to, or a new one. Forwards that are older than the
+    /// version in use lose their tapes here, so that two versions are held once the new one is in use.
+    fn spare(&mut self) -> Vec<f32> {
+        let current = self.held.number;
+        for kept in self.kept.values_mut() {
+            if kept.tape.as_ref().is_some_and(|t| t.held.number != current) {
+                self.free.extend(kept.tape.take().map(|t| t.buffer));
+            }
+        }
+        let mut spare = Vec::new();
+        for held in std::mem::take(&mut self.retired) {
+            match Arc::try_unwrap(held) {
+                Ok(held) => spare = held.params,
+                Err(held) => self.retired.push(held),
+            }
+        }
+        spare.resize(self.model.values(), 0.0);
+        spare
+    }
+
+    fn publish(&mut self, params: Vec<f32>) {
+        let number = self.held.number + 1;
+        let old = std::mem::replace(&mut self.held, Arc::new(Held { number, params }));
+        self.retire(old);
+    }
+}
+
+pub(super) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), EngineError> {
+    match tokens.iter().find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(EngineError::BadInput(format!("token {id} is outside the vocabulary of {vocab}"))),
+        None => Ok(()),
+    }
+}
+
+fn check_params(model: &StageModel, params: &[f32]) -> Result<(), EngineError> {
+    if params.len() != model.values() {
+        let text = format!("{} parameters were given, the stage has {}", params.len(), model.values());
+        return Err(EngineError::BadInput(text));
+    }
+    if !kernel::finite(params) {
+        return Err(EngineError::BadInput("the parameters are not finite".into()));
+    }
+    Ok(())
+}
+
+/// Counted tokens, after every target was checked.
+pub(crate) fn check_targets(targets: &[u32], tokens: usize, vocab: usize) -> Result<u32, EngineError> {
+    if targets.len() != tokens {
+        return Err(EngineError::BadInput(format!("{} targets for {tokens} tokens", targets.len())));
+    }
+    let counted: Vec<u32> = targets.iter().copied().filter(|&t| t != IGNORE).collect();
+    check_tokens(&counted, vocab)?;
+    Ok(counted.len() as u32)
+}
+
+impl StageEngine<super::FixedProduct> {
+    pub fn new(model: StageModel, settings: Settings, params: Vec<f32>) -> Result<Self, EngineError> {
+        Self::with_product(model, settings, params, super::FixedProduct::default())
+    }
+}
+
+impl<P: Product> Engine for StageEngine<P> {
+    fn model(&self) -> &StageModel {
+        &self.model
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
+        let (input, sequences) = self.check(input)?;
+        self.drop_kept(key);
+        let held = self.held.clone();
+        let tape = self.run(&held, &input, sequences);
+        let output = self.output(&tape, sequences);
+        if !kernel::finite(&output) {
+            self.free.push(tape.buffer);
+            return Err(EngineError::NotFinite("the output of the stage"));
+        }
+        let room = self.kept_bytes() + 4 * tape.buffer.len() as u64 <= self.settings.kept_bytes_max;
+        let tape = match room && self.settings.recompute == Recompute::WhenNeeded {
+            true => Some(tape),
+            false => {
+                self.free.push(tape.buffer);
+                None
+            }
+        };
+        self.kept.insert(key, Kept { input: Arc::new(input), sequences, tape });
+        Ok(if self.model.head { Vec::new() } else { output })
+    }
+
+    fn loss_backward(&mut self, key: u64, targets: &[u32], weight: f32) -> Result<Lost, EngineError> {
+        if !self.model.head {
+            return Err(EngineError::BadInput("only the last stage has a loss".into()));
+        }
+        let kept = self.kept.get(&key).ok_or(EngineError::NotKept(key))?;
+        let tokens = check_targets(targets, kept.sequences * self.settings.sequence, self.dims.vocab)?;
+        let from = From::Targets(targets, 1.0 / tokens.max(1) as f32);
+        let (loss, gradient) = self.back(key, from, weight, false)?;
+        Ok(Lost { loss, tokens, gradient })
+    }
+
+    fn backward(&mut self, key: u64, gradient: &[f32], weight: f32, recompute: bool) -> Result<Vec<f32>, EngineError> {
+        if self.model.head {
+            return Err(EngineError::BadInput("the last stage's gradient comes from its loss".into()));
+        }
+        let kept = self.kept.get(&key).ok_or(EngineError::NotKept(key))?;
+        let wanted = kept.sequences * self.settings.sequence * self.dims.hidden;
+        if gradient.len() != wanted {
+            let text = format!("the gradient has {} values, the forward's output had {wanted}", gradient.len());
+            return Err(EngineError::BadInput(text));
+        }
+        if !kernel::finite(gradient) {
+            return Err(EngineError::BadInput("the gradient is not finite".into()));
+        }
+        let (_, gradient) = self.back(key, From::Gradient(gradient), weight, recompute)?;
+        Ok(gradient)
+    }
+
+    fn drop_kept(&mut self, key: u64) {
+        if let Some(Kept { tape: Some(tape), .. }) = self.kept.remove(&key) {
+            self.free.push(tape.buffer);
+            self.retire(tape.held);
+        }
+    }
+
+    fn kept(&self) -> Vec<u64> {
+        self.kept.keys().copied().collect()
+    }
+
+    fn drop_sum(&mut self) {
+        self.master.drop_sum();
+    }
+
+    fn sum_weight(&self) -> f64 {
+        self.master.weight()
+    }
+
+    fn step(&mut self, lr: f64) -> Result<StepReport, EngineError> {
+        if !lr.is_finite() || lr < 0.0 {
+            return Err(EngineError::BadInput(format!("the learning rate is {lr}")));
+        }
+        if self.master.weight() == 0.0 {
+            let norms = vec![0.0; self.model.blocks().len()];
+            return Ok(StepReport { norms, weight: 0.0, finite: true });
+        }
+        let mut new = self.spare();
+        let report = self.master.step(&self.product, &self.held.params, &mut new, lr);
+        match report.finite {
+            true => self.publish(new),
+            false => self.retired.push(Arc::new(Held { number: u64::MAX, params: new })),
+        }
+        Ok(report)
+    }
+
+    fn params(&self) -> &[f32] {
+        &self.held.params
+    }
+
+    fn set_params(&mut self, params: &[f32]) -> Result<(), EngineError> {
+        check_params(&self.model, params)?;
+        let mut new = self.spare();
+        new.copy_from_slice(params);
+        self.publish(new);
+        Ok(())
+    }
+
+    fn state(&self) -> TrainState {
+        self.master.state(&self.held.params)
+    }
+
+    fn load(&mut self, state: TrainState) -> Result<(), EngineError> {
+        let params = self.master.load(state)?;
+        self.spare();
+        self.publish(params);
+        Ok(())
+    }
+
+    fn infer(&mut self, session: u64, position: usize, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
+        self.infer_piece(session, position, input)
+    }
+
+    fn drop_session(&mut self, session: u64) {
+        if let Some(session) = self.sessions.remove(&session) {
+            self.retire(session.held);
+        }
+    }
+}
