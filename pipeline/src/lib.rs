@@ -3,6 +3,8 @@
 //! Pure unless the feature `compute` is on: the machines (`peer`, `flow`, `plan`) move handles, the worker behind
 //! `job` moves numbers.
 
+#[cfg(feature = "compute")]
+pub mod compute;
 pub mod exact;
 pub mod flow;
 pub mod job;

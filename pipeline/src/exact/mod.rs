@@ -20,6 +20,8 @@ mod stage;
 pub use engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StepReport, TrainState};
 pub use product::{FixedProduct, Matrix, Product};
 pub use stage::StageEngine;
+#[cfg(feature = "compute")]
+pub(crate) use stage::check_targets;
 
 /// The engine whose bits are equal everywhere.
 pub type Exact = StageEngine<FixedProduct>;

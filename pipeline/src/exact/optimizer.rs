@@ -89,6 +89,12 @@ impl Master {
         self.weight = 0.0;
     }
 
+    /// The open sum is this one: finite, and summed elsewhere with weights that sum to `weight`.
+    pub fn put_sum(&mut self, sum: Vec<f32>, weight: f64) {
+        assert_eq!(sum.len(), self.values, "a sum is as long as the parameters");
+        (self.sum, self.weight) = (sum, weight);
+    }
+
     /// Adds `weight` times the sum of `grads` (in their order) to the open sum, unless that is not finite. The first buffer
     /// becomes the new sum, the old one takes its place: nothing is lost where the result cannot be used.
     pub fn add<P: Product>(

@@ -1,0 +1,54 @@
+//! Engines that are made for speed, and what touches the disk: behind the feature `compute`, not pure.
+//!
+//! [`engine()`] makes the engine that a node config and a manifest ask for. In: a stage's model, settings and weights, a
+//! device. Out: a boxed [`Engine`].
+
+pub mod bench;
+pub mod candle;
+pub mod cpu;
+pub mod folder;
+pub mod hf;
+
+use skein_protocol::run::Arithmetic;
+
+use crate::{
+    exact::{Engine, EngineError, FixedProduct, Settings, StageEngine},
+    model::StageModel,
+};
+
+/// Where an engine computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// Threads that the user gives; at least 1.
+    Cpu { threads: usize },
+    /// CUDA device by index: needs the feature `cuda`.
+    Cuda(usize),
+    /// Metal device by index: needs the feature `metal`.
+    Metal(usize),
+}
+
+/// The engine for one stage. `params`: its flat buffer.
+pub fn engine(
+    device: Device,
+    arithmetic: Arithmetic,
+    model: StageModel,
+    settings: Settings,
+    params: Vec<f32>,
+) -> Result<Box<dyn Engine>, EngineError> {
+    match (device, arithmetic) {
+        (Device::Cpu { threads }, Arithmetic::F32) => {
+            let product = cpu::Threads::new(cpu::FastProduct, threads);
+            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+        }
+        (Device::Cpu { threads }, Arithmetic::Repeatable) => {
+            let product = cpu::Threads::new(FixedProduct::default(), threads);
+            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+        }
+        (Device::Cuda(_) | Device::Metal(_), Arithmetic::F32) => {
+            Ok(Box::new(candle::Candle::new(model, settings, params, &candle::device(device)?)?))
+        }
+        (device, arithmetic) => {
+            Err(EngineError::Device(format!("{device:?} does not compute in {arithmetic:?} arithmetic in this build")))
+        }
+    }
+}
