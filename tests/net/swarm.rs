@@ -82,6 +82,10 @@ impl Node {
         }
     }
 
+    pub fn is_up(&self, peer: PeerId) -> bool {
+        self.up.contains(&peer)
+    }
+
     /// Whether nothing but messages and addresses has been heard since the last event that was awaited.
     pub fn quiet(&mut self) -> bool {
         let mut quiet = true;

@@ -99,15 +99,6 @@ pub trait Lanes: Send {
     ) -> impl Future<Output = Result<(), End>> + Send;
 }
 
-/// Where messages have streams of their own, none belongs on the control stream.
-pub struct NoLanes;
-
-impl Lanes for NoLanes {
-    async fn take(&mut self, conversation: &Conversation, _: Kind, _: BytesMut) -> Result<(), End> {
-        Err(conversation.fault("a message on the control stream"))
-    }
-}
-
 impl Conversation {
     pub fn new(shared: Arc<Shared>, peering: Arc<Peering>, link: Arc<Link>) -> (Conversation, mpsc::Receiver<Reply>) {
         let (replies, written) = mpsc::channel(REPLIES);
@@ -323,20 +314,17 @@ impl Conversation {
 
     /// Says what an order asks to be said. Whether messages may be sent.
     pub async fn obey<W: AsyncWrite + Unpin>(&self, order: Order, writer: &mut W) -> io::Result<bool> {
+        if let Some(segment) = self.link.segment().filter(|_| !self.ending.borrow().used) {
+            self.ending.send_modify(|ending| ending.used = true);
+            self.write_record(writer, Kind::Segment, &segment.encode()).await?;
+            // What waited before this connection was chosen had its notice long ago.
+            self.peering.outbox.framed.notify_one();
+            self.peering.outbox.queued.notify_one();
+        }
         let ending = *self.ending.borrow();
         match order {
             Order::Wait | Order::Close(_) => Ok(false),
-            Order::Send { number, broken } => {
-                if !ending.used {
-                    self.ending.send_modify(|ending| ending.used = true);
-                    let segment = Segment { number, broken }.encode();
-                    self.write_record(writer, Kind::Segment, &segment).await?;
-                    // What waited before this connection was chosen had its notice long ago.
-                    self.peering.outbox.framed.notify_one();
-                    self.peering.outbox.queued.notify_one();
-                }
-                Ok(true)
-            }
+            Order::Send => Ok(true),
             Order::Drain | Order::Finish => {
                 let waiting = order == Order::Finish && self.peering.outbox.has_frames();
                 if waiting {

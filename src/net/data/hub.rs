@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Link, Peering, Present, Shared,
     link::{Order, Rank},
+    wire::Segment,
 };
 use crate::net::{NetEvent, gate::Code};
 
@@ -69,7 +70,7 @@ struct Entry {
 impl Entry {
     /// The best connection that is not being drained.
     fn best(&self) -> Option<&Arc<Link>> {
-        let usable = |link: &&Arc<Link>| matches!(*link.orders().borrow(), Order::Wait | Order::Send { .. });
+        let usable = |link: &&Arc<Link>| matches!(*link.orders().borrow(), Order::Wait | Order::Send);
         self.links.values().filter(usable).max_by_key(|link| rank(link))
     }
 }
@@ -128,7 +129,7 @@ impl Hub {
         };
         self.peers.insert(peer, entry);
         self.up(&peering, &link).await;
-        link.order(Order::Send { number: 0, broken: false });
+        link.send_as(Segment { number: 0, broken: false });
         let _ = reply.send(peering);
     }
 
@@ -143,7 +144,7 @@ impl Hub {
         if moved {
             entry.current = best.id;
             entry.segment += 1;
-            best.order(Order::Send { number: entry.segment, broken: false });
+            best.send_as(Segment { number: entry.segment, broken: false });
             let peering = entry.peering.clone();
             self.insert(&peering, &best);
             let moved = NetEvent::Moved { peer, path: best.path, address: best.address.clone() };
@@ -165,10 +166,10 @@ impl Hub {
             let Some(best) = entry.best().cloned() else { return self.lose(peer, why).await };
             entry.current = best.id;
             entry.segment += 1;
-            let order = Order::Send { number: entry.segment, broken: true };
+            let segment = Segment { number: entry.segment, broken: true };
             let peering = entry.peering.clone();
             self.lost_and_up(&peering, &best, why).await;
-            best.order(order);
+            best.send_as(segment);
         } else if let Some(current) = entry.links.get(&entry.current).cloned() {
             let peering = entry.peering.clone();
             self.lost_and_up(&peering, &current, why).await;

@@ -1,7 +1,10 @@
 //! One connection to a peer as the hub sees it: what it is worth, what it was told to do. Knows no bytes.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -9,6 +12,7 @@ use serde::Serialize;
 use skein_protocol::PeerId;
 use tokio::sync::watch;
 
+use super::wire::Segment;
 use crate::net::gate::Code;
 
 /// How a connection came about and what carries it.
@@ -54,8 +58,8 @@ impl Rank {
 pub enum Order {
     /// Read, but send nothing yet.
     Wait,
-    /// Send what waits for the peer, as segment `number` of its control frames.
-    Send { number: u32, broken: bool },
+    /// Send what waits for the peer.
+    Send,
     /// Finish what is on its way, and close when the other side has, too. What waits goes over another connection.
     Drain,
     /// As `Drain`, but there is no other connection: send what waits.
@@ -67,7 +71,7 @@ pub enum Order {
 impl Order {
     /// Whether messages that wait may be sent.
     pub fn sends(self) -> bool {
-        matches!(self, Order::Send { .. } | Order::Finish)
+        matches!(self, Order::Send | Order::Finish)
     }
 
     /// Whether the connection is being left in good order.
@@ -89,6 +93,9 @@ pub struct Link {
     pub rtt: Rtt,
     /// The segment of theirs that this connection carries, plus one; 0 before the first.
     pub reading: AtomicU32,
+    /// The segment of ours that it carries. It is announced even when the order to send is taken back before anything was
+    /// sent, since the other side waits for every segment's end.
+    segment: OnceLock<Segment>,
     order: watch::Sender<Order>,
 }
 
@@ -96,7 +103,18 @@ impl Link {
     #[allow(clippy::too_many_arguments)]
     pub fn new(id: u64, peer: PeerId, instance: u64, rank: Rank, path: Path, address: String, rtt: Rtt) -> Link {
         let order = watch::Sender::new(Order::Wait);
-        Link { id, peer, instance, rank, path, address, rtt, reading: AtomicU32::new(0), order }
+        Link {
+            id,
+            peer,
+            instance,
+            rank,
+            path,
+            address,
+            rtt,
+            reading: AtomicU32::new(0),
+            segment: OnceLock::new(),
+            order,
+        }
     }
 
     pub fn order(&self, order: Order) {
@@ -108,6 +126,16 @@ impl Link {
             }
             change
         });
+    }
+
+    /// Orders to send, as this segment. A connection is chosen at most once.
+    pub fn send_as(&self, segment: Segment) {
+        let _ = self.segment.set(segment);
+        self.order(Order::Send);
+    }
+
+    pub fn segment(&self) -> Option<Segment> {
+        self.segment.get().copied()
     }
 
     pub fn orders(&self) -> watch::Receiver<Order> {
@@ -167,7 +195,7 @@ mod tests {
         let rtt = Rtt::Pings(AtomicU64::new(0));
         let link = Link::new(1, PeerId([2; 32]), 1, rank, Path::Direct, String::new(), rtt);
         link.order(Order::Close(Code::Done));
-        link.order(Order::Send { number: 0, broken: false });
+        link.send_as(Segment { number: 0, broken: false });
         assert_eq!(*link.orders().borrow(), Order::Close(Code::Done));
     }
 }

@@ -3,9 +3,10 @@
 //! Limits are checked before anything is allocated. Knows no frame's content.
 
 use std::{
+    collections::VecDeque,
     future::pending,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,13 +19,13 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
 
 use super::{
     Happened, Link, Peering, Shared,
-    conversation::{Conversation, End, NoLanes},
+    conversation::{Conversation, End, Lanes, Reply},
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
     silence::IN_USE,
     units,
-    wire::{GREETING_LEN, Greeting, HEAD_LEN, Head},
+    wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
 use crate::net::{
     NetEvent, Verdict, address,
@@ -36,6 +37,8 @@ use crate::net::{
 const STALLED: Duration = Duration::from_secs(20);
 /// How long messages that arrived whole may take to reach the node after their connection ended.
 const AFTERWARDS: Duration = Duration::from_secs(5);
+/// Messages whose refusal can still be told to the node: more than can be on their way.
+const REMEMBERED: usize = 256;
 /// The control stream stands above every lane.
 const CONTROL_PRIORITY: i32 = 8;
 
@@ -66,9 +69,9 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
         return connection.close(Code::NotWanted.into(), b"not wanted");
     };
     let (conversation, mut replies) = Conversation::new(shared, peering, link);
-    let wire = Arc::new(Wire { conversation, connection, granted: Granted::default() });
+    let wire = Arc::new(Wire { conversation, connection, granted: Granted::default(), sent: Mutex::default() });
     let conversation = &wire.conversation;
-    let (mut readers, mut no_lanes) = (JoinSet::new(), NoLanes);
+    let (mut readers, mut refusals) = (JoinSet::new(), Refusals { wire: &wire });
     let mut acknowledged = 0;
     let alive = || {
         let frames = wire.connection.stats().frame_rx;
@@ -79,7 +82,7 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
     let end = tokio::select! {
         biased;
         end = conversation.ordered_to_close() => end,
-        end = conversation.read(&mut reader, &mut no_lanes) => end,
+        end = conversation.read(&mut reader, &mut refusals) => end,
         end = receive(&wire, &mut readers) => end,
         error = conversation.write(&mut writer, &mut replies) => broken(&wire.connection, error).await,
         end = send(&wire) => end,
@@ -108,6 +111,8 @@ struct Wire {
     conversation: Conversation,
     connection: quinn::Connection,
     granted: Granted,
+    /// The messages sent last, by their streams: a refusal may come when all was acknowledged.
+    sent: Mutex<VecDeque<(u64, Lane, Bytes)>>,
 }
 
 impl Wire {
@@ -143,6 +148,34 @@ async fn broken<T>(connection: &quinn::Connection, result: std::io::Result<T>) -
         return End::new(Code::Malformed, format!("the control stream broke: {error}"));
     }
     End::new(Code::Done, error.to_string())
+}
+
+/// Reads what the control stream says of messages: that their bodies are not wanted.
+struct Refusals<'a> {
+    wire: &'a Wire,
+}
+
+impl Lanes for Refusals<'_> {
+    async fn take(&mut self, conversation: &Conversation, kind: Kind, payload: BytesMut) -> Result<(), End> {
+        let (Kind::Refused(_), Some(Refusal { number, code })) = (kind, Refusal::decode(&payload)) else {
+            return Err(conversation.fault("a message on the control stream"));
+        };
+        let known = {
+            let mut sent = lock(&self.wire.sent);
+            let at = sent.iter().position(|(stream, ..)| *stream == number);
+            at.and_then(|at| sent.remove(at))
+        };
+        if let Some((_, lane, frame)) = known {
+            refused(conversation, lane, frame, code).await;
+        }
+        Ok(())
+    }
+}
+
+/// Tells the node that the peer did not want a message.
+pub async fn refused(conversation: &Conversation, lane: Lane, frame: Bytes, code: Code) {
+    let event = NetEvent::Refused { peer: conversation.link.peer, lane, frame, code };
+    conversation.peering.deliver(&conversation.shared, event).await;
 }
 
 type Greeted = (quinn::SendStream, quinn::RecvStream, Option<Greeting>);
@@ -198,7 +231,7 @@ async fn send(wire: &Arc<Wire>) -> End {
                 bytes -= message.size();
                 match outcome {
                     Outcome::Delivered => shared.count_sent(message.lane, message.size()),
-                    Outcome::Refused(code) => refused(&wire.conversation, message, code).await,
+                    Outcome::Stopped => {}
                     Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
                 }
             }
@@ -215,39 +248,35 @@ async fn closed_here(connection: &quinn::Connection) -> String {
     }
 }
 
-/// Tells the node that the peer did not want a message.
-pub async fn refused(conversation: &Conversation, message: Message, code: Code) {
-    let Message { lane, frame, .. } = message;
-    let event = NetEvent::Refused { peer: conversation.link.peer, lane, frame, code };
-    conversation.peering.deliver(&conversation.shared, event).await;
-}
-
 enum Outcome {
     /// Every byte was acknowledged.
     Delivered,
-    Refused(Code),
+    /// The peer did not want it; where its node said so, a refusal comes on the control stream.
+    Stopped,
     /// The connection is gone.
     Broken,
 }
 
 async fn send_one(wire: &Arc<Wire>, message: Message) -> (Message, Outcome) {
     wire.conversation.peering.mark_used(&wire.conversation.shared);
-    let outcome = match try_send(&wire.connection, &message).await {
+    let outcome = match try_send(wire, &message).await {
         Ok(None) => Outcome::Delivered,
-        Ok(Some(code)) | Err(quinn::WriteError::Stopped(code)) => {
-            Outcome::Refused(Code::from_number(code.into_inner()))
-        }
+        Ok(Some(_)) | Err(quinn::WriteError::Stopped(_)) => Outcome::Stopped,
         Err(_) => Outcome::Broken,
     };
     wire.conversation.peering.mark_used(&wire.conversation.shared);
     (message, outcome)
 }
 
-async fn try_send(
-    connection: &quinn::Connection,
-    message: &Message,
-) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
-    let mut stream = connection.open_uni().await?;
+async fn try_send(wire: &Wire, message: &Message) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
+    let mut stream = wire.connection.open_uni().await?;
+    {
+        let mut sent = lock(&wire.sent);
+        if sent.len() >= REMEMBERED {
+            sent.pop_front();
+        }
+        sent.push_back((stream.id().index(), message.lane, message.frame.clone()));
+    }
     let _ = stream.set_priority(gate::priority(message.lane));
     let head = Head {
         lane: message.lane,
@@ -322,7 +351,11 @@ async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<Message
     if head.body_len == 0 {
         return Ok(Message { lane: head.lane, frame, body: None });
     }
-    admit(shared, link.peer, head, &frame).map_err(Dropped::Stop)?;
+    if let Err(code) = admit(shared, link.peer, head, &frame) {
+        let refusal = Refusal { number: stream.id().index(), code };
+        let _ = wire.conversation.replies.send(Reply(Kind::Refused(head.lane), refusal.encode().into())).await;
+        return Err(Dropped::Stop(code));
+    }
     wire.granted.grant(shared, &wire.connection);
     let _room = room(shared, peering, head.body_len).await.ok_or(Dropped::Gone)?;
     let body = body(stream, head.body_len as usize).await?;

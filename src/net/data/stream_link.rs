@@ -27,7 +27,7 @@ use super::{
     outbox::Message,
     quic_link::{admit, refused, room},
     silence::{AT_REST, Pace},
-    wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind},
+    wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
 use crate::net::{Command, NetEvent, address, gate::Code};
 
@@ -111,14 +111,14 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, greeting: Gree
 /// Refusals of our messages, from the reader to the writer. A message is named by its lane and its number in it.
 #[derive(Default)]
 struct Refusals {
-    waiting: Mutex<VecDeque<(Lane, u32, Code)>>,
+    waiting: Mutex<VecDeque<(Lane, Refusal)>>,
     came: Notify,
 }
 
 /// The messages that are arriving, one a lane.
 struct Incoming<'a> {
     lanes: [Option<Arriving>; Lane::ALL.len()],
-    counts: [u32; Lane::ALL.len()],
+    counts: [u64; Lane::ALL.len()],
     refusals: &'a Refusals,
 }
 
@@ -174,9 +174,8 @@ impl Incoming<'_> {
                 arriving.body.reserve(head.body_len as usize);
             }
             Err(code) => {
-                let mut named = number.to_le_bytes().to_vec();
-                named.push(code as u8);
-                let _ = conversation.replies.send(Reply(Kind::Refused(lane), named.into())).await;
+                let refusal = Refusal { number, code };
+                let _ = conversation.replies.send(Reply(Kind::Refused(lane), refusal.encode().into())).await;
             }
         }
         self.lanes[lane as usize] = Some(arriving);
@@ -206,10 +205,10 @@ impl Incoming<'_> {
     }
 
     fn on_refused(&self, conversation: &Conversation, lane: Lane, payload: &[u8]) -> Result<(), End> {
-        let [a, b, c, d, code] = *payload else { return Err(conversation.fault("a refusal of odd size")) };
+        let refusal = Refusal::decode(payload).ok_or_else(|| conversation.fault("a refusal of odd size"))?;
         let mut waiting = lock(&self.refusals.waiting);
         if waiting.len() < REMEMBERED {
-            waiting.push_back((lane, u32::from_le_bytes([a, b, c, d]), Code::from_number(u64::from(code))));
+            waiting.push_back((lane, refusal));
         }
         drop(waiting);
         self.refusals.came.notify_one();
@@ -229,12 +228,12 @@ async fn deliver(conversation: &Conversation, message: Message) -> Result<(), En
 #[derive(Default)]
 struct Outgoing {
     lanes: [Option<Leaving>; Lane::ALL.len()],
-    counts: [u32; Lane::ALL.len()],
-    written: VecDeque<(Lane, u32, Bytes)>,
+    counts: [u64; Lane::ALL.len()],
+    written: VecDeque<(Lane, u64, Bytes)>,
 }
 
 struct Leaving {
-    number: u32,
+    number: u64,
     message: Message,
     /// What is left of the body.
     rest: Bytes,
@@ -358,14 +357,14 @@ impl Outgoing {
         refusals: &Refusals,
     ) -> io::Result<()> {
         loop {
-            let Some((lane, number, code)) = lock(&refusals.waiting).pop_front() else { return Ok(()) };
+            let Some((lane, Refusal { number, code })) = lock(&refusals.waiting).pop_front() else { return Ok(()) };
             let slot = &mut self.lanes[lane as usize];
             if let Some(leaving) = slot.take_if(|leaving| leaving.number == number) {
                 conversation.write_record(writer, Kind::Abort(lane), &[]).await?;
-                refused(conversation, leaving.message, code).await;
+                refused(conversation, lane, leaving.message.frame, code).await;
             } else if let Some(at) = self.written.iter().position(|(l, n, _)| (*l, *n) == (lane, number)) {
                 if let Some((lane, _, frame)) = self.written.remove(at) {
-                    refused(conversation, Message { lane, frame, body: None }, code).await;
+                    refused(conversation, lane, frame, code).await;
                 }
             }
         }

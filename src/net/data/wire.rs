@@ -4,6 +4,8 @@
 
 use skein_protocol::Lane;
 
+use crate::net::gate::Code;
+
 /// First bytes of a control stream; the last one is the version.
 const MAGIC: [u8; 4] = *b"SKN\x01";
 pub const GREETING_LEN: usize = 20;
@@ -51,12 +53,12 @@ pub enum Kind {
     End,
     /// I have read your end.
     EndRead,
-    /// Where messages have no streams of their own: the head and frame of a message, a piece of its body, its early end,
-    /// and a refusal of the one that is being sent.
+    /// The body of a message is not wanted: see [`Refusal`].
+    Refused(Lane),
+    /// Where messages have no streams of their own: the head and frame of a message, a piece of its body, its early end.
     Start(Lane),
     Piece(Lane),
     Abort(Lane),
-    Refused(Lane),
 }
 
 const START: u8 = 0x10;
@@ -133,6 +135,28 @@ impl Segment {
     }
 }
 
+/// Names the message whose body is not wanted: by the index of its stream, or where messages have none by its number in its
+/// lane on this connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub number: u64,
+    pub code: Code,
+}
+
+impl Refusal {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.number.to_le_bytes().to_vec();
+        bytes.push(self.code as u8);
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Refusal> {
+        let (number, code) = bytes.split_first_chunk::<8>()?;
+        let [code] = *code else { return None };
+        Some(Refusal { number: u64::from_le_bytes(*number), code: Code::from_number(u64::from(code)) })
+    }
+}
+
 pub const HEAD_LEN: usize = 13;
 
 /// How a message begins, on a stream of its own or in a `Start` record.
@@ -173,6 +197,8 @@ mod tests {
         assert_eq!(Greeting::decode(&greeting.encode()), Some(greeting));
         let segment = Segment { number: 70_000, broken: true };
         assert_eq!(Segment::decode(&segment.encode()), Some(segment));
+        let refusal = Refusal { number: 1 << 60, code: Code::Stale };
+        assert_eq!(Refusal::decode(&refusal.encode()), Some(refusal));
         for lane in Lane::ALL {
             let head = Head { lane, frame_len: 3, body_len: 1 << 40 };
             assert_eq!(Head::decode(&head.encode()), Some(head));
@@ -197,5 +223,6 @@ mod tests {
         assert_eq!(Greeting::decode(b"GET / HTTP/1.1\r\n\r\n.."), None);
         assert_eq!(Head::decode(&[6; HEAD_LEN]), None);
         assert_eq!(Segment::decode(&[1, 2, 3]), None);
+        assert_eq!(Refusal::decode(&[0; 8]), None);
     }
 }
