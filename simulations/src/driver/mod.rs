@@ -193,6 +193,10 @@ impl<P: Process> Simulation<P> {
         self.numbers.get(&peer).copied()
     }
 
+    pub fn peers(&self) -> usize {
+        self.ids.len()
+    }
+
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }

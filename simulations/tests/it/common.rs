@@ -36,3 +36,13 @@ pub fn assert_sound(sim: &Simulation, what: &str) -> Summary {
     );
     summary
 }
+
+/// Nothing is open: no replica keeps an id, and every peer holds only what outlives a micro-batch (snapshots of stages).
+#[track_caller]
+pub fn assert_settled(sim: &Simulation, what: &str) {
+    for peer in (0..).take_while(|peer| *peer < sim.peers()) {
+        let Some(store) = sim.store(peer) else { continue };
+        assert_eq!(sim.kept(peer), 0, "{what}: the worker of peer {peer} keeps forwards of ids that are over");
+        assert!(store.held() <= 12, "{what}: peer {peer} holds {} handles", store.held());
+    }
+}
