@@ -1,0 +1,438 @@
+//! Every failure, warning and notice that a person can meet: code, exit class, what happened, why, what to do next, and a page.
+//!
+//! The texts are templates; `{field}` is a field of the variant. This table is the only place where they stand: the terminal,
+//! `--json`, `skein explain CODE` and docs/errors.md are made from it.
+
+use super::show::{Bytes, Span};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// The command ends.
+    Failure,
+    /// Work goes on, worse than it could.
+    Warning,
+    /// Worth knowing.
+    Note,
+}
+
+/// The fixed part of one entry.
+pub struct Text {
+    pub code: &'static str,
+    pub level: Level,
+    /// Exit code of the process; 0 for what does not end it.
+    pub exit: u8,
+    pub what: &'static str,
+    pub why: &'static str,
+    /// What to do and, beside it, what that is good for.
+    pub next: &'static [(&'static str, &'static str)],
+    /// More than a message can hold.
+    pub about: &'static str,
+}
+
+macro_rules! catalogue {
+    ($(
+        $name:ident { $($field:ident: $type:ty = $example:expr),* $(,)? } $code:literal $level:ident $exit:literal
+        what $what:literal
+        why $why:literal
+        next [$($act:literal => $note:literal),* $(,)?]
+        about $about:literal
+    )*) => {
+        /// What went wrong, or is worth knowing, with its measured values.
+        #[derive(Clone, Debug)]
+        pub enum Failure {
+            $(#[doc = $what] $name { $($field: $type),* },)*
+        }
+
+        /// The texts, in the order of the codes.
+        pub const TEXTS: &[Text] = &[$(Text {
+            code: $code,
+            level: Level::$level,
+            exit: $exit,
+            what: $what,
+            why: $why,
+            next: &[$(($act, $note)),*],
+            about: $about,
+        }),*];
+
+        impl Failure {
+            /// The fixed part.
+            pub fn text(&self) -> &'static Text {
+                let code = match self { $(Failure::$name { .. } => $code,)* };
+                TEXTS.iter().find(|text| text.code == code).expect("made by the same table")
+            }
+
+            /// Names and values of the fields, as they are shown.
+            pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
+                match self {
+                    $(Failure::$name { $($field),* } => vec![$((stringify!($field), $field.to_string())),*],)*
+                }
+            }
+
+            /// One of each.
+            pub fn examples() -> Vec<Failure> {
+                vec![$(Failure::$name { $($field: $example.into()),* }),*]
+            }
+        }
+    };
+}
+
+catalogue! {
+    Usage { message: String = "unexpected argument '--pears' found" } "SK100" Failure 2
+    what "The command line is not understood."
+    why "{message}"
+    next ["skein --help" => "all commands"]
+    about "Flags and commands are checked before anything else happens: no file is opened and nothing is sent."
+
+    PortTaken { port: u16 = 5000u16, origin: String = "flag --port", command: String = "join", free: u16 = 5001u16 } "SK101" Failure 4
+    what "Port {port} is already in use."
+    why "You asked for this port ({origin}), and another program listens on it."
+    next [
+        "skein status" => "see whether it is your own peer",
+        "skein {command} --port {free}" => "use another port",
+    ]
+    about "A peer uses one port, for UDP and TCP. The default, 4747, moves on to the next free one by itself; a port that was set by hand does not, since a port forward in a router would then lead nowhere."
+
+    PortDenied { port: u16 = 80u16, command: String = "join" } "SK102" Failure 4
+    what "Opening port {port} is not permitted."
+    why "Ports below 1024 need extra rights, or a sandbox forbids it."
+    next ["skein {command} --port 4747" => "the usual port", "publish 4747/udp and 4747/tcp" => "in a container"]
+    about "The operating system refused the port. Skein never needs a privileged one."
+
+    ControlPortTaken { address: String = "127.0.0.1:4750", origin: String = "config.toml, line 31" } "SK103" Failure 4
+    what "The local control address {address} is already in use."
+    why "It was set by hand ({origin}), and another program listens there."
+    next ["skein status" => "see whether it is your own peer", "set watch.listen to 127.0.0.1:0" => "any free port"]
+    about "Each peer answers `skein status`, `peers`, `stop` and the like on a loopback address of its own and writes that address into its home folder, so any free port is as good as another."
+
+    HomeInUse { holder: String = "812", path: String = "/home/ada/.local/share/skein/lock", other: String = "/home/ada/.local/share/skein-2" } "SK110" Failure 4
+    what "This key is already running on this machine."
+    why "Process {holder} holds {path}; one home folder is one peer."
+    next ["skein status" => "see what it does", "skein --home {other} join" => "a second peer, with a key of its own"]
+    about "Two processes with one key would contradict each other in everything they sign. The lock goes away with its process, whatever ends it."
+
+    KeyOpen { path: String = "/home/ada/.config/skein/key", mode: String = "0644" } "SK112" Failure 4
+    what "The key file can be read by other users."
+    why "{path} has mode {mode}."
+    next ["chmod 600 {path}" => "only you can read it"]
+    about "Who reads the key can act as this peer, in every run it owns. If somebody else may have read it, move the file away: a new key is made at the next start, and the run's owner has to invite it again."
+
+    NotAKey { path: String = "/home/ada/.config/skein/key", bytes: u64 = 17u64, reason: String = "expected 64 hexadecimal digits" } "SK113" Failure 3
+    what "The key file is not a Skein key."
+    why "{path} has {bytes} bytes; {reason}."
+    next ["put your copy of the key back" => "at the same place", "mv {path} {path}.old" => "a new key is made at the next start"]
+    about "A key is 32 secret bytes, written as 64 hexadecimal digits. It is never overwritten."
+
+    Damaged { path: String = "/home/ada/.local/share/skein/incarnation", why: String = "not a number" } "SK114" Failure 4
+    what "A file of the home folder is damaged."
+    why "{path}: {why}."
+    next ["rm {path}" => "after ten minutes without this peer in the run"]
+    about "The counter of starts must never run backwards: other peers would take this one for its own past. They forget it ten minutes after it was seen last; from then on it may begin again."
+
+    NoHome {} "SK115" Failure 4
+    what "There is no home folder."
+    why "The system names none for this user."
+    next ["skein --home ./skein-home key show" => "name one"]
+    about "Skein keeps its key, runs and checkpoints in the folders that the platform has for such things, or all under the one that --home or SKEIN_HOME names."
+
+    NoDevice { device: String = "CUDA", features: String = "cpu" } "SK123" Failure 2
+    what "This build has no {device} support."
+    why "Built with: {features}."
+    next [
+        "cargo install --path . --locked --features cuda" => "on a machine with the CUDA toolkit",
+        "skein join --device cpu" => "use the processor",
+    ]
+    about "A device that was asked for by name is used or refused, never replaced in silence. `--device auto` takes the best one that this build has and that passes its test."
+
+    NotEnoughMemory { need: Bytes = 1503238553u64, give: Bytes = 1073741824u64, free: Bytes = 5583457484u64, run: String = "tiny-verse" } "SK125" Failure 4
+    what "Not enough memory for any stage of {run}."
+    why "Its smallest stage needs {need}; you give {give}, {free} are free."
+    next ["skein join --memory {need}" => "give more", "skein join --observe" => "watch only"]
+    about "A stage needs room for its weights, their optimizer state, two versions while they change, and what is kept of each micro-batch in flight. `skein run check` prints the sum for each stage of a manifest."
+
+    DiskFull { path: String = "/home/ada/.local/share/skein", free: Bytes = 3145728u64, need: Bytes = 178257920u64 } "SK126" Failure 4
+    what "The disk is full."
+    why "{path}: {need} needed, {free} free."
+    next ["skein --home /mnt/other/skein join" => "a home on another disk", "lower store.keep_versions" => "fewer checkpoints of each stage"]
+    about "Files are written beside the old ones and renamed when they are complete, so the last checkpoint is whole. The peer tries again at the next one."
+
+    Unwritable { path: String = "/data", error: String = "Permission denied (os error 13)", owner: String = "user 0" } "SK127" Failure 4
+    what "Cannot use {path}."
+    why "{error}; owned by {owner}."
+    next ["skein --home ./skein-home join" => "a home that you own", "chown 10001 {path}" => "for a volume of the container image"]
+    about "Skein writes into its home folder and into folders that you name, nowhere else."
+
+    OutOfMemory { device: String = "CPU", want: Bytes = 268435456u64, in_flight: u32 = 4u32 } "SK128" Failure 4
+    what "Memory ran out while working."
+    why "{device}: {want} more were needed with {in_flight} micro-batches in hand."
+    next ["skein join --memory 1GiB" => "promise less, and take a smaller stage"]
+    about "What the peer held is computed by the other replicas of its stage."
+
+    UnknownKey { key: String = "give.memori", place: String = "config.toml:12", hint: Hint = "give.memory" } "SK140" Failure 3
+    what "`{key}` is not a setting."
+    why "It stands at {place}.{hint}"
+    next ["skein config show" => "all settings"]
+    about "A key that is misspelt would otherwise be a setting that silently does nothing."
+
+    BadValue { key: String = "net.port", value: String = "70000", allowed: String = "a whole number from 0 to 65535", place: String = "config.toml:3", example: String = "4747" } "SK141" Failure 3
+    what "`{key}` cannot be {value}."
+    why "Allowed: {allowed}. It stands at {place}."
+    next ["{key} = {example}" => "would do"]
+    about "Each key's allowed values stand in docs/config.md."
+
+    NoUnit { key: String = "give.memory", value: String = "4", could_be: String = "bytes, MB or MiB", place: String = "config.toml:7", example: String = "\"4MiB\"" } "SK142" Failure 3
+    what "`{key} = {value}` has no unit."
+    why "It could be {could_be}. It stands at {place}."
+    next ["{key} = {example}" => "say which"]
+    about "Sizes are written \"4GiB\" or \"500MB\", durations \"90s\", \"10m\" or \"2h\"."
+
+    Contradiction { a: String = "averaging.every (line 27)", b: String = "checkpoint.every (line 40)", reason: String = "a checkpoint would hold replicas that never agreed" } "SK143" Failure 3
+    what "Two settings contradict each other."
+    why "{a} and {b}: {reason}."
+    next ["skein config show --origin" => "where each value of this machine comes from", "skein run check" => "all problems of a manifest at once"]
+    about "Contradictions are refused at the start rather than resolved by a hidden order."
+
+    NoProfile { name: String = "laptopp", known: String = "home-cpu, home-gpu, laptop", hint: Hint = "laptop" } "SK145" Failure 3
+    what "The profile or preset {name} does not exist."
+    why "Known: {known}.{hint}"
+    next ["skein config show --profile laptop" => "what a profile says"]
+    about "A profile says what a machine gives (`--profile`), a preset what a run is (`--preset`). Both can also be a file."
+
+    BadSyntax { place: String = "config.toml:4", message: String = "expected `=`" } "SK146" Failure 3
+    what "{place} is not TOML."
+    why "{message}."
+    next ["skein config check" => "again, when it is corrected"]
+    about "Configuration and manifests are TOML 1.0: `key = value` under `[section]`, texts in double quotes."
+
+    BadManifest { path: String = "my.toml", problems: String = "train.sequence (512) is larger than model.config.context (256)" } "SK147" Failure 3
+    what "The manifest {path} is not valid."
+    why "{problems}"
+    next ["skein run check {path}" => "again, when it is corrected", "skein run new my-run" => "one that is valid"]
+    about "A manifest is shared, hashed and signed: every peer of the run must agree to every value, so nothing in it is repaired or guessed."
+
+    NobodyAnswers { count: usize = 2usize, list: String = "192.0.2.7:4747 refused\n192.0.2.8:4747 silent for 20 s" } "SK201" Failure 5
+    what "None of the {count} bootstrap peers answers."
+    why "{list}"
+    next [
+        "skein invite" => "on the other side: a fresh invite with today's addresses",
+        "skein join" => "without an invite: the last run, through every peer met before and the local network",
+    ]
+    about "A peer needs one living member of the run to find the others. Addresses of home connections change; an invite made today carries today's. All addresses are tried at once, and again while the command runs."
+
+    WrongIdentity { address: String = "192.0.2.7:4747", found: String = "12D3KooWFound", expected: String = "12D3KooWExpected" } "SK202" Failure 5
+    what "A bootstrap peer is not who the invite says."
+    why "{address} is {found}, expected {expected}."
+    next ["skein invite" => "on the other side: a fresh invite"]
+    about "Either the peer has a new key (its home folder was lost), or its address belongs to somebody else now, or the connection is intercepted. Nothing was said to it."
+
+    SwarmLost { count: usize = 5usize, since: Span = 95_000u64 } "SK204" Failure 5
+    what "Connection to the swarm was lost."
+    why "All {count} neighbours have been silent for {since}."
+    next ["skein status" => "what is being tried"]
+    about "The peer keeps its weights and its place, and dials everyone it knows until somebody answers. What it held is computed by others in the meantime."
+
+    NotReachable { why: String = "the NAT gives every target another port (symmetric)", port: u16 = 4747u16 } "SK206" Warning 0
+    what "Others cannot reach you directly."
+    why "It seems that {why}."
+    next ["forward UDP {port} in your router" => "to this machine", "use IPv6" => "where your provider offers it"]
+    about "Work goes on through relays and hole punching, slower. What is behind this is in `skein explain relay`."
+
+    NotAnInvite { prefix: String = "skien1qp…" } "SK301" Failure 2
+    what "This is not a Skein invite."
+    why "It starts with {prefix}; an invite starts with skein1."
+    next ["copy the whole word" => "a double click selects it", "skein invite" => "on the other side: prints it again"]
+    about "An invite is one word of small letters and digits. Line breaks, quotes and spaces around it do no harm."
+
+    DamagedInvite { reason: String = "its checksum does not match" } "SK302" Failure 6
+    what "The invite is damaged or was made by a newer version."
+    why "Read as an invite, {reason}."
+    next ["copy it again" => "the whole word", "skein --version" => "compare with the other side"]
+    about "The last characters of an invite are a checksum of the ones before, so a letter that got lost is noticed before anything is sent."
+
+    InviteExpired { until: String = "2026-11-20 18:00 UTC", ago: Span = 259_200_000u64, from: String = "quiet-heron" } "SK303" Failure 6
+    what "The invite has expired."
+    why "It was valid until {until}, {ago} ago."
+    next ["ask {from} for a new one" => "skein invite makes it"]
+    about "An invite that admits strangers to a closed run should not live for ever. The owner chooses how long with `skein invite --expires`."
+
+    NeedsInvitation { run: String = "tiny-verse" } "SK304" Failure 6
+    what "This run needs an invitation, and this invite carries none."
+    why "The manifest of {run} says admission.open = false."
+    next ["skein invite" => "on the owner's machine: makes an invite that admits"]
+    about "A closed run admits those whose token was signed by its owner, or whose peer id stands in the manifest."
+
+    ManifestMismatch { expected: String = "b3:7f3a12c1", found: String = "b3:90de4417", peer: String = "quiet-heron 12fa9c" } "SK305" Failure 9
+    what "The manifest does not match the invite."
+    why "Expected {expected}, {peer} sent {found}."
+    next ["skein invite" => "on the owner's machine: a fresh invite"]
+    about "The invite holds the hash of the manifest, so whoever relays it cannot change the run. A peer that sends another one is not asked again."
+
+    Versions { run: u16 = 2u16, build: u16 = 1u16 } "SK306" Failure 6
+    what "Versions do not fit."
+    why "The run speaks protocol {run}, this build {build}."
+    next ["skein --version" => "compare with the other side, and update the older"]
+    about "The wire has a protocol number of its own, apart from the version of the program. It changes only when peers would misunderstand each other."
+
+    RunFull { count: u32 = 1000u32, max: u32 = 1000u32 } "SK309" Failure 6
+    what "The run is full."
+    why "{count} of {max} peers."
+    next ["skein join --observe" => "watch only"]
+    about "The owner sets admission.peers_max in the manifest."
+
+    BadSignature { path: String = "my.toml", by: String = "quiet-heron 12fa9c" } "SK311" Failure 9
+    what "The signature of {path} does not hold."
+    why "It says that {by} signed it, but something was changed since."
+    next ["skein run check {path}" => "if you changed it: what it says now", "ask the owner for the original" => "if you did not"]
+    about "A signed manifest is the exact bytes that its owner signed."
+
+    UnknownRun { name: String = "tiny-vers", known: String = "tiny-verse", hint: Hint = "tiny-verse" } "SK312" Failure 2
+    what "No run named {name} is known here."
+    why "Known: {known}.{hint}"
+    next ["skein join skein1…" => "take part in one, by its invite", "skein run new my-run" => "make one"]
+    about "Runs are known by name once this home folder has taken part in them. Names are labels: the identity of a run is the hash of its manifest."
+
+    NoPage { word: String = "stalenes", hint: Hint = "staleness" } "SK313" Failure 2
+    what "There is no page about {word}."
+    why "Pages are error codes (SK101) and words (staleness).{hint}"
+    next ["skein explain" => "lists all pages"]
+    about "All pages are in the program; no network is used."
+
+    NotEmpty { path: String = "./model" } "SK314" Failure 2
+    what "{path} is already there."
+    why "Nothing is overwritten unasked."
+    next ["--yes" => "overwrite it"]
+    about "`--yes` answers yes to the few questions that Skein asks."
+
+    NoTokenizer { path: String = "./model", files: String = "config.json, model.safetensors" } "SK401" Failure 7
+    what "The model has no tokenizer."
+    why "{path} holds {files}; expected tokenizer.json or a byte-level model."
+    next ["skein export --out ./model" => "writes a complete folder"]
+    about "Without its tokenizer a model's numbers are no text."
+
+    NoData { path: String = "./books", files: u64 = 3u64, records: u64 = 12u64, reasons: String = "12 without `text`" } "SK404" Failure 7
+    what "There is nothing to learn from in the data."
+    why "{path}: {files} files, {records} records, none usable ({reasons})."
+    next ["skein explain data" => "what is read, and how"]
+    about "Plain text (.txt, .md) is taken as it is, .jsonl by the `text` of each line, a folder as all of these."
+
+    NotText { file: String = "./books/old.txt", byte: String = "0xf6", offset: u64 = 4711u64, line: u64 = 92u64, guess: String = "Latin-1 or Windows-1252" } "SK405" Failure 7
+    what "{file} is not UTF-8 text."
+    why "Byte {byte} at offset {offset} (line {line}); it looks like {guess}."
+    next ["iconv -f latin1 -t utf-8 {file}" => "if it is text in another encoding"]
+    about "A text in the wrong encoding would teach the model wrong letters without a word."
+
+    UnknownFamily { name: String = "GPT2LMHeadModel", supported: String = "llama" } "SK407" Failure 7
+    what "The model family {name} is not supported."
+    why "Supported: {supported}."
+    next ["skein run new my-run" => "a model of a supported family"]
+    about "The family decides how a block computes. Guessing would give a model that loads and talks nonsense."
+
+    CheckpointDamaged { path: String = "runs/tiny-verse/checkpoints/1-1840", why: String = "its hash is another", fallback: String = "the one before (own step 1800) is used" } "SK408" Failure 7
+    what "Checkpoint {path} is damaged."
+    why "It is there, but {why}; {fallback}."
+    next ["skein join" => "fetches the weights from peers that hold them"]
+    about "Every checkpoint carries the hash of its content. A damaged one is never loaded."
+
+    SaveInterrupted { count: usize = 1usize, path: String = "runs/tiny-verse/checkpoints" } "SK409" Note 0
+    what "A save was interrupted last time."
+    why "{count} unfinished files were removed from {path}; the last complete checkpoint is untouched."
+    next []
+    about "Checkpoints are written beside the old ones and renamed when they are complete. Power loss in between leaves an unfinished file, never half a checkpoint."
+
+    DataUnreadable { path: String = "./bookz", error: String = "No such file or directory (os error 2)" } "SK413" Failure 7
+    what "{path} cannot be read."
+    why "{error}."
+    next ["ls -l {path}" => "is it there, and yours?"]
+    about "All data is read before a run starts, so that a run does not stop half way for want of a file."
+
+    NotFinite { step: u64 = 1846u64, stage: u16 = 2u16, first: String = "quiet-heron 12fa9c" } "SK501" Failure 8
+    what "The loss is not a number."
+    why "Run step {step}, stage {stage}, first seen from {first}."
+    next ["lower optimizer.lr in a new manifest" => "skein run new starts one"]
+    about "Values that are not finite are refused where they first appear, and the micro-batch is voided. If every peer produces them, the model itself has diverged."
+
+    StageEmpty { stage: u16 = 4u16, run: String = "tiny-verse", ago: Span = 12_000u64 } "SK503" Failure 8
+    what "Stage {stage} has no replica."
+    why "The last one left {ago} ago; training waits."
+    next ["skein host {run} --stage {stage}" => "serve it on this machine", "skein invite" => "ask somebody else to"]
+    about "The run goes on when a newcomer, or a peer with room, adopts the stage from the newest snapshot that other peers hold. At most the work since that snapshot is lost."
+
+    StageRestored { stage: u16 = 4u16, step: u32 = 1800u32, steps_lost: u32 = 40u32 } "SK504" Warning 0
+    what "Stage {stage} was restored from a snapshot."
+    why "No replica was left; the newest copy is of own step {step}, {steps_lost} steps earlier."
+    next []
+    about "All replicas of the stage died before they could hand their work on. The steps in between are lost, and counted."
+
+    NoFeeder { run: String = "tiny-verse", ago: Span = 12_000u64 } "SK505" Failure 8
+    what "Nobody provides data."
+    why "The last feeder of {run} left {ago} ago."
+    next ["skein train --run {run} --data ./books" => "on the owner's machine: feed it again"]
+    about "Stages keep their weights and wait. The owner of a run, or somebody with a token of role feed, may feed data."
+
+    Stale { count: u64 = 12u64, bound: u32 = 4u32 } "SK507" Note 0
+    what "{count} of your gradients were too old and were not used."
+    why "They were more than {bound} own steps old."
+    next ["skein status" => "see where micro-batches wait"]
+    about "A gradient that was computed for older weights is weighted down by its age, and past the bound of the manifest it is not added. It is still passed on, so other stages lose nothing. Slow links and slow devices make work stale."
+
+    NobodyHere { control: String = "/home/ada/.local/state/skein/control", why: String = "is missing" } "SK701" Failure 4
+    what "No peer is running here."
+    why "{control} {why}."
+    next ["skein join" => "start one", "skein --home ./other status" => "ask the peer of another home folder"]
+    about "`status`, `peers`, `stop`, `export` and `generate` ask the peer that runs on this machine, at the address that it wrote into its home folder."
+
+    CannotAnswer { stages: String = "1, 2" } "SK702" Failure 6
+    what "The model cannot answer right now."
+    why "No replica serves stage {stages}."
+    next ["skein status" => "who serves what", "skein generate ./model Once" => "from a saved folder"]
+    about "Text comes from the whole pipeline: every stage must have a replica."
+
+    NotPossible { why: String = "this peer does not own the run" } "SK703" Failure 1
+    what "The peer that runs here cannot do that now."
+    why "It says: {why}."
+    next ["skein status" => "what it is doing"]
+    about "The request reached the peer, and the peer refused it."
+
+    OtherVersion { why: String = "missing field `phase`" } "SK704" Failure 1
+    what "The peer that runs here gave an answer that this program does not understand."
+    why "It is probably of another version: {why}."
+    next ["skein stop" => "then start it again with this version"]
+    about "Programs of one version understand each other. The network is not concerned: peers of different versions work together while their protocol is the same."
+
+    Panic { message: String = "index out of bounds", place: String = "pipeline/src/flow/stage.rs:120", file: String = "skein-report-20261123T180411Z.txt" } "SK900" Failure 70
+    what "Skein stopped because of a bug in Skein."
+    why "{message} at {place}."
+    next ["attach {file} to a report" => "it holds the build, the place and the last log lines; no key, no text of yours"]
+    about "Running again is safe: nothing on disk is ever half written, and other peers take this one's silence for what it is."
+
+    Other { message: String = "the sky is falling" } "SK999" Failure 1
+    what "That did not work."
+    why "{message}."
+    next ["skein -v status" => "more detail, with -v on any command"]
+    about "A failure that has no text of its own yet."
+}
+
+/// A neighbour to suggest, or nothing: ` Did you mean give.memory?`
+#[derive(Clone, Debug, Default)]
+pub struct Hint(pub Option<String>);
+
+impl std::fmt::Display for Hint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            Some(near) => write!(f, " Did you mean {near}?"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<&str> for Hint {
+    fn from(near: &str) -> Self {
+        Hint(Some(near.into()))
+    }
+}
+
+impl From<Option<String>> for Hint {
+    fn from(near: Option<String>) -> Self {
+        Hint(near)
+    }
+}

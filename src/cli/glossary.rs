@@ -1,0 +1,166 @@
+//! The words of Skein, one page each, for `skein explain WORD` and docs/glossary.md.
+
+pub struct Word {
+    pub word: &'static str,
+    pub page: &'static str,
+}
+
+const fn word(word: &'static str, page: &'static str) -> Word {
+    Word { word, page }
+}
+
+/// In alphabetical order.
+pub const WORDS: &[Word] = &[
+    word(
+        "attempt",
+        "Counts how often the work on one micro-batch was handed out again at each hop. Newer replaces; equal or older is answered from \
+         what is kept. So a micro-batch that is sent twice is never counted twice.",
+    ),
+    word(
+        "blob",
+        "A tensor that travels: activations, gradients, differences of weights, pieces of a snapshot. Machines hold handles to blobs; the \
+         bytes go straight from peer to peer.",
+    ),
+    word(
+        "data",
+        "What a run learns from, given with --data. .txt and .md are taken as they are, .jsonl by the `text` of each line, a folder as all \
+         of these in the order of their names. It must be UTF-8. Byte-level models see the bytes themselves. The feeder draws samples in an \
+         order that follows from the run's seed, each once an epoch, so a feeder that starts again goes on where it was.",
+    ),
+    word(
+        "feeder",
+        "A peer that feeds data: it mints micro-batches, sends their tokens to stage 0 and their labels to the last stage, and is told the \
+         loss. The owner of a run feeds it, or somebody to whom the owner gave that role.",
+    ),
+    word(
+        "home",
+        "The folder in which a peer keeps its key, its address book and its runs. Two peers on one machine need two homes: --home DIR. \
+         Started again with the same home, a peer is the same peer.",
+    ),
+    word(
+        "incarnation",
+        "How often a peer has started. It stands in everything the peer says, so that nobody takes a message of its past for one of today. \
+         It is written to the disk before the first message.",
+    ),
+    word(
+        "invite",
+        "One word that lets somebody join: the hash of the run's manifest, addresses of a few peers and, for a closed run, a token signed by \
+         the owner. Whoever passes it on cannot change the run, since the manifest is checked against the hash. `skein invite` makes one.",
+    ),
+    word("job", "What a machine asks of the worker that owns the device: a forward, a backward, a step, a save."),
+    word(
+        "lane",
+        "A class of traffic: control, gradient, activation, average, generation, bulk, in falling priority. Weights that a newcomer fetches \
+         do not delay a gradient.",
+    ),
+    word(
+        "manifest",
+        "What every peer of a run agrees on: model, stages, optimizer, averaging, codecs, who may join. It is signed by the owner, and its \
+         hash is the identity of the run: another manifest is another run. `skein run show` prints it. What a machine gives is its own \
+         affair and stands in config.toml.",
+    ),
+    word(
+        "micro-batch",
+        "A few sequences that travel through all stages together and come back as gradients. Each has an id, and enters the weights of a \
+         stage once: never twice, never silently lost.",
+    ),
+    word(
+        "offer",
+        "A replica's signed announcement: which stage, since when, how fast, until when. It lives two minutes at most and is renewed; a claim \
+         of speed only orders first trials, routes use what was measured.",
+    ),
+    word(
+        "own step",
+        "One step of the optimizer at one replica. With R replicas of a stage each makes about 1/R of the run's steps. Rounds and staleness \
+         count own steps.",
+    ),
+    word("owner", "Whose key signed the manifest. The owner feeds data and says who may join."),
+    word(
+        "path",
+        "Who computed a micro-batch at each stage. The feeder accepts the first complete path of an id and writes it down.",
+    ),
+    word("peer", "One running skein with a key of its own. Its name is two words made from the key, next to the end of its id."),
+    word(
+        "petname",
+        "Two words for a peer, as quiet-heron. A label made from the key: anybody can look for a key with the same words, so it stands next to \
+         a part of the id.",
+    ),
+    word(
+        "privacy",
+        "What others can see. Every peer that you connect to sees your IP address, and who serves a run can be looked up by anybody who knows \
+         the run. Stage 0 sees the tokens of every micro-batch in the clear, the last stage sees the labels; stages between see activations, \
+         from which text can partly be reconstructed. Everybody who takes part can copy the weights of the stages that it serves. Connections \
+         are encrypted and both sides prove their key, so nobody in between sees more than who talks to whom, how much and when. Data \
+         that must stay at home is data that this version should not be trained on with strangers.",
+    ),
+    word(
+        "profile",
+        "A ready-made configuration of a machine: home-cpu, home-gpu, laptop, datacenter, relay, observer, or a file. --profile NAME.",
+    ),
+    word(
+        "relay",
+        "A peer that passes encrypted traffic on for two others that cannot reach each other directly, mostly because both are behind NAT. It \
+         sees who talks to whom and how much, not what. Peers try to connect directly at the same time (hole punching) and leave the relay \
+         when that works. Forwarding one UDP port in your router, or IPv6, makes relays unnecessary.",
+    ),
+    word(
+        "replica",
+        "A peer that serves a stage. A stage should have two or more: then one may leave, or die, and training goes on.",
+    ),
+    word(
+        "round",
+        "Two replicas of a stage average what they have learned since their last round, and go on. Nobody waits for it: it either happens on \
+         both sides or on neither, and work goes on meanwhile.",
+    ),
+    word("route", "How a micro-batch finds the next stage: weighted by measured speed, with some chance, so that replicas mix."),
+    word("run", "One training effort: a manifest, and the peers that follow it."),
+    word(
+        "run step",
+        "How far the run is: the samples of all feeders, divided by the samples of one step. The learning rate, the end of the run and \
+         checkpoints follow it.",
+    ),
+    word(
+        "snapshot",
+        "The weights of a stage as one replica held them, kept by other peers in case all replicas die. A stage that was lost is adopted from \
+         its newest snapshot.",
+    ),
+    word(
+        "stage",
+        "A contiguous range of layers, small enough for one peer. Stage 0 holds the embedding, the last one the head. A peer may serve several.",
+    ),
+    word(
+        "staleness",
+        "The age of a gradient: how many own steps a replica made since the forward that the gradient belongs to, plus one for each adopted \
+         round. Stale gradients are weighted down, and past the bound of the manifest they are not added, though still passed on. Slow links \
+         and slow devices make work stale.",
+    ),
+    word("version", "The weights of a stage at one replica: stage, peer, incarnation, round and own step. One version has one hash."),
+];
+
+pub fn find(name: &str) -> Option<&'static Word> {
+    let name = name.to_lowercase().replace('_', " ");
+    WORDS.iter().find(|word| word.word == name || word.word.replace([' ', '-'], "") == name.replace([' ', '-'], ""))
+}
+
+/// docs/glossary.md.
+pub fn markdown() -> String {
+    let mut text = String::from("# Words\n\nThe same in the code, on the command line and in these pages. `skein explain WORD` prints them offline.\n");
+    for word in WORDS {
+        text.push_str(&format!("\n## {}\n\n{}\n", word.word, word.page));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_sorted_and_found_however_they_are_written() {
+        assert!(WORDS.windows(2).all(|pair| pair[0].word < pair[1].word));
+        for name in ["micro-batch", "microbatch", "Run Step", "run-step", "RUN_STEP"] {
+            assert!(find(name).is_some(), "{name}");
+        }
+        assert!(find("blockchain").is_none());
+    }
+}

@@ -1,0 +1,74 @@
+//! What this computer has, and what `auto` means on it. In: the operating system's figures. Out: bytes and threads, with the reason.
+
+use super::{Give, Memory};
+
+const GIB: u64 = 1 << 30;
+const MEMORY_MIN: u64 = 512 << 20;
+
+/// Figures at the start of the process. Limits of a container count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    pub memory_total: u64,
+    pub memory_free: u64,
+    /// Cores that exist and that this process may use.
+    pub cores: u16,
+}
+
+impl Machine {
+    pub fn look() -> Machine {
+        let mut system = sysinfo::System::new();
+        system.refresh_memory();
+        let (mut total, mut free) = (system.total_memory(), system.available_memory());
+        if let Some(limits) = system.cgroup_limits() {
+            total = total.min(limits.total_memory);
+            free = free.min(limits.free_memory);
+        }
+        let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+        let physical = sysinfo::System::physical_core_count().unwrap_or(allowed);
+        let cores = u16::try_from(allowed.min(physical).max(1)).unwrap_or(u16::MAX);
+        Machine { memory_total: total, memory_free: free, cores }
+    }
+}
+
+impl Give {
+    /// Bytes for stages.
+    pub fn memory_bytes(&self, machine: &Machine) -> u64 {
+        match self.memory {
+            Memory::Bytes(bytes) => bytes,
+            Memory::Auto => {
+                (machine.memory_total / 2).min(machine.memory_free.saturating_sub(2 * GIB)).max(MEMORY_MIN)
+            }
+        }
+    }
+
+    /// Threads for computing.
+    pub fn thread_count(&self, machine: &Machine) -> u16 {
+        match self.threads {
+            0 => (machine.cores - 1).max(1),
+            threads => threads,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Settings, Sources};
+
+    #[test]
+    fn auto_leaves_room_for_the_owner() {
+        let give = Settings::load(&Sources::default()).unwrap().node().give;
+        let machine = |total, free, cores| Machine { memory_total: total * GIB, memory_free: free * GIB, cores };
+        assert_eq!(give.memory_bytes(&machine(16, 9, 8)), 7 * GIB);
+        assert_eq!(give.memory_bytes(&machine(16, 14, 8)), 8 * GIB);
+        assert_eq!(give.memory_bytes(&machine(2, 1, 8)), MEMORY_MIN);
+        assert_eq!(give.thread_count(&machine(16, 9, 8)), 7);
+        assert_eq!(give.thread_count(&machine(16, 9, 1)), 1);
+    }
+
+    #[test]
+    fn this_machine_has_something() {
+        let machine = Machine::look();
+        assert!(machine.memory_total > 0 && machine.memory_free <= machine.memory_total && machine.cores > 0);
+    }
+}

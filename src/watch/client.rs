@@ -1,0 +1,165 @@
+//! The other side of the control server: what `status`, `peers`, `stop`, `invite`, `generate` and `export` ask. Blocking, since a
+//! command asks one thing and waits. In: the control file of a home. Out: typed answers.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use ureq::{Agent, Body, http::Response};
+
+use super::{
+    order::{ExportNote, ExportRequest, GenerateRequest, InviteRequest, Made, Piece, Refusal},
+    state::{PeerState, State},
+};
+use crate::home::Control;
+
+const CONNECT: Duration = Duration::from_secs(2);
+/// A peer answers at once; one that does not is in trouble.
+const ANSWER: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("no peer is running: {} {why}", control.display())]
+    NobodyHere { control: PathBuf, why: String },
+    #[error("an answer that cannot be read: {0}")]
+    Garbled(String),
+    #[error("the answer ended: {0}")]
+    Interrupted(String),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+pub struct Client {
+    control: Control,
+    /// Where the address came from.
+    file: PathBuf,
+    quick: Agent,
+    patient: Agent,
+}
+
+impl Client {
+    /// # Errors
+    /// [`ClientError::NobodyHere`] when there is no control file; whether its peer still lives shows the first question.
+    pub fn find(file: &Path) -> Result<Client, ClientError> {
+        let control = Control::read(file).ok_or_else(|| ClientError::NobodyHere {
+            control: file.into(),
+            why: if file.exists() { "cannot be read" } else { "is missing" }.into(),
+        })?;
+        // A proxy of the environment has no business with this machine.
+        let agent = |answer| {
+            Agent::config_builder()
+                .proxy(None)
+                .http_status_as_error(false)
+                .timeout_connect(Some(CONNECT))
+                .timeout_recv_response(answer)
+                .build()
+                .into()
+        };
+        Ok(Client { control, file: file.into(), quick: agent(Some(ANSWER)), patient: agent(None) })
+    }
+
+    /// Process id of the peer.
+    pub fn pid(&self) -> u32 {
+        self.control.pid
+    }
+
+    pub fn state(&self) -> Result<State, ClientError> {
+        self.get("/api/v1/state")
+    }
+
+    pub fn peers(&self) -> Result<Vec<PeerState>, ClientError> {
+        self.get("/api/v1/peers")
+    }
+
+    pub fn config(&self) -> Result<serde_json::Value, ClientError> {
+        self.get("/api/v1/config")
+    }
+
+    /// Asks the peer to drain and end, or to end `now`. Returns when it has heard.
+    pub fn stop(&self, now: bool) -> Result<(), ClientError> {
+        self.post(&self.quick, "/api/v1/stop", &serde_json::json!({ "now": now })).map(|_| ())
+    }
+
+    pub fn invite(&self, request: &InviteRequest) -> Result<Made, ClientError> {
+        read(self.post(&self.quick, "/api/v1/invite", request)?)
+    }
+
+    /// Hands each piece to `each` as it comes; the last is [`Piece::End`].
+    pub fn generate(&self, request: &GenerateRequest, each: impl FnMut(Piece)) -> Result<(), ClientError> {
+        let response = self.post(&self.patient, "/api/v1/generate", request)?;
+        lines(response, |piece| matches!(piece, Piece::End(_)), each)
+    }
+
+    /// Hands each note to `each` as it comes; the last is [`ExportNote::Done`].
+    pub fn export(&self, request: &ExportRequest, each: impl FnMut(ExportNote)) -> Result<(), ClientError> {
+        let response = self.post(&self.patient, "/api/v1/export", request)?;
+        lines(response, |note| matches!(note, ExportNote::Done { .. }), each)
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let response = self.quick.get(self.url(path)).header("Authorization", self.bearer()).call();
+        read(self.checked(response)?)
+    }
+
+    fn post<T: Serialize>(&self, agent: &Agent, path: &str, body: &T) -> Result<Response<Body>, ClientError> {
+        let body = serde_json::to_vec(body).expect("requests are plain data");
+        let request = agent.post(self.url(path)).header("Authorization", self.bearer());
+        self.checked(request.content_type("application/json").send(&body[..]))
+    }
+
+    fn url(&self, path: &str) -> String {
+        let mut address = self.control.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        format!("http://{address}{path}")
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.control.token)
+    }
+
+    fn checked(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, ClientError> {
+        let mut response = response.map_err(|error| ClientError::NobodyHere {
+            control: self.file.clone(),
+            why: format!("says {}, where nobody answers ({error})", self.control.address),
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        match response.body_mut().read_json::<Refusal>() {
+            Ok(refusal) => Err(refusal.into()),
+            Err(_) => Err(ClientError::Garbled(format!("status {status}"))),
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(mut response: Response<Body>) -> Result<T, ClientError> {
+    response.body_mut().read_json().map_err(|error| ClientError::Garbled(error.to_string()))
+}
+
+fn lines<T: DeserializeOwned>(
+    response: Response<Body>,
+    last: impl Fn(&T) -> bool,
+    mut each: impl FnMut(T),
+) -> Result<(), ClientError> {
+    for line in BufReader::new(response.into_body().into_reader()).lines() {
+        let line = line.map_err(|error| ClientError::Interrupted(error.to_string()))?;
+        let reply: Result<T, Refusal> =
+            serde_json::from_str(&line).map_err(|error| ClientError::Garbled(error.to_string()))?;
+        let reply = reply?;
+        let done = last(&reply);
+        each(reply);
+        if done {
+            return Ok(());
+        }
+    }
+    Err(ClientError::Interrupted("the peer ended".into()))
+}

@@ -1,0 +1,106 @@
+//! What can be asked of a running peer, and its answers. The same types on both sides of the loopback connection.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use skein_protocol::{PeerId, Stage};
+use tokio::sync::{mpsc, oneshot};
+
+/// A wish of somebody on this machine, with the way back for its answer. An order whose answer nobody waits for any more (the
+/// way back is closed) may be dropped.
+#[derive(Debug)]
+pub enum Order {
+    /// Drain and end; `now`: end without a drain.
+    Stop { now: bool },
+    Invite { request: InviteRequest, reply: oneshot::Sender<Result<Made, Refusal>> },
+    /// Pieces of text, then [`Piece::End`]; or a refusal at any point.
+    Generate { request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>> },
+    /// Notes on the way, then [`ExportNote::Done`]; or a refusal at any point.
+    Export { request: ExportRequest, reply: mpsc::Sender<Result<ExportNote, Refusal>> },
+}
+
+/// What a token of an invite allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    #[default]
+    Train,
+    Feed,
+    Observe,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InviteRequest {
+    pub role: Role,
+    /// How long its token admits; only a closed run needs one.
+    pub expires_ms: Option<u64>,
+}
+
+/// An invite, as one word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    pub invite: String,
+    /// Milliseconds since 1970, when it carries a token.
+    pub expires_utc_ms: Option<u64>,
+    /// Bootstrap peers in it.
+    pub peers: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerateRequest {
+    pub prompt: String,
+    pub tokens_max: u32,
+    /// 0: always the likeliest token.
+    pub temperature: f32,
+    /// Choose among the likeliest tokens that together have this probability.
+    pub top_p: f32,
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Piece {
+    /// Who computes what, before the first text: `(stage, peer)`.
+    Route(Vec<(Stage, PeerId)>),
+    Text(String),
+    End(Finish),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Finish {
+    pub tokens: u64,
+    pub first_token_ms: u64,
+    pub duration_ms: u64,
+    /// Replicas that were replaced on the way.
+    pub replaced: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportRequest {
+    /// Absolute; made by the peer.
+    pub out: PathBuf,
+    /// Whether files that are there may be replaced.
+    pub overwrite: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportNote {
+    /// Stages whose weights are here, of all.
+    Collected { stages: u16, of: u16 },
+    Done { files: Vec<PathBuf>, bytes: u64, parameters: u64, step: u64 },
+}
+
+/// Why a running peer does not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    #[error("no replica serves stages {stages:?}")]
+    NoReplica { stages: Vec<Stage> },
+    #[error("only the owner of the run can do this")]
+    NotOwner { owner: PeerId },
+    #[error("{}: {error}", path.display())]
+    Unwritable { path: PathBuf, error: String },
+    #[error("{why}")]
+    Other { why: String },
+}
