@@ -1,3 +1,6 @@
 //! One real peer: a process around the machines of `skein_pipeline`, with sockets, clock, disk and device.
 
+pub mod corpus;
+pub mod home;
 pub mod net;
+pub mod node;
