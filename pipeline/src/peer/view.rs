@@ -79,6 +79,11 @@ pub struct FeedView {
 }
 
 impl Peer {
+    /// Data index from which a restart of this feeder feeds on.
+    pub fn feed_next(&self) -> Option<u64> {
+        self.source.as_ref().map(|source| source.feed_next())
+    }
+
     pub fn view(&self) -> View {
         let manifest = &self.config.manifest;
         let samples = self.run_samples();
@@ -104,7 +109,7 @@ impl Peer {
             }),
             draining: self.drain.is_some(),
             ended: self.ended,
-            feed_next: self.source.as_ref().map(|source| source.feed_next()),
+            feed_next: self.feed_next(),
         }
     }
 
