@@ -494,6 +494,8 @@ mod tests {
     use super::*;
     use crate::{PeerId, hash::Digest, run::preset};
 
+    type Change = fn(&mut Manifest);
+
     fn demo() -> Manifest {
         preset("demo").expect("demo is a preset")
     }
@@ -556,7 +558,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_an_error_that_says_so() {
         let blob = Digest([1; 32]);
-        let changes: [(&str, fn(&mut Manifest)); 8] = [
+        let changes: [(&str, Change); 8] = [
             ("model.family", |m| m.model.family = Family::Qwen3),
             ("averaging.rule", |m| m.averaging.rule = AveragingRule::Gossip),
             ("averaging.robust", |m| m.averaging.robust = Robust::Trimmed),

@@ -16,7 +16,7 @@ use toml::{
 use super::{
     check::{Severity, check},
     manifest::*,
-    schema::{self, KEYS, Key, Kind},
+    schema::{self, KEYS, Key},
 };
 use crate::{PeerId, unit};
 
@@ -221,7 +221,7 @@ fn complete(document: &mut DeTable<'_>, owner: Option<PeerId>) {
     }
 }
 
-/// Of a table whose values have passed their [`Kind`]s.
+/// Of a table whose values have passed the schema.
 fn signature(table: &DeValue<'_>) -> Option<Signature> {
     let text = |key| table.get(key).and_then(|value| value.get_ref().as_str());
     Some(Signature { peer: text("peer")?.parse().ok()?, signature: schema::signature(text("signature")?)? })
