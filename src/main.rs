@@ -1,2 +1,7 @@
 //! `skein`: train a language model together, over the open internet.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(skein::cli::main())
+}

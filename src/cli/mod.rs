@@ -1,12 +1,57 @@
-//! What a person types and sees.
+//! What a person types and sees. In: arguments. Out: text, JSON, an exit code. Nothing below this module writes to a terminal.
 
+pub mod args;
 pub mod bug;
 pub mod catalogue;
+mod commands;
+pub mod context;
 pub mod failure;
 pub mod glossary;
+mod invites;
 pub mod logs;
 pub mod out;
 pub mod petname;
 pub mod progress;
+mod refused;
+mod session;
 pub mod show;
 pub mod table;
+
+use clap::{Parser, error::ErrorKind};
+
+use self::{
+    args::Cli,
+    failure::{Failure, Report},
+    out::{Colour, Out, Style},
+};
+
+/// Runs the command of this process's arguments. Returns its exit code.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misused(error),
+    };
+    let out = Out::new(context::style(&cli.global));
+    match commands::run(cli, &out) {
+        Ok(exit) => exit,
+        Err(report) => {
+            out.report(&report, false);
+            report.exit()
+        }
+    }
+}
+
+/// Help and version are results; anything else is wrong usage, in the form that was asked for.
+fn misused(error: clap::Error) -> u8 {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
+        || !std::env::args().any(|argument| argument == "--json")
+    {
+        let _ = error.print();
+        return if error.use_stderr() { 2 } else { 0 };
+    }
+    let text = error.render().to_string();
+    let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_string();
+    let report: Report = Failure::Usage { message }.into();
+    Out::new(Style::look(true, true, Colour::Never, true)).report(&report, false);
+    report.exit()
+}

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use skein_protocol::Stage;
 
 pub use self::{
-    layers::{Flag, Origin, Place, Setting, Settings, Sources},
+    layers::{Flag, Origin, Place, Setting, Settings, Sources, nearest},
     machine::Machine,
     value::address,
 };

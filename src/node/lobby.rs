@@ -66,6 +66,13 @@ pub enum LobbyError {
     Closed,
 }
 
+impl LobbyError {
+    /// Whether waiting longer may help: nobody was there yet, or only peers that do not know the run yet.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_))
+    }
+}
+
 /// The manifest, checked.
 #[derive(Clone, Debug)]
 pub struct Entered {

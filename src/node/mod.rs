@@ -14,6 +14,7 @@ pub mod lifecycle;
 pub mod lobby;
 pub mod log;
 mod perform;
+pub mod save;
 pub mod signed;
 pub mod store;
 pub mod view;
@@ -82,6 +83,8 @@ pub struct Role {
     pub serve: Serve,
     /// Data to feed: the owner and its delegates only.
     pub feed: Option<Data>,
+    /// Feeds only when it is told to ([`Command::Feed`]).
+    pub feed_later: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,24 +98,24 @@ pub enum Serve {
 impl Role {
     /// Feeds, and serves whatever is needed.
     pub fn train(data: Data) -> Self {
-        Role { serve: Serve::Plan, feed: Some(data) }
+        Role { serve: Serve::Plan, feed: Some(data), feed_later: false }
     }
 
     pub fn join() -> Self {
-        Role { serve: Serve::Plan, feed: None }
+        Role { serve: Serve::Plan, feed: None, feed_later: false }
     }
 
     pub fn host(stages: Vec<Stage>) -> Self {
-        Role { serve: Serve::Stages(stages), feed: None }
+        Role { serve: Serve::Stages(stages), feed: None, feed_later: false }
     }
 
     /// Feeds, and leaves the computing to others.
     pub fn feed(data: Data) -> Self {
-        Role { serve: Serve::Nothing, feed: Some(data) }
+        Role { serve: Serve::Nothing, feed: Some(data), feed_later: false }
     }
 
     pub fn observe() -> Self {
-        Role { serve: Serve::Nothing, feed: None }
+        Role { serve: Serve::Nothing, feed: None, feed_later: false }
     }
 }
 

@@ -154,7 +154,11 @@ fn step_back() {
 mod tests {
     use super::*;
     use crate::home::RunFolder;
-    use skein_protocol::{RunId, Stage};
+    use skein_pipeline::{
+        exact::{Engine, EngineError},
+        model::StageModel,
+    };
+    use skein_protocol::RunId;
 
     #[test]
     fn a_panic_keeps_its_words() {
@@ -165,9 +169,8 @@ mod tests {
     struct Broken;
 
     impl Engines for Broken {
-        type Engine = skein_pipeline::exact::Exact;
-        fn make(&mut self, _: &Manifest, stage: Stage) -> Result<Self::Engine, String> {
-            panic!("no engine for stage {stage}")
+        fn make(&mut self, _: &Manifest, model: StageModel, _: Vec<f32>) -> Result<Box<dyn Engine>, EngineError> {
+            panic!("no engine for {} layers", model.layers)
         }
     }
 
@@ -186,7 +189,7 @@ mod tests {
         .unwrap();
         assert!(thread.assign(JobId(4), Job::Create { stage: 0 }));
         match ran.recv().await {
-            Some(Ran::Panicked { job: JobId(4), message }) => assert_eq!(message, "no engine for stage 0"),
+            Some(Ran::Panicked { job: JobId(4), message }) => assert_eq!(message, "no engine for 1 layers"),
             other => panic!("{other:?}"),
         }
         assert!(ran.recv().await.is_none());

@@ -9,11 +9,12 @@ pub mod cpu;
 pub mod folder;
 pub mod hf;
 
-use skein_protocol::run::Arithmetic;
+use skein_protocol::{Manifest, run::Arithmetic};
 
 use crate::{
     exact::{Engine, EngineError, FixedProduct, Settings, StageEngine},
     model::StageModel,
+    worker::Engines,
 };
 
 /// Where an engine computes.
@@ -50,5 +51,28 @@ pub fn engine(
         (device, arithmetic) => {
             Err(EngineError::Device(format!("{device:?} does not compute in {arithmetic:?} arithmetic in this build")))
         }
+    }
+}
+
+/// Engines for a worker on one device, in the first arithmetic of the manifest that the device has.
+#[derive(Clone, Copy, Debug)]
+pub struct OnDevice(pub Device);
+
+impl Engines for OnDevice {
+    fn make(
+        &mut self,
+        manifest: &Manifest,
+        model: StageModel,
+        params: Vec<f32>,
+    ) -> Result<Box<dyn Engine>, EngineError> {
+        let wanted = &manifest.train.arithmetic;
+        let here = |arithmetic: &&Arithmetic| match self.0 {
+            Device::Cpu { .. } => matches!(arithmetic, Arithmetic::F32 | Arithmetic::Repeatable),
+            Device::Cuda(_) | Device::Metal(_) => **arithmetic == Arithmetic::F32,
+        };
+        let Some(arithmetic) = wanted.iter().find(here) else {
+            return Err(EngineError::Device(format!("{:?} computes in none of {wanted:?}", self.0)));
+        };
+        engine(self.0, *arithmetic, model, Settings::of(manifest), params)
     }
 }

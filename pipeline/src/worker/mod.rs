@@ -5,12 +5,20 @@
 //! [`Saves`]. Nothing from the network is trusted here: lengths are checked before anything is allocated, and values that
 //! are not finite are the sender's fault (`Done::BadInput`).
 
+mod hosted;
+mod round;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
 
-use crate::job::{Done, Job};
+use self::hosted::Hosted;
+use crate::{
+    exact::{Engine, EngineError},
+    job::{Done, Job},
+    model::StageModel,
+};
 
 /// The driver's store of bytes, as a worker sees it.
 pub trait Blobs {
@@ -23,6 +31,8 @@ pub trait Blobs {
 
 /// Where whole states of stages are kept durably. One state a stage: the newest replaces the one before it, atomically.
 pub trait Saves {
+    /// # Errors
+    /// The state is not on the disk; the one before it still is.
     fn save(&mut self, version: Version, root: Digest, state: &[u8]) -> Result<(), SaveError>;
 }
 
@@ -34,17 +44,20 @@ pub struct SaveError {
     pub disk_full: bool,
 }
 
-/// Makes engines: which device, how many threads. One engine a stage, version 0 from the manifest's seed.
+/// Makes engines: which device, how many threads. One engine a stage.
 pub trait Engines {
-    type Engine;
-    fn make(&mut self, manifest: &Manifest, stage: Stage) -> Result<Self::Engine, String>;
+    /// The engine of `stage` with these parameters, in the order of `model`.
+    ///
+    /// # Errors
+    /// The device has no room, or does not compute as the manifest wants.
+    fn make(&mut self, manifest: &Manifest, model: StageModel, params: Vec<f32>) -> Result<Box<dyn Engine>, EngineError>;
 }
 
 /// All stages that one peer serves.
 pub struct Worker<M: Engines> {
     manifest: Arc<Manifest>,
     engines: M,
-    stages: BTreeMap<Stage, M::Engine>,
+    stages: BTreeMap<Stage, Hosted>,
 }
 
 impl<M: Engines> Worker<M> {
@@ -53,14 +66,65 @@ impl<M: Engines> Worker<M> {
     }
 
     /// Runs one job to its end. Handles in the job stay the caller's; handles in the answer are new.
-    pub fn run(&mut self, job: Job, _blobs: &mut dyn Blobs, _saves: &mut dyn Saves) -> Done {
+    pub fn run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Done {
+        self.try_run(job, blobs, saves).unwrap_or_else(|done| done)
+    }
+
+    /// Forwards that are kept for their backward, over all stages.
+    pub fn kept(&self) -> usize {
+        self.stages.values().map(|hosted| hosted.engine().kept().len()).sum()
+    }
+
+    /// Gradients that the last step of a stage took the mean of.
+    pub fn stepped_with(&self, stage: Stage) -> Option<u32> {
+        self.stages.get(&stage).map(Hosted::stepped_with)
+    }
+
+    /// The weights of a stage as they are now.
+    pub fn params(&self, stage: Stage) -> Option<&[f32]> {
+        self.stages.get(&stage).map(|hosted| hosted.engine().params())
+    }
+
+    fn try_run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Result<Done, Done> {
         let stage = job.stage();
-        match self.engines.make(&self.manifest, stage) {
-            Ok(engine) => {
-                self.stages.insert(stage, engine);
-                Done::Ok
+        match &job {
+            Job::Create { .. } => {
+                let fresh = Hosted::create(&self.manifest, &mut self.engines, stage)?;
+                self.stages.insert(stage, fresh);
+                return Ok(Done::Ok);
             }
-            Err(why) => Done::Failed { why, disk_full: false },
+            Job::Load { parts, root, .. } => {
+                let (loaded, version) = Hosted::load(&self.manifest, &mut self.engines, stage, parts, *root, blobs)?;
+                self.stages.insert(stage, loaded);
+                return Ok(Done::Loaded { version });
+            }
+            Job::Remove { .. } => {
+                self.stages.remove(&stage);
+                return Ok(Done::Ok);
+            }
+            _ => {}
+        }
+        match self.stages.get_mut(&stage) {
+            Some(hosted) => hosted.run(&self.manifest, job, blobs, saves),
+            None => Err(failed(format!("stage {stage} is not here"))),
+        }
+    }
+}
+
+fn failed(why: impl Into<String>) -> Done {
+    Done::Failed { why: why.into(), disk_full: false }
+}
+
+fn bad(why: impl ToString) -> Done {
+    Done::BadInput { why: why.to_string() }
+}
+
+impl From<EngineError> for Done {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::BadInput(why) => Done::BadInput { why },
+            EngineError::NotFinite(_) => Done::NotFinite { why: error.to_string() },
+            EngineError::NotKept(_) | EngineError::Device(_) => failed(error.to_string()),
         }
     }
 }

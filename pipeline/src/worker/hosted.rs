@@ -1,0 +1,317 @@
+//! One stage at one worker: its engine, and the slow weights and outer momentum of averaging beside it. In: jobs of this
+//! stage. Out: what came of each.
+
+use bytes::Bytes;
+use skein_protocol::{
+    Blob, Manifest, Stage, Version, codec,
+    hash::Digest,
+    run::{Codec, Weights},
+};
+
+use super::{Blobs, Engines, Saves, bad, failed, round::Rounds};
+use crate::{
+    exact::{Engine, StageInput},
+    job::{Coding, Done, Job, Key},
+    model::{StageModel, init, schedule, state::StageState},
+};
+
+pub struct Hosted {
+    engine: Box<dyn Engine>,
+    rounds: Rounds,
+    /// Samples of the whole run that the last step knew of.
+    samples: u64,
+    /// Gradients in the open sum, and in the one before it.
+    summed: u32,
+    stepped_with: u32,
+}
+
+impl Hosted {
+    /// Version 0: from the manifest's seed.
+    pub fn create(
+        manifest: &Manifest,
+        engines: &mut impl Engines,
+        stage: Stage,
+    ) -> Result<Self, Done> {
+        let model = StageModel::of(manifest, stage).map_err(|error| failed(error.to_string()))?;
+        let Weights::Seed { init_seed } = manifest.model.weights else {
+            return Err(failed("this build starts from a seed, not from a file of weights"));
+        };
+        let params = init::initial(&model, init_seed);
+        let rounds = Rounds::fresh(params.clone());
+        let engine = engines.make(manifest, model, params)?;
+        Ok(Hosted { engine, rounds, samples: 0, summed: 0, stepped_with: 0 })
+    }
+
+    /// From a state whose bytes lie in `parts`, in order.
+    pub fn load(
+        manifest: &Manifest,
+        engines: &mut impl Engines,
+        stage: Stage,
+        parts: &[Blob],
+        root: Digest,
+        blobs: &dyn Blobs,
+    ) -> Result<(Self, Version), Done> {
+        let model = StageModel::of(manifest, stage).map_err(|error| failed(error.to_string()))?;
+        let bytes = joined(parts, blobs)?;
+        if StageState::claimed_root(&bytes) != Some(root) {
+            return Err(bad("the state is another than the one that was announced"));
+        }
+        let state = StageState::decode(&bytes).map_err(bad)?;
+        state.check(model.values()).map_err(bad)?;
+        let StageState { version, samples, train, slow, momentum } = state;
+        let values = model.values();
+        if version.stage != stage || train.params.is_empty() {
+            return Err(bad("the state is not one of this stage"));
+        }
+        for tensor in [&train.params, &train.m, &train.v, &slow, &momentum] {
+            codec::gate(tensor).map_err(bad)?;
+        }
+        let phi = if slow.is_empty() { train.params.clone() } else { slow };
+        let momentum = if momentum.is_empty() { vec![0.0; values] } else { momentum };
+        let mut engine = engines.make(manifest, model, train.params.clone())?;
+        engine.load(train)?;
+        let rounds = Rounds::new(phi, momentum);
+        Ok((Hosted { engine, rounds, samples, summed: 0, stepped_with: 0 }, version))
+    }
+
+    pub fn engine(&self) -> &dyn Engine {
+        self.engine.as_ref()
+    }
+
+    pub fn stepped_with(&self) -> u32 {
+        self.stepped_with
+    }
+
+    pub fn run(
+        &mut self,
+        manifest: &Manifest,
+        job: Job,
+        blobs: &mut dyn Blobs,
+        saves: &mut dyn Saves,
+    ) -> Result<Done, Done> {
+        match job {
+            Job::Forward { key, input, coding, .. } => self.forward(manifest, key, input, coding, blobs),
+            Job::Loss { key, input, labels, weight, coding, .. } => {
+                self.loss(manifest, key, input, labels, weight, coding, blobs)
+            }
+            Job::Backward { key, gradient, weight, coding, .. } => {
+                self.backward(manifest, key, gradient, weight, coding, blobs)
+            }
+            Job::Drop { keys, .. } => {
+                keys.into_iter().for_each(|key| self.engine.drop_kept(key));
+                Ok(Done::Ok)
+            }
+            Job::DropSum { .. } => {
+                self.engine.drop_sum();
+                self.summed = 0;
+                Ok(Done::Ok)
+            }
+            Job::Step { samples, .. } => self.step(manifest, samples),
+            Job::State { version, full, .. } => {
+                let (bytes, root) = self.state(version, full).encode();
+                Ok(Done::Encoded { blob: blobs.put(bytes.into()), root })
+            }
+            Job::Save { version, .. } => {
+                let (state, root) = self.state(version, true).encode();
+                let bytes = state.len() as u64;
+                let saved = saves.save(version, root, &state);
+                saved.map_err(|error| Done::Failed { why: error.why, disk_full: error.disk_full })?;
+                Ok(Done::Saved { root, bytes })
+            }
+            Job::RoundSnapshot { codec, .. } => {
+                let bytes = self.rounds.freeze(self.engine.params(), codec)?;
+                let root = skein_protocol::hash::keyed("skein round tensors 1", &[&bytes]);
+                Ok(Done::Encoded { blob: blobs.put(bytes.into()), root })
+            }
+            Job::RoundPrepare { partner, .. } => {
+                let theirs = bytes_of(partner.tensors, blobs)?;
+                self.rounds.prepare(&manifest.averaging, &partner, &theirs)
+            }
+            Job::RoundAdopt { .. } => {
+                let theta = self.rounds.adopt(self.engine.params())?;
+                self.engine.set_params(&theta)?;
+                Ok(Done::Ok)
+            }
+            Job::RoundRollBack { .. } => {
+                self.rounds.roll_back();
+                Ok(Done::Ok)
+            }
+            Job::RoundAlone { .. } => {
+                self.rounds.alone(self.engine.params());
+                Ok(Done::Ok)
+            }
+            Job::Infer { session, position, input, .. } => self.infer(session, position, input, blobs),
+            Job::InferClose { session, .. } => {
+                self.engine.drop_session(session);
+                Ok(Done::Ok)
+            }
+            Job::Create { .. } | Job::Load { .. } | Job::Remove { .. } => {
+                Err(failed("a job that makes or removes a stage is not one of the stage"))
+            }
+        }
+    }
+
+    fn forward(
+        &mut self,
+        manifest: &Manifest,
+        key: Key,
+        input: Blob,
+        coding: Coding,
+        blobs: &mut dyn Blobs,
+    ) -> Result<Done, Done> {
+        let input = self.input(manifest, input, blobs)?;
+        let output = self.engine.forward(key, input.as_input())?;
+        let (output, coding, raw) = coded(&output, coding, blobs)?;
+        Ok(Done::Forwarded { output, coding, raw })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn loss(
+        &mut self,
+        manifest: &Manifest,
+        key: Key,
+        input: Blob,
+        labels: Blob,
+        weight: f32,
+        coding: Coding,
+        blobs: &mut dyn Blobs,
+    ) -> Result<Done, Done> {
+        let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
+        let input = self.input(manifest, input, blobs)?;
+        self.engine.forward(key, input.as_input())?;
+        let lost = self.engine.loss_backward(key, &targets, weight)?;
+        self.summed += u32::from(weight > 0.0);
+        let (gradient, raw) = self.gradient(&lost.gradient, coding, blobs)?;
+        Ok(Done::Backed { gradient, coding, raw, loss: lost.loss as f32, tokens: lost.tokens })
+    }
+
+    fn backward(
+        &mut self,
+        manifest: &Manifest,
+        key: Key,
+        gradient: Blob,
+        weight: f32,
+        coding: Coding,
+        blobs: &mut dyn Blobs,
+    ) -> Result<Done, Done> {
+        let codecs = &manifest.codecs.backward;
+        let gradient = hidden(&bytes_of(gradient, blobs)?, manifest, codecs)?;
+        let gradient = self.engine.backward(key, &gradient, weight, false)?;
+        self.summed += u32::from(weight > 0.0);
+        let (gradient, raw) = self.gradient(&gradient, coding, blobs)?;
+        Ok(Done::Backed { gradient, coding, raw, loss: 0.0, tokens: 0 })
+    }
+
+    fn gradient(&self, values: &[f32], coding: Coding, blobs: &mut dyn Blobs) -> Result<(Option<Blob>, u64), Done> {
+        if self.engine.model().embedding {
+            return Ok((None, 0));
+        }
+        let (blob, _, raw) = coded(values, coding, blobs)?;
+        Ok((Some(blob), raw))
+    }
+
+    fn step(&mut self, manifest: &Manifest, samples: u64) -> Result<Done, Done> {
+        let run_step = samples / manifest.samples_per_step().max(1);
+        let lr = schedule::rate(&manifest.optimizer, schedule::steps(manifest), run_step);
+        let report = self.engine.step(lr)?;
+        self.samples = self.samples.max(samples);
+        self.stepped_with = std::mem::take(&mut self.summed);
+        match report.finite {
+            true => Ok(Done::Stepped { lr, gradient_norm: report.norm() as f32, run_step }),
+            false => Err(Done::NotFinite { why: "the norm of the summed gradients".into() }),
+        }
+    }
+
+    fn state(&self, version: Version, full: bool) -> StageState {
+        let train = self.engine.state();
+        if !full {
+            let train = crate::exact::TrainState { params: train.params, ..Default::default() };
+            return StageState { version, samples: self.samples, train, ..StageState::default() };
+        }
+        let (slow, momentum) = self.rounds.tensors();
+        StageState { version, samples: self.samples, train, slow: slow.to_vec(), momentum: momentum.to_vec() }
+    }
+
+    fn infer(&mut self, session: u64, position: u32, input: Blob, blobs: &mut dyn Blobs) -> Result<Done, Done> {
+        let bytes = bytes_of(input, blobs)?;
+        let config = &self.engine.model().config;
+        let (words, rest) = bytes.as_chunks::<4>();
+        let width = if self.engine.model().embedding { 1 } else { config.hidden as usize };
+        let tokens = words.len() / width.max(1);
+        if !rest.is_empty() || words.is_empty() || words.len() % width.max(1) != 0 || tokens > config.context as usize {
+            return Err(bad(format!("{} bytes are no piece of a generation", bytes.len())));
+        }
+        let output = if self.engine.model().embedding {
+            let ids: Vec<u32> = words.iter().map(|&word| u32::from_le_bytes(word)).collect();
+            self.engine.infer(session, position as usize, StageInput::Tokens(&ids))?
+        } else {
+            let hidden: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+            codec::gate(&hidden).map_err(bad)?;
+            self.engine.infer(session, position as usize, StageInput::Hidden(&hidden))?
+        };
+        let bytes: Vec<u8> = output.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Ok(Done::Inferred { output: blobs.put(bytes.into()) })
+    }
+
+    fn input(&self, manifest: &Manifest, input: Blob, blobs: &dyn Blobs) -> Result<Input, Done> {
+        let bytes = bytes_of(input, blobs)?;
+        match self.engine.model().embedding {
+            true => Ok(Input::Tokens(ids(&bytes, manifest.tokens_per_micro_batch())?)),
+            false => Ok(Input::Hidden(hidden(&bytes, manifest, &manifest.codecs.forward)?)),
+        }
+    }
+}
+
+/// What comes into a stage, decoded.
+enum Input {
+    Tokens(Vec<u32>),
+    Hidden(Vec<f32>),
+}
+
+impl Input {
+    fn as_input(&self) -> StageInput<'_> {
+        match self {
+            Input::Tokens(ids) => StageInput::Tokens(ids),
+            Input::Hidden(values) => StageInput::Hidden(values),
+        }
+    }
+}
+
+fn bytes_of(blob: Blob, blobs: &dyn Blobs) -> Result<Bytes, Done> {
+    blobs.get(blob).ok_or_else(|| failed("the bytes of a job are gone"))
+}
+
+fn joined(parts: &[Blob], blobs: &dyn Blobs) -> Result<Bytes, Done> {
+    if let [one] = parts {
+        return bytes_of(*one, blobs);
+    }
+    let mut all = Vec::with_capacity(parts.iter().map(|part| part.len as usize).sum());
+    for part in parts {
+        all.extend_from_slice(&bytes_of(*part, blobs)?);
+    }
+    Ok(all.into())
+}
+
+/// Token ids or labels of one micro-batch: `count` little-endian u32.
+fn ids(bytes: &[u8], count: u64) -> Result<Vec<u32>, Done> {
+    if bytes.len() as u64 != count.saturating_mul(4) {
+        return Err(bad(format!("{} bytes of tokens, {} are expected", bytes.len(), count.saturating_mul(4))));
+    }
+    Ok(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
+}
+
+/// Hidden states, or their gradient, of one micro-batch: decoded, finite, of a size that training knows.
+fn hidden(bytes: &[u8], manifest: &Manifest, allowed: &[Codec]) -> Result<Vec<f32>, Done> {
+    let values = manifest.tokens_per_micro_batch().saturating_mul(u64::from(manifest.model.config.hidden));
+    let values = usize::try_from(values).map_err(bad)?;
+    let values = codec::decode(bytes, values, allowed).map_err(bad)?;
+    codec::gate(&values).map_err(bad)?;
+    Ok(values)
+}
+
+/// Encodes an own result for its next hop; `u64` is its size as f32.
+fn coded(values: &[f32], coding: Coding, blobs: &mut dyn Blobs) -> Result<(Blob, Coding, u64), Done> {
+    codec::gate(values).map_err(|error| Done::NotFinite { why: error.to_string() })?;
+    let bytes = codec::encode(values, coding.codec, coding.zstd);
+    Ok((blobs.put(bytes.into()), coding, 4 * values.len() as u64))
+}

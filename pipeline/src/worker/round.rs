@@ -1,0 +1,146 @@
+//! What averaging holds beside an engine: slow weights, outer momentum, and the tensors of the round in the air.
+//!
+//! In: the engine's parameters, the partner's bytes. Out: bytes for the partner, and new parameters when a round is adopted.
+//! Nothing changes before `adopt`, so a round can be rolled back at any moment.
+
+use skein_gossip::kernel::noloco::{self, Rule, Side};
+use skein_protocol::{
+    codec::{self, BadTensor},
+    run::{Averaging, Codec},
+};
+
+use super::{bad, failed};
+use crate::job::{Done, RoundPartner};
+
+/// The tensors that a round began with, as the partner sees them.
+struct Frozen {
+    theta: Vec<f32>,
+    /// theta - phi, after its codec.
+    d: Vec<f32>,
+}
+
+struct Prepared {
+    phi: Vec<f32>,
+    momentum: Vec<f32>,
+}
+
+pub struct Rounds {
+    phi: Vec<f32>,
+    momentum: Vec<f32>,
+    frozen: Option<Frozen>,
+    prepared: Option<Prepared>,
+}
+
+/// The momentum travels only so that both sides can say how far apart the round leaves them; a byte a value is plenty.
+const MOMENTUM: Codec = Codec::Int8;
+
+impl Rounds {
+    pub fn fresh(phi: Vec<f32>) -> Self {
+        let momentum = vec![0.0; phi.len()];
+        Rounds::new(phi, momentum)
+    }
+
+    pub fn new(phi: Vec<f32>, momentum: Vec<f32>) -> Self {
+        Rounds { phi, momentum, frozen: None, prepared: None }
+    }
+
+    /// Slow weights and outer momentum.
+    pub fn tensors(&self) -> (&[f32], &[f32]) {
+        (&self.phi, &self.momentum)
+    }
+
+    /// Freezes `theta` for a round. Returns d in `codec`, phi in f32 and the momentum: three lengths (u64, little-endian), then
+    /// three coded tensors.
+    pub fn freeze(&mut self, theta: &[f32], codec: Codec) -> Result<Vec<u8>, Done> {
+        let d: Vec<f32> = theta.iter().zip(&self.phi).map(|(theta, phi)| theta - phi).collect();
+        codec::gate(&d).map_err(|error| Done::NotFinite { why: error.to_string() })?;
+        let parts = [
+            codec::encode(&d, codec, false),
+            codec::encode(&self.phi, Codec::F32, false),
+            codec::encode(&self.momentum, MOMENTUM, false),
+        ];
+        // My own difference counts as the partner sees it, so that both compute the same mean.
+        let d = codec::decode(&parts[0], d.len(), &[codec]).map_err(|error| failed(error.to_string()))?;
+        self.frozen = Some(Frozen { theta: theta.to_vec(), d });
+        self.prepared = None;
+        let mut out = Vec::with_capacity(24 + parts.iter().map(Vec::len).sum::<usize>());
+        parts.iter().for_each(|part| out.extend_from_slice(&(part.len() as u64).to_le_bytes()));
+        parts.iter().for_each(|part| out.extend_from_slice(part));
+        Ok(out)
+    }
+
+    /// Computes what the round would leave here; changes nothing.
+    pub fn prepare(&mut self, averaging: &Averaging, partner: &RoundPartner, tensors: &[u8]) -> Result<Done, Done> {
+        let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
+        let [their_d, their_phi, their_momentum] = read(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
+        let before = noloco::disagreement(&self.phi, &their_phi);
+        if partner.copy {
+            let momentum = vec![0.0; their_phi.len()];
+            self.prepared = Some(Prepared { phi: their_phi, momentum });
+            return Ok(Done::Prepared { before, after: 0.0 });
+        }
+        let rule = Rule {
+            alpha: averaging.alpha as f32,
+            beta: averaging.beta as f32,
+            gamma: averaging.gamma as f32,
+        };
+        let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
+        let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
+        let (first, second) = if partner.first { (mine, theirs) } else { (theirs, mine) };
+        let step = |i_am_first: bool, mut momentum: Vec<f32>| {
+            let mut phi = vec![0.0; momentum.len()];
+            noloco::step(rule, first, second, i_am_first, &mut momentum, &mut phi);
+            Prepared { phi, momentum }
+        };
+        let here = step(partner.first, self.momentum.clone());
+        let there = step(!partner.first, their_momentum);
+        codec::gate(&here.phi).map_err(|error| Done::NotFinite { why: error.to_string() })?;
+        let after = noloco::disagreement(&here.phi, &there.phi);
+        self.prepared = Some(here);
+        Ok(Done::Prepared { before, after })
+    }
+
+    /// Takes the prepared round. Returns the new parameters: what was trained while the round was in the air is kept.
+    pub fn adopt(&mut self, theta: &[f32]) -> Result<Vec<f32>, Done> {
+        let (Some(frozen), Some(prepared)) = (self.frozen.take(), self.prepared.take()) else {
+            return Err(failed("no round is prepared"));
+        };
+        let since = theta.iter().zip(&frozen.theta).map(|(now, then)| now - then);
+        let theta = prepared.phi.iter().zip(since).map(|(phi, since)| phi + since).collect();
+        self.phi = prepared.phi;
+        self.momentum = prepared.momentum;
+        Ok(theta)
+    }
+
+    pub fn roll_back(&mut self) {
+        self.frozen = None;
+        self.prepared = None;
+    }
+
+    /// phi <- theta, m <- 0.
+    pub fn alone(&mut self, theta: &[f32]) {
+        self.phi.copy_from_slice(theta);
+        self.momentum.fill(0.0);
+        self.roll_back();
+    }
+}
+
+/// A partner's d, phi and momentum of `values` numbers each.
+fn read(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>; 3], BadTensor> {
+    let wanted = codec::coded_len_max(values as u64);
+    let short = BadTensor::Length { got: bytes.len() as u64, wanted };
+    let (lengths, mut rest) = bytes.split_at_checked(24).ok_or(short.clone())?;
+    let mut tensors = [const { Vec::new() }; 3];
+    let codecs = [codec, Codec::F32, MOMENTUM];
+    for ((length, tensor), codec) in lengths.as_chunks::<8>().0.iter().zip(&mut tensors).zip(codecs) {
+        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| short.clone())?;
+        let (coded, left) = rest.split_at_checked(length).ok_or(short.clone())?;
+        *tensor = codec::decode(coded, values, &[codec])?;
+        codec::gate(tensor)?;
+        rest = left;
+    }
+    match rest.is_empty() {
+        true => Ok(tensors),
+        false => Err(short),
+    }
+}

@@ -1,0 +1,553 @@
+//! The command line as clap sees it. Only shapes and help; what a command does stands in its own file under `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::out::Colour;
+use crate::config::Flag;
+
+/// Grouped by what a person wants; clap's own list would be alphabetical.
+const FIRST_SCREEN: &str = "\
+skein {version} — train a language model together, over the open internet
+
+Start here
+  demo        A whole swarm on this machine, in one minute
+  train       Train a model from scratch on my data, with whoever joins
+  join        Join a run with an invite and help where help is needed
+
+Work
+  host        Serve the stage that I choose
+  generate    Complete a prompt, with the live swarm or a saved model
+  export      Save the model of a run for other programs
+
+Look
+  status  peers                     Care   stop  explain
+Keep
+  run  invite  config  key  bench  completions
+
+skein COMMAND --help for flags and examples.        Words and error codes: skein explain
+";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "skein",
+    version,
+    long_version = super::bug::version(),
+    help_template = FIRST_SCREEN,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// Configuration file instead of the platform's
+    #[arg(long, global = true, value_name = "FILE", env = "SKEIN_CONFIG", help_heading = "Everywhere")]
+    pub config: Option<PathBuf>,
+    /// What this machine gives: home-cpu, home-gpu, laptop, datacenter, relay, observer, or a file
+    #[arg(long, global = true, value_name = "NAME", env = "SKEIN_PROFILE", help_heading = "Everywhere")]
+    pub profile: Option<String>,
+    /// One folder for key, checkpoints and runs; two peers on one machine need two
+    #[arg(long, global = true, value_name = "DIR", env = "SKEIN_HOME", help_heading = "Everywhere")]
+    pub home: Option<PathBuf>,
+    /// Results for programs: one JSON document, or one object a line
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// Colours on the terminal
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "WHEN", help_heading = "Everywhere")]
+    pub color: Colour,
+    /// Lines instead of bars
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub no_progress: bool,
+    /// Warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Everywhere")]
+    pub quiet: bool,
+    /// More of the log; twice for all of it
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, help_heading = "Everywhere")]
+    pub verbose: u8,
+    /// A file that gets the whole log
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
+    pub log_file: Option<String>,
+    /// text or json
+    #[arg(long, global = true, value_name = "FORM", help_heading = "Everywhere")]
+    pub log_format: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// A whole swarm on this machine, in one minute
+    Demo(Demo),
+    /// Train a model from scratch on my data, with whoever joins
+    Train(Train),
+    /// Join a run with an invite and help where help is needed
+    Join(Join),
+    /// Serve the stage that I choose
+    Host(Host),
+    /// Complete a prompt, with the live swarm or a saved model
+    Generate(Generate),
+    /// Save the model of a run as a Hugging Face folder
+    Export(Export),
+    /// What the peer that runs here does
+    Status(Status),
+    /// Whom the peer that runs here knows
+    Peers(Peers),
+    /// Let the peer that runs here leave
+    Stop(Stop),
+    /// Write, check and show manifests
+    #[command(subcommand)]
+    Run(Run),
+    /// The one word by which others join
+    Invite(Invite),
+    /// What this machine gives, and where each value comes from
+    #[command(subcommand)]
+    Config(Config),
+    /// The identity of this peer
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Measure this machine
+    #[command(subcommand)]
+    Bench(Bench),
+    /// What a word or an error code means
+    Explain(Explain),
+    /// Completions for a shell
+    Completions(Completions),
+}
+
+/// What a peer gives and where it listens; each is also a key of the configuration.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Give {
+    /// Memory for stages, e.g. 4GiB
+    #[arg(long, value_name = "SIZE", help_heading = "What this machine gives")]
+    pub memory: Option<String>,
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", help_heading = "What this machine gives")]
+    pub device: Option<String>,
+    /// Threads for computing
+    #[arg(long, value_name = "N", help_heading = "What this machine gives")]
+    pub threads: Option<u16>,
+    /// UDP and TCP port
+    #[arg(long, value_name = "PORT", help_heading = "What this machine gives")]
+    pub port: Option<u16>,
+    /// Label of this peer in tables
+    #[arg(long, value_name = "NAME", help_heading = "What this machine gives")]
+    pub name: Option<String>,
+    /// Leave when stdin closes: for programs that start a peer
+    #[arg(long, hide = true)]
+    pub until_stdin_closes: bool,
+}
+
+impl Give {
+    /// As the topmost layer of the configuration.
+    pub fn flags(&self) -> Vec<Flag> {
+        let flag = |name, key, text: Option<String>| text.map(|text| Flag { name, key, text });
+        [
+            flag("--memory", "give.memory", self.memory.clone()),
+            flag("--device", "give.device", self.device.clone()),
+            flag("--threads", "give.threads", self.threads.map(|n| n.to_string())),
+            flag("--port", "net.port", self.port.map(|n| n.to_string())),
+            flag("--name", "me.name", self.name.clone()),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein demo                           about a minute: six peers, one is killed, one comes late
+  skein demo --seconds 20 --no-kill    a short one without a death
+  skein demo --kill 4@30%              stop serving peer 4 at 30 percent
+  skein demo --keep ./demo             keep the model, the event logs and each peer's home")]
+pub struct Demo {
+    /// Serving peers, each its own process
+    #[arg(long, default_value_t = 6, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub peers: u16,
+    /// Stages of the model
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=6))]
+    pub stages: u16,
+    /// How long to train
+    #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: Option<u64>,
+    /// Run steps to train instead
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// Your own text instead of the built-in fables
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Of weights, data order, fables and of who is killed
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Whom to kill (from 1) and when; default: by seed, half way
+    #[arg(long, value_name = "PEER@PERCENT%", conflicts_with = "no_kill")]
+    pub kill: Option<String>,
+    /// Kill nobody
+    #[arg(long)]
+    pub no_kill: bool,
+    /// Keep model, logs and homes in this folder
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein train --data book.txt --preset tiny     a new run; prints the invite for others
+  skein train --run my.toml --data book.txt     a run of your own making (skein run new)
+  skein train --run tiny-verse --data book.txt  go on where it stopped")]
+pub struct Train {
+    /// Files or folders: .txt, .md, .jsonl with `text`
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// Size of the model: tiny, small-124m, 350m, demo
+    #[arg(long, value_name = "NAME", conflicts_with = "run")]
+    pub preset: Option<String>,
+    /// A manifest, or the name of a run that is known here
+    #[arg(long, value_name = "FILE|NAME")]
+    pub run: Option<String>,
+    /// Name of a new run
+    #[arg(long, value_name = "NAME", id = "run_name", long = "run-name", conflicts_with = "run")]
+    pub run_name: Option<String>,
+    /// End after so many run steps
+    #[arg(long, value_name = "N", conflicts_with_all = ["run", "tokens"])]
+    pub steps: Option<u64>,
+    /// End after so many tokens
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub tokens: Option<u64>,
+    /// End after so many passes over the data
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u64>,
+    /// Stages to cut the model into
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub stages: Option<u16>,
+    /// Tokens of one sequence
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub sequence: Option<u32>,
+    /// Sequences of one micro-batch
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub micro_batch: Option<u32>,
+    /// Of the first weights and of the order of the data
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub seed: Option<u64>,
+    /// Save the model here when it ends
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Make, sign and show the run, and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only feed: leave the computing to others
+    #[arg(long)]
+    pub no_serve: bool,
+    #[command(flatten)]
+    pub give: Give,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein join skein1qpz4m…          the one command
+  skein join                       back into the run of last time
+  skein join skein1… --memory 2GiB --threads 2")]
+pub struct Join {
+    /// The invite, or the name of a run that is known here; nothing: the run of last time
+    #[arg(value_name = "INVITE|NAME", env = "SKEIN_INVITE")]
+    pub run: Option<String>,
+    /// Give nothing, only watch
+    #[arg(long)]
+    pub observe: bool,
+    /// Give up when nobody answers for so long, e.g. 20s; default: keep trying
+    #[arg(long, value_name = "TIME")]
+    pub wait: Option<String>,
+    #[command(flatten)]
+    pub give: Give,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein host skein1qpz4m… --stage 1     serve stage 1, and stay there
+  skein host tiny-verse --stage 0 --stage 2")]
+pub struct Host {
+    /// The invite, or the name of a run that is known here; nothing: the run of last time
+    #[arg(value_name = "INVITE|NAME")]
+    pub run: Option<String>,
+    /// Stage to serve, from 0; may be given more than once
+    #[arg(long, value_name = "N", required = true)]
+    pub stage: Vec<u16>,
+    /// Give up when nobody answers for so long, e.g. 20s; default: keep trying
+    #[arg(long, value_name = "TIME")]
+    pub wait: Option<String>,
+    #[command(flatten)]
+    pub give: Give,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein generate tiny-verse \"The fox\"             from the live swarm, through the peer that runs here
+  skein generate ./model \"The fox\" --seed 7       from a saved folder, without a network
+  echo \"The fox\" | skein generate ./model")]
+pub struct Generate {
+    /// The run of the peer that runs here, or a folder made by `skein export`
+    #[arg(value_name = "RUN|DIR")]
+    pub model: String,
+    /// What to continue; nothing: stdin
+    pub prompt: Option<String>,
+    /// Tokens at most
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub max_tokens: u32,
+    /// 0: always the likeliest
+    #[arg(long, default_value_t = 0.7, value_name = "X")]
+    pub temperature: f32,
+    /// Choose among the likeliest that together have this probability
+    #[arg(long, default_value_t = 0.95, value_name = "X")]
+    pub top_p: f32,
+    /// Of the choices; nothing: another at each call
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Say how fast it was
+    #[arg(long)]
+    pub stats: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein export tiny-verse --out ./model     config.json, model.safetensors and tokenizer files")]
+pub struct Export {
+    /// The run of the peer that runs here
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// A new or empty folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace what is in the folder
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein status                  once
+  skein status --watch          again and again
+  skein status --wait ready     until this peer serves (or step=N, or finished)")]
+pub struct Status {
+    /// Show it again whenever it changes
+    #[arg(long)]
+    pub watch: bool,
+    /// ready, step=N or finished
+    #[arg(long, value_name = "WHAT", conflicts_with = "watch")]
+    pub wait: Option<String>,
+    /// Give up waiting after so long, e.g. 30s
+    #[arg(long, value_name = "TIME", requires = "wait")]
+    pub timeout: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein peers
+  skein peers --stage 1 --sort tokens")]
+pub struct Peers {
+    /// Whole ids, and addresses
+    #[arg(long)]
+    pub wide: bool,
+    /// Only replicas of this stage
+    #[arg(long, value_name = "N")]
+    pub stage: Option<u16>,
+    #[arg(long, value_enum, default_value_t, value_name = "BY")]
+    pub sort: PeerOrder,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PeerOrder {
+    #[default]
+    Stage,
+    Tokens,
+    Rtt,
+    Name,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein stop          finish or hand on what was accepted, save, leave
+  skein stop --now    at once, like a second Ctrl-C")]
+pub struct Stop {
+    /// Without a drain
+    #[arg(long)]
+    pub now: bool,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Run {
+    /// Write a commented manifest to start from
+    #[command(after_help = "\
+Examples
+  skein run new my-run --preset tiny > my.toml")]
+    New(RunNew),
+    /// Everything that is wrong with a manifest, and what it will cost
+    #[command(after_help = "\
+Examples
+  skein run check my.toml")]
+    Check {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Fields, hash and signer of a run, a file or an invite
+    #[command(after_help = "\
+Examples
+  skein run show              the run of last time
+  skein run show my.toml
+  skein run show skein1qpz4m…")]
+    Show {
+        #[arg(value_name = "RUN|FILE|INVITE")]
+        what: Option<String>,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RunNew {
+    /// [a-z0-9-], at most 32
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// tiny, small-124m, 350m, demo
+    #[arg(long, default_value = "tiny", value_name = "NAME")]
+    pub preset: String,
+    /// Write here instead of stdout
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein invite                      of the peer that runs here
+  skein invite --show skein1qpz…    what an invite says, without contacting anybody")]
+pub struct Invite {
+    /// Decode this invite instead
+    #[arg(long, value_name = "INVITE")]
+    pub show: Option<String>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Config {
+    /// Every key and its value
+    #[command(after_help = "\
+Examples
+  skein config show
+  skein config show give.memory --origin")]
+    Show {
+        /// One key, or a section
+        #[arg(value_name = "KEY")]
+        key: Option<String>,
+        /// Where each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Where the file is
+    Path,
+    /// Everything that is wrong with a file
+    Check {
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Peer id, label and file
+    #[command(after_help = "\
+Examples
+  skein key show")]
+    Show,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Bench {
+    /// Tokens/s of forward, backward and step of a model on this machine
+    Stage(BenchStage),
+    /// The data plane between two processes: throughput, latency, CPU seconds per GiB
+    Link(BenchLink),
+    /// A swarm on loopback against one process on the same cores
+    Swarm(BenchSwarm),
+    /// Cold start, memory of an idle peer, Kademlia among 16 peers
+    Peer(BenchPeer),
+    /// The other process of a bench
+    #[command(hide = true)]
+    Child {
+        what: String,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchStage {
+    /// Size of the model
+    #[arg(long, default_value = "tiny", value_name = "NAME")]
+    pub preset: String,
+    /// One stage of it; nothing: the whole model
+    #[arg(long, value_name = "N")]
+    pub stage: Option<u16>,
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub threads: u16,
+    /// Micro-batches to measure
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub micro_batches: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchLink {
+    /// Seconds a size of blob
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub seconds: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchSwarm {
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub stages: u16,
+    /// Serving peers; a multiple of the stages
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    pub peers: u16,
+    #[arg(long, default_value = "tiny", value_name = "NAME")]
+    pub preset: String,
+    /// Seconds to measure each of the two
+    #[arg(long, default_value_t = 30, value_name = "N")]
+    pub seconds: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchPeer {
+    /// Peers of the Kademlia measurement
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub peers: u16,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein explain               all words and codes
+  skein explain staleness
+  skein explain SK201")]
+pub struct Explain {
+    #[arg(value_name = "WORD|CODE")]
+    pub word: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein completions bash > ~/.local/share/bash-completion/completions/skein")]
+pub struct Completions {
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
