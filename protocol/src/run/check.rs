@@ -5,7 +5,10 @@
 use std::ops::RangeInclusive;
 
 use super::manifest::*;
-use crate::wire::limits::{BODY_MAX, MANIFEST_MAX, STAGES_MAX, STATE_MAX};
+use crate::{
+    codec::coded_len_max,
+    wire::limits::{BODY_MAX, MANIFEST_MAX, STAGES_MAX, STATE_MAX},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -57,7 +60,7 @@ pub fn limits_of_wire(manifest: &Manifest) -> Vec<Problem> {
     }
     let (model, train) = (&manifest.model.config, &manifest.train);
     let hidden = u64::from(model.hidden);
-    let activation = on_the_wire(manifest.tokens_per_micro_batch().saturating_mul(hidden).saturating_mul(4));
+    let activation = coded_len_max(manifest.tokens_per_micro_batch().saturating_mul(hidden));
     if activation > BODY_MAX {
         let what = format!(
             "{} sequences of {} tokens and hidden = {hidden} make activations of {}, one message carries {}",
@@ -82,29 +85,16 @@ pub fn limits_of_wire(manifest: &Manifest) -> Vec<Problem> {
     if state > STATE_MAX {
         found.error("stages.split", format!("the state of stage {stage} has {}, at most 1 TiB travel", mib(state)));
     }
-    let round = on_the_wire(parameters.saturating_mul(bytes_of(manifest.averaging.codec) + 4));
+    // Difference, slow weights and momentum, as long as a receiver takes them.
+    let round = coded_len_max(parameters.saturating_mul(3));
     if averages(manifest) && round > BODY_MAX {
         let (round, max) = (mib(round), mib(BODY_MAX));
         found.error(
             "stages.split",
-            format!("stage {stage} has {parameters} parameters: its averaging rounds send {round}, one message carries {max}"),
+            format!("stage {stage} has {parameters} parameters: its averaging rounds send up to {round}, one message carries {max}"),
         );
     }
     found.list
-}
-
-/// Bytes of `plain` bytes that zstd packed in vain, with headers.
-fn on_the_wire(plain: u64) -> u64 {
-    plain.saturating_add(plain / 128).saturating_add(4096)
-}
-
-/// Bytes of a value in `codec`, rounded up.
-fn bytes_of(codec: Codec) -> u64 {
-    match codec {
-        Codec::F32 => 4,
-        Codec::Bf16 | Codec::Int8 | Codec::Sparse => 2,
-        Codec::Int4 => 1,
-    }
 }
 
 fn mib(bytes: u64) -> String {
@@ -595,9 +585,9 @@ mod tests {
         }
         assert!(errors(|m| m.stages.split = vec![1; 100_000]).contains(&"stages.split"));
         assert!(errors(|m| m.run.delegates = vec![PeerId([1; 32]); 1000]).contains(&"run"));
-        assert_eq!(errors(|m| m.train.micro_batch = 4096), ["train.micro_batch"]);
-        assert_eq!(errors(|m| m.model.config.ffn = 65_536), ["stages.split"]);
-        assert_eq!(errors(|m| (m.model.config.ffn, m.averaging.rule) = (65_536, AveragingRule::None)), [""; 0]);
+        assert_eq!(errors(|m| m.train.micro_batch = 32_768), ["train.micro_batch"]);
+        assert_eq!(errors(|m| m.model.config.ffn = 262_144), ["stages.split"]);
+        assert_eq!(errors(|m| (m.model.config.ffn, m.averaging.rule) = (262_144, AveragingRule::None)), [""; 0]);
     }
 
     #[test]
