@@ -301,7 +301,7 @@ catalogue! {
     what "{path} is already there."
     why "Nothing is overwritten unasked."
     next ["--out {path}-2" => "another place", "--force" => "replace it"]
-    about "`--force` replaces a manifest, or a folder in which there is nothing but an exported model. A folder with anything else in it is never replaced."
+    about "`--force` replaces a manifest, or the files of a model. Other files in the folder stay."
 
     NoTokenizer { path: String = "./model", files: String = "config.json, model.safetensors" } "SK401" Failure 7
     what "The model has no tokenizer."

@@ -7,10 +7,13 @@ mod commands;
 pub mod context;
 pub mod failure;
 pub mod glossary;
+mod invites;
 pub mod logs;
 pub mod out;
 pub mod petname;
 pub mod progress;
+mod refused;
+mod session;
 pub mod show;
 pub mod table;
 

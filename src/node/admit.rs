@@ -9,6 +9,7 @@ use std::{
 use skein_pipeline::plan::cost::stage_parameters;
 use skein_protocol::{
     Lane, Manifest, PeerId, Stage,
+    codec::coded_len_max,
     event::Severity,
     wire::{
         Frame, average, flow, generate, hello,
@@ -88,9 +89,9 @@ impl Shapes {
             Frame::Average(frame) => match frame {
                 average::Frame::Tensors(terms) => {
                     self.exists(terms.name.stage)?;
-                    // The difference in the averaging codec, and the slow weights: neither is longer than f32.
+                    // The difference in the averaging codec, the slow weights and the momentum: none is longer than f32.
                     let values = stage_parameters(&self.manifest, terms.name.stage);
-                    with(Lane::Average, Body::AtMost { max: encoded_max(2 * values), unit: 1 })
+                    with(Lane::Average, Body::AtMost { max: encoded_max(3 * values), unit: 1 })
                 }
                 average::Frame::Propose(_)
                 | average::Frame::Agree(_)
@@ -143,10 +144,9 @@ impl Shapes {
     }
 }
 
-/// Bytes of `values` numbers in any codec, packed by zstd though it did not help, with headers.
+/// Bytes of `values` numbers in any codec.
 fn encoded_max(values: u64) -> u64 {
-    let plain = values.saturating_mul(4);
-    plain.saturating_add(plain / 128).saturating_add(4096).min(BODY_MAX)
+    coded_len_max(values).min(BODY_MAX)
 }
 
 /// The node's side of [`Admit`]. One for the network, shared with the driver.

@@ -222,7 +222,7 @@ fn commands_of(role: &Role) -> Vec<Command> {
         Serve::Plan => vec![Command::Join],
         Serve::Stages(stages) => stages.iter().map(|stage| Command::Host { stage: *stage }).collect(),
     };
-    serve.into_iter().chain(role.feed.is_some().then_some(Command::Feed)).collect()
+    serve.into_iter().chain((role.feed.is_some() && !role.feed_later).then_some(Command::Feed)).collect()
 }
 
 #[allow(clippy::too_many_arguments)]

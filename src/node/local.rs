@@ -5,7 +5,7 @@ use std::path::Path;
 use skein_pipeline::{
     compute::{
         Device, engine,
-        hf::{self, BadFolder},
+        hf::{self, HfError},
     },
     exact::{Engine, EngineError, Settings, StageInput},
 };
@@ -23,7 +23,7 @@ pub struct Local {
 #[derive(Debug, thiserror::Error)]
 pub enum LocalError {
     #[error(transparent)]
-    Folder(#[from] BadFolder),
+    Folder(#[from] HfError),
     #[error("the prompt has {got} tokens, this model reads {context}")]
     TooLong { got: usize, context: usize },
     #[error(transparent)]
@@ -36,8 +36,8 @@ impl Local {
     /// # Errors
     /// The folder is no model that this build can compute, or memory does not suffice.
     pub fn open(folder: &Path, threads: usize) -> Result<Local, LocalError> {
-        let saved = hf::read(folder)?;
-        let engine = engine(Device::Cpu { threads }, Arithmetic::F32, saved.model, reading(), saved.params)?;
+        let (model, params) = hf::read(folder)?;
+        let engine = engine(Device::Cpu { threads }, Arithmetic::F32, model, reading(), params)?;
         Ok(Local { engine, sessions: 0 })
     }
 
@@ -125,8 +125,9 @@ mod tests {
             tie_embeddings: false,
             norm_eps: 1e-5,
         };
-        let params = init::initial(&StageModel::whole(config.clone()).unwrap(), 3);
-        hf::write(dir.path(), &config, &params).unwrap();
+        let model = StageModel::whole(config).unwrap();
+        let params = init::initial(&model, 3);
+        hf::write(dir.path(), &[(model, params)]).unwrap();
         dir
     }
 

@@ -15,6 +15,7 @@ pub mod lobby;
 pub mod local;
 pub mod log;
 mod perform;
+pub mod save;
 pub mod signed;
 pub mod store;
 pub mod view;
@@ -83,6 +84,8 @@ pub struct Role {
     pub serve: Serve,
     /// Data to feed: the owner and its delegates only.
     pub feed: Option<Data>,
+    /// Feeds only when it is told to ([`Command::Feed`]).
+    pub feed_later: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,24 +99,24 @@ pub enum Serve {
 impl Role {
     /// Feeds, and serves whatever is needed.
     pub fn train(data: Data) -> Self {
-        Role { serve: Serve::Plan, feed: Some(data) }
+        Role { serve: Serve::Plan, feed: Some(data), feed_later: false }
     }
 
     pub fn join() -> Self {
-        Role { serve: Serve::Plan, feed: None }
+        Role { serve: Serve::Plan, feed: None, feed_later: false }
     }
 
     pub fn host(stages: Vec<Stage>) -> Self {
-        Role { serve: Serve::Stages(stages), feed: None }
+        Role { serve: Serve::Stages(stages), feed: None, feed_later: false }
     }
 
     /// Feeds, and leaves the computing to others.
     pub fn feed(data: Data) -> Self {
-        Role { serve: Serve::Nothing, feed: Some(data) }
+        Role { serve: Serve::Nothing, feed: Some(data), feed_later: false }
     }
 
     pub fn observe() -> Self {
-        Role { serve: Serve::Nothing, feed: None }
+        Role { serve: Serve::Nothing, feed: None, feed_later: false }
     }
 }
 

@@ -45,11 +45,21 @@ pub struct BlobState {
     pub wrongs: u64,
 }
 
-fn in_words<S: serde::Serializer>(reachability: &Reachability, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match reachability {
+impl State {
+    pub fn reachability_in_words(&self) -> &'static str {
+        words(self.reachability)
+    }
+}
+
+fn words(reachability: Reachability) -> &'static str {
+    match reachability {
         Reachability::Unknown => "unknown",
         Reachability::Public => "public",
         Reachability::Punchable => "punchable",
         Reachability::Relayed => "relayed",
-    })
+    }
+}
+
+fn in_words<S: serde::Serializer>(reachability: &Reachability, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(words(*reachability))
 }

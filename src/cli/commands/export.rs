@@ -1,6 +1,6 @@
 //! `skein export`: the model of the run as a Hugging Face folder. The peer that runs here collects the weights and writes.
 
-use std::path;
+use std::{fs, path};
 
 use serde_json::json;
 
@@ -13,7 +13,6 @@ use crate::{
         progress::{Progress, Unit},
         show::{Bytes, Count},
     },
-    node::save,
     watch::{ExportNote, ExportRequest},
 };
 
@@ -22,7 +21,9 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
     let run = ask::run_named(&client.state()?, &args.run)?;
     // The peer asks again when it writes; here the answer comes before anything is collected.
     let shown = args.out.display().to_string();
-    save::check(&args.out, args.force).map_err(|_| Failure::NotEmpty { path: shown.clone() })?;
+    if !args.force && fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::NotEmpty { path: shown }.into());
+    }
     let out = path::absolute(&args.out)
         .map_err(|error| Failure::Unwritable { path: shown, error: error.to_string(), owner: "nobody".into() })?;
     let mut done = None;

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::json;
-use skein_pipeline::compute::hf::BadFolder;
+use skein_pipeline::compute::hf::HfError;
 use skein_protocol::{PeerId, Stage};
 
 use super::ask;
@@ -216,11 +216,11 @@ fn open(folder: &Path, threads: usize) -> Result<Local, Report> {
             let why = if folder.exists() { "it is not a folder" } else { "there is no such folder" };
             Failure::NotAModel { path: folder.display().to_string(), why: why.into() }.into()
         }
-        LocalError::Folder(BadFolder::NoTokenizer(files)) => {
+        LocalError::Folder(HfError::NoTokenizer(files)) => {
             Failure::NoTokenizer { path: folder.display().to_string(), files: files.join(", ") }.into()
         }
-        LocalError::Folder(BadFolder::Family(name)) => Failure::UnknownFamily { name, supported: "llama".into() }.into(),
-        LocalError::Folder(BadFolder::Io { path, source }) => {
+        LocalError::Folder(HfError::Family(name)) => Failure::UnknownFamily { name, supported: "llama".into() }.into(),
+        LocalError::Folder(HfError::Io { path, source }) => {
             let why = format!("{}: {source}", path.display());
             Failure::NotAModel { path: folder.display().to_string(), why }.into()
         }

@@ -7,11 +7,13 @@ mod explain;
 mod export;
 mod generate;
 mod invite;
+mod join;
 mod key;
 mod peers;
 mod run;
 mod status;
 mod stop;
+mod train;
 
 use super::{
     args::{self, Cli, Command},
@@ -39,6 +41,9 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
     bug::catch(out.clone(), context.home.log_dir());
     logs::start(&context.node.log, out)?;
     match &cli.command {
+        Command::Train(args) => train::run(args, &context),
+        Command::Join(args) => join::join(args, &context),
+        Command::Host(args) => join::host(args, &context),
         Command::Generate(args) => generate::run(args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Status(args) => status::run(args, &context),
@@ -50,6 +55,6 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Key(args) => key::run(args, &context),
         Command::Explain(args) => explain::run(args, &context),
         Command::Completions(args) => completions::run(args, &context),
-        Command::Demo(_) | Command::Train(_) | Command::Join(_) | Command::Host(_) | Command::Bench(_) => Ok(0),
+        Command::Demo(_) | Command::Bench(_) => Ok(0),
     }
 }

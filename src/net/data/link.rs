@@ -29,6 +29,17 @@ pub enum Path {
     Relay,
 }
 
+impl Path {
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Path::Direct => "direct",
+            Path::Punched => "punched",
+            Path::Tcp => "tcp",
+            Path::Relay => "relay",
+        }
+    }
+}
+
 /// What a connection is worth: greater is better. Both sides compute the same order, so that of several connections between
 /// two peers both keep the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

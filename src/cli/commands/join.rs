@@ -1,0 +1,132 @@
+//! `skein join` and `skein host`: into a run by an invite, or back into one that is known here.
+
+use std::time::Duration;
+
+use skein_protocol::{invite::Invite, unit};
+
+use crate::{
+    cli::{
+        args,
+        context::Context,
+        failure::{Failure, Report},
+        invites,
+        session::{self, Plan},
+    },
+    home::RunFolder,
+    node::{Role, Way, lobby::Invited, signed},
+};
+
+/// How long the peers of an invite may stay silent before it is said.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn join(args: &args::Join, context: &Context) -> Result<u8, Report> {
+    let role = if args.observe { Role::observe() } else { Role::join() };
+    let role = match context.node.give.stage {
+        crate::config::StageChoice::Stage(stage) if !args.observe => Role::host(vec![stage]),
+        _ => role,
+    };
+    enter(context, "join", args.run.as_deref(), role, args.wait.as_deref(), args.give.until_stdin_closes)
+}
+
+pub fn host(args: &args::Host, context: &Context) -> Result<u8, Report> {
+    let mut stages = args.stage.clone();
+    stages.sort_unstable();
+    stages.dedup();
+    let role = Role::host(stages);
+    enter(context, "host", args.run.as_deref(), role, args.wait.as_deref(), args.give.until_stdin_closes)
+}
+
+fn enter(
+    context: &Context,
+    command: &'static str,
+    run: Option<&str>,
+    role: Role,
+    wait: Option<&str>,
+    until_stdin_closes: bool,
+) -> Result<u8, Report> {
+    let patience = match wait {
+        None => PATIENCE,
+        Some(text) => duration("--wait", text)?,
+    };
+    let found = find(context, run)?;
+    session::run(
+        context,
+        Plan {
+            command,
+            run: found.label,
+            way: found.way,
+            role,
+            invite: found.invite,
+            patience,
+            keep_trying: wait.is_none(),
+            save_to: None,
+            owner: false,
+            until_stdin_closes,
+        },
+    )
+}
+
+/// A duration that a flag gives.
+pub fn duration(flag: &str, text: &str) -> Result<Duration, Report> {
+    unit::duration(text).map_err(|error| Failure::Usage { message: format!("{flag} {text}: {error}") }.into())
+}
+
+struct Found {
+    label: String,
+    way: Way,
+    invite: Option<String>,
+}
+
+/// An invite, the name of a run that is known here, or the run of last time.
+fn find(context: &Context, run: Option<&str>) -> Result<Found, Report> {
+    let runs = context.home.runs();
+    match run {
+        None => match runs.last() {
+            Some(folder) => known(&folder),
+            None => Err(Failure::NotAnInvite { prefix: "nothing, and no run is known here".into() }.into()),
+        },
+        Some(text) => match Invite::decode(text) {
+            Ok(invite) => {
+                let folder = runs.list().into_iter().find(|folder| folder.run == invite.run);
+                let invited = invites::invited(&invite);
+                // Known already: its manifest need not be fetched, but today's addresses are in the invite.
+                let way = match folder.as_ref().map(RunFolder::manifest).transpose()?.flatten() {
+                    Some(signed) if signed::open(&signed, invite.run).is_ok() => {
+                        Way::Known { signed, meet: invited.peers.clone() }
+                    }
+                    _ => Way::Invited(invited),
+                };
+                Ok(Found { label: invite.label.clone(), way, invite: Some(text.trim().to_string()) })
+            }
+            Err(error) => match runs.named(text) {
+                Some(folder) => known(&folder),
+                None if text.to_ascii_lowercase().contains("skein") || text.len() > 40 => Err(Failure::from(error).into()),
+                None => Err(unknown(context, text).into()),
+            },
+        },
+    }
+}
+
+/// No run of that name is here.
+pub fn unknown(context: &Context, name: &str) -> Failure {
+    let names: Vec<String> = context.home.runs().list().into_iter().map(|folder| folder.name).collect();
+    let hint = crate::config::nearest(name, names.iter().cloned());
+    let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+    Failure::UnknownRun { name: name.into(), known, hint: hint.into() }
+}
+
+fn known(folder: &RunFolder) -> Result<Found, Report> {
+    let invite = folder.invite()?;
+    let invited: Option<Invited> = invite.as_deref().and_then(|text| Invite::decode(text).ok()).map(|i| invites::invited(&i));
+    let way = match folder.manifest()? {
+        Some(signed) => Way::Known { signed, meet: invited.map_or_else(Vec::new, |invited| invited.peers) },
+        None => match invited {
+            Some(invited) => Way::Invited(invited),
+            None => {
+                let path = folder.path.display().to_string();
+                return Err(Failure::Damaged { path, why: "it holds no manifest".into() }.into());
+            }
+        },
+    };
+    Ok(Found { label: folder.name.clone(), way, invite })
+}

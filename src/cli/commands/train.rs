@@ -1,0 +1,214 @@
+//! `skein train`: writes and signs a manifest, feeds the data, and trains at once, alone or with whoever joins.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use skein_protocol::{
+    Manifest, PeerId,
+    run::{Ends, check, preset, text},
+};
+
+use crate::{
+    cli::{
+        args,
+        context::Context,
+        failure::{Failure, Report},
+        session::{self, Plan},
+        show::{About, Bytes, Count},
+    },
+    corpus::Corpus,
+    node::{Role, Serve, Way, feed::Data, signed},
+};
+
+/// Size of the model where nothing is said.
+const PRESET: &str = "tiny";
+/// Text of the first record that is shown.
+const PREVIEW: usize = 160;
+
+pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
+    let corpus = Corpus::read(&args.data)?;
+    let out = &context.out;
+    out.done(&format!(
+        "data  {} tokens from {} documents{}",
+        About(corpus.len() as f64),
+        Count(corpus.documents),
+        match corpus.skipped.to_string() {
+            none if none.is_empty() => String::new(),
+            skipped => format!(" (left out: {skipped})"),
+        }
+    ));
+    out.note(&format!("first record: {:?}", corpus.preview(PREVIEW)));
+
+    let identity = {
+        let _lock = context.home.lock()?;
+        context.home.identity()?
+    };
+    let me = identity.key.peer();
+    let (manifest, signed) = match &args.run {
+        Some(run) => existing(context, run, me, &identity.key)?,
+        None => {
+            let manifest = made(args, me)?;
+            let (_, signed) = signed::sign(&manifest, &identity.key);
+            (manifest, signed)
+        }
+    };
+    refuse_problems(&manifest, "the manifest")?;
+    let run = signed::run_of(&signed).map_err(|error| Failure::Other { message: error.to_string() })?;
+    describe(context, &manifest);
+    if args.dry_run {
+        out.done(&format!("run   {}  {run}", manifest.run.name));
+        out.print(text::write(&manifest).trim_end());
+        return Ok(0);
+    }
+    if let Some(path) = &args.out
+        && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+    {
+        return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
+    }
+    let data = Data { corpus: Arc::new(corpus), epochs: args.epochs };
+    let serve = if args.no_serve { Serve::Nothing } else { all_that_fit(context, &manifest) };
+    session::run(
+        context,
+        Plan {
+            command: "train",
+            run: manifest.run.name.clone(),
+            way: Way::Known { signed, meet: Vec::new() },
+            role: Role { serve, feed: Some(data), feed_later: false },
+            invite: None,
+            patience: Duration::from_secs(20),
+            keep_trying: true,
+            save_to: args.out.clone(),
+            owner: true,
+            until_stdin_closes: args.give.until_stdin_closes,
+        },
+    )
+}
+
+/// A lone owner serves every stage, so that training starts at once; where they do not all fit, the plan decides.
+fn all_that_fit(context: &Context, manifest: &Manifest) -> Serve {
+    let give = context.node.give.memory_bytes(&context.machine);
+    let stages: Vec<u16> = (0..manifest.stages.count).collect();
+    let need: u64 = stages.iter().map(|stage| skein_pipeline::plan::cost::memory(manifest, *stage).peak).sum();
+    if need <= give { Serve::Stages(stages) } else { Serve::Plan }
+}
+
+/// A new manifest from a preset and the flags.
+fn made(args: &args::Train, me: PeerId) -> Result<Manifest, Report> {
+    let name = args.preset.as_deref().unwrap_or(PRESET);
+    let mut manifest = preset::preset(name).ok_or_else(|| no_preset(name))?;
+    manifest.run.owner = me;
+    manifest.run.name = match &args.run_name {
+        Some(name) => name.clone(),
+        None => name_of(args.data.first().map_or(Path::new("run"), |path| path.as_path()), name),
+    };
+    manifest.run.ends = Ends { steps: args.steps, tokens: args.tokens, ..manifest.run.ends };
+    if let Some(stages) = args.stages {
+        manifest.stages.count = stages;
+        manifest.stages.split = skein_pipeline::plan::partition::split(&manifest, stages)
+            .ok_or_else(|| usage(format!("--stages {stages}: the model has {} layers", manifest.model.config.layers)))?;
+    }
+    if let Some(sequence) = args.sequence {
+        manifest.train.sequence = sequence;
+        manifest.model.config.context = manifest.model.config.context.max(sequence);
+    }
+    if let Some(micro_batch) = args.micro_batch {
+        manifest.train.micro_batch = micro_batch;
+    }
+    if let Some(seed) = args.seed {
+        manifest.train.seed = seed;
+        manifest.model.weights = skein_protocol::run::Weights::Seed { init_seed: seed };
+    }
+    Ok(manifest)
+}
+
+fn usage(message: String) -> Report {
+    Failure::Usage { message }.into()
+}
+
+/// What is no preset, and what is.
+pub fn no_preset(name: &str) -> Report {
+    usage(format!("--preset {name}: the presets are {}", preset::PRESETS.join(", ")))
+}
+
+/// `war-and-peace-tiny` from `War and Peace.txt`.
+fn name_of(path: &Path, preset: &str) -> String {
+    let stem = path.file_stem().map_or("run".into(), |stem| stem.to_string_lossy().to_lowercase());
+    let mut name: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    while name.contains("--") {
+        name = name.replace("--", "-");
+    }
+    let name = name.trim_matches('-');
+    let name: String = name.chars().take(31usize.saturating_sub(preset.len())).collect();
+    format!("{}-{preset}", if name.is_empty() { "run" } else { &name })
+}
+
+/// A manifest file, or the name of a run that is known here.
+fn existing(
+    context: &Context,
+    run: &str,
+    me: PeerId,
+    key: &skein_protocol::key::Key,
+) -> Result<(Manifest, Vec<u8>), Report> {
+    if let Some(folder) = context.home.runs().named(run)
+        && let Some(signed) = folder.manifest()?
+    {
+        let manifest = signed::open(&signed, folder.run).map_err(|error| Failure::CheckpointDamaged {
+            path: folder.path.display().to_string(),
+            why: error.to_string(),
+            fallback: "nothing is".into(),
+        })?;
+        return Ok((manifest, signed));
+    }
+    if !Path::new(run).exists() {
+        return Err(super::join::unknown(context, run).into());
+    }
+    let file = std::fs::read_to_string(run)
+        .map_err(|error| Failure::DataUnreadable { path: run.into(), error: error.to_string() })?;
+    let parsed = text::parse(&file, Some(me)).map_err(|problems| {
+        let lines: Vec<String> =
+            problems.iter().map(|problem| format!("line {}: {} {}", problem.line, problem.key, problem.what)).collect();
+        Failure::BadManifest { path: run.into(), problems: lines.join("\n") }
+    })?;
+    if parsed.manifest.run.owner != me {
+        let owner = crate::cli::show::Peer(parsed.manifest.run.owner);
+        return Err(Failure::NotPossible { why: format!("the run in {run} belongs to {owner}") }.into());
+    }
+    let (_, signed) = signed::sign(&parsed.manifest, key);
+    Ok((parsed.manifest, signed))
+}
+
+fn refuse_problems(manifest: &Manifest, path: &str) -> Result<(), Report> {
+    let problems: Vec<String> = check::check(manifest)
+        .into_iter()
+        .filter(|problem| problem.severity == check::Severity::Error)
+        .map(|problem| format!("{} {}", problem.key, problem.what))
+        .collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::BadManifest { path: path.into(), problems: problems.join("\n") }.into()),
+    }
+}
+
+fn describe(context: &Context, manifest: &Manifest) {
+    let stages = manifest.stages.count;
+    let parameters: u64 = (0..stages).map(|s| skein_pipeline::plan::cost::stage_parameters(manifest, s)).sum();
+    let largest = (0..stages).map(|s| skein_pipeline::plan::cost::memory(manifest, s).peak).max().unwrap_or(0);
+    context.out.done(&format!(
+        "plan  {} parameters, {} stages of at most {}, {} tokens a step",
+        About(parameters as f64),
+        stages,
+        Bytes(largest),
+        Count(manifest.samples_per_step() * u64::from(manifest.train.sequence)),
+    ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_named_after_its_data() {
+        assert_eq!(name_of(Path::new("/x/War and  Peace.txt"), "tiny"), "war-and-peace-tiny");
+        assert_eq!(name_of(Path::new("…"), "tiny"), "run-tiny");
+        assert!(name_of(Path::new(&"a".repeat(90)), "small-124m").len() <= 32);
+    }
+}

@@ -1,0 +1,144 @@
+//! What a node's typed errors mean to a person. In: errors of `node`, `net` and of an invite. Out: entries of the catalogue.
+
+use skein_protocol::invite::BadInvite;
+
+use super::{
+    failure::{Failure, Report},
+    show::{Bytes, Peer},
+};
+use crate::{
+    config::Machine,
+    net::NetError,
+    node::{
+        NodeError,
+        lobby::{LobbyError, Tried},
+        signed::Refused,
+    },
+    watch::ServeError,
+};
+
+/// What a text needs that the error does not carry.
+#[derive(Clone, Debug)]
+pub struct Circumstances {
+    pub command: &'static str,
+    pub run: String,
+    pub machine: Machine,
+    /// Where the port was set.
+    pub port_origin: String,
+}
+
+impl Circumstances {
+    pub fn report(&self, error: NodeError) -> Report {
+        let failure = match &error {
+            NodeError::Home(_) => {
+                let NodeError::Home(home) = error else { unreachable!("matched above") };
+                return home.into();
+            }
+            NodeError::Net(error) => self.net(error),
+            NodeError::Lobby(error) => self.lobby(error),
+            NodeError::Manifest(refused) => manifest(refused, "the file"),
+            NodeError::TooLittleMemory { need, give } => Failure::NotEnoughMemory {
+                need: Bytes(*need),
+                give: Bytes(*give),
+                free: Bytes(self.machine.memory_free),
+                run: self.run.clone(),
+            },
+            NodeError::NoSuchStage { stage, count } => Failure::Usage {
+                message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
+            },
+            NodeError::MayNotFeed { owner, .. } => {
+                Failure::NotPossible { why: format!("only the run's owner, {}, and its delegates feed data", Peer(*owner)) }
+            }
+            NodeError::Log { .. } | NodeError::Thread(_) | NodeError::NetworkGone | NodeError::Bug(_) => {
+                Failure::Other { message: error.to_string() }
+            }
+        };
+        Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
+    }
+
+    fn net(&self, error: &NetError) -> Failure {
+        let command = self.command.to_string();
+        match error {
+            NetError::PortTaken { port } => Failure::PortTaken {
+                port: *port,
+                origin: self.port_origin.clone(),
+                command,
+                free: port.checked_add(1).unwrap_or(4747),
+            },
+            NetError::PortDenied { port } => Failure::PortDenied { port: *port, command },
+            NetError::Listen { .. } | NetError::Other(_) => Failure::Other { message: error.to_string() },
+        }
+    }
+
+    fn lobby(&self, error: &LobbyError) -> Failure {
+        match error {
+            LobbyError::NobodyAnswers(tried) => {
+                Failure::NobodyAnswers { count: tried.len(), list: list(tried) }
+            }
+            LobbyError::OtherIdentity { address, expected, presented } => Failure::WrongIdentity {
+                address: address.clone(),
+                found: presented.clone(),
+                expected: expected.to_string(),
+            },
+            LobbyError::NotTheirRun(peers) => Failure::NobodyAnswers {
+                count: peers.len(),
+                list: peers.iter().map(|peer| format!("{} is there, but not in this run", Peer(*peer))).collect::<Vec<_>>().join("\n"),
+            },
+            LobbyError::Altered(refused) => match refused.first() {
+                Some((peer, why)) => manifest(why, &Peer(*peer).to_string()),
+                None => Failure::Other { message: error.to_string() },
+            },
+            LobbyError::OtherVersion(refused) => manifest(refused, "the run"),
+            LobbyError::Closed => Failure::Other { message: error.to_string() },
+        }
+    }
+}
+
+/// One line a peer: what came of its addresses.
+fn list(tried: &[Tried]) -> String {
+    let line = |tried: &Tried| {
+        let who = tried.peer.map_or(String::new(), |peer| format!("{}  ", Peer(peer)));
+        format!("{who}{}  {}", tried.address, tried.why)
+    };
+    tried.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn manifest(refused: &Refused, peer: &str) -> Failure {
+    match refused {
+        Refused::OtherRun { expected, got } => Failure::ManifestMismatch {
+            expected: expected.to_string(),
+            found: got.to_string(),
+            peer: peer.into(),
+        },
+        Refused::Protocol { run, mine } => Failure::Versions { run: *run, build: *mine },
+        Refused::NotByOwner => Failure::BadSignature { path: "the manifest".into(), by: peer.into() },
+        Refused::NotSigned(_) | Refused::Unreadable(_) => Failure::ManifestMismatch {
+            expected: "a signed manifest of this protocol".into(),
+            found: refused.to_string(),
+            peer: peer.into(),
+        },
+    }
+}
+
+impl From<BadInvite> for Failure {
+    fn from(error: BadInvite) -> Self {
+        match error {
+            BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: starts },
+            BadInvite::Damaged | BadInvite::TooLong(_) | BadInvite::Newer(_) | BadInvite::Malformed(_) => {
+                Failure::DamagedInvite { reason: error.to_string() }
+            }
+        }
+    }
+}
+
+impl From<ServeError> for Report {
+    fn from(error: ServeError) -> Self {
+        let failure = match &error {
+            ServeError::Taken(address) => {
+                Failure::ControlPortTaken { address: address.to_string(), origin: "watch.listen".into() }
+            }
+            ServeError::Listen { .. } => Failure::Other { message: error.to_string() },
+        };
+        Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
+    }
+}

@@ -1,0 +1,170 @@
+//! Answers what others on this machine ask of a running peer. In: orders of the control server. Out: orders to the node, and
+//! replies. Each order is its own task: a slow reader holds nobody up.
+
+use std::{sync::Arc, time::Instant};
+
+use libp2p::Multiaddr;
+use skein_pipeline::peer::io::Command;
+use skein_protocol::{Manifest, PeerId, RunId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    cli::invites,
+    corpus,
+    node::{
+        self,
+        export::ExportError,
+        generate::{Ask, Said, Sampling, Why},
+        save,
+        view::State as Snapshot,
+    },
+    watch::{ExportNote, Finish, GenerateRequest, Made, Order, Piece, Refusal},
+};
+
+#[derive(Clone)]
+pub struct Desk {
+    pub run: RunId,
+    pub manifest: Arc<Manifest>,
+    pub orders: mpsc::Sender<node::Order>,
+    pub snapshots: watch::Receiver<Option<Snapshot>>,
+}
+
+impl Desk {
+    pub async fn take(self, order: Order) {
+        match order {
+            Order::Stop { now: true } => {
+                let _ = self.orders.send(node::Order::Stop).await;
+            }
+            Order::Stop { now: false } => {
+                let _ = self.orders.send(node::Order::Command(Command::Drain)).await;
+            }
+            Order::Invite { reply, .. } => {
+                let _ = reply.send(self.invite());
+            }
+            Order::Generate { request, reply } => self.generate(request, reply).await,
+            Order::Export { request, reply } => {
+                let said = match self.export(&request.out, request.overwrite, &reply).await {
+                    Ok(note) => reply.send(Ok(note)).await,
+                    Err(refusal) => reply.send(Err(refusal)).await,
+                };
+                let _ = said;
+            }
+        }
+    }
+
+    /// With today's addresses: mine, then those of peers that I am connected to.
+    pub fn invite(&self) -> Result<Made, Refusal> {
+        let snapshot = self.snapshots.borrow();
+        let Some(snapshot) = snapshot.as_ref() else {
+            return Err(Refusal::Other { why: "this peer is still starting".into() });
+        };
+        let peers = bootstraps(snapshot);
+        let invite = invites::make(self.run, &self.manifest.run.name, &peers)
+            .map_err(|_| Refusal::Other { why: "no address of this peer is known that others could dial".into() })?;
+        Ok(Made { invite, expires_utc_ms: None, peers: peers.len() })
+    }
+
+    async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {
+        let route: Vec<(u16, PeerId)> = match self.snapshots.borrow().as_ref() {
+            Some(snapshot) => {
+                let stages = snapshot.peer.stages.iter();
+                stages.filter_map(|stage| Some((stage.stage, *stage.replicas.first()?))).collect()
+            }
+            None => Vec::new(),
+        };
+        let _ = reply.send(Ok(Piece::Route(route))).await;
+        let began = Instant::now();
+        let prompt = corpus::encode(if request.prompt.is_empty() { "\n" } else { &request.prompt });
+        let sampling = Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed };
+        let ask = Ask { prompt, tokens_max: request.tokens_max, sampling, stop: None };
+        let (say, mut said) = mpsc::unbounded_channel();
+        if self.orders.send(node::Order::Generate { ask, reply: say }).await.is_err() {
+            let _ = reply.send(Err(Refusal::Other { why: "this peer is stopping".into() })).await;
+            return;
+        }
+        let mut decoder = corpus::Decoder::default();
+        let mut finish = Finish::default();
+        while let Some(word) = said.recv().await {
+            let piece = match word {
+                Said::Token(token) => {
+                    if finish.tokens == 0 {
+                        finish.first_token_ms = began.elapsed().as_millis() as u64;
+                    }
+                    finish.tokens += 1;
+                    decoder.push(token)
+                }
+                Said::Replayed => {
+                    finish.replaced += 1;
+                    continue;
+                }
+                Said::Ended(Why::NoReplica) => {
+                    let _ = reply.send(Err(self.no_replica())).await;
+                    return;
+                }
+                Said::Ended(_) => break,
+            };
+            if !piece.is_empty() && reply.send(Ok(Piece::Text(piece))).await.is_err() {
+                return;
+            }
+        }
+        let rest = decoder.finish();
+        if !rest.is_empty() {
+            let _ = reply.send(Ok(Piece::Text(rest.into()))).await;
+        }
+        finish.duration_ms = began.elapsed().as_millis() as u64;
+        let _ = reply.send(Ok(Piece::End(finish))).await;
+    }
+
+    fn no_replica(&self) -> Refusal {
+        let stages = match self.snapshots.borrow().as_ref() {
+            Some(snapshot) => {
+                let stages = snapshot.peer.stages.iter();
+                stages.filter(|stage| stage.replicas.is_empty()).map(|stage| stage.stage).collect()
+            }
+            None => Vec::new(),
+        };
+        Refusal::NoReplica { stages }
+    }
+
+    async fn export(
+        &self,
+        out: &std::path::Path,
+        overwrite: bool,
+        reply: &mpsc::Sender<Result<ExportNote, Refusal>>,
+    ) -> Result<ExportNote, Refusal> {
+        let written = collect_and_write(&self.orders, self.manifest.clone(), out, overwrite).await?;
+        let of = self.manifest.stages.count;
+        let _ = reply.send(Ok(ExportNote::Collected { stages: of, of })).await;
+        let step = self.snapshots.borrow().as_ref().map_or(0, |snapshot| snapshot.peer.step);
+        Ok(ExportNote::Done { files: written.files, bytes: written.bytes, parameters: written.parameters, step })
+    }
+}
+
+/// Collects the weights of every stage and writes the folder `out`.
+pub async fn collect_and_write(
+    orders: &mpsc::Sender<node::Order>,
+    manifest: Arc<Manifest>,
+    out: &std::path::Path,
+    overwrite: bool,
+) -> Result<save::Written, Refusal> {
+    let (reply, answer) = oneshot::channel();
+    let _ = orders.send(node::Order::Export { reply }).await;
+    let collected = answer.await.unwrap_or(Err(ExportError::Stopped)).map_err(|error| match error {
+        ExportError::NoReplica { stages } => Refusal::NoReplica { stages },
+        other => Refusal::Other { why: other.to_string() },
+    })?;
+    let path = out.to_path_buf();
+    let written = tokio::task::spawn_blocking(move || save::write(&path, &manifest, &collected, overwrite)).await;
+    match written {
+        Ok(Ok(written)) => Ok(written),
+        Ok(Err(error)) => Err(Refusal::Unwritable { path: out.to_path_buf(), error: error.to_string() }),
+        Err(bug) => Err(Refusal::Other { why: bug.to_string() }),
+    }
+}
+
+/// Me and my neighbours, each with the addresses that are known to work.
+fn bootstraps(snapshot: &Snapshot) -> Vec<(PeerId, Vec<Multiaddr>)> {
+    let mine = snapshot.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+    let others = snapshot.net.peers.iter().filter_map(|peer| Some((peer.peer, vec![peer.address.parse().ok()?])));
+    std::iter::once((snapshot.me, mine)).chain(others).collect()
+}

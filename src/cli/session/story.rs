@@ -1,0 +1,181 @@
+//! What a peer tells the person in front of it: news as sentences, the state of the run as one line. In: records and pictures.
+//! Out: lines through [`Out`].
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use skein_protocol::{
+    Manifest, PeerId,
+    event::{Event, Record, Severity},
+};
+
+use crate::{
+    cli::{
+        out::{Mark, Out},
+        show::{self, Bytes, Count, Peer, Span},
+    },
+    watch::{Phase, State},
+};
+
+/// Between two lines of a log.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+/// A wait that is longer is named; one that is longer than the second gets advice.
+const WAIT_NAMED: u64 = 3_000;
+const WAIT_ADVISED: u64 = 30_000;
+
+pub struct Story {
+    out: Out,
+    me: PeerId,
+    first_layers: Vec<(u32, u32)>,
+    samples_per_step: u64,
+    sequence: u64,
+    bar: Option<ProgressBar>,
+    line_at: Instant,
+    advised: Option<String>,
+}
+
+impl Story {
+    pub fn new(out: &Out, me: PeerId, manifest: &Manifest) -> Self {
+        let bar = out.style().progress.then(|| {
+            let bar = out.bars().add(ProgressBar::new_spinner());
+            bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is fixed"));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Story {
+            out: out.clone(),
+            me,
+            first_layers: (0..manifest.stages.count).map(|stage| manifest.layers_of(stage)).collect(),
+            samples_per_step: manifest.samples_per_step(),
+            sequence: u64::from(manifest.train.sequence),
+            bar,
+            line_at: Instant::now(),
+            advised: None,
+        }
+    }
+
+    /// One event. In `--json` each is a line of the result.
+    pub fn hear(&mut self, record: &Record) {
+        if self.out.style().json {
+            self.out.record(record);
+        }
+        let out = &self.out;
+        match &record.event {
+            Event::PeerUp { peer } => out.say(Mark::Note, &format!("{} is here", Peer(*peer)), &[("peer", peer)]),
+            Event::PeerLost { peer, why, .. } => {
+                out.say(Mark::Warning, &format!("{} is gone: {why}", Peer(*peer)), &[("peer", peer)]);
+            }
+            Event::Joining { stage, why } => {
+                out.say(Mark::Note, &format!("taking {}: {why}", self.stage(*stage)), &[("stage", stage)]);
+            }
+            Event::Fetched { from: Some(from), bytes, .. } => {
+                out.say(Mark::Done, &format!("weights from {}, {}", Peer(*from), Bytes(*bytes)), &[("bytes", bytes)]);
+            }
+            Event::Serving { stage, version } => {
+                let sentence = format!("serving {} since own step {}", self.stage(*stage), version.own_step);
+                out.say(Mark::Done, &sentence, &[("stage", stage), ("own_step", &version.own_step)]);
+            }
+            Event::StageEmpty { stage } => {
+                let sentence = format!("{} has no replica: training waits for one", self.stage(*stage));
+                out.say(Mark::Warning, &sentence, &[("stage", stage)]);
+            }
+            Event::StageBack { stage, peer } => {
+                out.say(Mark::Done, &format!("{} is served again, by {}", self.stage(*stage), Peer(*peer)), &[("stage", stage)]);
+            }
+            Event::Restored { stage, version, from_seed } => {
+                let how = match from_seed {
+                    true => "from the run's seed: it begins anew".to_string(),
+                    false => format!("from the snapshot of own step {}: what came after it is lost", version.own_step),
+                };
+                let mark = if *from_seed && version.own_step == 0 { Mark::Note } else { Mark::Warning };
+                out.say(mark, &format!("{} starts {how}", self.stage(*stage)), &[("stage", stage)]);
+            }
+            Event::Fenced { why, .. } => out.say(Mark::Warning, &format!("starting over as a new incarnation: {why}"), &[]),
+            Event::Penalised { peer, severity: Severity::Hostile, why } => {
+                out.say(Mark::Warning, &format!("{} is kept away: {why}", Peer(*peer)), &[("peer", peer)]);
+            }
+            Event::RunEnded { why } => out.say(Mark::Done, &format!("the run has ended: {why}"), &[]),
+            Event::Drained => out.say(Mark::Done, "left in good order", &[]),
+            _ => {}
+        }
+    }
+
+    /// How it stands.
+    pub fn show(&mut self, state: &State) {
+        let text = self.text(state);
+        match &self.bar {
+            Some(bar) => bar.set_message(text),
+            None if self.line_at.elapsed() >= LINE_EVERY && !self.out.style().json => {
+                self.line_at = Instant::now();
+                let loss = state.loss.map_or("unknown".into(), |loss| format!("{loss:.3}"));
+                let fields: [(&str, &dyn std::fmt::Display); 4] =
+                    [("step", &state.step), ("loss", &loss), ("peers", &state.peers.len()), ("up_bytes", &state.given.bytes_up)];
+                self.out.say(Mark::Note, &text, &fields);
+            }
+            None => {}
+        }
+        self.advise(state);
+    }
+
+    fn text(&self, state: &State) -> String {
+        if let Some(waiting) = state.waiting.as_ref().filter(|w| state.utc_ms.saturating_sub(w.since_utc_ms) > WAIT_NAMED) {
+            let since = Span::from(state.utc_ms.saturating_sub(waiting.since_utc_ms));
+            return format!("waiting for {} since {since}", waiting.what);
+        }
+        let end = state.steps_end.map_or(String::new(), |end| format!("/{end}"));
+        let mut text = format!("step {}{end}", Count(state.step));
+        if let Some(loss) = state.loss {
+            text.push_str(&format!("  loss {loss:.3}"));
+        }
+        if let Some(rate) = state.tokens_per_s {
+            text.push_str(&format!("  {}", show::tokens_per_s(rate)));
+        }
+        let others = state.peers.iter().filter(|peer| peer.connected).count();
+        text.push_str(&match others {
+            0 => "  alone".to_string(),
+            1 => "  1 other peer".to_string(),
+            n => format!("  {n} other peers"),
+        });
+        if let Some(left) = state.remaining(self.samples_per_step, self.sequence) {
+            text.push_str(&format!("  {} left", Span(left)));
+        }
+        if state.phase == Phase::Draining {
+            text = "draining: finishing or handing on what was accepted".into();
+        }
+        text
+    }
+
+    /// Says once what would help, when a wait has become long.
+    fn advise(&mut self, state: &State) {
+        let Some(waiting) = &state.waiting else { return self.advised = None };
+        let long = state.utc_ms.saturating_sub(waiting.since_utc_ms) > WAIT_ADVISED;
+        if long && self.advised.as_ref() != Some(&waiting.what) {
+            self.advised = Some(waiting.what.clone());
+            self.out.warn(&format!("still waiting for {}. Another peer helps: skein invite", waiting.what));
+        }
+    }
+
+    fn stage(&self, stage: u16) -> String {
+        match self.first_layers.get(usize::from(stage)) {
+            Some((_, 1)) if self.first_layers.len() > 1 => {
+                let (first, _) = self.first_layers[usize::from(stage)];
+                format!("stage {stage} (layer {first})")
+            }
+            Some((first, layers)) => format!("stage {stage} (layers {first}-{})", first + layers.saturating_sub(1)),
+            None => format!("stage {stage}"),
+        }
+    }
+
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            self.out.bars().remove(bar);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The model of a run as a folder for other programs. In: what the replicas of every stage hold. Out: a Hugging Face folder,
+//! whole or not there.
+
+use std::{fs, io, path::{Path, PathBuf}};
+
+use skein_pipeline::{
+    compute::hf::{self, HfError},
+    model::{BadModel, StageModel, state::StageState},
+};
+use skein_protocol::{Manifest, Stage};
+
+pub use hf::Written;
+
+use super::export::{Collected, Weights};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// SK314
+    #[error("{} is not empty", .0.display())]
+    NotEmpty(PathBuf),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("the weights of stage {stage} are damaged: {why}")]
+    Damaged { stage: Stage, why: String },
+    #[error(transparent)]
+    Hf(#[from] HfError),
+    #[error(transparent)]
+    Model(#[from] BadModel),
+}
+
+/// Writes the folder `out`. Where a stage has several replicas their mean is taken: what each learned since their last round
+/// counts. `overwrite`: files that are there may be replaced.
+///
+/// # Errors
+/// See [`SaveError`]. After one, `out` is as it was.
+pub fn write(out: &Path, manifest: &Manifest, collected: &Collected, overwrite: bool) -> Result<Written, SaveError> {
+    let io = |source| SaveError::Io { path: out.into(), source };
+    let there = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if there && !overwrite {
+        return Err(SaveError::NotEmpty(out.into()));
+    }
+    let stages = stages(manifest, collected)?;
+    if there {
+        return Ok(hf::write(out, &stages)?);
+    }
+    // Beside the wanted folder, then renamed: nobody finds half a model.
+    let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(io)?;
+    let beside = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(parent).map_err(io)?;
+    let mut written = hf::write(beside.path(), &stages)?;
+    let _ = fs::remove_dir(out);
+    fs::rename(beside.path(), out).map_err(io)?;
+    open_to_others(out);
+    // It is no temporary folder any more.
+    let _ = beside.keep();
+    for file in &mut written.files {
+        if let Some(name) = file.file_name() {
+            *file = out.join(name);
+        }
+    }
+    Ok(written)
+}
+
+/// The model and the weights of every stage.
+///
+/// # Errors
+/// Weights that are not what their root or the manifest says.
+pub fn stages(manifest: &Manifest, collected: &Collected) -> Result<Vec<(StageModel, Vec<f32>)>, SaveError> {
+    let mut all = Vec::with_capacity(collected.len());
+    for (stage, replicas) in collected.iter().enumerate() {
+        let stage = stage as Stage;
+        let model = StageModel::of(manifest, stage)?;
+        let mut mean = vec![0.0f32; model.values()];
+        for replica in replicas {
+            let params = params_of(replica, &model).map_err(|why| SaveError::Damaged { stage, why })?;
+            mean.iter_mut().zip(params).for_each(|(mean, value)| *mean += value / replicas.len() as f32);
+        }
+        all.push((model, mean));
+    }
+    Ok(all)
+}
+
+fn params_of(weights: &Weights, model: &StageModel) -> Result<Vec<f32>, String> {
+    let bytes: Vec<u8> = weights.parts.iter().flat_map(|part| part.iter().copied()).collect();
+    if StageState::claimed_root(&bytes) != Some(weights.root) {
+        return Err("they are others than were announced".into());
+    }
+    let state = StageState::decode(&bytes).map_err(|error| error.to_string())?;
+    state.check(model.values()).map_err(|error| error.to_string())?;
+    match state.train.params.is_empty() {
+        true => Err("they hold no parameters".into()),
+        false => Ok(state.train.params),
+    }
+}
+
+/// A temporary folder is its owner's alone; a model is as open as other folders.
+fn open_to_others(dir: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o755));
+    }
+    #[cfg(not(unix))]
+    let _ = dir;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use skein_protocol::Version;
+
+    fn collected(manifest: &Manifest, values: &[f32]) -> Collected {
+        let of = |stage: Stage, value: f32| {
+            let model = StageModel::of(manifest, stage).unwrap();
+            let train = skein_pipeline::exact::TrainState { params: vec![value; model.values()], ..Default::default() };
+            let version = Version { stage, ..Version::default() };
+            let (bytes, root) = StageState { version, train, ..StageState::default() }.encode();
+            let (a, b) = bytes.split_at(bytes.len() / 2);
+            Weights { parts: vec![Bytes::copy_from_slice(a), Bytes::copy_from_slice(b)], root }
+        };
+        (0..manifest.stages.count).map(|stage| values.iter().map(|value| of(stage, *value)).collect()).collect()
+    }
+
+    #[test]
+    fn replicas_are_averaged_and_the_folder_is_whole() {
+        let manifest = super::super::sample_manifest(2);
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("deep").join("model");
+        let written = write(&out, &manifest, &collected(&manifest, &[1.0, 3.0]), false).unwrap();
+        assert!(written.files.iter().all(|file| file.is_file()));
+        let (_, weights) = hf::read(&out).unwrap();
+        assert!(weights.iter().all(|value| *value == 2.0));
+        assert!(matches!(write(&out, &manifest, &collected(&manifest, &[1.0]), false), Err(SaveError::NotEmpty(_))));
+        write(&out, &manifest, &collected(&manifest, &[1.0]), true).unwrap();
+        assert!(hf::read(&out).unwrap().1.iter().all(|value| *value == 1.0));
+    }
+
+    #[test]
+    fn damaged_weights_are_not_written() {
+        let manifest = super::super::sample_manifest(1);
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("model");
+        let mut collected = collected(&manifest, &[1.0]);
+        collected[0][0].parts.pop();
+        assert!(matches!(write(&out, &manifest, &collected, false), Err(SaveError::Damaged { stage: 0, .. })));
+        assert!(!out.exists());
+    }
+}
