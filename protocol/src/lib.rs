@@ -8,6 +8,7 @@ pub mod codec;
 pub mod event;
 pub mod hash;
 pub mod id;
+pub mod invite;
 pub mod key;
 pub mod machine;
 pub mod rng;
@@ -18,6 +19,7 @@ pub mod wire;
 
 pub use blob::Blob;
 pub use id::{Attempt, Incarnation, JobId, Lane, MicroBatchId, PeerId, RunId, Stage, Version};
+pub use invite::Invite;
 pub use machine::{Machine, Outbox};
 pub use run::Manifest;
 pub use time::{Instant, Utc};

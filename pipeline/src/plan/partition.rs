@@ -1,5 +1,16 @@
 //! Cuts the layers of a model into stages of nearly equal cost. Used once, when a Manifest is written; the split then never changes.
 
+use skein_protocol::Manifest;
+
+use crate::model::cost;
+
+/// Layers a stage for the model of `manifest` cut into `stages`: the head counts by its operations, the embedding is a copy.
+pub fn of(manifest: &Manifest, stages: u16) -> Option<Vec<u32>> {
+    let model = &manifest.model.config;
+    let flops = cost::flops(model, u64::from(manifest.train.sequence));
+    split(model.layers, stages, 0.0, flops.head as f64 / flops.layer.max(1) as f64)
+}
+
 /// Layers a stage, such that the costliest stage is as cheap as can be. Every stage gets at least one layer.
 ///
 /// `first` and `last` are what the embedding and the final norm with head cost, in units of one layer's cost; `stages` is at

@@ -68,7 +68,7 @@ fn enter(
 
 /// A duration that a flag gives.
 pub fn duration(flag: &str, text: &str) -> Result<Duration, Report> {
-    unit::duration(text).map_err(|error| Failure::Usage { message: format!("{flag} {text}: {error}") }.into())
+    unit::parse_duration(text).map_err(|error| Failure::Usage { message: format!("{flag} {text}: {error}") }.into())
 }
 
 struct Found {

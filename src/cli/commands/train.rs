@@ -2,9 +2,15 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use skein_pipeline::plan::partition;
 use skein_protocol::{
     Manifest, PeerId,
-    run::{Ends, check, preset, text},
+    run::{
+        Ends, Weights,
+        check::{self, Severity},
+        preset::{self, PRESETS},
+        text,
+    },
 };
 
 use crate::{
@@ -103,7 +109,7 @@ fn made(args: &args::Train, me: PeerId) -> Result<Manifest, Report> {
     manifest.run.ends = Ends { steps: args.steps, tokens: args.tokens, ..manifest.run.ends };
     if let Some(stages) = args.stages {
         manifest.stages.count = stages;
-        manifest.stages.split = skein_pipeline::plan::partition::split(&manifest, stages)
+        manifest.stages.split = partition::of(&manifest, stages)
             .ok_or_else(|| usage(format!("--stages {stages}: the model has {} layers", manifest.model.config.layers)))?;
     }
     if let Some(sequence) = args.sequence {
@@ -115,7 +121,7 @@ fn made(args: &args::Train, me: PeerId) -> Result<Manifest, Report> {
     }
     if let Some(seed) = args.seed {
         manifest.train.seed = seed;
-        manifest.model.weights = skein_protocol::run::Weights::Seed { init_seed: seed };
+        manifest.model.weights = Weights::Seed { init_seed: seed };
     }
     Ok(manifest)
 }
@@ -126,7 +132,7 @@ fn usage(message: String) -> Report {
 
 /// What is no preset, and what is.
 pub fn no_preset(name: &str) -> Report {
-    usage(format!("--preset {name}: the presets are {}", preset::PRESETS.join(", ")))
+    usage(format!("--preset {name}: the presets are {}", PRESETS.join(", ")))
 }
 
 /// `war-and-peace-tiny` from `War and Peace.txt`.
@@ -179,7 +185,7 @@ fn existing(
 fn refuse_problems(manifest: &Manifest, path: &str) -> Result<(), Report> {
     let problems: Vec<String> = check::check(manifest)
         .into_iter()
-        .filter(|problem| problem.severity == check::Severity::Error)
+        .filter(|problem| problem.severity == Severity::Error)
         .map(|problem| format!("{} {}", problem.key, problem.what))
         .collect();
     match problems.is_empty() {

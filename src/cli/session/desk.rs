@@ -150,7 +150,7 @@ pub async fn collect_and_write(
     let (reply, answer) = oneshot::channel();
     let _ = orders.send(node::Order::Export { reply }).await;
     let collected = answer.await.unwrap_or(Err(ExportError::Stopped)).map_err(|error| match error {
-        ExportError::NoReplica { stages } => Refusal::NoReplica { stages },
+        ExportError::NoReplica(stages) => Refusal::NoReplica { stages },
         other => Refusal::Other { why: other.to_string() },
     })?;
     let path = out.to_path_buf();

@@ -6,7 +6,6 @@ mod picture;
 mod story;
 
 use std::{
-    future::Future,
     path::PathBuf,
     pin::pin,
     sync::Arc,
@@ -19,9 +18,8 @@ use skein_pipeline::{
 };
 use skein_protocol::event::Event;
 use tokio::{
-    io::AsyncReadExt,
     runtime::Runtime,
-    sync::{broadcast::error::RecvError, mpsc, watch},
+    sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -198,7 +196,7 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         threads,
         memory_bytes: memory,
     };
-    let mut story = Story::new(out, node.me, &node.manifest);
+    let mut story = Story::new(out, &node.manifest);
     let mut picture = Picture::new(node.manifest.clone(), me, utc_ms());
     let (show, shown) = watch::channel(Arc::new(picture.state().clone()));
     let (ask, mut asked) = mpsc::channel(16);
@@ -322,7 +320,7 @@ async fn serve(
 async fn print_invite(
     context: &Context,
     desk: &Desk,
-    snapshots: &mut watch::Receiver<Option<crate::node::view::State>>,
+    snapshots: &mut watch::Receiver<Option<node::view::State>>,
 ) {
     let patience = Duration::from_secs(3);
     let ready = async {
@@ -348,21 +346,21 @@ async fn print_invite(
     }
 }
 
-/// Whoever started this process is gone, or lets it go.
+/// Whoever started this process is gone, or lets it go. The thread ends with the process: nothing else can end a read of stdin.
 async fn stdin_closed(wanted: bool) {
-    if !wanted {
-        return std::future::pending().await;
+    let (close, closed) = oneshot::channel::<()>();
+    if wanted {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            drop(close);
+        });
+        let _ = closed.await;
+    } else {
+        let _keep = close;
+        std::future::pending::<()>().await;
     }
-    let mut stdin = tokio::io::stdin();
-    let mut bytes = [0; 64];
-    while matches!(stdin.read(&mut bytes).await, Ok(n) if n > 0) {}
 }
 
 fn utc_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-/// Waits for whichever comes first: a future, or the end of patience.
-pub async fn within<T>(patience: Duration, what: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(patience, what).await.ok()
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use skein_protocol::{
-    Manifest, PeerId,
+    Manifest,
     event::{Event, Record, Severity},
 };
 
@@ -25,7 +25,6 @@ const WAIT_ADVISED: u64 = 30_000;
 
 pub struct Story {
     out: Out,
-    me: PeerId,
     first_layers: Vec<(u32, u32)>,
     samples_per_step: u64,
     sequence: u64,
@@ -35,7 +34,7 @@ pub struct Story {
 }
 
 impl Story {
-    pub fn new(out: &Out, me: PeerId, manifest: &Manifest) -> Self {
+    pub fn new(out: &Out, manifest: &Manifest) -> Self {
         let bar = out.style().progress.then(|| {
             let bar = out.bars().add(ProgressBar::new_spinner());
             bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is fixed"));
@@ -44,7 +43,6 @@ impl Story {
         });
         Story {
             out: out.clone(),
-            me,
             first_layers: (0..manifest.stages.count).map(|stage| manifest.layers_of(stage)).collect(),
             samples_per_step: manifest.samples_per_step(),
             sequence: u64::from(manifest.train.sequence),
@@ -164,10 +162,6 @@ impl Story {
             Some((first, layers)) => format!("stage {stage} (layers {first}-{})", first + layers.saturating_sub(1)),
             None => format!("stage {stage}"),
         }
-    }
-
-    pub fn me(&self) -> PeerId {
-        self.me
     }
 }
 
