@@ -26,7 +26,7 @@ Look
 Keep
   run  invite  config  key  bench  completions
 
-skein COMMAND --help for flags and examples.        Words and error codes: skein explain
+skein COMMAND --help: flags, examples     skein explain: words and error codes
 ";
 
 #[derive(Debug, Parser)]

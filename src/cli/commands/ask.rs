@@ -45,7 +45,8 @@ mod tests {
     fn a_run_goes_by_its_label_or_its_hash() {
         let mut state = State::starting(Me::default(), 0);
         assert_eq!(run_named(&state, "tiny").unwrap_err().failure.code(), "SK703");
-        let run = RunState { name: "tiny".into(), id: Digest([0xab; 32]), about: String::new(), owner: PeerId([1; 32]) };
+        let run =
+            RunState { name: "tiny".into(), id: Digest([0xab; 32]), about: String::new(), owner: PeerId([1; 32]) };
         state.run = Some(run.clone());
         for name in ["tiny", "ababab", "b3:abababab"] {
             assert_eq!(run_named(&state, name).unwrap(), run, "{name}");

@@ -26,7 +26,10 @@ fn show(key: Option<&str>, origin: bool, context: &Context) -> Result<u8, Report
     let settings = chosen(&context.settings, key)?;
     let out = &context.out;
     if out.style().json {
-        out.document("config show", &json!({ "settings": settings.iter().map(|one| document(one)).collect::<Vec<_>>() }));
+        out.document(
+            "config show",
+            &json!({ "settings": settings.iter().map(|one| document(one)).collect::<Vec<_>>() }),
+        );
         return Ok(0);
     }
     if let ([one], Some(key), false) = (&settings[..], key, origin)

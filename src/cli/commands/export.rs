@@ -24,8 +24,11 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
     if !args.force && fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::NotEmpty { path: shown }.into());
     }
-    let out = path::absolute(&args.out)
-        .map_err(|error| Failure::Unwritable { path: shown, error: error.to_string(), owner: "nobody".into() })?;
+    let out = path::absolute(&args.out).map_err(|error| Failure::Unwritable {
+        path: shown,
+        error: error.to_string(),
+        owner: "nobody".into(),
+    })?;
     let mut done = None;
     let mut progress: Option<Progress> = None;
     let request = ExportRequest { out: out.clone(), overwrite: args.force };

@@ -61,13 +61,15 @@ fn prompt(args: &args::Generate) -> Result<String, Report> {
     let usage = |message: &str| Failure::Usage { message: message.into() };
     let prompt = match &args.prompt {
         Some(prompt) => prompt.clone(),
-        None if io::stdin().is_terminal() => return Err(usage("a prompt is missing; it can also come through a pipe").into()),
+        None if io::stdin().is_terminal() => {
+            return Err(usage("a prompt is missing; it can also come through a pipe").into());
+        }
         None => {
             let mut text = String::new();
-            io::stdin().take(PROMPT_MAX).read_to_string(&mut text).map_err(|error| Failure::DataUnreadable {
-                path: "stdin".into(),
-                error: error.to_string(),
-            })?;
+            io::stdin()
+                .take(PROMPT_MAX)
+                .read_to_string(&mut text)
+                .map_err(|error| Failure::DataUnreadable { path: "stdin".into(), error: error.to_string() })?;
             text.strip_suffix('\n').map(|text| text.strip_suffix('\r').unwrap_or(text).to_string()).unwrap_or(text)
         }
     };
@@ -106,7 +108,11 @@ fn from_folder(
             finish.first_token_ms = since.elapsed().as_millis() as u64;
         }
         finish.tokens += 1;
-        if json { text.push_str(piece) } else { out.print_piece(piece) }
+        if json {
+            text.push_str(piece)
+        } else {
+            out.print_piece(piece)
+        }
         true
     });
     if !json {
@@ -172,6 +178,9 @@ fn from_swarm(
         ClientError::Interrupted(why) => Failure::NotPossible { why: format!("the text was cut off: {why}") }.into(),
         other => Report::from(other),
     })?;
+    if finish.tokens == 0 && args.max_tokens > 0 {
+        return Err(Failure::NotPossible { why: "it ended before the first token".into() }.into());
+    }
     if args.stats {
         let stages: Vec<String> = route.iter().map(|(stage, peer)| format!("{stage} {}", Peer(*peer))).collect();
         out.note(&format!("through stage {}; seed {seed}", stages.join(", ")));
@@ -179,7 +188,8 @@ fn from_swarm(
     }
     if json {
         let route: Vec<_> = route.iter().map(|(stage, peer)| json!({ "stage": stage, "peer": peer })).collect();
-        let answer = Answer { prompt: &request.prompt, text: &text, seed, finish, ended: None, route: Some(route.into()) };
+        let answer =
+            Answer { prompt: &request.prompt, text: &text, seed, finish, ended: None, route: Some(route.into()) };
         out.document("generate", &answer);
     }
     Ok(0)
@@ -193,7 +203,11 @@ fn stats(finish: &Finish, out: &Out) {
         Span::from(finish.duration_ms),
         tokens_per_s(rate),
         Span::from(finish.first_token_ms),
-        if finish.replaced > 0 { format!("; {} replicas were replaced on the way", finish.replaced) } else { String::new() }
+        if finish.replaced > 0 {
+            format!("; {} replicas were replaced on the way", finish.replaced)
+        } else {
+            String::new()
+        }
     ));
 }
 
@@ -203,7 +217,10 @@ fn who_sees(route: &[(Stage, PeerId)], state: &State) -> String {
     let others = route.iter().any(|(_, peer)| *peer != state.me.peer);
     match first {
         Some(peer) if peer != state.me.peer => {
-            format!("stage 0 ({}) can read this prompt, and the last stage the answer: skein explain privacy", Peer(peer))
+            format!(
+                "stage 0 ({}) can read this prompt, and the last stage the answer: skein explain privacy",
+                Peer(peer)
+            )
         }
         Some(_) if others => "stage 0 is this machine; the other stages see activations: skein explain privacy".into(),
         _ => "every stage is this machine: nobody else sees this prompt".into(),

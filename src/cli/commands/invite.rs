@@ -80,7 +80,9 @@ pub(super) fn read(word: &str) -> Result<Invite, Report> {
             BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: format!("{starts}…") },
             BadInvite::TooLong(bytes) => Failure::DamagedInvite { reason: format!("it is {bytes} bytes long") },
             BadInvite::Damaged => Failure::DamagedInvite { reason: "its checksum does not match".into() },
-            BadInvite::Newer(format) => Failure::DamagedInvite { reason: format!("it has format {format}, newer than this") },
+            BadInvite::Newer(format) => {
+                Failure::DamagedInvite { reason: format!("it has format {format}, newer than this") }
+            }
             BadInvite::Malformed(why) => Failure::DamagedInvite { reason: why.clone() },
         };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
@@ -94,14 +96,19 @@ fn utc(millis: u64) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use skein_protocol::{PeerId, hash::Digest, invite::{self, InvitePeer, Token}};
+    use skein_protocol::{
+        PeerId,
+        hash::Digest,
+        invite::{self, InvitePeer, Token},
+    };
 
     use super::*;
 
     #[test]
     fn an_invite_is_shown_without_asking_anybody() {
         let token = Token { roles: 1, not_after: 60 * 24, nonce: [0; 8], signature: [0; 64] };
-        let peer = InvitePeer { id: PeerId([1; 32]), addresses: vec!["/ip4/192.0.2.7/udp/4747/quic-v1".parse().unwrap()] };
+        let peer =
+            InvitePeer { id: PeerId([1; 32]), addresses: vec!["/ip4/192.0.2.7/udp/4747/quic-v1".parse().unwrap()] };
         let invite = Invite {
             version: invite::VERSION,
             run: Digest([7; 32]),

@@ -69,7 +69,8 @@ fn row(peer: &PeerState, stage: Option<&PeerStage>, wide: bool) -> Vec<String> {
         stage.map_or_else(nothing, |stage| Count(stage.tokens_per_s.max(0.0).round() as u64).to_string()),
         stage.map_or_else(nothing, |stage| Count(stage.own_step.into()).to_string()),
         stage.map_or_else(nothing, |stage| Count(stage.round.into()).to_string()),
-        peer.rtt_ms.map_or_else(nothing, |rtt| if rtt < 10.0 { format!("{rtt:.1} ms") } else { format!("{rtt:.0} ms") }),
+        peer.rtt_ms
+            .map_or_else(nothing, |rtt| if rtt < 10.0 { format!("{rtt:.1} ms") } else { format!("{rtt:.0} ms") }),
         if peer.path.is_empty() { nothing() } else { peer.path.clone() },
     ];
     if wide {
@@ -112,7 +113,8 @@ mod tests {
     use super::*;
 
     fn peer(n: u8, stage: Option<u16>, tokens_per_s: f64, rtt_ms: Option<f64>) -> PeerState {
-        let stages = stage.map(|stage| PeerStage { stage, state: "serving".into(), round: 1, own_step: 20, tokens_per_s });
+        let stages =
+            stage.map(|stage| PeerStage { stage, state: "serving".into(), round: 1, own_step: 20, tokens_per_s });
         PeerState {
             peer: PeerId([n; 32]),
             name: String::new(),
@@ -144,7 +146,8 @@ mod tests {
     #[test]
     fn orders_put_the_unknown_last() {
         let sorted = |by| {
-            let mut peers = vec![peer(1, None, 0.0, None), peer(2, Some(1), 5.0, Some(9.0)), peer(3, Some(0), 3.0, Some(4.0))];
+            let mut peers =
+                vec![peer(1, None, 0.0, None), peer(2, Some(1), 5.0, Some(9.0)), peer(3, Some(0), 3.0, Some(4.0))];
             peers.sort_by(|a, b| order(by, a, b));
             peers.iter().map(|peer| peer.peer.0[0]).collect::<Vec<u8>>()
         };

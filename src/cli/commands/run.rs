@@ -133,8 +133,11 @@ fn excerpt(source: &str, problem: &TextProblem) -> String {
     let number = format!("{:>4}", problem.line);
     let gap = " ".repeat(problem.column.saturating_sub(1));
     // A tab is as wide below as it is above.
-    let gap: String =
-        gap.chars().zip(line.chars().chain(std::iter::repeat(' '))).map(|(_, c)| if c == '\t' { c } else { ' ' }).collect();
+    let gap: String = gap
+        .chars()
+        .zip(line.chars().chain(std::iter::repeat(' ')))
+        .map(|(_, c)| if c == '\t' { c } else { ' ' })
+        .collect();
     let code = if problem.key.is_empty() { "SK146 " } else { "" };
     let key = if problem.key.is_empty() { String::new() } else { format!("{} ", problem.key) };
     let remark = if problem.severity == Severity::Remark { "remark: " } else { "" };
@@ -151,13 +154,19 @@ fn costs(manifest: &Manifest) -> Vec<String> {
         manifest.stages.count,
         About((manifest.samples_per_step() * u64::from(manifest.train.sequence)) as f64)
     )];
-    for stage in stages.clone() {
-        let (first, count) = manifest.layers_of(stage);
-        let memory = cost::memory(manifest, stage);
+    // Stages that cost the same stand in one line.
+    let cost_of = |stage| (cost::stage_parameters(manifest, stage), cost::memory(manifest, stage));
+    let all: Vec<u16> = stages.clone().collect();
+    for alike in all.chunk_by(|a, b| cost_of(*a) == cost_of(*b)) {
+        let (first, last) = (alike[0], alike[alike.len() - 1]);
+        let (parameters, memory) = cost_of(first);
+        let (top, (bottom, count)) = (manifest.layers_of(first).0, manifest.layers_of(last));
         lines.push(format!(
-            "stage {stage}  layers {first}-{}  {} parameters, {} of memory ({} at times)",
-            (first + count).saturating_sub(1),
-            About(cost::stage_parameters(manifest, stage) as f64),
+            "{}  {}  {} parameters{}, {} of memory ({} at times)",
+            span("stage", first.into(), last.into()),
+            span("layer", top, (bottom + count).saturating_sub(1)),
+            About(parameters as f64),
+            if first == last { "" } else { " each" },
             Bytes(memory.steady),
             Bytes(memory.peak)
         ));
@@ -169,6 +178,11 @@ fn costs(manifest: &Manifest) -> Vec<String> {
         Traffic(2 * hop_bytes(manifest))
     ));
     lines
+}
+
+/// `stage 0`, `stages 1-4`
+fn span(word: &str, first: u32, last: u32) -> String {
+    if first >= last { format!("{word} {first}") } else { format!("{word}s {first}-{last}") }
 }
 
 /// One activation of a micro-batch as f32.
@@ -315,7 +329,10 @@ mod tests {
     #[test]
     fn costs_name_every_stage() {
         let manifest = preset("tiny").unwrap();
-        let lines = costs(&manifest);
-        assert_eq!(lines.iter().filter(|line| line.starts_with("stage ")).count(), usize::from(manifest.stages.count));
+        assert_eq!(manifest.stages.split, [2, 2, 2, 2]);
+        let lines: Vec<String> = costs(&manifest).into_iter().filter(|line| line.starts_with("stage")).collect();
+        assert!(lines[0].starts_with("stage 0  layers 0-1  "), "{lines:?}");
+        assert!(lines[1].starts_with("stages 1-2  layers 2-5  ") && lines[1].contains(" each, "), "{lines:?}");
+        assert!(lines[2].starts_with("stage 3  layers 6-7  ") && lines.len() == 3, "{lines:?}");
     }
 }

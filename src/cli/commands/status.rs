@@ -57,7 +57,11 @@ fn watch(context: &Context) -> Result<u8, Report> {
         };
         let now = text(&state);
         if now != before {
-            if context.out.style().json { context.out.event("State", &state) } else { context.out.print(&now) }
+            if context.out.style().json {
+                context.out.event("State", &state)
+            } else {
+                context.out.print(&now)
+            }
             before = now;
         }
         thread::sleep(LOOK_EVERY);
@@ -123,7 +127,9 @@ fn wait(goal: Goal, patience: Option<Duration>, context: &Context) -> Result<u8,
                 return Ok(0);
             }
             Ok(state) => doing(&state),
-            Err(report) if patience.is_none() || !matches!(*report.failure, Failure::NobodyHere { .. }) => return Err(report),
+            Err(report) if patience.is_none() || !matches!(*report.failure, Failure::NobodyHere { .. }) => {
+                return Err(report);
+            }
             Err(_) => "not running".into(),
         };
         if let Some(patience) = patience.filter(|patience| since.elapsed() >= *patience) {
@@ -230,7 +236,8 @@ fn layers(first: u32, count: u32) -> String {
 
 /// Time until the last step at the present pace: what a step takes is what the steps so far took.
 fn remaining(state: &State) -> Option<Duration> {
-    let (tokens_per_s, steps) = (state.tokens_per_s.filter(|pace| *pace > 0.0)?, state.steps_end?.checked_sub(state.step)?);
+    let (tokens_per_s, steps) =
+        (state.tokens_per_s.filter(|pace| *pace > 0.0)?, state.steps_end?.checked_sub(state.step)?);
     let tokens_per_step = state.tokens as f64 / (state.step > 0).then_some(state.step as f64)?;
     Duration::try_from_secs_f64(steps as f64 * tokens_per_step / tokens_per_s).ok()
 }
@@ -288,7 +295,11 @@ mod tests {
             lines[0],
             "tiny-verse   training   step 1 000 of 5 000   loss 3.412   2 000 tok/s   alone   ETA 1h 6m"
         );
-        assert!(lines[1].ends_with("stage 0 serving, 1 of 2   1 234 micro-batches   640 tok/s   3 rounds"), "{}", lines[1]);
+        assert!(
+            lines[1].ends_with("stage 0 serving, 1 of 2   1 234 micro-batches   640 tok/s   3 rounds"),
+            "{}",
+            lines[1]
+        );
         assert!(lines[2].starts_with("  stage 0  layers 0-1  ") && lines[3].ends_with("layers 2-3  nobody"), "{text}");
         assert_eq!(lines[4], "  given  3h 12m   6.80 M tokens   up 10.5 GB   down 0 B");
         assert_eq!(lines[5], "  ! stage 0 has one replica: if it leaves, training waits.");
