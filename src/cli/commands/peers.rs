@@ -147,7 +147,7 @@ mod tests {
     fn orders_put_the_unknown_last() {
         let sorted = |by| {
             let mut peers =
-                vec![peer(1, None, 0.0, None), peer(2, Some(1), 5.0, Some(9.0)), peer(3, Some(0), 3.0, Some(4.0))];
+                [peer(1, None, 0.0, None), peer(2, Some(1), 5.0, Some(9.0)), peer(3, Some(0), 3.0, Some(4.0))];
             peers.sort_by(|a, b| order(by, a, b));
             peers.iter().map(|peer| peer.peer.0[0]).collect::<Vec<u8>>()
         };
