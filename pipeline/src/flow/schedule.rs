@@ -152,9 +152,9 @@ mod tests {
     fn urgent_work_goes_first_and_nothing_waits_for_ever() {
         let mut schedule = Schedule::default();
         schedule.push(Priority::Bulk, Job::Create { stage: 1 }, Purpose::Forget);
-        schedule.push(Priority::Infer, Job::Create { stage: 2 }, Purpose::Forget);
         schedule.push(Priority::Forward, Job::Create { stage: 3 }, Purpose::Forget);
         schedule.push(Priority::Backward, Job::Create { stage: 4 }, Purpose::Forget);
+        schedule.push(Priority::Infer, Job::Create { stage: 2 }, Purpose::Forget);
         let done = order(&mut schedule, 40);
         let at = |stage| done.iter().position(|job| *job == Job::Create { stage });
         assert_eq!(at(4), Some(0));
