@@ -26,7 +26,7 @@ Look
 Keep
   run  invite  config  key  bench  completions
 
-skein COMMAND --help for flags and examples.        Words and error codes: skein explain
+skein COMMAND --help: flags, examples     skein explain: words and error codes
 ";
 
 #[derive(Debug, Parser)]
@@ -329,7 +329,7 @@ pub struct Export {
     /// A new or empty folder
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Replace what is in the folder
+    /// Replace the model that is in the folder
     #[arg(long)]
     pub force: bool,
 }
@@ -426,6 +426,9 @@ pub struct RunNew {
     /// Write here instead of stdout
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace the file if it is there
+    #[arg(long, requires = "out")]
+    pub force: bool,
 }
 
 #[derive(Clone, Debug, Args)]

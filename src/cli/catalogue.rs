@@ -300,14 +300,20 @@ catalogue! {
     NotEmpty { path: String = "./model" } "SK314" Failure 2
     what "{path} is already there."
     why "Nothing is overwritten unasked."
-    next ["--yes" => "overwrite it"]
-    about "`--yes` answers yes to the few questions that Skein asks."
+    next ["--out {path}-2" => "another place", "--force" => "replace it"]
+    about "`--force` replaces a manifest, or the files of a model. Other files in the folder stay."
 
     NoTokenizer { path: String = "./model", files: String = "config.json, model.safetensors" } "SK401" Failure 7
     what "The model has no tokenizer."
     why "{path} holds {files}; expected tokenizer.json or a byte-level model."
     next ["skein export --out ./model" => "writes a complete folder"]
     about "Without its tokenizer a model's numbers are no text."
+
+    NotAModel { path: String = "./model", why: String = "there is no such folder" } "SK403" Failure 7
+    what "{path} is no model that this build can read."
+    why "Looked for config.json, model.safetensors and tokenizer.json: {why}."
+    next ["skein export my-run --out ./model" => "saves the model of the run that the peer here works on", "skein generate my-run Once" => "asks the live swarm instead"]
+    about "A model is a folder as `skein export` and Hugging Face tools write it: a llama shape in config.json, the weights in model.safetensors or in shards with an index, and a tokenizer whose tokens are bytes."
 
     NoData { path: String = "./books", files: u64 = 3u64, records: u64 = 12u64, reasons: String = "12 without `text`" } "SK404" Failure 7
     what "There is nothing to learn from in the data."
@@ -398,6 +404,12 @@ catalogue! {
     why "It is probably of another version: {why}."
     next ["skein stop" => "then start it again with this version"]
     about "Programs of one version understand each other. The network is not concerned: peers of different versions work together while their protocol is the same."
+
+    NotYet { what: String = "ready", span: Span = 30_000u64, doing: String = "joining (for a replica of stage 1)" } "SK705" Failure 1
+    what "The peer was not {what} after {span}."
+    why "It is {doing}."
+    next ["skein status" => "what it is doing", "skein status --wait ready --timeout 5m" => "wait longer"]
+    about "The time limit was yours; the peer goes on with what it does."
 
     Panic { message: String = "index out of bounds", place: String = "pipeline/src/flow/stage.rs:120", file: String = "skein-report-20261123T180411Z.txt" } "SK900" Failure 70
     what "Skein stopped because of a bug in Skein."

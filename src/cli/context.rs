@@ -16,6 +16,8 @@ use crate::{
 pub struct Context {
     pub out: Out,
     pub home: Home,
+    /// Where the configuration is read from, if it is there.
+    pub config_file: PathBuf,
     pub settings: Settings,
     pub node: NodeConfig,
     pub machine: Machine,
@@ -31,8 +33,22 @@ impl Context {
         let home = Home::find(global.home.as_deref())?;
         let settings = Settings::load(&sources(global, &home, flags))?;
         settings.warnings.iter().for_each(|warning| out.warn(warning));
-        let node = settings.node();
-        Ok(Context { out, home, settings, node, machine: Machine::look(), verbose: global.verbose > 0 })
+        Ok(Context::of(global, out, home, settings))
+    }
+
+    /// Without the layers of the configuration: for what must work when one of them is broken.
+    ///
+    /// # Errors
+    /// No home folder can be named.
+    pub fn plain(global: &Global, out: Out) -> Result<Context, Report> {
+        let home = Home::find(global.home.as_deref())?;
+        let settings = Settings::load(&Sources::default())?;
+        Ok(Context::of(global, out, home, settings))
+    }
+
+    fn of(global: &Global, out: Out, home: Home, settings: Settings) -> Context {
+        let (node, config_file) = (settings.node(), config_file(global, &home));
+        Context { out, home, config_file, settings, node, machine: Machine::look(), verbose: global.verbose > 0 }
     }
 }
 
@@ -67,6 +83,6 @@ fn sources(global: &Global, home: &Home, mut flags: Vec<Flag>) -> Sources {
 }
 
 /// The file of the configuration that this command reads.
-pub fn config_file(global: &Global, home: &Home) -> PathBuf {
+fn config_file(global: &Global, home: &Home) -> PathBuf {
     global.config.clone().unwrap_or_else(|| home.config_file())
 }

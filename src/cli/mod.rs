@@ -17,7 +17,7 @@ mod session;
 pub mod show;
 pub mod table;
 
-use clap::{Parser, error::ErrorKind};
+use clap::{CommandFactory, Parser, error::ErrorKind};
 
 use self::{
     args::Cli,
@@ -43,6 +43,11 @@ pub fn main() -> u8 {
 
 /// Help and version are results; anything else is wrong usage, in the form that was asked for.
 fn misused(error: clap::Error) -> u8 {
+    // clap shows the first screen by itself only where no variable of the environment stands for a flag.
+    if error.kind() == ErrorKind::MissingSubcommand && std::env::args().len() == 1 {
+        eprint!("{}", Cli::command().render_help());
+        return 2;
+    }
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
         || !std::env::args().any(|argument| argument == "--json")
     {

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use skein_protocol::Stage;
 
 pub use self::{
-    layers::{Flag, Origin, Place, Setting, Settings, Sources, nearest},
+    keys::KEYS,
+    layers::{Flag, Origin, Place, Setting, Settings, Sources, nearest, shown},
     machine::Machine,
     value::address,
 };

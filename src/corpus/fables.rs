@@ -7,8 +7,8 @@
 use skein_protocol::hash;
 
 const ANIMALS: [&str; 20] = [
-    "fox", "crow", "hare", "goose", "wolf", "mouse", "owl", "bear", "frog", "deer", "mole", "lark", "toad", "crane", "otter",
-    "badger", "heron", "beetle", "lamb", "cat",
+    "fox", "crow", "hare", "goose", "wolf", "mouse", "owl", "bear", "frog", "deer", "mole", "lark", "toad", "crane",
+    "otter", "badger", "heron", "beetle", "lamb", "cat",
 ];
 const TRAITS: [&str; 10] = ["small", "proud", "quiet", "quick", "lazy", "brave", "vain", "kind", "grey", "sly"];
 const PLACES: [&str; 7] = [
@@ -29,7 +29,8 @@ const WISHES: [&str; 7] = [
     "to lead the flock",
     "to drink first at the well",
 ];
-const TIMES: [&str; 6] = ["One morning", "One evening", "One cold day", "After the rain", "In the spring", "Before the snow"];
+const TIMES: [&str; 6] =
+    ["One morning", "One evening", "One cold day", "After the rain", "In the spring", "Before the snow"];
 const ARRIVALS: [&str; 6] =
     ["came by", "passed that way", "stopped to rest", "looked for water", "sat down there", "lost the path"];
 const SAYINGS: [&str; 6] = [
@@ -129,8 +130,12 @@ mod tests {
         assert_ne!(digest, hash::keyed("test", &[expand(2, 1_000_000).0.as_bytes()]));
         assert_eq!(
             fable(1, 0),
-            "",
+            "A vain mole lived by the river and wished to lead the flock. One cold day a grey goose looked for water. \
+             \"A long thread is made of short ones,\" said the grey goose. The vain mole said nothing. But when the way was \
+             long, the vain mole called the grey goose, and they shared the last bread. Many short flights make a long \
+             one.\n\n",
         );
+        assert_eq!(digest.short(16), "9b10aa091caa943a");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod feed;
 pub mod generate;
 pub mod lifecycle;
 pub mod lobby;
+pub mod local;
 pub mod log;
 mod perform;
 pub mod save;

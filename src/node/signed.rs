@@ -2,7 +2,7 @@
 //! the manifest, or why these bytes are not it. Nothing is allocated before its length is checked.
 
 use skein_protocol::{
-    Manifest, RunId,
+    Manifest, PeerId, RunId,
     hash::keyed,
     key::{Key, Signed},
     run::PROTOCOL,
@@ -34,6 +34,17 @@ pub fn sign(manifest: &Manifest, owner: &Key) -> (RunId, Vec<u8>) {
     let run = keyed(DOMAIN, &[&body]);
     let signed = owner.sign(DOMAIN, body);
     (run, minicbor::to_vec(signed).expect("writing to a Vec cannot fail"))
+}
+
+/// The run that a manifest is, whoever signs it.
+pub fn id(manifest: &Manifest) -> RunId {
+    keyed(DOMAIN, &[&minicbor::to_vec(manifest).expect("writing to a Vec cannot fail")])
+}
+
+/// Whether `signature` is `by`'s for exactly this manifest: for a signed text file.
+pub fn holds(manifest: &Manifest, by: PeerId, signature: [u8; 64]) -> bool {
+    let body = minicbor::to_vec(manifest).expect("writing to a Vec cannot fail");
+    Signed { body: body.into(), by, signature }.verify(DOMAIN)
 }
 
 /// The run that these bytes say they are, unchecked: for a person's own file.
@@ -80,7 +91,10 @@ mod tests {
     fn a_manifest_is_its_hash_and_its_owners() {
         let (run, bytes) = sign(&manifest(), &key(1));
         assert_eq!(open(&bytes, run), Ok(manifest()));
-        assert_eq!(run_of(&bytes), Ok(run));
+        assert_eq!((run_of(&bytes), id(&manifest())), (Ok(run), run));
+        let signed = envelope(&bytes).unwrap();
+        assert!(holds(&manifest(), signed.by, signed.signature));
+        assert!(!holds(&manifest(), key(2).peer(), signed.signature));
         let (_, forged) = sign(&manifest(), &key(2));
         assert_eq!(open(&forged, run), Err(Refused::NotByOwner));
         let mut other = manifest();

@@ -29,6 +29,9 @@ pub enum HfError {
     Unreadable { path: PathBuf, why: String },
     #[error("{} is not supported, only LlamaForCausalLM", .0)]
     Family(String),
+    /// The files that are there instead.
+    #[error("no byte-level tokenizer.json among {0:?}")]
+    NoTokenizer(Vec<String>),
     #[error("the tensor {name} {why}")]
     Tensor { name: String, why: String },
     #[error(transparent)]
@@ -102,6 +105,7 @@ pub fn read(dir: &Path) -> Result<(StageModel, Vec<f32>), HfError> {
     let text = fs::read(&path).map_err(io(&path))?;
     let read: Config = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error.to_string()))?;
     let model = StageModel::whole(read.model()?)?;
+    byte_level(dir)?;
     let path = dir.join("model.safetensors");
     let bytes = fs::read(&path).map_err(io(&path))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| unreadable(&path, error.to_string()))?;
@@ -126,6 +130,21 @@ pub fn read(dir: &Path) -> Result<(StageModel, Vec<f32>), HfError> {
         }
     }
     Ok((model, weights))
+}
+
+/// Refuses a folder whose tokens are not the bytes themselves.
+fn byte_level(dir: &Path) -> Result<(), HfError> {
+    let path = dir.join("tokenizer.json");
+    // The file of a large vocabulary is larger than that.
+    let small = fs::metadata(&path).is_ok_and(|facts| facts.len() <= CONFIG_MAX);
+    let read: Option<Value> = small.then(|| serde_json::from_slice(&fs::read(&path).ok()?).ok()).flatten();
+    if read.is_some_and(|read| read["model"] == tokenizer()["model"]) {
+        return Ok(());
+    }
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    Err(HfError::NoTokenizer(names))
 }
 
 /// The parts of `config.json` that are read. Recent files keep `rope_theta` under `rope_parameters`.
@@ -308,6 +327,11 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         fs::write(&path, text.replace("\"llama\"", "\"gpt2\"")).unwrap();
         assert!(matches!(read(dir.path()), Err(HfError::Family(_))));
+        fs::write(&path, text).unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"A\": 65", "\"A\": 66")).unwrap();
+        assert!(matches!(read(dir.path()), Err(HfError::NoTokenizer(files)) if files.len() == 5));
         fs::write(&path, text).unwrap();
         let path = dir.path().join("model.safetensors");
         let bytes = fs::read(&path).unwrap();

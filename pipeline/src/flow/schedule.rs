@@ -10,6 +10,10 @@ use crate::{job::Job, peer::io::Output};
 /// Jobs in the driver's hands at a time.
 const DEPTH: usize = 2;
 
+/// Work that gives way, and how many jobs may be asked for after it before it goes first: a worker that always has a micro-batch
+/// to compute would otherwise never answer a prompt, average, save or hand a newcomer its weights.
+const PATIENCE: [(Priority, u64); 2] = [(Priority::Infer, 1), (Priority::Bulk, 16)];
+
 /// Urgency, the first is done first. Within one, the order of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
@@ -75,11 +79,19 @@ impl Schedule {
     /// Hands jobs to the driver while it has fewer than two. `last_look` may still change a job (its weight by age).
     pub fn dispatch(&mut self, out: &mut Outbox<Output>, mut last_look: impl FnMut(&mut Job, Purpose)) {
         while self.running.len() < DEPTH {
-            let Some((_, (id, mut job, purpose))) = self.waiting.pop_first() else { return };
+            let Some((id, mut job, purpose)) = self.first().and_then(|key| self.waiting.remove(&key)) else { return };
             last_look(&mut job, purpose);
             self.running.insert(id, purpose);
             out.push(Output::Compute { job: id, job_spec: job });
         }
+    }
+
+    fn first(&self) -> Option<(Priority, u64)> {
+        let overdue = PATIENCE.iter().find_map(|&(priority, patience)| {
+            let (&key, _) = self.waiting.range((priority, 0)..=(priority, u64::MAX)).next()?;
+            (self.next - key.1 > patience).then_some(key)
+        });
+        overdue.or_else(|| self.waiting.first_key_value().map(|(key, _)| *key))
     }
 
     /// What the finished job was for; `None` when it was disowned meanwhile.
@@ -113,5 +125,40 @@ impl Schedule {
     /// Whether any job of this kind waits or runs.
     pub fn has(&self, mut wanted: impl FnMut(&Purpose) -> bool) -> bool {
         self.waiting.values().any(|(_, _, p)| wanted(p)) || self.running.values().any(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the driver is given, one at a time, while each finished forward brings the next.
+    fn order(schedule: &mut Schedule, jobs: usize) -> Vec<Job> {
+        let mut done = Vec::new();
+        while done.len() < jobs {
+            let mut out = Outbox::default();
+            schedule.dispatch(&mut out, |_, _| {});
+            while let Some(output) = out.pop() {
+                let Output::Compute { job, job_spec } = output else { continue };
+                schedule.done(job);
+                done.push(job_spec);
+                schedule.push(Priority::Backward, Job::DropSum { stage: 7 }, Purpose::Forget);
+            }
+        }
+        done
+    }
+
+    #[test]
+    fn urgent_work_goes_first_and_nothing_waits_for_ever() {
+        let mut schedule = Schedule::default();
+        schedule.push(Priority::Bulk, Job::Create { stage: 1 }, Purpose::Forget);
+        schedule.push(Priority::Forward, Job::Create { stage: 3 }, Purpose::Forget);
+        schedule.push(Priority::Backward, Job::Create { stage: 4 }, Purpose::Forget);
+        schedule.push(Priority::Infer, Job::Create { stage: 2 }, Purpose::Forget);
+        let done = order(&mut schedule, 40);
+        let at = |stage| done.iter().position(|job| *job == Job::Create { stage });
+        assert_eq!(at(4), Some(0));
+        let (infer, bulk) = (at(2).unwrap(), at(1).unwrap());
+        assert!(infer < 8 && infer < bulk && bulk < 24, "{infer} {bulk}");
     }
 }

@@ -1,10 +1,22 @@
 //! One file a command. Each gets its arguments and a [`Context`], and returns an exit code or why it did not work.
 
+mod ask;
+mod completions;
+mod config;
+mod explain;
+mod export;
+mod generate;
+mod invite;
 mod join;
+mod key;
+mod peers;
+mod run;
+mod status;
+mod stop;
 mod train;
 
 use super::{
-    args::{Cli, Command},
+    args::{self, Cli, Command},
     bug,
     context::Context,
     failure::Report,
@@ -19,13 +31,30 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Host(args) => args.give.flags(),
         _ => Vec::new(),
     };
-    let context = Context::new(&cli.global, out.clone(), flags)?;
+    // A broken configuration must not keep anybody from being told what is wrong with it.
+    let context = match &cli.command {
+        Command::Config(args::Config::Check { .. } | args::Config::Path) | Command::Explain(_) | Command::Completions(_) => {
+            Context::plain(&cli.global, out.clone())?
+        }
+        _ => Context::new(&cli.global, out.clone(), flags)?,
+    };
     bug::catch(out.clone(), context.home.log_dir());
     logs::start(&context.node.log, out)?;
-    match cli.command {
-        Command::Train(args) => train::run(&args, &context),
-        Command::Join(args) => join::join(&args, &context),
-        Command::Host(args) => join::host(&args, &context),
-        _ => Ok(0),
+    match &cli.command {
+        Command::Train(args) => train::run(args, &context),
+        Command::Join(args) => join::join(args, &context),
+        Command::Host(args) => join::host(args, &context),
+        Command::Generate(args) => generate::run(args, &context),
+        Command::Export(args) => export::run(args, &context),
+        Command::Status(args) => status::run(args, &context),
+        Command::Peers(args) => peers::run(args, &context),
+        Command::Stop(args) => stop::run(args, &context),
+        Command::Run(args) => run::run(args, &context),
+        Command::Invite(args) => invite::run(args, &context),
+        Command::Config(args) => config::run(args, &context),
+        Command::Key(args) => key::run(args, &context),
+        Command::Explain(args) => explain::run(args, &context),
+        Command::Completions(args) => completions::run(args, &context),
+        Command::Demo(_) | Command::Bench(_) => Ok(0),
     }
 }

@@ -1,0 +1,75 @@
+//! `skein explain`: the page of a word or of an error code. All of them are in the program.
+
+use serde_json::json;
+
+use crate::{
+    cli::{
+        args,
+        context::Context,
+        failure::{self, Failure, Report, TEXTS},
+        glossary::{self, WORDS},
+        table::{Column, Table},
+    },
+    config::nearest,
+};
+
+pub fn run(args: &args::Explain, context: &Context) -> Result<u8, Report> {
+    let out = &context.out;
+    let Some(word) = &args.word else {
+        list(context);
+        return Ok(0);
+    };
+    let page = page(word)?;
+    if out.style().json {
+        out.document("explain", &json!({ "word": word, "page": page }));
+    } else {
+        out.print(page.trim_end());
+    }
+    Ok(0)
+}
+
+fn list(context: &Context) {
+    if context.out.style().json {
+        let words: Vec<&str> = WORDS.iter().map(|word| word.word).collect();
+        let codes: Vec<_> = TEXTS.iter().map(|text| json!({ "code": text.code, "what": text.what })).collect();
+        return context.out.document("explain", &json!({ "words": words, "codes": codes }));
+    }
+    let mut table = Table::new(vec![Column::Left("PAGE"), Column::Left("ABOUT")]);
+    for word in WORDS {
+        table.row(vec![word.word.into(), first_sentence(word.page).into()]);
+    }
+    for text in TEXTS {
+        table.row(vec![text.code.into(), text.what.into()]);
+    }
+    context.out.table(&table);
+}
+
+fn first_sentence(page: &str) -> &str {
+    page.find(". ").map_or(page, |end| &page[..=end])
+}
+
+fn page(word: &str) -> Result<String, Report> {
+    let code = word.to_uppercase();
+    if let Some(text) = TEXTS.iter().find(|text| text.code == code) {
+        return Ok(format!("{code}: {}", failure::page(text)));
+    }
+    if let Some(found) = glossary::find(word) {
+        return Ok(format!("{}\n\n{}\n", found.word, found.page));
+    }
+    let pages = WORDS.iter().map(|word| word.word.to_string()).chain(TEXTS.iter().map(|text| text.code.to_string()));
+    let hint = nearest(if code.starts_with("SK") { &code } else { word }, pages);
+    Err(Failure::NoPage { word: word.into(), hint: hint.into() }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_and_words_have_pages_and_near_misses_a_hint() {
+        assert!(page("sk201").unwrap().starts_with("SK201: None of the {count} bootstrap peers answers."));
+        assert!(page("Staleness").unwrap().starts_with("staleness\n\nThe age of a gradient"));
+        let failure = page("stalenes").unwrap_err().failure;
+        assert!(failure.code() == "SK313" && failure.why().ends_with("Did you mean staleness?"), "{}", failure.why());
+    }
+}

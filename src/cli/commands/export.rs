@@ -1,0 +1,57 @@
+//! `skein export`: the model of the run as a Hugging Face folder. The peer that runs here collects the weights and writes.
+
+use std::{fs, path};
+
+use serde_json::json;
+
+use super::ask;
+use crate::{
+    cli::{
+        args,
+        context::Context,
+        failure::{Failure, Report},
+        progress::{Progress, Unit},
+        show::{Bytes, Count},
+    },
+    watch::{ExportNote, ExportRequest},
+};
+
+pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
+    let client = ask::client(context)?;
+    let run = ask::run_named(&client.state()?, &args.run)?;
+    // The peer asks again when it writes; here the answer comes before anything is collected.
+    let shown = args.out.display().to_string();
+    if !args.force && fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::NotEmpty { path: shown }.into());
+    }
+    let out = path::absolute(&args.out).map_err(|error| Failure::Unwritable {
+        path: shown,
+        error: error.to_string(),
+        owner: "nobody".into(),
+    })?;
+    let mut done = None;
+    let mut progress: Option<Progress> = None;
+    let request = ExportRequest { out: out.clone(), overwrite: args.force };
+    client.export(&request, |note| match note {
+        ExportNote::Collected { stages, of } => {
+            let bar = progress
+                .get_or_insert_with(|| Progress::start(&context.out, "collecting stages", of.into(), Unit::Things));
+            bar.at(stages.into());
+        }
+        ExportNote::Done { files, bytes, parameters, step } => done = Some((files, bytes, parameters, step)),
+    })?;
+    drop(progress);
+    let (files, bytes, parameters, step) = done.expect("an export that ends well ends with this");
+    if context.out.style().json {
+        let value = json!({
+            "run": run.name, "out": out, "files": files, "bytes": bytes, "parameters": parameters, "step": step,
+        });
+        context.out.document("export", &value);
+        return Ok(0);
+    }
+    let (parameters, size) = (Count(parameters), Bytes(bytes));
+    context.out.done(&format!("{} at step {}: {parameters} parameters, {size}", run.name, Count(step)));
+    context.out.note(&format!("try it:  skein generate {} \"The fox\"", out.display()));
+    context.out.print(&out.display().to_string());
+    Ok(0)
+}

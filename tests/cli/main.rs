@@ -1,0 +1,327 @@
+//! The program as a person or a script calls it: arguments in; stdout, stderr and the exit code out. No network.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// The program with a home of its own and nothing of this machine's environment.
+fn skein(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skein"));
+    command.env_clear().env("SKEIN_HOME", home).env("LANG", "C.UTF-8").stdin(Stdio::null()).current_dir(home);
+    command
+}
+
+struct Said {
+    exit: i32,
+    stdout: String,
+    stderr: String,
+}
+
+fn said(output: Output) -> Said {
+    let text = |bytes| String::from_utf8(bytes).expect("what we print is UTF-8");
+    Said { exit: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn ask(home: &Path, args: &[&str]) -> Said {
+    said(skein(home).args(args).output().unwrap())
+}
+
+fn json(said: &Said) -> Value {
+    serde_json::from_str(&said.stdout).unwrap_or_else(|error| panic!("{error}: {}", said.stdout))
+}
+
+fn home() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn files(dir: &Path) -> usize {
+    fs::read_dir(dir).unwrap().count()
+}
+
+#[test]
+fn help_is_the_first_screen_and_touches_no_disk() {
+    let home = home();
+    for args in [&["--help"][..], &["-h"]] {
+        let said = ask(home.path(), args);
+        assert_eq!((said.exit, said.stderr.as_str()), (0, ""), "{args:?}");
+        assert!(said.stdout.starts_with("skein 0.1.0 — train a language model together"), "{}", said.stdout);
+        for group in ["Start here", "Work", "Look", "Keep"] {
+            assert!(said.stdout.contains(group), "{group}");
+        }
+        assert!(said.stdout.lines().count() <= 24 && said.stdout.lines().all(|line| line.chars().count() <= 80));
+    }
+    let nothing = ask(home.path(), &[]);
+    assert!(nothing.exit == 2 && nothing.stderr.contains("Start here"), "{}", nothing.stderr);
+    for command in
+        ["demo", "train", "join", "host", "generate", "export", "status", "peers", "stop", "invite", "explain"]
+    {
+        let said = ask(home.path(), &[command, "--help"]);
+        assert!(said.exit == 0 && said.stdout.contains("Examples\n"), "{command}: {}", said.stdout);
+    }
+    assert_eq!(files(home.path()), 0);
+}
+
+#[test]
+fn an_unknown_command_is_wrong_usage_with_a_hint() {
+    let home = home();
+    let said = ask(home.path(), &["statsu"]);
+    assert_eq!((said.exit, said.stdout.as_str()), (2, ""));
+    assert!(said.stderr.contains("status"), "{}", said.stderr);
+    let said = ask(home.path(), &["statsu", "--json"]);
+    assert_eq!((said.exit, &json(&said)["error"]["code"]), (2, &"SK100".into()));
+    assert_eq!(files(home.path()), 0);
+}
+
+#[test]
+fn codes_and_words_are_explained() {
+    let home = home();
+    let code = ask(home.path(), &["explain", "SK201"]);
+    assert_eq!(code.exit, 0);
+    assert!(
+        code.stdout.contains("bootstrap peers") && code.stdout.contains("- next: `skein invite`"),
+        "{}",
+        code.stdout
+    );
+    assert!(ask(home.path(), &["explain", "staleness"]).stdout.contains("age of a gradient"));
+    let all = ask(home.path(), &["explain"]);
+    assert!(all.stdout.contains("\nSK201\t") && all.stdout.contains("\nstaleness\t"), "{}", all.stdout);
+    let wrong = ask(home.path(), &["explain", "stalenes", "--json"]);
+    assert_eq!((wrong.exit, &json(&wrong)["error"]["code"]), (2, &"SK313".into()));
+}
+
+#[test]
+fn every_setting_says_where_it_comes_from() {
+    let home = home();
+    fs::write(home.path().join("config.toml"), "[give]\nmemory = \"2GiB\"\nthreads = 3\n").unwrap();
+    let mut command = skein(home.path());
+    let said = said(command.env("SKEIN_GIVE__MEMORY", "3GiB").args(["config", "show", "--origin"]).output().unwrap());
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    let line = |key: &str| said.stdout.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("no {key}"));
+    assert_eq!(said.stdout.lines().next(), Some("KEY\tVALUE\tFROM"));
+    let memory = line("give.memory");
+    assert!(memory.starts_with("give.memory\t\"3GiB\"\tSKEIN_GIVE__MEMORY (over \"2GiB\" from "), "{memory}");
+    assert!(line("give.threads").ends_with("config.toml, line 3"), "{}", line("give.threads"));
+    assert_eq!(line("net.port"), "net.port\t4747\tdefault");
+    let one = ask(home.path(), &["config", "show", "give.threads"]);
+    assert_eq!(one.stdout, "3\n");
+}
+
+#[test]
+fn all_problems_of_a_configuration_come_at_once_even_where_it_is_the_one_in_use() {
+    let home = home();
+    fs::write(home.path().join("config.toml"), "[give]\nmemory = 4\nthreads = -1\n[nett]\nport = 1\n").unwrap();
+    let said = ask(home.path(), &["config", "check"]);
+    assert_eq!(said.exit, 3);
+    assert!(said.stdout.contains("3 problems"), "{}", said.stdout);
+    for code in ["SK140", "SK141", "SK142"] {
+        assert!(said.stderr.contains(code), "{code}: {}", said.stderr);
+    }
+    let document = json(&ask(home.path(), &["config", "check", "--json"]));
+    assert_eq!(document["problems"].as_array().unwrap().len(), 3);
+    assert_eq!(ask(home.path(), &["status"]).exit, 3);
+    fs::write(home.path().join("config.toml"), "[give]\nmemory = \"4GiB\"\n").unwrap();
+    assert_eq!(ask(home.path(), &["config", "check"]).exit, 0);
+}
+
+#[test]
+fn completions_are_a_script_for_the_shell() {
+    let home = home();
+    for (shell, word) in [
+        ("bash", "complete -F _skein"),
+        ("zsh", "#compdef skein"),
+        ("fish", "complete -c skein"),
+        ("powershell", "Register-ArgumentCompleter"),
+        ("elvish", "edit:completion"),
+    ] {
+        let said = ask(home.path(), &["completions", shell]);
+        assert!(
+            said.exit == 0 && said.stdout.contains(word),
+            "{shell}: {}",
+            &said.stdout[..said.stdout.len().min(200)]
+        );
+    }
+    assert_eq!(files(home.path()), 0);
+}
+
+#[test]
+fn a_key_is_made_once_and_is_its_owners_alone() {
+    let home = home();
+    let dir = home.path().join("deep").join("home");
+    let dir_text = dir.to_str().unwrap();
+    let first = ask(home.path(), &["--home", dir_text, "key", "show", "--json"]);
+    assert_eq!(first.exit, 0, "{}", first.stderr);
+    let first = json(&first);
+    assert_eq!(first["made_now"], true);
+    assert!(first["peer"].as_str().unwrap().starts_with("12D3KooW"));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = fs::metadata(dir.join("key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
+    let again = json(&ask(home.path(), &["--home", dir_text, "key", "show", "--json"]));
+    assert_eq!((&again["peer"], &again["made_now"]), (&first["peer"], &false.into()));
+}
+
+#[test]
+fn without_a_peer_there_is_nobody_to_ask() {
+    let home = home();
+    for args in [
+        &["status"][..],
+        &["peers"],
+        &["stop"],
+        &["invite"],
+        &["export", "tiny", "--out", "model"],
+        &["generate", "tiny", "Once"],
+        &["status", "--wait", "ready"],
+    ] {
+        let said = ask(home.path(), args);
+        assert_eq!((said.exit, said.stdout.as_str()), (4, ""), "{args:?}");
+        assert!(said.stderr.contains("No peer is running here.") && said.stderr.contains("SK701"), "{}", said.stderr);
+    }
+    let said = ask(home.path(), &["status", "--json"]);
+    let document = json(&said);
+    assert_eq!((said.exit, &document["error"]["code"], &document["error"]["exit"]), (4, &"SK701".into(), &4.into()));
+    let late = ask(home.path(), &["status", "--wait", "ready", "--timeout", "1s", "--json"]);
+    assert_eq!((late.exit, &json(&late)["error"]["code"]), (1, &"SK705".into()));
+}
+
+#[test]
+fn a_control_file_that_stayed_behind_is_a_closed_door() {
+    let home = home();
+    // Nobody listens at the discard port of loopback.
+    let control = r#"{"address":"127.0.0.1:9","token":"x","pid":1}"#;
+    fs::write(home.path().join("control"), control).unwrap();
+    let said = ask(home.path(), &["status"]);
+    assert_eq!(said.exit, 4);
+    assert!(said.stderr.contains("127.0.0.1:9"), "{}", said.stderr);
+}
+
+#[test]
+fn a_new_manifest_is_clean() {
+    let home = home();
+    for preset in ["demo", "tiny", "small-124m", "350m"] {
+        let made = ask(home.path(), &["run", "new", "my-run", "--preset", preset, "--out", "my.toml", "--force"]);
+        assert_eq!((made.exit, made.stdout.as_str()), (0, "my.toml\n"), "{}", made.stderr);
+        let said = ask(home.path(), &["run", "check", "my.toml"]);
+        assert!(said.exit == 0 && said.stdout.starts_with("my.toml: nothing wrong\n"), "{preset}: {}", said.stdout);
+        assert!(said.stdout.contains("smallest useful peer: "), "{}", said.stdout);
+        let shown = ask(home.path(), &["run", "show", "my.toml"]);
+        assert!(shown.exit == 0 && shown.stdout.contains("name = \"my-run\""), "{}", shown.stdout);
+    }
+    let again = ask(home.path(), &["run", "new", "--out", "my.toml"]);
+    assert!(again.exit == 2 && again.stderr.contains("SK314"), "{}", again.stderr);
+    let printed = ask(home.path(), &["run", "new", "other", "--preset", "tiny"]);
+    fs::write(home.path().join("other.toml"), &printed.stdout).unwrap();
+    assert_eq!(ask(home.path(), &["run", "check", "other.toml"]).exit, 0);
+    let wrong = ask(home.path(), &["run", "new", "--preset", "tinny", "--json"]);
+    assert_eq!((wrong.exit, &json(&wrong)["error"]["code"]), (3, &"SK145".into()));
+}
+
+#[test]
+fn all_problems_of_a_manifest_come_at_once_with_their_lines() {
+    let home = home();
+    let text = ask(home.path(), &["run", "new", "my-run", "--preset", "tiny"]).stdout;
+    let line_of = |text: &str, start: &str| text.lines().position(|line| line.starts_with(start)).unwrap() + 1;
+    let broken: String = text
+        .lines()
+        .map(|line| match line.split('=').next().unwrap().trim() {
+            "lr" => "lr = -1.0\n".to_string(),
+            "micro_batch" => "micro_batch = 0\n".to_string(),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let path = home.path().join("my.toml");
+    fs::write(&path, &broken).unwrap();
+    let said = ask(home.path(), &["run", "check", "my.toml"]);
+    assert_eq!(said.exit, 3, "{}{}", said.stdout, said.stderr);
+    for key in ["lr", "micro_batch"] {
+        let line = format!("{:>4} | {key} = ", line_of(&broken, &format!("{key} =")));
+        assert!(said.stdout.contains(&line), "{line}: {}", said.stdout);
+    }
+    let document = json(&ask(home.path(), &["run", "check", "my.toml", "--json"]));
+    let keys: Vec<&str> = document["problems"].as_array().unwrap().iter().map(|p| p["key"].as_str().unwrap()).collect();
+    assert!(keys.contains(&"optimizer.lr") && keys.contains(&"train.micro_batch"), "{keys:?}");
+    fs::write(&path, "[run\nname = 1").unwrap();
+    let said = ask(home.path(), &["run", "check", "my.toml"]);
+    assert!(said.exit == 3 && said.stdout.contains("SK146"), "{}", said.stdout);
+    assert_eq!(ask(home.path(), &["run", "show", "my.toml"]).exit, 3);
+    assert_eq!(ask(home.path(), &["run", "show", "nothing"]).exit, 2);
+}
+
+#[test]
+fn what_is_no_model_cannot_be_asked() {
+    let home = home();
+    let empty = home.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    for folder in ["./empty", "./missing"] {
+        let said = ask(home.path(), &["generate", folder, "Once"]);
+        assert_eq!((said.exit, said.stdout.as_str()), (7, ""), "{folder}");
+        assert!(said.stderr.contains("SK403") && said.stderr.contains(folder), "{}", said.stderr);
+    }
+    let said = ask(home.path(), &["generate", "./empty", "Once", "--json"]);
+    assert_eq!((said.exit, &json(&said)["error"]["code"]), (7, &"SK403".into()));
+    for flags in [&["--temperature", "-1"][..], &["--top-p", "0"]] {
+        let said = said_of_generate(home.path(), flags);
+        assert_eq!(said.exit, 2, "{flags:?}: {}", said.stderr);
+    }
+}
+
+fn said_of_generate(home: &Path, flags: &[&str]) -> Said {
+    let with_value = format!("{}={}", flags[0], flags[1]);
+    ask(home, &["generate", "./empty", "Once", &with_value])
+}
+
+#[test]
+fn a_saved_model_continues_a_prompt_and_a_seed_repeats_it() {
+    use skein_pipeline::{
+        compute::hf,
+        model::{StageModel, init},
+    };
+    let home = home();
+    let dir = home.path().join("model");
+    fs::create_dir(&dir).unwrap();
+    let config = skein_protocol::run::ModelConfig {
+        hidden: 16,
+        layers: 2,
+        heads: 2,
+        kv_heads: 1,
+        ffn: 32,
+        vocab: 256,
+        context: 64,
+        rope_theta: 10_000.0,
+        tie_embeddings: false,
+        norm_eps: 1e-5,
+    };
+    let model = StageModel::whole(config).unwrap();
+    let weights = init::initial(&model, 3);
+    hf::write(&dir, &[(model, weights)]).unwrap();
+
+    let args = ["generate", "./model", "The fox", "--max-tokens", "20", "--seed", "7"];
+    let said = ask(home.path(), &args);
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    assert!(
+        said.stdout.starts_with("The fox") && said.stdout.ends_with('\n') && said.stdout.len() > 20,
+        "{}",
+        said.stdout
+    );
+    assert_eq!(said.stdout, ask(home.path(), &args).stdout);
+    let document = json(&ask(home.path(), &[&args[..], &["--json", "--stats"]].concat()));
+    assert_eq!((&document["tokens"], &document["seed"], &document["ended"]), (&20.into(), &7.into(), &"length".into()));
+    assert_eq!(format!("The fox{}\n", document["text"].as_str().unwrap()), said.stdout);
+    let short = ask(home.path(), &["generate", "./model", &"long ".repeat(20)]);
+    assert!(short.exit == 2 && short.stderr.contains("this model reads 64"), "{}", short.stderr);
+}
+
+#[test]
+fn an_invite_is_read_without_asking_anybody() {
+    let home = home();
+    for (word, exit, code) in [("tiny-verse", 2, "SK301"), ("skein1abcdef", 6, "SK302")] {
+        let said = ask(home.path(), &["invite", "--show", word, "--json"]);
+        assert_eq!((said.exit, &json(&said)["error"]["code"]), (exit, &code.into()), "{word}");
+    }
+}
