@@ -22,7 +22,7 @@ use skein_pipeline::peer::{
     io::{Command, Input},
 };
 use skein_protocol::{
-    Instant, Lane, Manifest, PeerId, RunId, Utc,
+    Instant, Lane, Manifest, PeerId, RunId, Stage, Utc,
     event::{Event, Record, Severity},
     hash::Digest,
     rng::Purpose,
@@ -240,6 +240,11 @@ impl<P: Process> Simulation<P> {
     /// Forwards that a peer's worker keeps for their backward.
     pub fn kept(&self, peer: usize) -> usize {
         self.lives[peer].as_ref().map_or(0, |life| life.worker.kept())
+    }
+
+    /// The weights that a peer's worker holds of a stage, where they are real.
+    pub fn params(&self, peer: usize, stage: Stage) -> Option<&[f32]> {
+        self.lives[peer].as_ref().and_then(|life| life.worker.params(stage))
     }
 
     pub fn disk(&self, peer: usize) -> &Disk {
