@@ -222,6 +222,7 @@ impl StageFlow {
             Some(kept) if *attempt > kept.attempt => {
                 kept.attempt = attempt.clone();
                 kept.upstream = from;
+                kept.confirmed = false;
                 if let Some(handoff) = kept.handoff.take() {
                     kept.handoff = Some(handoff.with_hint(forward.hint));
                 }
@@ -264,6 +265,7 @@ impl StageFlow {
                 close: forward.close,
                 since: desk.now,
                 work: Work::Queued { input: body },
+                confirmed: false,
                 labels: None,
                 labels_asked: None,
                 handoff,
@@ -325,8 +327,12 @@ impl StageFlow {
         if kept.upstream != from || kept.attempt != confirmed.attempt {
             return;
         }
-        if let Some(handoff) = &mut kept.handoff {
-            handoff.confirmed(confirmed.next);
+        match &mut kept.handoff {
+            Some(handoff) => handoff.confirmed(confirmed.next),
+            None => {
+                kept.confirmed = true;
+                return self.advance(desk);
+            }
         }
         self.send_on(desk, confirmed.id);
     }
@@ -376,8 +382,11 @@ impl StageFlow {
 
     pub fn on_cancel(&mut self, desk: &mut Desk<'_>, from: PeerId, about: &About) {
         let Some(kept) = self.kept.get(&about.id) else { return };
-        // Once it was sent on it was confirmed: it is not upstream's to take back.
-        let unsent = kept.handoff.as_ref().is_some_and(|handoff| !handoff.is_out() && !handoff.is_ready());
+        // Once it was confirmed it is not upstream's to take back.
+        let unsent = match &kept.handoff {
+            Some(handoff) => !handoff.is_out() && !handoff.is_ready(),
+            None => matches!(kept.work, Work::Queued { .. }),
+        };
         if kept.upstream == from && kept.attempt == about.attempt && unsent && kept.is_open() {
             self.forget(desk, about.id);
         }
@@ -489,7 +498,9 @@ impl StageFlow {
         let coding = self.coding_for(&id, last);
         let Some(kept) = self.kept.get_mut(&id) else { return false };
         let job = if last {
-            let Some(labels) = kept.labels else { return false };
+            // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else
+            // waits, or one id would enter two sums.
+            let (Some(labels), true) = (kept.labels, kept.confirmed) else { return false };
             kept.returning_asked = true;
             Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
         } else {
