@@ -37,6 +37,10 @@ pub enum Purpose {
     Step {
         stage: Stage,
     },
+    /// The open sum of a fence.
+    DropSum {
+        stage: Stage,
+    },
     Create {
         stage: Stage,
     },

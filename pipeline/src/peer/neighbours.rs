@@ -79,10 +79,10 @@ impl Neighbours {
         }
     }
 
-    /// Confirmed work of this peer went to somebody else: whoever it was must not count it any more.
-    pub fn declare_dead(&mut self, peer: PeerId) {
+    /// Confirmed work of this incarnation went to somebody else: it must not count it any more. Nothing: of the latest one.
+    pub fn declare_dead(&mut self, peer: PeerId, incarnation: Option<Incarnation>) {
         if let Some(neighbour) = self.peers.get_mut(&peer) {
-            neighbour.dead = Some(neighbour.last_incarnation);
+            neighbour.dead = neighbour.dead.max(Some(incarnation.unwrap_or(neighbour.last_incarnation)));
         }
     }
 
@@ -157,12 +157,22 @@ mod tests {
         let mut neighbours = Neighbours::default();
         neighbours.on_up(Instant(0), P);
         neighbours.on_hello(Instant(0), P, 3);
-        neighbours.declare_dead(P);
+        neighbours.declare_dead(P, None);
         assert!(!neighbours.is_up(P));
         assert_eq!(neighbours.on_lost(Instant(1), P), Some(3));
         neighbours.on_up(Instant(2), P);
         assert_eq!(neighbours.on_hello(Instant(2), P, 3), Greeting::Dead);
         assert_eq!(neighbours.on_hello(Instant(3), P, 4), Greeting::Restarted(3));
+        assert!(neighbours.is_up(P));
+    }
+
+    #[test]
+    fn a_restart_outlives_the_death_of_its_former_life() {
+        let mut neighbours = Neighbours::default();
+        neighbours.on_up(Instant(0), P);
+        neighbours.on_hello(Instant(0), P, 3);
+        assert_eq!(neighbours.on_hello(Instant(1), P, 4), Greeting::Restarted(3));
+        neighbours.declare_dead(P, Some(3));
         assert!(neighbours.is_up(P));
     }
 

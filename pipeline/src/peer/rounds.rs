@@ -14,10 +14,15 @@ use crate::{
     job::{Done, Job, RoundPartner},
 };
 
-/// Which answer of the worker is awaited: the tickets of a round's jobs.
+/// Which answer of the worker is awaited: the ticket of a round's job is its kind and its round, so that a late answer of a
+/// round that was rolled back is not taken for one of the next.
 const SNAPSHOT: u64 = 0;
 const PREPARE: u64 = 1;
 const ADOPT: u64 = 2;
+
+fn ticket(kind: u64, round: u32) -> u64 {
+    kind << 32 | u64::from(round)
+}
 
 impl Peer {
     pub(super) fn new_average(&self, stage: Stage) -> Average {
@@ -65,16 +70,16 @@ impl Peer {
                 }
                 Act::Snapshot { round } => {
                     let job = Job::RoundSnapshot { stage, round, codec };
-                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: SNAPSHOT });
+                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: ticket(SNAPSHOT, round) });
                 }
                 Act::Prepare { round, theirs, my_samples, their_samples, first, copy } => {
                     let partner = RoundPartner { tensors: theirs, my_samples, their_samples, first, copy };
                     let job = Job::RoundPrepare { stage, round, partner };
-                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: PREPARE });
+                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: ticket(PREPARE, round) });
                 }
                 Act::Adopt { round } => {
                     let job = Job::RoundAdopt { stage, round };
-                    self.jobs.push(Priority::Weights, job, Purpose::Round { stage, ticket: ADOPT });
+                    self.jobs.push(Priority::Weights, job, Purpose::Round { stage, ticket: ticket(ADOPT, round) });
                     if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
                         flow.on_adopted(round);
                     }
@@ -134,8 +139,8 @@ impl Peer {
         done: Done,
         out: &mut Outbox<Output>,
     ) {
-        let round = self.replicas.get(&stage).and_then(|replica| replica.average.in_air()).unwrap_or(u32::MAX);
-        match (ticket, done) {
+        let (kind, round) = (ticket >> 32, ticket as u32);
+        match (kind, done) {
             (SNAPSHOT, Done::Encoded { blob, .. }) => {
                 self.with_average(now, stage, out, |average, acts| average.on_snapshot(round, Some(blob), acts));
             }
