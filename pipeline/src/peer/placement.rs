@@ -113,6 +113,7 @@ impl Peer {
             tried: BTreeSet::new(),
             pinned,
             average,
+            exchange: 0,
             copied_at: None,
             pushed_at: None,
         };
