@@ -54,3 +54,10 @@ pub fn assert_sound(sim: &Simulation, what: &str) -> Summary {
     assert_eq!(summary.overlapped, 0, "{what}");
     summary
 }
+
+#[track_caller]
+pub fn assert_settled(sim: &Simulation, what: &str) {
+    if let Some(wrong) = unsettled(sim) {
+        panic!("{what}: {wrong}");
+    }
+}
