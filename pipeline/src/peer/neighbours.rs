@@ -33,8 +33,10 @@ pub struct Neighbours {
 /// What a hello means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// A new acquaintance, or the same incarnation again.
+    /// A new acquaintance.
     Known,
+    /// The same incarnation, after its connection was lost.
+    Again,
     /// The peer restarted: its former incarnation is lost.
     Restarted(Incarnation),
     /// This incarnation was declared dead, and work of it went elsewhere: it must fence itself.
@@ -75,6 +77,7 @@ impl Neighbours {
         match neighbour.dead {
             Some(dead) if incarnation <= dead => Greeting::Dead,
             _ if before > 0 && before < incarnation => Greeting::Restarted(before),
+            _ if before == incarnation && before > 0 => Greeting::Again,
             _ => Greeting::Known,
         }
     }
@@ -121,6 +124,11 @@ impl Neighbours {
         neighbour.dial_at = now + neighbour.dial_pause;
         neighbour.seen = now;
         true
+    }
+
+    /// Dialled again and again, and never there: whatever is said of it, it is not to be counted on.
+    pub fn is_gone(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|n| !n.connected && n.dial_pause >= DIAL_PAUSE * 4)
     }
 
     /// Forgets whoever is gone longest.

@@ -61,7 +61,7 @@ impl Peer {
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let stages = self.config.manifest.stages.count;
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
-        let mut planned = self.directory.planned();
+        let mut planned = self.directory.planned(|peer| self.neighbours.is_gone(peer));
         for stage in &mine {
             let speed = self.replicas.get(stage).and_then(Replica::flow).map_or(0.0, |flow| flow.busy.speed());
             planned.entry(*stage).or_default().insert(self.me, speed);
@@ -146,7 +146,9 @@ impl Peer {
             return self.fetch(now, stage, from, None, out);
         }
         // Somebody serves it, but is not connected (yet): it is being dialled.
-        let living = donors.iter().any(|(peer, _)| *peer != self.me && !tried.contains(peer));
+        let living = donors
+            .iter()
+            .any(|(peer, _)| *peer != self.me && !tried.contains(peer) && !self.neighbours.is_gone(*peer));
         if living && now.since(since) < Duration::from_secs(10) {
             return;
         }

@@ -98,7 +98,7 @@ impl Peer {
         why: &str,
         out: &mut Outbox<Output>,
     ) {
-        self.directory.on_lost(peer);
+        self.directory.on_lost(now, peer, incarnation);
         self.refresh_route(now, out);
         let mut moved = 0;
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
@@ -127,6 +127,12 @@ impl Peer {
             Greeting::Restarted(before) => {
                 self.forget_peer(now, from, Some(before), "it started again", out);
                 self.meet(now, from, out);
+            }
+            Greeting::Again => {
+                self.meet(now, from, out);
+                self.directory.say_again();
+                self.publish_offer(now, out);
+                self.publish_held(now, out);
             }
             Greeting::Known => self.meet(now, from, out),
         }
@@ -558,7 +564,8 @@ impl Peer {
         }
         self.last_tick = now;
         self.hold_saved(now, out);
-        self.directory.on_tick(now, utc, out);
+        let neighbours = &self.neighbours;
+        self.directory.on_tick(now, utc, |peer| neighbours.is_gone(peer), out);
         self.after_directory(now, out);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
