@@ -43,6 +43,21 @@ fn run(
     wait: Duration,
     fault: impl Fn(usize) -> Vec<Fault> + 'static,
 ) -> Result<Simulation, String> {
+    run_then(seed, wait, fault, |sim, who| {
+        // Nobody else feeds.
+        if !sim.is_running(who) && who == 0 {
+            sim.act(Fault::Start(0));
+        }
+    })
+}
+
+/// As `run`, and does what `then` says after the wait.
+fn run_then(
+    seed: u64,
+    wait: Duration,
+    fault: impl Fn(usize) -> Vec<Fault> + 'static,
+    then: impl Fn(&mut Simulation, usize),
+) -> Result<Simulation, String> {
     let all = cases();
     let pick = seed as usize;
     let case = all[pick % all.len()];
@@ -64,9 +79,7 @@ fn run(
     }
     let Some(who) = *struck.borrow() else { return Err(format!("{what}: never happened")) };
     sim.run_for(wait);
-    if !sim.is_running(who) && who == 0 {
-        sim.act(Fault::Start(0));
-    }
+    then(&mut sim, who);
     let goes_on = sim.run_completed(seconds(60), 40);
     if goes_on {
         sim.command(0, Command::StopFeeding);
@@ -116,6 +129,26 @@ fn a_kill_at_any_step_loses_doubles_and_overlaps_nothing() {
 #[test]
 fn a_later_kill_at_any_step_loses_doubles_and_overlaps_nothing() {
     kills(150..300);
+}
+
+#[test]
+fn a_kill_at_any_step_and_a_restart_lose_double_and_overlap_nothing() {
+    survey(1000..1070, |seed| {
+        // At once, or when its death is old.
+        let back = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(2500)][seed as usize % 3];
+        let sim = run_then(seed, back, |peer| vec![Fault::Kill(peer)], |sim, who| sim.act(Fault::Start(who)))?;
+        no_overlap(&sim.summary())
+    });
+}
+
+#[test]
+fn a_drain_at_any_step_loses_nothing_at_all() {
+    survey(2000..2070, |seed| {
+        let sim = run(seed, seconds(30), |peer| vec![Fault::Command(peer, Command::Drain)])?;
+        let summary = sim.summary();
+        no_overlap(&summary)?;
+        if summary.perished > 0 { Err(format!("{} perished", summary.perished)) } else { Ok(()) }
+    });
 }
 
 #[test]

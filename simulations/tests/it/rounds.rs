@@ -8,7 +8,7 @@ use skein_protocol::{
 };
 use skein_simulations::{
     Fault, Plan, Scenario, Simulation, Small,
-    checker::Summary,
+    checker::{Line, Summary},
     worker::modelled::Device,
 };
 
@@ -26,7 +26,7 @@ struct Ended {
 }
 
 fn ended(sim: &Simulation) -> Vec<Ended> {
-    let round = |line: &skein_simulations::checker::Line| match line.record.event {
+    let round = |line: &Line| match line.record.event {
         Event::Round { stage, round, partner, outcome, .. } => {
             Some(Ended { me: line.record.peer, stage, round, partner, outcome })
         }
