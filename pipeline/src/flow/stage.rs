@@ -193,6 +193,12 @@ impl StageFlow {
         self.kept.values().filter(|kept| kept.is_open()).count()
     }
 
+    /// Ids that somebody may still need from here: open ones, and those of living feeders that are not over. Their gradients
+    /// may be on the way; who left now would have them computed, and added, once more elsewhere.
+    pub fn needed_ids(&self, is_up: impl Fn(PeerId) -> bool) -> usize {
+        self.kept.iter().filter(|(id, kept)| kept.is_open() || is_up(id.feeder)).count()
+    }
+
     pub fn kept_len(&self) -> usize {
         self.kept.len()
     }
