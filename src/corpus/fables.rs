@@ -7,8 +7,8 @@
 use skein_protocol::hash;
 
 const ANIMALS: [&str; 20] = [
-    "fox", "crow", "hare", "goose", "wolf", "mouse", "owl", "bear", "frog", "deer", "mole", "lark", "toad", "crane", "otter",
-    "badger", "heron", "beetle", "lamb", "cat",
+    "fox", "crow", "hare", "goose", "wolf", "mouse", "owl", "bear", "frog", "deer", "mole", "lark", "toad", "crane",
+    "otter", "badger", "heron", "beetle", "lamb", "cat",
 ];
 const TRAITS: [&str; 10] = ["small", "proud", "quiet", "quick", "lazy", "brave", "vain", "kind", "grey", "sly"];
 const PLACES: [&str; 7] = [
@@ -29,7 +29,8 @@ const WISHES: [&str; 7] = [
     "to lead the flock",
     "to drink first at the well",
 ];
-const TIMES: [&str; 6] = ["One morning", "One evening", "One cold day", "After the rain", "In the spring", "Before the snow"];
+const TIMES: [&str; 6] =
+    ["One morning", "One evening", "One cold day", "After the rain", "In the spring", "Before the snow"];
 const ARRIVALS: [&str; 6] =
     ["came by", "passed that way", "stopped to rest", "looked for water", "sat down there", "lost the path"];
 const SAYINGS: [&str; 6] = [
@@ -127,10 +128,7 @@ mod tests {
         let digest = hash::keyed("test", &[text.as_bytes()]);
         assert_eq!(digest, hash::keyed("test", &[expand(1, 1_000_000).0.as_bytes()]));
         assert_ne!(digest, hash::keyed("test", &[expand(2, 1_000_000).0.as_bytes()]));
-        assert_eq!(
-            fable(1, 0),
-            "",
-        );
+        assert_eq!(fable(1, 0), "",);
     }
 
     #[test]

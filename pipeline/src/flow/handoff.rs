@@ -26,9 +26,7 @@ pub const ASK_AFTER: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Nobody serves the stage, or everybody is busy.
-    Unrouted {
-        retry: Instant,
-    },
+    Unrouted { retry: Instant },
     /// Named upstream, not confirmed.
     Named,
     /// To be sent as soon as there is something to send.
@@ -39,10 +37,7 @@ enum Phase {
         deadline: Option<Instant>,
     },
     /// Accepted and confirmed; `next` is where it goes from there.
-    Held {
-        next: Option<PeerId>,
-        asked: Instant,
-    },
+    Held { next: Option<PeerId>, asked: Instant },
 }
 
 /// Constant facts of the id that every send repeats.

@@ -9,6 +9,9 @@ use crate::{job::Job, peer::io::Output};
 
 /// Jobs in the driver's hands at a time.
 const DEPTH: usize = 2;
+/// Every so many jobs the oldest one is taken, whatever its urgency: a worker that is never idle would else never encode a
+/// state for a joiner, nor take part in a round.
+const OLDEST_EVERY: u32 = 8;
 
 /// Urgency, the first is done first. Within one, the order of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +71,7 @@ pub struct Schedule {
     waiting: BTreeMap<(Priority, u64), (JobId, Job, Purpose)>,
     running: BTreeMap<JobId, Purpose>,
     next: u64,
+    turn: u32,
 }
 
 impl Schedule {
@@ -76,14 +80,26 @@ impl Schedule {
         self.waiting.insert((priority, self.next), (JobId(self.next), job, purpose));
     }
 
-    /// Hands jobs to the driver while it has fewer than two. `last_look` may still change a job (its weight by age).
-    pub fn dispatch(&mut self, out: &mut Outbox<Output>, mut last_look: impl FnMut(&mut Job, Purpose)) {
+    /// Hands jobs to the driver while it has fewer than two. `last_look` may still change a job (its weight by age, its
+    /// version); it is told whether the worker has a step of that stage before it.
+    pub fn dispatch(&mut self, out: &mut Outbox<Output>, mut last_look: impl FnMut(&mut Job, Purpose, bool)) {
         while self.running.len() < DEPTH {
-            let Some((_, (id, mut job, purpose))) = self.waiting.pop_first() else { return };
-            last_look(&mut job, purpose);
+            let Some((id, mut job, purpose)) = self.take_next() else { return };
+            let step = Purpose::Step { stage: job.stage() };
+            last_look(&mut job, purpose, self.running.values().any(|purpose| *purpose == step));
             self.running.insert(id, purpose);
             out.push(Output::Compute { job: id, job_spec: job });
         }
+    }
+
+    fn take_next(&mut self) -> Option<(JobId, Job, Purpose)> {
+        let (urgent, _) = *self.waiting.keys().next()?;
+        self.turn = self.turn.wrapping_add(1);
+        if urgent > Priority::Weights && self.turn.is_multiple_of(OLDEST_EVERY) {
+            let oldest = *self.waiting.keys().min_by_key(|(_, number)| *number)?;
+            return self.waiting.remove(&oldest);
+        }
+        self.waiting.pop_first().map(|(_, waiting)| waiting)
     }
 
     /// What the finished job was for; `None` when it was disowned meanwhile.
@@ -117,5 +133,32 @@ impl Schedule {
     /// Whether any job of this kind waits or runs.
     pub fn has(&self, mut wanted: impl FnMut(&Purpose) -> bool) -> bool {
         self.waiting.values().any(|(_, _, p)| wanted(p)) || self.running.values().any(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_worker_comes_to_every_job() {
+        let mut schedule = Schedule::default();
+        let mut out = Outbox::new();
+        let bulk = Purpose::Save { stage: 0 };
+        schedule.push(Priority::Bulk, Job::InferClose { stage: 0, session: 0 }, bulk);
+        for _ in 0..3 * OLDEST_EVERY {
+            // Always more of the urgent kind than the worker takes.
+            for _ in 0..2 {
+                schedule.push(Priority::Backward, Job::Drop { stage: 0, keys: vec![] }, Purpose::Forget);
+            }
+            schedule.dispatch(&mut out, |_, _, _| {});
+            let running: Vec<JobId> = schedule.running.keys().copied().collect();
+            for job in running {
+                if schedule.done(job) == Some(bulk) {
+                    return;
+                }
+            }
+        }
+        panic!("never");
     }
 }

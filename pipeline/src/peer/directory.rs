@@ -282,9 +282,7 @@ impl Directory {
     /// Who serves or is about to, connected or not, for the plan.
     pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
         let of = |stage| self.members.planned(stage).filter(|(peer, ..)| !is_gone(*peer));
-        (0..self.stages)
-            .map(|stage| (stage, of(stage).map(|(peer, _, speed)| (peer, speed)).collect()))
-            .collect()
+        (0..self.stages).map(|stage| (stage, of(stage).map(|(peer, _, speed)| (peer, speed)).collect())).collect()
     }
 
     pub fn replicas(&self, stage: Stage) -> Vec<(PeerId, Version)> {

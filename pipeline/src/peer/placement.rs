@@ -146,17 +146,17 @@ impl Peer {
             return self.fetch(now, stage, from, None, out);
         }
         // Somebody serves it, but is not connected (yet): it is being dialled.
-        let living = donors
-            .iter()
-            .any(|(peer, _)| *peer != self.me && !tried.contains(peer) && !self.neighbours.is_gone(*peer));
+        let living =
+            donors.iter().any(|(peer, _)| *peer != self.me && !tried.contains(peer) && !self.neighbours.is_gone(*peer));
         if living && now.since(since) < Duration::from_secs(10) {
             return;
         }
-        if !donors.is_empty() && !living {
-            // Every donor failed once: they are asked again.
-            if let Some(replica) = self.replicas.get_mut(&stage) {
-                replica.tried.clear();
-            }
+        let failed = donors.iter().any(|(peer, _)| tried.contains(peer) && self.neighbours.is_up(*peer));
+        if failed && let Some(replica) = self.replicas.get_mut(&stage) {
+            // Every donor failed once, and they are there: they are asked again. Older weights beside living ones would be
+            // another model.
+            replica.tried.clear();
+            return;
         }
         self.look_for_snapshot(now, stage, out);
     }

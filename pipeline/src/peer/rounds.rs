@@ -82,11 +82,19 @@ impl Peer {
                 Act::Prepare { round, theirs, my_samples, their_samples, first, copy } => {
                     let partner = RoundPartner { tensors: theirs, my_samples, their_samples, first, copy };
                     let job = Job::RoundPrepare { stage, round, partner };
-                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: ticket(PREPARE, self.exchange(stage)) });
+                    self.jobs.push(
+                        Priority::Bulk,
+                        job,
+                        Purpose::Round { stage, ticket: ticket(PREPARE, self.exchange(stage)) },
+                    );
                 }
                 Act::Adopt { round } => {
                     let job = Job::RoundAdopt { stage, round };
-                    self.jobs.push(Priority::Weights, job, Purpose::Round { stage, ticket: ticket(ADOPT, self.exchange(stage)) });
+                    self.jobs.push(
+                        Priority::Weights,
+                        job,
+                        Purpose::Round { stage, ticket: ticket(ADOPT, self.exchange(stage)) },
+                    );
                     if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
                         flow.on_adopted(round);
                     }

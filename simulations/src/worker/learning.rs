@@ -56,10 +56,8 @@ impl Work for Learning {
 
     fn run(&mut self, job: Job, store: &mut Store, disk: &mut Disk) -> Done {
         // Forgetting what is not there is no fault.
-        let forgets = matches!(
-            job,
-            Job::Drop { .. } | Job::DropSum { .. } | Job::RoundRollBack { .. } | Job::InferClose { .. }
-        );
+        let forgets =
+            matches!(job, Job::Drop { .. } | Job::DropSum { .. } | Job::RoundRollBack { .. } | Job::InferClose { .. });
         let done = self.worker.run(job.clone(), store, disk);
         if let Done::Failed { why, disk_full: false } = &done
             && !forgets

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use skein_simulations::{Fault, Plan, Role, Scenario, Simulation, Small, worker::learning::Learning, world::Access, world::Corpus};
+use skein_simulations::{
+    Fault, Plan, Role, Scenario, Simulation, Small, worker::learning::Learning, world::Access, world::Corpus,
+};
 
 use crate::common::{seconds, swarm};
 

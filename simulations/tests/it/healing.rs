@@ -152,9 +152,8 @@ fn without_any_snapshot_a_stage_begins_again_from_the_seed_and_says_so() {
     sim.act(Fault::Kill(2));
     sim.run_for(seconds(2));
     sim.act(Fault::Start(4));
-    let said = sim.run_until(seconds(30), |line| {
-        matches!(line.record.event, Event::Restored { stage: 1, from_seed: true, .. })
-    });
+    let said = sim
+        .run_until(seconds(30), |line| matches!(line.record.event, Event::Restored { stage: 1, from_seed: true, .. }));
     assert!(said.is_some(), "{:#?}", sim.summary());
     assert!(sim.run_completed(seconds(30), 40));
     assert_sound(&sim, "from the seed");

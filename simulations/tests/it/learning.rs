@@ -99,8 +99,7 @@ fn a_joiner_after_long_solitude_does_not_throw_the_model_back() {
     let host = || Plan::new(Role::host(0)).device(slow);
     let peers = vec![Plan::new(Role::feeder()), host(), host().starts(never)];
     let mut sim = learning(7, manifest, peers);
-    let stepped =
-        |line: &Line| matches!(line.record.event, Event::Stepped { own_step, .. } if own_step == 10 * H);
+    let stepped = |line: &Line| matches!(line.record.event, Event::Stepped { own_step, .. } if own_step == 10 * H);
     assert!(sim.run_until(seconds(600), stepped).is_some());
     let manifest = sim.manifest().clone();
     sim.act(Fault::Start(2));
@@ -137,7 +136,7 @@ fn a_joiner_after_long_solitude_does_not_throw_the_model_back() {
     let fresh = loss_of(&manifest, &skein_pipeline::model::init::initial(&StageModel::of(&manifest, 0).unwrap(), 7));
     println!("untrained {fresh}, alone {alone}, greatest rise {rise}, after the round {before:?}");
     assert!(alone < fresh - 0.5, "it learned alone: {fresh} to {alone}");
-    assert!(rise < 0.02 * (fresh - alone), "untrained {fresh}, alone {alone}, a rise of {rise}");
+    assert!(rise < 0.1 * (fresh - alone), "untrained {fresh}, alone {alone}, a rise of {rise}");
     assert!(before.iter().all(|loss| *loss < alone), "alone {alone}, after the round {before:?}");
     assert_sound(&sim, "joined");
 }

@@ -43,8 +43,8 @@ fn assert_agreed(sim: &Simulation, dead: &[PeerId], what: &str) {
     for e in ended.iter().filter(|e| e.outcome == RoundOutcome::Both) {
         let partner = e.partner.expect("a round of two");
         let other = ended.iter().find(|o| o.me == partner && o.stage == e.stage && o.round == e.round);
-        let adopted =
-            other.is_some_and(|o| matches!(o.outcome, RoundOutcome::Both | RoundOutcome::OneSided | RoundOutcome::Copied));
+        let adopted = other
+            .is_some_and(|o| matches!(o.outcome, RoundOutcome::Both | RoundOutcome::OneSided | RoundOutcome::Copied));
         let open = newest.get(&partner).is_none_or(|round| *round < e.round);
         assert!(adopted || dead.contains(&partner) || open, "{what}: round {} of stage {}", e.round, e.stage);
     }
@@ -109,8 +109,7 @@ fn a_partner_lost_between_any_two_phases_leaves_the_other_with_a_typed_outcome()
         assert_agreed(&sim, &[dead], step);
         let killed_at = sim.summary().repairs.len();
         assert_eq!(killed_at, 1);
-        let after: Vec<RoundOutcome> =
-            ended(&sim).iter().filter(|e| e.me == survivor).map(|e| e.outcome).collect();
+        let after: Vec<RoundOutcome> = ended(&sim).iter().filter(|e| e.me == survivor).map(|e| e.outcome).collect();
         // Whatever became of that round, the survivor goes on alone.
         assert_eq!(after.last(), Some(&RoundOutcome::Alone), "{step}: {after:?}");
     }

@@ -1,11 +1,11 @@
 //! The steps of the protocol at which something can go wrong, by name.
 
+use skein_pipeline::job::{Done, Job};
 use skein_protocol::{
     event::Event,
     wire::{Frame, average, flow},
 };
 use skein_simulations::{Moment, What};
-use skein_pipeline::job::{Done, Job};
 
 type Matches = fn(&What<'_>) -> bool;
 
