@@ -63,9 +63,7 @@ fn run_then(
     // Every third swarm is spread over homes.
     let access = if seed % 3 == 2 { Access::HOME } else { Access::LOOPBACK };
     let peers: Vec<Plan> = swarm(3, 2).into_iter().map(|plan| plan.access(access)).collect();
-    let mut scenario = Scenario::new(seed, Small::demo(3).manifest(), peers);
-    scenario.traced = std::env::var("SIM_TRACE").is_ok();
-    let mut sim = Simulation::new(scenario);
+    let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
     let struck = strike(&mut sim, case, nth, fault);
     let what = format!("{} when {} (time {nth})", case.who, case.step);
     let mut waited = 0;
@@ -81,9 +79,6 @@ fn run_then(
         sim.command(0, Command::StopFeeding);
         sim.run_for(seconds(20));
     }
-    if std::env::var("SIM_TRACE").is_ok() {
-        std::fs::write("/tmp/x/trace", sim.trace().join("\n")).unwrap();
-    }
     if !goes_on {
         return Err(format!("{what}: nothing is completed any more"));
     }
@@ -94,13 +89,6 @@ fn run_then(
 /// Runs every seed, and names all that went wrong.
 #[track_caller]
 fn survey(seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<(), String>) {
-    let seeds = match std::env::var("SIM_SEEDS") {
-        Ok(text) => {
-            let (a, b) = text.split_once("..").unwrap();
-            a.parse().unwrap()..b.parse().unwrap()
-        }
-        _ => seeds,
-    };
     let failed: Vec<String> =
         seeds.filter_map(|seed| one(seed).err().map(|wrong| format!("seed {seed}: {wrong}"))).collect();
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
@@ -119,17 +107,17 @@ fn no_overlap(summary: &Summary) -> Result<(), String> {
 
 #[test]
 fn a_kill_at_any_step_loses_doubles_and_overlaps_nothing() {
-    kills(0..150);
+    kills(0..120);
 }
 
 #[test]
 fn a_later_kill_at_any_step_loses_doubles_and_overlaps_nothing() {
-    kills(150..300);
+    kills(120..240);
 }
 
 #[test]
 fn a_kill_at_any_step_and_a_restart_lose_double_and_overlap_nothing() {
-    survey(1000..1070, |seed| {
+    survey(1000..1060, |seed| {
         // At once, or when its death is old.
         let back = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(2500)][seed as usize % 3];
         let sim = run_then(seed, back, |peer| vec![Fault::Kill(peer)], |sim, who| sim.act(Fault::Start(who)))?;
@@ -139,7 +127,7 @@ fn a_kill_at_any_step_and_a_restart_lose_double_and_overlap_nothing() {
 
 #[test]
 fn a_drain_at_any_step_loses_nothing_at_all() {
-    survey(2000..2060, |seed| {
+    survey(2000..2040, |seed| {
         let sim = run(seed, seconds(8), |peer| vec![Fault::Command(peer, Command::Drain)])?;
         let summary = sim.summary();
         no_overlap(&summary)?;
@@ -150,7 +138,7 @@ fn a_drain_at_any_step_loses_nothing_at_all() {
 #[test]
 fn a_pause_at_any_step_loses_and_doubles_nothing_and_counts_what_overlaps() {
     let overlapped = RefCell::new(0);
-    survey(0..100, |seed| {
+    survey(0..84, |seed| {
         let millis = [200, 900, 1500, 1700, 2500, 6000, 15_000][seed as usize % 7];
         let time = Duration::from_millis(millis);
         let sim = run(seed, seconds(1) + time, move |peer| vec![Fault::PauseFor(peer, time)])
@@ -159,13 +147,13 @@ fn a_pause_at_any_step_loses_and_doubles_nothing_and_counts_what_overlaps() {
         *overlapped.borrow_mut() += sim.summary().overlapped;
         Ok(())
     });
-    println!("overlapped: {overlapped:?}");
+    println!("overlapped: {}", overlapped.into_inner());
 }
 
 #[test]
 fn a_one_way_partition_at_any_step_loses_and_doubles_nothing_and_counts_what_overlaps() {
     let overlapped = RefCell::new(0);
-    survey(0..100, |seed| {
+    survey(0..80, |seed| {
         let millis = [500, 1500, 2000, 4000, 12_000][seed as usize % 5];
         let time = Duration::from_millis(millis);
         let deaf = seed % 2 == 0;
@@ -181,5 +169,5 @@ fn a_one_way_partition_at_any_step_loses_and_doubles_nothing_and_counts_what_ove
         *overlapped.borrow_mut() += sim.summary().overlapped;
         Ok(())
     });
-    println!("overlapped: {overlapped:?}");
+    println!("overlapped: {}", overlapped.into_inner());
 }

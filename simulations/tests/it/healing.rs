@@ -14,9 +14,7 @@ use crate::common::{assert_settled, assert_sound, seconds, swarm};
 const SECOND: u64 = 1_000_000_000;
 
 fn start(seed: u64, peers: Vec<Plan>) -> Simulation {
-    let mut scenario = Scenario::new(seed, Small::demo(3).manifest(), peers);
-    scenario.traced = std::env::var("SIM_TRACE").is_ok();
-    let mut sim = Simulation::new(scenario);
+    let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
     assert!(sim.run_completed(seconds(60), 20), "{:#?}", sim.summary());
     sim
 }
@@ -77,9 +75,6 @@ fn only_replica_dies(seed: u64, peers: Vec<Plan>, then: impl FnOnce(&mut Simulat
     sim.run_for(Duration::from_millis(500));
     then(&mut sim);
     let restored = sim.run_until(seconds(30), |line| matches!(line.record.event, Event::Restored { stage: 1, .. }));
-    if std::env::var("SIM_TRACE").is_ok() {
-        std::fs::write("/tmp/x/trace", sim.trace().join("\n")).unwrap();
-    }
     let restored = restored.unwrap_or_else(|| panic!("nobody adopts the stage: {:#?}", sim.summary()));
     assert!(sim.run_completed(seconds(30), 40), "it does not go on: {:#?}", sim.summary());
     let paused = completions(&sim).filter(|at| *at > kill + seconds(2) && *at < restored).count();
