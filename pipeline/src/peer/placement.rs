@@ -167,7 +167,7 @@ impl Peer {
             .directory
             .held(stage)
             .into_iter()
-            .filter(|(peer, _)| self.neighbours.is_up(*peer) && self.replicas[&stage].tried.get(peer).is_none())
+            .filter(|(peer, _)| self.neighbours.is_up(*peer) && !self.replicas[&stage].tried.contains(peer))
             .max_by_key(|(_, version)| (version.round, version.own_step));
         let newness = |version: Version| (version.round, version.own_step);
         match (mine, theirs) {

@@ -67,8 +67,8 @@ fn run_then(
     let struck = strike(&mut sim, case, nth, fault);
     let what = format!("{} when {} (time {nth})", case.who, case.step);
     let mut waited = 0;
-    while struck.borrow().is_none() && waited < 60 {
-        sim.run_for(seconds(1));
+    while struck.borrow().is_none() && waited < 600 {
+        sim.run_for(Duration::from_millis(100));
         waited += 1;
     }
     let Some(who) = *struck.borrow() else { return Err(format!("{what}: never happened")) };
@@ -77,7 +77,7 @@ fn run_then(
     let goes_on = sim.run_completed(seconds(60), 40);
     if goes_on {
         sim.command(0, Command::StopFeeding);
-        sim.run_for(seconds(20));
+        sim.run_for(seconds(15));
     }
     if !goes_on {
         return Err(format!("{what}: nothing is completed any more"));
