@@ -29,7 +29,7 @@ struct Fed {
 pub struct Membership {
     peers: BTreeMap<PeerId, Known>,
     feeders: BTreeMap<PeerId, Fed>,
-    held: BTreeMap<(Stage, PeerId), Held>,
+    held: BTreeMap<(Stage, PeerId), (Incarnation, Held)>,
     empty_since: BTreeMap<Stage, Instant>,
 }
 
@@ -68,7 +68,7 @@ impl Membership {
             }
             What::Held(held) => {
                 let stage = held.version.stage;
-                self.held.insert((stage, author), held);
+                self.held.insert((stage, author), (incarnation, held));
                 Change::Held(stage)
             }
         }
@@ -87,10 +87,14 @@ impl Membership {
         }
     }
 
-    /// A peer is gone: what it served and held is not there until it offers it again.
-    pub fn on_lost(&mut self, peer: PeerId) {
-        self.peers.remove(&peer);
-        self.held.retain(|(_, keeper), _| *keeper != peer);
+    /// A peer is gone: what it served and held is not there until it offers it again. `lost`: the incarnation that is gone; the
+    /// word of a newer one may have been faster than its connection.
+    pub fn on_lost(&mut self, peer: PeerId, lost: Option<Incarnation>) {
+        let gone = |incarnation: Incarnation| lost.is_none_or(|lost| incarnation <= lost);
+        if self.peers.get(&peer).is_some_and(|known| gone(known.incarnation)) {
+            self.peers.remove(&peer);
+        }
+        self.held.retain(|(_, keeper), (incarnation, _)| *keeper != peer || !gone(*incarnation));
     }
 
     pub fn offer(&self, peer: PeerId) -> Option<&Offer> {
@@ -136,7 +140,7 @@ impl Membership {
     pub fn held(&self, stage: Stage) -> impl Iterator<Item = (PeerId, &Held)> {
         self.held
             .range((stage, PeerId([0; 32]))..=(stage, PeerId([255; 32])))
-            .map(|((_, keeper), held)| (*keeper, held))
+            .map(|((_, keeper), (_, held))| (*keeper, held))
     }
 
     /// Samples that a feeder completed.
@@ -212,8 +216,11 @@ mod tests {
         let mut members = Membership::default();
         members.on_item(A, item(1, serving(2)), |_| true);
         assert_eq!(members.replicas(2).map(|(peer, _, speed)| (peer, speed)).collect::<Vec<_>>(), vec![(A, 1.5)]);
-        members.on_lost(A);
+        members.on_lost(A, Some(1));
         assert_eq!(members.replicas(2).count(), 0);
+        members.on_item(A, item(2, serving(2)), |_| true);
+        members.on_lost(A, Some(1));
+        assert_eq!(members.replicas(2).count(), 1, "its next life was there already");
     }
 
     #[test]

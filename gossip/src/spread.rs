@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use skein_protocol::{
-    Instant, Outbox, PeerId, RunId, Utc,
+    Incarnation, Instant, Outbox, PeerId, RunId, Utc,
     event::Severity,
     key::Signed,
     rng::{Purpose, Streams},
@@ -28,6 +28,8 @@ const DIGEST_EVERY: Duration = Duration::from_secs(1);
 pub const SKEW_MAX: Duration = Duration::from_secs(90);
 /// No item lives longer.
 pub const LIFE_MAX: Duration = Duration::from_secs(120);
+/// Kind of items that outlive the connection to their author: what is over stays over.
+const PROGRESS: u8 = 1;
 /// How long the newest stamp of an expired item is remembered, so that an old one cannot come back.
 const REMEMBER: Duration = Duration::from_secs(600);
 
@@ -91,8 +93,20 @@ impl Spread {
         out.push(Act::Send { to: peer, frame: self.digest() });
     }
 
-    pub fn on_lost(&mut self, peer: PeerId) {
+    /// The connection to a neighbour is gone; `lost`: the incarnation that was behind it. What it offered and held is not told
+    /// to newcomers any more, and comes back only newer: the dead would be waited for until their items expire.
+    pub fn on_lost(&mut self, now: Instant, peer: PeerId, lost: Option<Incarnation>) {
         self.neighbours.retain(|neighbour| *neighbour != peer);
+        let gone = |key: &ItemKey, stored: &Stored| {
+            key.author == peer && key.kind != PROGRESS && lost.is_none_or(|lost| stored.stamp.incarnation <= lost)
+        };
+        let keys: Vec<ItemKey> =
+            self.items.iter().filter(|(key, stored)| gone(key, stored)).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(stored) = self.items.remove(&key) {
+                self.remembered.insert(key, (stored.stamp, now + REMEMBER));
+            }
+        }
     }
 
     /// Spreads an item of mine. It comes back as `New`, like everybody else's.
@@ -333,5 +347,22 @@ mod tests {
         out.drain().for_each(drop);
         spread.on_frame(later, Utc(1_061_000), from, frame(), &mut out);
         assert!(out.is_empty());
+    }
+    #[test]
+    fn what_a_lost_neighbour_offered_comes_back_only_newer() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        let from = key(5).peer();
+        let mut say = |spread: &mut Spread, sequence: u32| {
+            let frame = Frame::Items(Items { items: vec![item(sequence).sign(&key(1))] });
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), from, frame, &mut out);
+            out.drain().filter(|act| matches!(act, Act::New { .. })).count()
+        };
+        assert_eq!(say(&mut spread, 3), 1);
+        spread.on_lost(Instant::ZERO, key(1).peer(), Some(1));
+        assert_eq!(say(&mut spread, 3), 0);
+        assert_eq!(say(&mut spread, 4), 1);
+        spread.on_lost(Instant::ZERO, key(1).peer(), Some(0));
+        assert!(!spread.items.is_empty(), "of a newer life");
     }
 }

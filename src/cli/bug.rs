@@ -41,7 +41,12 @@ fn report(info: &PanicHookInfo<'_>, folder: &Path) -> Failure {
 
 fn text(message: &str, place: &str, backtrace: &str, log: &[String]) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "skein {} ({})\n{message}\nat {place}\n\nbacktrace\n{backtrace}\n\nlog", version(), env::consts::OS);
+    let _ = writeln!(
+        text,
+        "skein {} ({})\n{message}\nat {place}\n\nbacktrace\n{backtrace}\n\nlog",
+        version(),
+        env::consts::OS
+    );
     for line in log {
         let _ = writeln!(text, "{line}");
     }

@@ -164,19 +164,13 @@ impl From<HomeError> for Report {
             HomeError::NotAKey { path, bytes, reason } => {
                 Failure::NotAKey { path: path.display().to_string(), bytes: *bytes, reason: reason.to_string() }
             }
-            HomeError::Damaged { path, why } => {
-                Failure::Damaged { path: path.display().to_string(), why: why.clone() }
+            HomeError::Damaged { path, why } => Failure::Damaged { path: path.display().to_string(), why: why.clone() },
+            HomeError::DiskFull { path, free, needed } => {
+                Failure::DiskFull { path: path.display().to_string(), free: Bytes(*free), need: Bytes(*needed) }
             }
-            HomeError::DiskFull { path, free, needed } => Failure::DiskFull {
-                path: path.display().to_string(),
-                free: Bytes(*free),
-                need: Bytes(*needed),
-            },
-            HomeError::Denied { path, source } => Failure::Unwritable {
-                path: path.display().to_string(),
-                error: source.to_string(),
-                owner: owner(path),
-            },
+            HomeError::Denied { path, source } => {
+                Failure::Unwritable { path: path.display().to_string(), error: source.to_string(), owner: owner(path) }
+            }
         };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
     }
@@ -199,12 +193,9 @@ impl From<CorpusError> for Report {
                 line: *line,
                 guess: guess.to_string(),
             },
-            CorpusError::Empty { paths, files, records, skipped } => Failure::NoData {
-                path: paths.clone(),
-                files: *files,
-                records: *records,
-                reasons: skipped.to_string(),
-            },
+            CorpusError::Empty { paths, files, records, skipped } => {
+                Failure::NoData { path: paths.clone(), files: *files, records: *records, reasons: skipped.to_string() }
+            }
         };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
     }
@@ -231,9 +222,7 @@ impl From<Refusal> for Failure {
                 let stages: Vec<String> = stages.iter().map(ToString::to_string).collect();
                 Failure::CannotAnswer { stages: stages.join(", ") }
             }
-            Refusal::NotOwner { owner } => {
-                Failure::NotPossible { why: format!("the run belongs to {}", Peer(owner)) }
-            }
+            Refusal::NotOwner { owner } => Failure::NotPossible { why: format!("the run belongs to {}", Peer(owner)) },
             Refusal::Unwritable { path, error } => {
                 let owner = owner(&path);
                 Failure::Unwritable { path: path.display().to_string(), error, owner }
@@ -326,7 +315,10 @@ mod tests {
             assert!(what.ends_with('.'), "{code}: {what}");
             for text in [&what, &why] {
                 let lower = text.to_lowercase();
-                assert!(!lower.contains("please") && !lower.contains("failed to") && !text.contains('!'), "{code}: {text}");
+                assert!(
+                    !lower.contains("please") && !lower.contains("failed to") && !text.contains('!'),
+                    "{code}: {text}"
+                );
             }
             assert!(failure.next().len() <= 3, "{code}");
             assert!(failure.text().level != Level::Failure || !failure.next().is_empty(), "{code}: nothing to do");
@@ -337,7 +329,8 @@ mod tests {
 
     #[test]
     fn the_json_form_is_settled() {
-        let failure = Failure::PortTaken { port: 5000, origin: "flag --port".into(), command: "join".into(), free: 5001 };
+        let failure =
+            Failure::PortTaken { port: 5000, origin: "flag --port".into(), command: "join".into(), free: 5001 };
         let json = serde_json::to_string(&failure.document()).unwrap();
         assert_eq!(
             json,

@@ -79,7 +79,10 @@ pub const WORDS: &[Word] = &[
         "path",
         "Who computed a micro-batch at each stage. The feeder accepts the first complete path of an id and writes it down.",
     ),
-    word("peer", "One running skein with a key of its own. Its name is two words made from the key, next to the end of its id."),
+    word(
+        "peer",
+        "One running skein with a key of its own. Its name is two words made from the key, next to the end of its id.",
+    ),
     word(
         "petname",
         "Two words for a peer, as quiet-heron. A label made from the key: anybody can look for a key with the same words, so it stands next to \
@@ -112,7 +115,10 @@ pub const WORDS: &[Word] = &[
         "Two replicas of a stage average what they have learned since their last round, and go on. Nobody waits for it: it either happens on \
          both sides or on neither, and work goes on meanwhile.",
     ),
-    word("route", "How a micro-batch finds the next stage: weighted by measured speed, with some chance, so that replicas mix."),
+    word(
+        "route",
+        "How a micro-batch finds the next stage: weighted by measured speed, with some chance, so that replicas mix.",
+    ),
     word("run", "One training effort: a manifest, and the peers that follow it."),
     word(
         "run step",
@@ -134,7 +140,10 @@ pub const WORDS: &[Word] = &[
          round. Stale gradients are weighted down, and past the bound of the manifest they are not added, though still passed on. Slow links \
          and slow devices make work stale.",
     ),
-    word("version", "The weights of a stage at one replica: stage, peer, incarnation, round and own step. One version has one hash."),
+    word(
+        "version",
+        "The weights of a stage at one replica: stage, peer, incarnation, round and own step. One version has one hash.",
+    ),
 ];
 
 pub fn find(name: &str) -> Option<&'static Word> {
@@ -144,7 +153,9 @@ pub fn find(name: &str) -> Option<&'static Word> {
 
 /// docs/glossary.md.
 pub fn markdown() -> String {
-    let mut text = String::from("# Words\n\nThe same in the code, on the command line and in these pages. `skein explain WORD` prints them offline.\n");
+    let mut text = String::from(
+        "# Words\n\nThe same in the code, on the command line and in these pages. `skein explain WORD` prints them offline.\n",
+    );
     for word in WORDS {
         text.push_str(&format!("\n## {}\n\n{}\n", word.word, word.page));
     }

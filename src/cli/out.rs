@@ -83,7 +83,10 @@ impl Style {
             Colour::Always => true,
             Colour::Never => false,
             Colour::Auto if set("NO_COLOR") => false,
-            Colour::Auto => env::var_os("CLICOLOR_FORCE").is_some_and(|value| !value.is_empty() && value != "0") || (terminal && !dumb),
+            Colour::Auto => {
+                env::var_os("CLICOLOR_FORCE").is_some_and(|value| !value.is_empty() && value != "0")
+                    || (terminal && !dumb)
+            }
         };
         let (stdout, stderr) = (io::stdout().is_terminal(), io::stderr().is_terminal());
         let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
@@ -383,7 +386,10 @@ pub(super) mod tests {
         out.document("status", &json!({ "step": 7 }));
         out.event("Step", &json!({ "loss": 1.5 }));
         let lines: Vec<Value> = stdout.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!((&lines[0]["command"], &lines[0]["schema"], &lines[0]["step"]), (&json!("status"), &json!(1), &json!(7)));
+        assert_eq!(
+            (&lines[0]["command"], &lines[0]["schema"], &lines[0]["step"]),
+            (&json!("status"), &json!(1), &json!(7))
+        );
         assert_eq!((&lines[1]["type"], &lines[1]["seq"], &lines[1]["loss"]), (&json!("Step"), &json!(0), &json!(1.5)));
     }
 

@@ -39,7 +39,8 @@ siskin skylark snail snipe sparrow squirrel stork swallow swan tern thrush toad 
 /// The name of a peer: `quiet-heron`.
 pub fn of(peer: &PeerId) -> String {
     let digest = hash::keyed("skein petname 1", &[&peer.0]).0;
-    let word = |words: &'static str, at: u8| words.split_whitespace().nth(usize::from(at)).expect("256 words, as a test sees");
+    let word =
+        |words: &'static str, at: u8| words.split_whitespace().nth(usize::from(at)).expect("256 words, as a test sees");
     format!("{}-{}", word(FIRST, digest[0]), word(SECOND, digest[1]))
 }
 

@@ -81,18 +81,8 @@ pub const KEYS: &[Key] = &[
         "[]",
         "More peers to start from: HOST:PORT or a multiaddress. Those of the invite are enough.",
     ),
-    key(
-        "store.path",
-        Kind::Text { bytes_max: 4096 },
-        r#""""#,
-        "Folder for checkpoints. Empty: the data folder.",
-    ),
-    key(
-        "store.keep_versions",
-        Kind::Count { min: 1, max: 100 },
-        "3",
-        "Checkpoints that are kept of each stage.",
-    ),
+    key("store.path", Kind::Text { bytes_max: 4096 }, r#""""#, "Folder for checkpoints. Empty: the data folder."),
+    key("store.keep_versions", Kind::Count { min: 1, max: 100 }, "3", "Checkpoints that are kept of each stage."),
     key(
         "store.checkpoint_every",
         Kind::Duration { min_s: 10, max_s: 7 * 86_400 },

@@ -168,12 +168,8 @@ impl Settings {
     }
 
     fn defaults() -> Settings {
-        let setting = |key: &Key| Setting {
-            key: key.path,
-            value: default(key),
-            origin: Origin::Default,
-            covered: Vec::new(),
-        };
+        let setting =
+            |key: &Key| Setting { key: key.path, value: default(key), origin: Origin::Default, covered: Vec::new() };
         Settings { settings: KEYS.iter().map(|key| (key.path, setting(key))).collect(), warnings: Vec::new() }
     }
 
@@ -276,14 +272,17 @@ fn leaves(text: &str, origin: &impl Fn(usize) -> Origin) -> Result<Vec<Leaf>, Co
     let mut found = Vec::new();
     walk("", document.get_ref(), &mut |path, at, value| {
         let line = line(at);
-        found.push((at, match keys::find(path) {
-            Some(key) => Ok((key, plain(value), line)),
-            None => Err(ConfigError::Unknown {
-                key: path.to_string(),
-                place: Place(origin(line)),
-                near: nearest(path, KEYS.iter().map(|key| key.path.to_string())),
-            }),
-        }));
+        found.push((
+            at,
+            match keys::find(path) {
+                Some(key) => Ok((key, plain(value), line)),
+                None => Err(ConfigError::Unknown {
+                    key: path.to_string(),
+                    place: Place(origin(line)),
+                    near: nearest(path, KEYS.iter().map(|key| key.path.to_string())),
+                }),
+            },
+        ));
     });
     found.sort_by_key(|(at, _)| *at);
     Ok(found.into_iter().map(|(_, leaf)| leaf).collect())
@@ -372,7 +371,8 @@ mod tests {
     #[test]
     fn later_layers_win_and_what_they_cover_is_remembered() {
         let file = "[give]\n\nmemory = \"2GiB\"\n";
-        let settings = load(file, &[("SKEIN_GIVE__MEMORY", "3GiB"), ("SKEIN_NET__LAN", "off")], memory_flag("4GiB")).unwrap();
+        let settings =
+            load(file, &[("SKEIN_GIVE__MEMORY", "3GiB"), ("SKEIN_NET__LAN", "off")], memory_flag("4GiB")).unwrap();
         let memory = settings.get("give.memory").unwrap();
         assert_eq!((memory.value.as_str(), &memory.origin), (Some("4GiB"), &Origin::Flag("--memory")));
         let below: Vec<String> = memory.covered.iter().map(|(value, origin)| format!("{value} {origin}")).collect();

@@ -35,9 +35,7 @@ impl Give {
     pub fn memory_bytes(&self, machine: &Machine) -> u64 {
         match self.memory {
             Memory::Bytes(bytes) => bytes,
-            Memory::Auto => {
-                (machine.memory_total / 2).min(machine.memory_free.saturating_sub(2 * GIB)).max(MEMORY_MIN)
-            }
+            Memory::Auto => (machine.memory_total / 2).min(machine.memory_free.saturating_sub(2 * GIB)).max(MEMORY_MIN),
         }
     }
 

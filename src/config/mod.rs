@@ -9,7 +9,11 @@ pub mod machine;
 pub mod profile;
 mod value;
 
-use std::{net::{IpAddr, SocketAddr}, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use libp2p::Multiaddr;
 use serde::Deserialize;

@@ -1,6 +1,9 @@
 //! What the value of a key may be. In: TOML values and texts of flags and variables. Out: a checked value, or what is wrong.
 
-use std::{net::{IpAddr, SocketAddr}, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use libp2p::{Multiaddr, multiaddr::Protocol};
 use serde::{Deserialize, Deserializer, de};
@@ -11,12 +14,23 @@ use super::{Device, Memory, StageChoice, Token};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
-    Text { bytes_max: usize },
+    Text {
+        bytes_max: usize,
+    },
     Flag,
-    Count { min: i64, max: i64 },
-    Size { auto: bool, min: u64 },
+    Count {
+        min: i64,
+        max: i64,
+    },
+    Size {
+        auto: bool,
+        min: u64,
+    },
     /// 0, or between the two.
-    Duration { min_s: u64, max_s: u64 },
+    Duration {
+        min_s: u64,
+        max_s: u64,
+    },
     Choice(&'static [&'static str]),
     Device,
     Stage,
@@ -104,10 +118,8 @@ impl Kind {
     }
 
     fn check_size(&self, value: &Value, auto: bool, min: u64) -> Result<(), Wrong> {
-        let no_unit = |number: String| Wrong::NoUnit {
-            could_be: "bytes, MB or MiB",
-            example: format!("\"{number}MiB\""),
-        };
+        let no_unit =
+            |number: String| Wrong::NoUnit { could_be: "bytes, MB or MiB", example: format!("\"{number}MiB\"") };
         match value {
             Value::Integer(n) => Err(no_unit(n.to_string())),
             Value::Float(x) => Err(no_unit(x.to_string())),

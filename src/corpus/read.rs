@@ -120,8 +120,7 @@ struct Reader {
 
 impl Reader {
     fn file(&mut self, path: &Path) -> Result<(), CorpusError> {
-        let bytes =
-            fs::read(path).map_err(|source| CorpusError::Unreadable { path: path.to_path_buf(), source })?;
+        let bytes = fs::read(path).map_err(|source| CorpusError::Unreadable { path: path.to_path_buf(), source })?;
         self.files += 1;
         let text = std::str::from_utf8(&bytes).map_err(|error| not_utf8(path, &bytes, error.valid_up_to()))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);

@@ -1,7 +1,11 @@
 //! Where the running peer of this home can be asked: address and token of its control server. In: what the server says when it
 //! listens. Out: what `status` and its kin read. The file goes with the process; one that stayed behind leads to a closed door.
 
-use std::{fs, net::SocketAddr, path::{Path, PathBuf}};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 

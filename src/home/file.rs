@@ -37,9 +37,7 @@ pub fn write_with(
     let dir = parent(path);
     make_dir(dir)?;
     let mut temp = builder(reader).tempfile_in(dir).map_err(|error| refused(path, len, error))?;
-    fill(temp.as_file_mut())
-        .and_then(|()| temp.as_file().sync_all())
-        .map_err(|error| refused(path, len, error))?;
+    fill(temp.as_file_mut()).and_then(|()| temp.as_file().sync_all()).map_err(|error| refused(path, len, error))?;
     temp.persist(path).map_err(|error| refused(path, len, error.error))?;
     sync_dir(dir).map_err(|error| refused(path, len, error))
 }

@@ -30,7 +30,8 @@ impl Identity {
         SysRng
             .try_fill_bytes(&mut secret)
             .map_err(|error| HomeError::Denied { path: path.into(), source: io::Error::other(error.to_string()) })?;
-        let made_now = file::create(path, format!("{}\n", data_encoding::HEXLOWER.encode(&secret)).as_bytes(), Reader::OwnerOnly)?;
+        let made_now =
+            file::create(path, format!("{}\n", data_encoding::HEXLOWER.encode(&secret)).as_bytes(), Reader::OwnerOnly)?;
         let key = read(path)?
             .ok_or_else(|| HomeError::Denied { path: path.into(), source: io::ErrorKind::NotFound.into() })?;
         Ok(Identity { key, made_now })

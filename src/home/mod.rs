@@ -139,7 +139,8 @@ mod tests {
     #[test]
     fn a_named_home_holds_everything() {
         let home = Home::find(Some(Path::new("/somewhere"))).unwrap();
-        for path in [home.config_file(), home.key_file(), home.control_file(), home.log_dir(), home.data().join("lock")] {
+        for path in [home.config_file(), home.key_file(), home.control_file(), home.log_dir(), home.data().join("lock")]
+        {
             assert!(path.starts_with("/somewhere"), "{}", path.display());
         }
     }

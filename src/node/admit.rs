@@ -244,8 +244,7 @@ mod tests {
 
     fn forward(stage: Stage) -> Vec<u8> {
         let id = MicroBatchId { feeder: FROM, incarnation: 1, step: 0, index: 0 };
-        let forward =
-            Forward { id, attempt: Attempt::first(0), stage, samples: 0, close: false, hint: None };
+        let forward = Forward { id, attempt: Attempt::first(0), stage, samples: 0, close: false, hint: None };
         Frame::Flow(flow::Frame::Forward(forward)).encode()
     }
 

@@ -50,12 +50,19 @@ const WAITING: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub enum Order {
     Command(Command),
-    Generate { ask: Ask, reply: mpsc::UnboundedSender<Said> },
-    Export { reply: export::Reply },
+    Generate {
+        ask: Ask,
+        reply: mpsc::UnboundedSender<Said>,
+    },
+    Export {
+        reply: export::Reply,
+    },
     /// Ends without draining.
     Stop,
     /// Answered when everything ordered before has been handed to the peer.
-    Settle { reply: oneshot::Sender<()> },
+    Settle {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// How a node ended.
@@ -394,7 +401,11 @@ impl Driver {
             .of(&frame)
             .is_some_and(|shape| shape.lane == lane && (body.is_some() || shape.body == Body::None));
         if !fits {
-            return self.blame(from, Severity::Wrong, "a frame on another lane than its own, or without its body".into());
+            return self.blame(
+                from,
+                Severity::Wrong,
+                "a frame on another lane than its own, or without its body".into(),
+            );
         }
         if let Frame::Hello(hello) = &frame {
             self.parts.gate.heard(from, hello, self.parts.run);
@@ -440,9 +451,7 @@ fn answer_of(frame: Frame, code: Code) -> Answer {
         // A gradient has one way only: its loss is repaired as the loss of the peer.
         Frame::Flow(flow::Frame::Backward(_)) => Answer::Hangup,
         Frame::Average(average::Frame::Tensors(terms)) => say(Frame::Average(average::Frame::Abort(terms.name))),
-        Frame::Generate(generate::Frame::Infer(infer)) => {
-            say(Frame::Generate(generate::Frame::Lost(infer.session)))
-        }
+        Frame::Generate(generate::Frame::Infer(infer)) => say(Frame::Generate(generate::Frame::Lost(infer.session))),
         // Whoever waits for a chunk gives up after a while; what is kept for it may go now.
         Frame::State(state::Frame::Chunk(chunk)) => say(Frame::State(state::Frame::None(chunk.request))),
         // Labels are asked for again, and whoever does not want the logits has stopped reading.
@@ -459,8 +468,7 @@ mod tests {
     fn a_refused_forward_is_a_decline_of_the_same_attempt() {
         let id = MicroBatchId { feeder: PeerId([1; 32]), incarnation: 1, step: 2, index: 3 };
         let attempt = Attempt::first(4).hop(5);
-        let forward =
-            flow::Forward { id, attempt: attempt.clone(), stage: 6, samples: 7, close: false, hint: None };
+        let forward = flow::Forward { id, attempt: attempt.clone(), stage: 6, samples: 7, close: false, hint: None };
         let frame = Frame::Flow(flow::Frame::Forward(forward));
         for (code, why) in [(Code::Busy, flow::Why::Busy), (Code::NotWanted, flow::Why::NotServing)] {
             let declined = flow::Declined { id, attempt: attempt.clone(), stage: 6, why };

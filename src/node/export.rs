@@ -67,7 +67,8 @@ impl Exports {
         }
         let Some(Collect { stages, reply, .. }) = self.open.remove(&request) else { return };
         let empty: Vec<Stage> = stages.iter().filter(|(_, all)| all.is_empty()).map(|(stage, _)| *stage).collect();
-        let answer = if empty.is_empty() { Ok(stages.into_values().collect()) } else { Err(ExportError::NoReplica(empty)) };
+        let answer =
+            if empty.is_empty() { Ok(stages.into_values().collect()) } else { Err(ExportError::NoReplica(empty)) };
         // Whoever asked may have gone.
         let _ = reply.send(answer);
     }

@@ -64,10 +64,18 @@ pub enum Why {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// A new session of the peer's with all of these tokens.
-    Start { session: u64, tokens: Vec<u32> },
+    Start {
+        session: u64,
+        tokens: Vec<u32>,
+    },
     /// One more token of a session.
-    Go { session: u64, token: u32 },
-    Close { session: u64 },
+    Go {
+        session: u64,
+        token: u32,
+    },
+    Close {
+        session: u64,
+    },
 }
 
 struct Session {

@@ -78,8 +78,19 @@ pub async fn start<M: Engines + 'static>(
     };
     let run = signed::run_of(&signed_bytes)?;
     progress(Progress::Manifest { run, name: manifest.run.name.clone() });
-    let built =
-        build(setup, key, lock, run, signed_bytes, manifest, meet, (net.clone(), net_events, backlog), gate, blobs, engines);
+    let built = build(
+        setup,
+        key,
+        lock,
+        run,
+        signed_bytes,
+        manifest,
+        meet,
+        (net.clone(), net_events, backlog),
+        gate,
+        blobs,
+        engines,
+    );
     match built {
         Ok((node, driver, commands)) => {
             for command in commands {
@@ -256,14 +267,9 @@ fn build<M: Engines + 'static>(
     let log = Log::open(&folder.path, key.peer(), setup.events_keep)
         .map_err(|source| NodeError::Log { path: folder.path.clone(), source })?;
     let for_engines = manifest.clone();
-    let (worker, ran) = WorkerThread::start(
-        manifest.clone(),
-        move || engines(&for_engines),
-        blobs.clone(),
-        store,
-        setup.give.niceness,
-    )
-    .map_err(NodeError::Thread)?;
+    let (worker, ran) =
+        WorkerThread::start(manifest.clone(), move || engines(&for_engines), blobs.clone(), store, setup.give.niceness)
+            .map_err(NodeError::Thread)?;
     // The last thing before the first word: a start that failed needs no number.
     let incarnation = setup.home.next_incarnation()?;
     let clock = Clock::start();

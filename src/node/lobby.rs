@@ -175,7 +175,9 @@ impl<'a> Lobby<'a> {
     fn read(&mut self, from: PeerId, bytes: &[u8]) -> Result<Option<Entered>, LobbyError> {
         match signed::open(bytes, self.invited.run) {
             Ok(manifest) => Ok(Some(Entered { signed: bytes.to_vec(), manifest, from })),
-            Err(refused @ (Refused::Protocol { .. } | Refused::Unreadable(_))) => Err(LobbyError::OtherVersion(refused)),
+            Err(refused @ (Refused::Protocol { .. } | Refused::Unreadable(_))) => {
+                Err(LobbyError::OtherVersion(refused))
+            }
             Err(refused) => {
                 self.net.penalise(from, Severity::Hostile);
                 self.altered.insert(from, refused);

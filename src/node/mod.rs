@@ -74,7 +74,10 @@ pub struct Setup {
 #[derive(Clone, Debug)]
 pub enum Way {
     /// The signed manifest is here: its owner starts it, or it was joined before.
-    Known { signed: Vec<u8>, meet: Vec<(PeerId, Vec<Multiaddr>)> },
+    Known {
+        signed: Vec<u8>,
+        meet: Vec<(PeerId, Vec<Multiaddr>)>,
+    },
     Invited(Invited),
 }
 
@@ -182,13 +185,26 @@ impl Default for Give {
 /// A step of the start, or news of one that takes long.
 #[derive(Clone, Debug)]
 pub enum Progress {
-    Identity { me: PeerId, made_now: bool },
+    Identity {
+        me: PeerId,
+        made_now: bool,
+    },
     /// 0: a port of the system's choice.
-    Listening { port: u16 },
-    Meeting { peers: usize },
+    Listening {
+        port: u16,
+    },
+    Meeting {
+        peers: usize,
+    },
     StillTrying(LobbyError),
-    Manifest { run: RunId, name: String },
-    Running { incarnation: Incarnation, remarks: Vec<Remark> },
+    Manifest {
+        run: RunId,
+        name: String,
+    },
+    Running {
+        incarnation: Incarnation,
+        remarks: Vec<Remark>,
+    },
 }
 
 /// Why a node did not start, or did not go on.

@@ -32,9 +32,16 @@ struct Assigned {
 /// What the thread tells.
 #[derive(Debug)]
 pub enum Ran {
-    Done { job: JobId, done: Done, took: Duration },
+    Done {
+        job: JobId,
+        done: Done,
+        took: Duration,
+    },
     /// A bug: nothing that this worker holds can be trusted any more.
-    Panicked { job: JobId, message: String },
+    Panicked {
+        job: JobId,
+        message: String,
+    },
 }
 
 /// The driver's end. Dropping it ends the thread after the job at hand.
@@ -179,14 +186,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = RunFolder { name: "run".into(), path: dir.path().into(), run: RunId::default() };
         let manifest = Arc::new(super::super::sample_manifest(1));
-        let (thread, mut ran) = WorkerThread::start(
-            manifest,
-            || Broken,
-            Blobs::new(1 << 20),
-            Store::new(&folder, 1),
-            Niceness::Low,
-        )
-        .unwrap();
+        let (thread, mut ran) =
+            WorkerThread::start(manifest, || Broken, Blobs::new(1 << 20), Store::new(&folder, 1), Niceness::Low)
+                .unwrap();
         assert!(thread.assign(JobId(4), Job::Create { stage: 0 }));
         match ran.recv().await {
             Some(Ran::Panicked { job: JobId(4), message }) => assert_eq!(message, "no engine for 1 layers"),

@@ -11,12 +11,23 @@ use tokio::sync::{mpsc, oneshot};
 #[derive(Debug)]
 pub enum Order {
     /// Drain and end; `now`: end without a drain.
-    Stop { now: bool },
-    Invite { request: InviteRequest, reply: oneshot::Sender<Result<Made, Refusal>> },
+    Stop {
+        now: bool,
+    },
+    Invite {
+        request: InviteRequest,
+        reply: oneshot::Sender<Result<Made, Refusal>>,
+    },
     /// Pieces of text, then [`Piece::End`]; or a refusal at any point.
-    Generate { request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>> },
+    Generate {
+        request: GenerateRequest,
+        reply: mpsc::Sender<Result<Piece, Refusal>>,
+    },
     /// Notes on the way, then [`ExportNote::Done`]; or a refusal at any point.
-    Export { request: ExportRequest, reply: mpsc::Sender<Result<ExportNote, Refusal>> },
+    Export {
+        request: ExportRequest,
+        reply: mpsc::Sender<Result<ExportNote, Refusal>>,
+    },
 }
 
 /// What a token of an invite allows.
@@ -87,8 +98,16 @@ pub struct ExportRequest {
 #[serde(rename_all = "snake_case")]
 pub enum ExportNote {
     /// Stages whose weights are here, of all.
-    Collected { stages: u16, of: u16 },
-    Done { files: Vec<PathBuf>, bytes: u64, parameters: u64, step: u64 },
+    Collected {
+        stages: u16,
+        of: u16,
+    },
+    Done {
+        files: Vec<PathBuf>,
+        bytes: u64,
+        parameters: u64,
+        step: u64,
+    },
 }
 
 /// Why a running peer does not do what was asked.

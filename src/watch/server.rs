@@ -92,8 +92,7 @@ impl Server {
         orders: mpsc::Sender<Order>,
     ) -> Result<Server, ServeError> {
         let listener = bind(config.listen, config.fixed).await?;
-        let address =
-            listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen { address: config.listen, source })?;
         let desk = Arc::new(Desk { address, token: config.token, config: config.config, state, orders });
         let app = Router::new()
             .route("/healthz", get(healthz))
@@ -346,7 +345,8 @@ mod tests {
     #[test]
     fn only_the_whole_token_opens() {
         let desk = desk("127.0.0.1:4750");
-        for (value, opens) in [("Bearer secret", true), ("Bearer secre", false), ("secret", false), ("Bearer ", false)] {
+        for (value, opens) in [("Bearer secret", true), ("Bearer secre", false), ("secret", false), ("Bearer ", false)]
+        {
             assert_eq!(desk.has_token(&headers(&[(header::AUTHORIZATION, value)])), opens, "{value}");
         }
     }

@@ -133,9 +133,8 @@ impl Candle {
         let t = self.settings.sequence;
         let angles = self.angles(0..t)?;
         let mask = self.mask(0, t, t)?;
-        (0..self.model.layers as usize).try_fold(x.clone(), |x, n| {
-            block(&self.dims, self.layer(weights, n), &x, t, &angles, &mask, None)
-        })
+        (0..self.model.layers as usize)
+            .try_fold(x.clone(), |x, n| block(&self.dims, self.layer(weights, n), &x, t, &angles, &mask, None))
     }
 
     /// Final norm and head.
@@ -213,7 +212,8 @@ impl Candle {
             let mut parts = Vec::with_capacity(graph.weights.vars.len());
             for (var, param) in graph.weights.vars.iter().zip(self.model.params()) {
                 let gradient = gradients.remove(var.as_tensor());
-                let gradient = gradient.ok_or_else(|| EngineError::Device(format!("{} has no gradient", param.name)))?;
+                let gradient =
+                    gradient.ok_or_else(|| EngineError::Device(format!("{} has no gradient", param.name)))?;
                 parts.push(gradient.flatten_all()?);
             }
             let mut sum = (Tensor::cat(&parts, 0)? * f64::from(weight))?;
@@ -294,9 +294,8 @@ fn block(
 ) -> Result<Tensor> {
     let rows = x.dim(0)?;
     let b = rows / t;
-    let heads = |x: Tensor, n: usize| -> Result<Tensor> {
-        Ok(x.reshape((b, t, n, dims.head))?.transpose(1, 2)?.contiguous()?)
-    };
+    let heads =
+        |x: Tensor, n: usize| -> Result<Tensor> { Ok(x.reshape((b, t, n, dims.head))?.transpose(1, 2)?.contiguous()?) };
     let h = rms(x, &w[0], dims.eps)?;
     let q = rope(&heads(h.matmul(&w[1].t()?)?, dims.heads)?, angles)?;
     let mut k = rope(&heads(h.matmul(&w[2].t()?)?, dims.kv_heads)?, angles)?;
@@ -451,7 +450,9 @@ impl Engine for Candle {
         let detached: Vec<Tensor> = weights.vars.iter().map(Var::as_detached_tensor).collect();
         let d = self.dims.hidden;
         let mut x = match input {
-            StageInput::Tokens(tokens) if self.model.embedding && !tokens.is_empty() => self.embed(&detached, tokens)?,
+            StageInput::Tokens(tokens) if self.model.embedding && !tokens.is_empty() => {
+                self.embed(&detached, tokens)?
+            }
             StageInput::Hidden(x) if !self.model.embedding && !x.is_empty() && x.len().is_multiple_of(d) => {
                 Tensor::from_slice(x, (x.len() / d, d), &self.device)?
             }

@@ -200,7 +200,7 @@ mod tests {
         let x = values(40, 1);
         let a = Matrix::strided(&x[2..], 4, 3, 10);
         let y = values(12, 2);
-        let mut c = vec![9.0; 4 * 6];
+        let mut c = [9.0; 4 * 6];
         FixedProduct::default().product(&mut c[1..], 6, false, a, Matrix::new(&y, 3, 4), 1.0);
         assert_eq!((c[0], c[5], c[6]), (9.0, 9.0, 9.0));
         let wanted = x[2] * y[0] + x[3] * y[4] + x[4] * y[8];

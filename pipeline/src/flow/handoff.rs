@@ -26,22 +26,18 @@ pub const ASK_AFTER: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Nobody serves the stage, or everybody is busy.
-    Unrouted {
-        retry: Instant,
-    },
+    Unrouted { retry: Instant },
     /// Named upstream, not confirmed.
     Named,
     /// To be sent as soon as there is something to send.
     Ready,
     Sent {
         at: Instant,
-        deadline: Instant,
+        /// Taken back then; nothing: only when the other is lost.
+        deadline: Option<Instant>,
     },
     /// Accepted and confirmed; `next` is where it goes from there.
-    Held {
-        next: Option<PeerId>,
-        asked: Instant,
-    },
+    Held { next: Option<PeerId>, asked: Instant },
 }
 
 /// Constant facts of the id that every send repeats.
@@ -152,8 +148,10 @@ impl Handoff {
     /// Sends it, when that is the next thing to do. `body` stays the holder's.
     pub fn send(&mut self, desk: &mut Desk<'_>, cargo: &Cargo, body: Blob) -> bool {
         let (Phase::Ready, Some(to)) = (self.phase, self.to) else { return false };
-        let patience = if to == desk.me { Duration::from_secs(60) } else { desk.route.patience(self.stage, to) };
-        self.phase = Phase::Sent { at: desk.now, deadline: desk.now + patience };
+        // Whom the hint names may have added the id: it is not given to anybody else while that one lives.
+        let patient = to == desk.me || self.hint == Some(to);
+        let deadline = (!patient).then(|| desk.now + desk.route.patience(self.stage, to));
+        self.phase = Phase::Sent { at: desk.now, deadline };
         self.offered.insert(to);
         if let Some((from, why)) = self.lost.take() {
             desk.emit(Event::Resent { id: cargo.id, stage: self.stage, from, to, why });
@@ -174,7 +172,9 @@ impl Handoff {
     /// `from` holds it, and says where it will go.
     pub fn on_accepted(&mut self, desk: &mut Desk<'_>, from: PeerId, accepted: &Accepted) {
         if self.to != Some(from) || accepted.attempt.hops().last() != Some(&self.counter) {
-            return;
+            // The word that took it back was faster than the body.
+            let Accepted { id, attempt, stage, .. } = accepted.clone();
+            return desk.send(from, Lane::Control, Frame::Cancel(About { id, attempt, stage }), None);
         }
         if let Phase::Sent { at, .. } = self.phase {
             desk.route.accepted(self.stage, from, desk.now.since(at));
@@ -260,7 +260,7 @@ impl Handoff {
         let Some(to) = self.to else { return };
         let about = || About { id: cargo.id, attempt: cargo.attempt_with(self.counter), stage: self.stage };
         match self.phase {
-            Phase::Sent { deadline, .. } if desk.now >= deadline => {
+            Phase::Sent { deadline: Some(deadline), .. } if desk.now >= deadline => {
                 // Not confirmed, so it went nowhere from there: it may be taken back.
                 desk.send(to, Lane::Control, Frame::Cancel(about()), None);
                 self.pauses.push((to, desk.now + ABSENT_PAUSE));
@@ -277,7 +277,7 @@ impl Handoff {
     pub fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Unrouted { retry } => Some(retry),
-            Phase::Sent { deadline, .. } => Some(deadline),
+            Phase::Sent { deadline, .. } => deadline,
             Phase::Held { asked, .. } => Some(asked + ASK_AFTER),
             Phase::Named | Phase::Ready => None,
         }

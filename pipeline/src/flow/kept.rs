@@ -32,6 +32,8 @@ pub struct Kept {
     pub close: bool,
     pub since: Instant,
     pub work: Work,
+    /// Last stage: upstream has heard that it is here, and will not take it back.
+    pub confirmed: bool,
     /// Last stage only.
     pub labels: Option<Blob>,
     pub labels_asked: Option<Instant>,

@@ -9,10 +9,12 @@ use crate::{job::Job, peer::io::Output};
 
 /// Jobs in the driver's hands at a time.
 const DEPTH: usize = 2;
+/// Every so many jobs the oldest one is taken, whatever its urgency: a worker that is never idle would else never encode a
+/// state for a joiner, nor take part in a round.
+const OLDEST_EVERY: u32 = 8;
 
-/// Work that gives way, and how many jobs may be asked for after it before it goes first: a worker that always has a micro-batch
-/// to compute would otherwise never answer a prompt, average, save or hand a newcomer its weights.
-const PATIENCE: [(Priority, u64); 2] = [(Priority::Infer, 1), (Priority::Bulk, 16)];
+/// So many jobs may be asked for after a piece of a generation before it goes first: somebody reads along.
+const INFER_PATIENCE: u64 = 1;
 
 /// Urgency, the first is done first. Within one, the order of asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +41,10 @@ pub enum Purpose {
         id: MicroBatchId,
     },
     Step {
+        stage: Stage,
+    },
+    /// The open sum of a fence.
+    DropSum {
         stage: Stage,
     },
     Create {
@@ -68,6 +74,7 @@ pub struct Schedule {
     waiting: BTreeMap<(Priority, u64), (JobId, Job, Purpose)>,
     running: BTreeMap<JobId, Purpose>,
     next: u64,
+    turn: u32,
 }
 
 impl Schedule {
@@ -76,22 +83,30 @@ impl Schedule {
         self.waiting.insert((priority, self.next), (JobId(self.next), job, purpose));
     }
 
-    /// Hands jobs to the driver while it has fewer than two. `last_look` may still change a job (its weight by age).
-    pub fn dispatch(&mut self, out: &mut Outbox<Output>, mut last_look: impl FnMut(&mut Job, Purpose)) {
+    /// Hands jobs to the driver while it has fewer than two. `last_look` may still change a job (its weight by age, its
+    /// version); it is told whether the worker has a step of that stage before it.
+    pub fn dispatch(&mut self, out: &mut Outbox<Output>, mut last_look: impl FnMut(&mut Job, Purpose, bool)) {
         while self.running.len() < DEPTH {
-            let Some((id, mut job, purpose)) = self.first().and_then(|key| self.waiting.remove(&key)) else { return };
-            last_look(&mut job, purpose);
+            let Some((id, mut job, purpose)) = self.take_next() else { return };
+            let step = Purpose::Step { stage: job.stage() };
+            last_look(&mut job, purpose, self.running.values().any(|purpose| *purpose == step));
             self.running.insert(id, purpose);
             out.push(Output::Compute { job: id, job_spec: job });
         }
     }
 
-    fn first(&self) -> Option<(Priority, u64)> {
-        let overdue = PATIENCE.iter().find_map(|&(priority, patience)| {
-            let (&key, _) = self.waiting.range((priority, 0)..=(priority, u64::MAX)).next()?;
-            (self.next - key.1 > patience).then_some(key)
-        });
-        overdue.or_else(|| self.waiting.first_key_value().map(|(key, _)| *key))
+    fn take_next(&mut self) -> Option<(JobId, Job, Purpose)> {
+        let (urgent, _) = *self.waiting.keys().next()?;
+        let infer = self.waiting.range((Priority::Infer, 0)..=(Priority::Infer, u64::MAX)).next().map(|(key, _)| *key);
+        if let Some(key) = infer.filter(|(_, number)| self.next - number > INFER_PATIENCE) {
+            return self.waiting.remove(&key);
+        }
+        self.turn = self.turn.wrapping_add(1);
+        if urgent > Priority::Weights && self.turn.is_multiple_of(OLDEST_EVERY) {
+            let oldest = *self.waiting.keys().min_by_key(|(_, number)| *number)?;
+            return self.waiting.remove(&oldest);
+        }
+        self.waiting.pop_first().map(|(_, waiting)| waiting)
     }
 
     /// What the finished job was for; `None` when it was disowned meanwhile.
@@ -132,33 +147,25 @@ impl Schedule {
 mod tests {
     use super::*;
 
-    /// What the driver is given, one at a time, while each finished forward brings the next.
-    fn order(schedule: &mut Schedule, jobs: usize) -> Vec<Job> {
-        let mut done = Vec::new();
-        while done.len() < jobs {
-            let mut out = Outbox::default();
-            schedule.dispatch(&mut out, |_, _| {});
-            while let Some(output) = out.pop() {
-                let Output::Compute { job, job_spec } = output else { continue };
-                schedule.done(job);
-                done.push(job_spec);
-                schedule.push(Priority::Backward, Job::DropSum { stage: 7 }, Purpose::Forget);
+    #[test]
+    fn a_busy_worker_comes_to_every_job() {
+        let mut schedule = Schedule::default();
+        let mut out = Outbox::new();
+        let bulk = Purpose::Save { stage: 0 };
+        schedule.push(Priority::Bulk, Job::InferClose { stage: 0, session: 0 }, bulk);
+        for _ in 0..3 * OLDEST_EVERY {
+            // Always more of the urgent kind than the worker takes.
+            for _ in 0..2 {
+                schedule.push(Priority::Backward, Job::Drop { stage: 0, keys: vec![] }, Purpose::Forget);
+            }
+            schedule.dispatch(&mut out, |_, _, _| {});
+            let running: Vec<JobId> = schedule.running.keys().copied().collect();
+            for job in running {
+                if schedule.done(job) == Some(bulk) {
+                    return;
+                }
             }
         }
-        done
-    }
-
-    #[test]
-    fn urgent_work_goes_first_and_nothing_waits_for_ever() {
-        let mut schedule = Schedule::default();
-        schedule.push(Priority::Bulk, Job::Create { stage: 1 }, Purpose::Forget);
-        schedule.push(Priority::Forward, Job::Create { stage: 3 }, Purpose::Forget);
-        schedule.push(Priority::Backward, Job::Create { stage: 4 }, Purpose::Forget);
-        schedule.push(Priority::Infer, Job::Create { stage: 2 }, Purpose::Forget);
-        let done = order(&mut schedule, 40);
-        let at = |stage| done.iter().position(|job| *job == Job::Create { stage });
-        assert_eq!(at(4), Some(0));
-        let (infer, bulk) = (at(2).unwrap(), at(1).unwrap());
-        assert!(infer < 8 && infer < bulk && bulk < 24, "{infer} {bulk}");
+        panic!("never");
     }
 }

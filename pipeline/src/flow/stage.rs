@@ -98,7 +98,8 @@ pub struct StageFlow {
     /// Adoptions of rounds: each makes older work one staler.
     adoptions: u32,
     steps_asked: u32,
-    /// Samples in steps since the last round.
+    /// Fences whose sum the worker still has.
+    fences: u32,
     next_key: Key,
     turn: Turn,
     /// Speed of this stage, micro-batches a second of busy time.
@@ -166,6 +167,7 @@ impl StageFlow {
             round: version.round,
             adoptions: 0,
             steps_asked: 0,
+            fences: 0,
             next_key: 0,
             turn: Turn::default(),
             busy: Busy::default(),
@@ -189,6 +191,12 @@ impl StageFlow {
     /// Ids whose gradient somebody still waits for.
     pub fn open_ids(&self) -> usize {
         self.kept.values().filter(|kept| kept.is_open()).count()
+    }
+
+    /// Ids that somebody may still need from here: open ones, and those of living feeders that are not over. Their gradients
+    /// may be on the way; who left now would have them computed, and added, once more elsewhere.
+    pub fn needed_ids(&self, is_up: impl Fn(PeerId) -> bool) -> usize {
+        self.kept.iter().filter(|(id, kept)| kept.is_open() || is_up(id.feeder)).count()
     }
 
     pub fn kept_len(&self) -> usize {
@@ -222,6 +230,7 @@ impl StageFlow {
             Some(kept) if *attempt > kept.attempt => {
                 kept.attempt = attempt.clone();
                 kept.upstream = from;
+                kept.confirmed = false;
                 if let Some(handoff) = kept.handoff.take() {
                     kept.handoff = Some(handoff.with_hint(forward.hint));
                 }
@@ -264,6 +273,7 @@ impl StageFlow {
                 close: forward.close,
                 since: desk.now,
                 work: Work::Queued { input: body },
+                confirmed: false,
                 labels: None,
                 labels_asked: None,
                 handoff,
@@ -325,8 +335,12 @@ impl StageFlow {
         if kept.upstream != from || kept.attempt != confirmed.attempt {
             return;
         }
-        if let Some(handoff) = &mut kept.handoff {
-            handoff.confirmed(confirmed.next);
+        match &mut kept.handoff {
+            Some(handoff) => handoff.confirmed(confirmed.next),
+            None => {
+                kept.confirmed = true;
+                return self.advance(desk);
+            }
         }
         self.send_on(desk, confirmed.id);
     }
@@ -376,8 +390,11 @@ impl StageFlow {
 
     pub fn on_cancel(&mut self, desk: &mut Desk<'_>, from: PeerId, about: &About) {
         let Some(kept) = self.kept.get(&about.id) else { return };
-        // Once it was sent on it was confirmed: it is not upstream's to take back.
-        let unsent = kept.handoff.as_ref().is_some_and(|handoff| !handoff.is_out() && !handoff.is_ready());
+        // Once it was confirmed it is not upstream's to take back.
+        let unsent = match &kept.handoff {
+            Some(handoff) => !handoff.is_out() && !handoff.is_ready(),
+            None => matches!(kept.work, Work::Queued { .. }),
+        };
         if kept.upstream == from && kept.attempt == about.attempt && unsent && kept.is_open() {
             self.forget(desk, about.id);
         }
@@ -489,7 +506,9 @@ impl StageFlow {
         let coding = self.coding_for(&id, last);
         let Some(kept) = self.kept.get_mut(&id) else { return false };
         let job = if last {
-            let Some(labels) = kept.labels else { return false };
+            // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else
+            // waits, or one id would enter two sums.
+            let (Some(labels), true) = (kept.labels, kept.confirmed) else { return false };
             kept.returning_asked = true;
             Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
         } else {
@@ -696,7 +715,7 @@ impl StageFlow {
 
     /// Steps with what is in the open sum, however little (a drain, the end of a run).
     pub fn step(&mut self, desk: &mut Desk<'_>) {
-        if self.open.is_empty() || self.steps_asked > 0 {
+        if self.open.is_empty() || self.steps_asked > 0 || self.fences > 0 {
             return;
         }
         self.steps_asked += 1;
@@ -791,32 +810,52 @@ impl StageFlow {
         moved
     }
 
-    /// A fence: the open sum and everything kept is gone.
-    pub fn on_fenced(&mut self, desk: &mut Desk<'_>, incarnation: Incarnation, why: &str) {
+    /// A fence: the open sum and everything unfinished is gone. What was done stays, to answer from: it may be in the weights
+    /// by now, and who sends it again must not have it added twice. The worker ends what it already has.
+    pub fn on_fenced(&mut self, desk: &mut Desk<'_>, incarnation: Incarnation) {
         let stage = self.stage;
-        let ids: Vec<MicroBatchId> = self.open.drain(..).map(|(id, _)| id).collect();
-        let mine = |purpose: &Purpose| {
-            matches!(purpose, Purpose::Forward { stage: s, .. } | Purpose::Backward { stage: s, .. } if *s == stage)
-                || *purpose == Purpose::Step { stage }
-        };
-        desk.jobs.cancel(mine);
-        desk.jobs.disown(mine);
-        self.steps_asked = 0;
+        let forward = |purpose: &Purpose| matches!(purpose, Purpose::Forward { stage: s, .. } if *s == stage);
+        let backward = |purpose: &Purpose| matches!(purpose, Purpose::Backward { stage: s, .. } if *s == stage);
+        desk.jobs.cancel(|purpose| forward(purpose) || backward(purpose));
+        desk.jobs.disown(forward);
+        let waiting = desk.jobs.cancel(|purpose| *purpose == Purpose::Step { stage });
+        self.steps_asked -= (waiting.len() as u32).min(self.steps_asked);
         let mut keys = Vec::new();
-        for (_, mut kept) in std::mem::take(&mut self.kept) {
+        for (id, mut kept) in std::mem::take(&mut self.kept) {
+            if desk.jobs.has(|purpose| *purpose == Purpose::Backward { stage, id }) {
+                // Nobody waits for its gradient any more.
+                kept.upstream = self.me;
+                self.kept.insert(id, kept);
+                continue;
+            }
+            if kept.is_done() {
+                self.kept.insert(id, kept);
+                continue;
+            }
             if let Some(handoff) = &mut kept.handoff {
                 handoff.abandon(desk);
             }
             desk.release_all(kept.blobs());
             keys.push(kept.key);
         }
-        desk.jobs.push(Priority::Weights, Job::DropSum { stage }, Purpose::Forget);
+        self.fences += 1;
+        desk.jobs.push(Priority::Weights, Job::DropSum { stage }, Purpose::DropSum { stage });
         desk.jobs.push(Priority::Weights, Job::Drop { stage, keys }, Purpose::Forget);
-        if !ids.is_empty() {
-            desk.emit(Event::Perished { stage, ids, why: why.into() });
-        }
         self.turn = Turn::default();
         self.incarnation = incarnation;
+    }
+
+    /// The worker dropped the sum of a fence: what was in it can be sent here again.
+    pub fn on_sum_dropped(&mut self, desk: &mut Desk<'_>) {
+        self.fences = self.fences.saturating_sub(1);
+        let ids: Vec<MicroBatchId> = self.open.drain(..).map(|(id, _)| id).collect();
+        for id in &ids {
+            self.forget(desk, *id);
+        }
+        if !ids.is_empty() {
+            let why = "the open sum of a fenced replica".into();
+            desk.emit(Event::Perished { stage: self.stage, ids, why });
+        }
     }
 
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) {

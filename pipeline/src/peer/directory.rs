@@ -183,9 +183,15 @@ impl Directory {
         self.perform(acts, out);
     }
 
-    pub fn on_lost(&mut self, peer: PeerId) {
-        self.spread.on_lost(peer);
-        self.members.on_lost(peer);
+    pub fn on_lost(&mut self, now: Instant, peer: PeerId, incarnation: Option<Incarnation>) {
+        self.spread.on_lost(now, peer, incarnation);
+        self.members.on_lost(peer, incarnation);
+    }
+
+    /// Says everything of mine again, newer: somebody had forgotten it with our connection.
+    pub fn say_again(&mut self) {
+        self.said = None;
+        self.held_said.clear();
     }
 
     pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: spread::Frame, out: &mut Outbox<Output>) {
@@ -194,13 +200,14 @@ impl Directory {
         self.perform(acts, out);
     }
 
-    pub fn on_tick(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
+    /// `is_gone`: who does not answer, whatever was said of it.
+    pub fn on_tick(&mut self, now: Instant, utc: Utc, is_gone: impl Fn(PeerId) -> bool, out: &mut Outbox<Output>) {
         let mut acts = Outbox::new();
         self.spread.on_tick(now, &mut acts);
         self.perform(acts, out);
         self.repeat(now, utc, out);
         for stage in 0..self.stages {
-            let empty = self.members.planned(stage).next().is_none();
+            let empty = self.members.planned(stage).all(|(peer, ..)| is_gone(peer));
             self.members.note_empty(now, stage, empty);
         }
     }
@@ -273,10 +280,9 @@ impl Directory {
     }
 
     /// Who serves or is about to, connected or not, for the plan.
-    pub fn planned(&self) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
-        (0..self.stages)
-            .map(|stage| (stage, self.members.planned(stage).map(|(peer, _, speed)| (peer, speed)).collect()))
-            .collect()
+    pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
+        let of = |stage| self.members.planned(stage).filter(|(peer, ..)| !is_gone(*peer));
+        (0..self.stages).map(|stage| (stage, of(stage).map(|(peer, _, speed)| (peer, speed)).collect())).collect()
     }
 
     pub fn replicas(&self, stage: Stage) -> Vec<(PeerId, Version)> {

@@ -65,7 +65,9 @@ impl Peer {
         match self.drain {
             None | Some(Drain::Over) => {}
             Some(Drain::Finishing { since }) => {
-                let open: usize = self.replicas.values().filter_map(Replica::flow).map(|flow| flow.open_ids()).sum();
+                let is_up = |peer| self.neighbours.is_up(peer);
+                let flows = self.replicas.values().filter_map(Replica::flow);
+                let open: usize = flows.map(|flow| flow.needed_ids(is_up)).sum();
                 let fed = self.source.as_ref().map_or(0, |source| source.open_len());
                 if open + fed == 0 || late(since, PATIENCE) {
                     self.drain = Some(Drain::Stepping { since: now });

@@ -27,7 +27,16 @@ use skein_protocol::{
     machine::Why, rng::Streams,
 };
 
-use crate::flow::{Desk, route::Route, schedule::Schedule, source::Source, stage::StageRules};
+use crate::{
+    flow::{
+        Desk,
+        route::Route,
+        schedule::{Purpose, Schedule},
+        source::Source,
+        stage::StageRules,
+    },
+    job::Job,
+};
 use directory::Directory;
 use drain::Drain;
 use export::Export;
@@ -125,6 +134,8 @@ pub struct Peer {
     source: Option<Source>,
     tickets: BTreeMap<u64, Ticket>,
     states: BTreeMap<u64, (StateFor, Version)>,
+    /// Versions that the worker writes to the disk.
+    saving: BTreeMap<Stage, Version>,
     next_ticket: u64,
     /// Stages that were said to be without a replica.
     empty: BTreeSet<Stage>,
@@ -172,6 +183,7 @@ impl Peer {
             source: None,
             tickets: BTreeMap::new(),
             states: BTreeMap::new(),
+            saving: BTreeMap::new(),
             next_ticket: 0,
             empty: BTreeSet::new(),
             active: Vec::new(),
@@ -199,12 +211,27 @@ impl Peer {
         self.next_ticket
     }
 
-    /// Hands waiting jobs to the driver; each gets its weight by the age that its work has now.
+    /// Hands waiting jobs to the driver. Each gets its weight by the age that its work has now, and a state the version that
+    /// the weights will have when the worker comes to it: one version never has two roots.
     fn dispatch(&mut self, out: &mut Outbox<Output>) {
-        let replicas = &mut self.replicas;
-        self.jobs.dispatch(out, |job, purpose| {
-            if let Some(flow) = replicas.get_mut(&job.stage()).and_then(Replica::flow_mut) {
-                flow.weigh(job, purpose);
+        let (replicas, states, saving) = (&mut self.replicas, &mut self.states, &mut self.saving);
+        self.jobs.dispatch(out, |job, purpose, stepping| {
+            let Some(flow) = replicas.get_mut(&job.stage()).and_then(Replica::flow_mut) else { return };
+            flow.weigh(job, purpose);
+            let mut now = flow.version();
+            now.own_step += u32::from(stepping);
+            match (job, purpose) {
+                (Job::State { version, .. }, Purpose::State { ticket, .. }) => {
+                    *version = now;
+                    if let Some((_, version)) = states.get_mut(&ticket) {
+                        *version = now;
+                    }
+                }
+                (Job::Save { stage, version }, _) => {
+                    *version = now;
+                    saving.insert(*stage, now);
+                }
+                _ => {}
             }
         });
     }

@@ -33,8 +33,10 @@ pub struct Neighbours {
 /// What a hello means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Greeting {
-    /// A new acquaintance, or the same incarnation again.
+    /// A new acquaintance.
     Known,
+    /// The same incarnation, after its connection was lost.
+    Again,
     /// The peer restarted: its former incarnation is lost.
     Restarted(Incarnation),
     /// This incarnation was declared dead, and work of it went elsewhere: it must fence itself.
@@ -75,14 +77,15 @@ impl Neighbours {
         match neighbour.dead {
             Some(dead) if incarnation <= dead => Greeting::Dead,
             _ if before > 0 && before < incarnation => Greeting::Restarted(before),
+            _ if before == incarnation && before > 0 => Greeting::Again,
             _ => Greeting::Known,
         }
     }
 
-    /// Confirmed work of this peer went to somebody else: whoever it was must not count it any more.
-    pub fn declare_dead(&mut self, peer: PeerId) {
+    /// Confirmed work of this incarnation went to somebody else: it must not count it any more. Nothing: of the latest one.
+    pub fn declare_dead(&mut self, peer: PeerId, incarnation: Option<Incarnation>) {
         if let Some(neighbour) = self.peers.get_mut(&peer) {
-            neighbour.dead = Some(neighbour.last_incarnation);
+            neighbour.dead = neighbour.dead.max(Some(incarnation.unwrap_or(neighbour.last_incarnation)));
         }
     }
 
@@ -123,6 +126,11 @@ impl Neighbours {
         true
     }
 
+    /// Dialled again and again, and never there: whatever is said of it, it is not to be counted on.
+    pub fn is_gone(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|n| !n.connected && n.dial_pause >= DIAL_PAUSE * 4)
+    }
+
     /// Forgets whoever is gone longest.
     fn make_room(&mut self) {
         if self.peers.len() < REMEMBERED {
@@ -157,12 +165,22 @@ mod tests {
         let mut neighbours = Neighbours::default();
         neighbours.on_up(Instant(0), P);
         neighbours.on_hello(Instant(0), P, 3);
-        neighbours.declare_dead(P);
+        neighbours.declare_dead(P, None);
         assert!(!neighbours.is_up(P));
         assert_eq!(neighbours.on_lost(Instant(1), P), Some(3));
         neighbours.on_up(Instant(2), P);
         assert_eq!(neighbours.on_hello(Instant(2), P, 3), Greeting::Dead);
         assert_eq!(neighbours.on_hello(Instant(3), P, 4), Greeting::Restarted(3));
+        assert!(neighbours.is_up(P));
+    }
+
+    #[test]
+    fn a_restart_outlives_the_death_of_its_former_life() {
+        let mut neighbours = Neighbours::default();
+        neighbours.on_up(Instant(0), P);
+        neighbours.on_hello(Instant(0), P, 3);
+        assert_eq!(neighbours.on_hello(Instant(1), P, 4), Greeting::Restarted(3));
+        neighbours.declare_dead(P, Some(3));
         assert!(neighbours.is_up(P));
     }
 

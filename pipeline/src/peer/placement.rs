@@ -61,7 +61,7 @@ impl Peer {
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let stages = self.config.manifest.stages.count;
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
-        let mut planned = self.directory.planned();
+        let mut planned = self.directory.planned(|peer| self.neighbours.is_gone(peer));
         for stage in &mine {
             let speed = self.replicas.get(stage).and_then(Replica::flow).map_or(0.0, |flow| flow.busy.speed());
             planned.entry(*stage).or_default().insert(self.me, speed);
@@ -113,6 +113,7 @@ impl Peer {
             tried: BTreeSet::new(),
             pinned,
             average,
+            exchange: 0,
             copied_at: None,
             pushed_at: None,
         };
@@ -145,15 +146,17 @@ impl Peer {
             return self.fetch(now, stage, from, None, out);
         }
         // Somebody serves it, but is not connected (yet): it is being dialled.
-        let living = donors.iter().any(|(peer, _)| *peer != self.me && !tried.contains(peer));
+        let living =
+            donors.iter().any(|(peer, _)| *peer != self.me && !tried.contains(peer) && !self.neighbours.is_gone(*peer));
         if living && now.since(since) < Duration::from_secs(10) {
             return;
         }
-        if !donors.is_empty() && !living {
-            // Every donor failed once: they are asked again.
-            if let Some(replica) = self.replicas.get_mut(&stage) {
-                replica.tried.clear();
-            }
+        let failed = donors.iter().any(|(peer, _)| tried.contains(peer) && self.neighbours.is_up(*peer));
+        if failed && let Some(replica) = self.replicas.get_mut(&stage) {
+            // Every donor failed once, and they are there: they are asked again. Older weights beside living ones would be
+            // another model.
+            replica.tried.clear();
+            return;
         }
         self.look_for_snapshot(now, stage, out);
     }
@@ -164,7 +167,7 @@ impl Peer {
             .directory
             .held(stage)
             .into_iter()
-            .filter(|(peer, _)| self.neighbours.is_up(*peer) && self.replicas[&stage].tried.get(peer).is_none())
+            .filter(|(peer, _)| self.neighbours.is_up(*peer) && !self.replicas[&stage].tried.contains(peer))
             .max_by_key(|(_, version)| (version.round, version.own_step));
         let newness = |version: Version| (version.round, version.own_step);
         match (mine, theirs) {

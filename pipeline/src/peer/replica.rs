@@ -43,6 +43,8 @@ pub struct Replica {
     /// The planner may not move it.
     pub pinned: bool,
     pub average: skein_gossip::average::Average,
+    /// Number of the latest exchange of a round, for the answers of the worker.
+    pub exchange: u64,
     /// Own step of the last state that somebody else has.
     pub copied_at: Option<u32>,
     /// Run step at which a snapshot was last pushed.

@@ -8,16 +8,24 @@ use skein_protocol::{
     wire::{self, average},
 };
 
-use super::{Peer, io::Output, replica::Replica};
+use super::{Peer, desk, io::Output, replica::Replica};
 use crate::{
-    flow::schedule::{Priority, Purpose},
+    flow::{
+        schedule::{Priority, Purpose},
+        stage::release_done,
+    },
     job::{Done, Job, RoundPartner},
 };
 
-/// Which answer of the worker is awaited: the tickets of a round's jobs.
+/// Which answer of the worker is awaited: a kind, beside the number of the exchange.
 const SNAPSHOT: u64 = 0;
 const PREPARE: u64 = 1;
 const ADOPT: u64 = 2;
+
+/// Numbers of exchanges are never used again, as those of rounds are: a late answer belongs to nobody.
+fn ticket(kind: u64, exchange: u64) -> u64 {
+    kind << 56 | exchange
+}
 
 impl Peer {
     pub(super) fn new_average(&self, stage: Stage) -> Average {
@@ -64,22 +72,40 @@ impl Peer {
                     out.push(Output::Send { to, lane, frame: wire::Frame::Average(frame), body });
                 }
                 Act::Snapshot { round } => {
+                    let exchange = self.ticket();
+                    if let Some(replica) = self.replicas.get_mut(&stage) {
+                        replica.exchange = exchange;
+                    }
                     let job = Job::RoundSnapshot { stage, round, codec };
-                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: SNAPSHOT });
+                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: ticket(SNAPSHOT, exchange) });
                 }
                 Act::Prepare { round, theirs, my_samples, their_samples, first, copy } => {
                     let partner = RoundPartner { tensors: theirs, my_samples, their_samples, first, copy };
                     let job = Job::RoundPrepare { stage, round, partner };
-                    self.jobs.push(Priority::Bulk, job, Purpose::Round { stage, ticket: PREPARE });
+                    self.jobs.push(
+                        Priority::Bulk,
+                        job,
+                        Purpose::Round { stage, ticket: ticket(PREPARE, self.exchange(stage)) },
+                    );
                 }
                 Act::Adopt { round } => {
                     let job = Job::RoundAdopt { stage, round };
-                    self.jobs.push(Priority::Weights, job, Purpose::Round { stage, ticket: ADOPT });
+                    self.jobs.push(
+                        Priority::Weights,
+                        job,
+                        Purpose::Round { stage, ticket: ticket(ADOPT, self.exchange(stage)) },
+                    );
                     if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
                         flow.on_adopted(round);
                     }
                 }
                 Act::RollBack { round } => {
+                    // What waits for the worker names tensors that are about to be released.
+                    let of = self.exchange(stage);
+                    let mine = [ticket(SNAPSHOT, of), ticket(PREPARE, of)];
+                    self.jobs.cancel(
+                        |purpose| matches!(purpose, Purpose::Round { stage: s, ticket } if *s == stage && mine.contains(ticket)),
+                    );
                     let job = Job::RoundRollBack { stage, round };
                     self.jobs.push(Priority::Bulk, job, Purpose::Forget);
                 }
@@ -134,8 +160,13 @@ impl Peer {
         done: Done,
         out: &mut Outbox<Output>,
     ) {
+        let (kind, exchange) = (ticket >> 56, ticket << 8 >> 8);
+        if exchange != self.exchange(stage) {
+            let mut desk = desk!(self, now, out);
+            return release_done(&mut desk, done);
+        }
         let round = self.replicas.get(&stage).and_then(|replica| replica.average.in_air()).unwrap_or(u32::MAX);
-        match (ticket, done) {
+        match (kind, done) {
             (SNAPSHOT, Done::Encoded { blob, .. }) => {
                 self.with_average(now, stage, out, |average, acts| average.on_snapshot(round, Some(blob), acts));
             }
@@ -148,6 +179,10 @@ impl Peer {
             }
             _ => {}
         }
+    }
+
+    fn exchange(&self, stage: Stage) -> u64 {
+        self.replicas.get(&stage).map_or(0, |replica| replica.exchange)
     }
 
     pub(super) fn rounds_on_lost(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {

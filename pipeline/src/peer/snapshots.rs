@@ -227,9 +227,7 @@ impl Peer {
 
     pub(super) fn on_saved(&mut self, now: Instant, stage: Stage, done: Done, out: &mut Outbox<Output>) {
         let _ = now;
-        let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
-            return;
-        };
+        let Some(version) = self.saving.remove(&stage) else { return };
         match done {
             Done::Saved { root, bytes } => {
                 out.push(Output::Emit(Event::Saved { version, root, bytes }));

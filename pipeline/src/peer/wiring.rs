@@ -86,12 +86,19 @@ impl Peer {
         if let Some(incarnation) = incarnation {
             out.push(Output::Emit(Event::PeerLost { peer, incarnation, why: why.to_string() }));
         }
-        self.forget_peer(now, peer, why, out);
+        self.forget_peer(now, peer, incarnation, why, out);
     }
 
-    /// What `peer` had of ours goes elsewhere.
-    fn forget_peer(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
-        self.directory.on_lost(peer);
+    /// What this incarnation of `peer` had of ours goes elsewhere.
+    fn forget_peer(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        incarnation: Option<Incarnation>,
+        why: &str,
+        out: &mut Outbox<Output>,
+    ) {
+        self.directory.on_lost(now, peer, incarnation);
         self.refresh_route(now, out);
         let mut moved = 0;
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
@@ -100,7 +107,7 @@ impl Peer {
         }
         moved += self.with_source(now, out, |source, desk| source.on_lost(desk, peer, why)).unwrap_or(0);
         if moved > 0 {
-            self.neighbours.declare_dead(peer);
+            self.neighbours.declare_dead(peer, incarnation);
         }
         let mut desk = desk!(self, now, out);
         self.generate.on_lost(&mut desk, peer);
@@ -117,9 +124,15 @@ impl Peer {
         match self.neighbours.on_hello(now, from, hello.incarnation) {
             Greeting::Stale => {}
             Greeting::Dead => self.say(from, wire::Frame::Hello(hello::Frame::Fence(hello.incarnation)), out),
-            Greeting::Restarted(_) => {
-                self.forget_peer(now, from, "it started again", out);
+            Greeting::Restarted(before) => {
+                self.forget_peer(now, from, Some(before), "it started again", out);
                 self.meet(now, from, out);
+            }
+            Greeting::Again => {
+                self.meet(now, from, out);
+                self.directory.say_again();
+                self.publish_offer(now, out);
+                self.publish_held(now, out);
             }
             Greeting::Known => self.meet(now, from, out),
         }
@@ -340,6 +353,9 @@ impl Peer {
                 self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_backward_done(desk, id, done));
             }
             Purpose::Step { stage } => self.on_stepped(now, stage, done, out),
+            Purpose::DropSum { stage } => {
+                self.with_flow(now, out, stage, |flow, desk| flow.on_sum_dropped(desk));
+            }
             Purpose::Create { stage } => self.on_created(now, stage, done, out),
             Purpose::Round { stage, ticket } => self.rounds_on_done(now, stage, ticket, done, out),
             Purpose::State { stage, ticket } => self.on_state_encoded(now, stage, ticket, done, out),
@@ -472,7 +488,7 @@ impl Peer {
         self.silent = true;
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
-            self.with_flow(now, out, stage, |flow, desk| flow.on_fenced(desk, new, why));
+            self.with_flow(now, out, stage, |flow, desk| flow.on_fenced(desk, new));
             self.rounds_on_fence(now, stage, out);
         }
         self.with_source(now, out, |source, desk| source.on_fenced(desk, new));
@@ -548,7 +564,8 @@ impl Peer {
         }
         self.last_tick = now;
         self.hold_saved(now, out);
-        self.directory.on_tick(now, utc, out);
+        let neighbours = &self.neighbours;
+        self.directory.on_tick(now, utc, |peer| neighbours.is_gone(peer), out);
         self.after_directory(now, out);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {

@@ -27,11 +27,7 @@ pub struct Hosted {
 
 impl Hosted {
     /// Version 0: from the manifest's seed.
-    pub fn create(
-        manifest: &Manifest,
-        engines: &mut impl Engines,
-        stage: Stage,
-    ) -> Result<Self, Done> {
+    pub fn create(manifest: &Manifest, engines: &mut impl Engines, stage: Stage) -> Result<Self, Done> {
         let model = StageModel::of(manifest, stage).map_err(|error| failed(error.to_string()))?;
         let Weights::Seed { init_seed } = manifest.model.weights else {
             return Err(failed("this build starts from a seed, not from a file of weights"));

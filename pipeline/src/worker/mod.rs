@@ -50,7 +50,12 @@ pub trait Engines {
     ///
     /// # Errors
     /// The device has no room, or does not compute as the manifest wants.
-    fn make(&mut self, manifest: &Manifest, model: StageModel, params: Vec<f32>) -> Result<Box<dyn Engine>, EngineError>;
+    fn make(
+        &mut self,
+        manifest: &Manifest,
+        model: StageModel,
+        params: Vec<f32>,
+    ) -> Result<Box<dyn Engine>, EngineError>;
 }
 
 /// All stages that one peer serves.

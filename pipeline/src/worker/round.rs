@@ -79,11 +79,7 @@ impl Rounds {
             self.prepared = Some(Prepared { phi: their_phi, momentum });
             return Ok(Done::Prepared { before, after: 0.0 });
         }
-        let rule = Rule {
-            alpha: averaging.alpha as f32,
-            beta: averaging.beta as f32,
-            gamma: averaging.gamma as f32,
-        };
+        let rule = Rule { alpha: averaging.alpha as f32, beta: averaging.beta as f32, gamma: averaging.gamma as f32 };
         let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
         let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
         let (first, second) = if partner.first { (mine, theirs) } else { (theirs, mine) };

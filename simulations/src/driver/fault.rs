@@ -31,6 +31,8 @@ pub enum Fault {
     /// The device gets slower (factor below 1) or faster.
     Speed(usize, f64),
     DiskFull(usize, bool),
+    /// The next activation or gradient that it sends to another peer is not finite.
+    Poison(usize),
     Command(usize, Command),
 }
 

@@ -22,7 +22,7 @@ use skein_pipeline::peer::{
     io::{Command, Input},
 };
 use skein_protocol::{
-    Instant, Lane, Manifest, PeerId, RunId, Utc,
+    Instant, Lane, Manifest, PeerId, RunId, Stage, Utc,
     event::{Event, Record, Severity},
     hash::Digest,
     rng::Purpose,
@@ -109,6 +109,8 @@ pub struct Simulation<P: Process = Peer> {
     swallowed: BTreeMap<(usize, usize), Vec<Message>>,
     /// What a killed process sent after this never left its machine.
     cuts: BTreeMap<(usize, u32), Time>,
+    /// Peers that send what is not finite, and whether they have.
+    poisoned: BTreeMap<usize, bool>,
     hooks: Vec<Hook>,
     lines: Vec<Line>,
     kills: Vec<Kill>,
@@ -166,6 +168,7 @@ impl<P: Process> Simulation<P> {
             dialing: BTreeSet::new(),
             swallowed: BTreeMap::new(),
             cuts: BTreeMap::new(),
+            poisoned: BTreeMap::new(),
             hooks: Vec::new(),
             lines: Vec::new(),
             kills: Vec::new(),
@@ -242,6 +245,11 @@ impl<P: Process> Simulation<P> {
         self.lives[peer].as_ref().map_or(0, |life| life.worker.kept())
     }
 
+    /// The weights that a peer's worker holds of a stage, where they are real.
+    pub fn params(&self, peer: usize, stage: Stage) -> Option<&[f32]> {
+        self.lives[peer].as_ref().and_then(|life| life.worker.params(stage))
+    }
+
     pub fn disk(&self, peer: usize) -> &Disk {
         &self.disks[peer]
     }
@@ -254,7 +262,8 @@ impl<P: Process> Simulation<P> {
             wrongs.extend(life.store.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
             wrongs.extend(life.worker.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
         }
-        let blamed = self.blames.iter().filter(|blame| blame.severity > Severity::Odd);
+        let honest = |peer: PeerId| self.number(peer).is_none_or(|peer| !self.poisoned.contains_key(&peer));
+        let blamed = self.blames.iter().filter(|blame| blame.severity > Severity::Odd && honest(blame.of));
         wrongs.extend(blamed.map(|blame| format!("peer {} blames an honest peer: {}", blame.by, blame.why)));
         wrongs
     }
@@ -381,7 +390,7 @@ impl<P: Process> Simulation<P> {
             Fault::Kill(p) | Fault::Start(p) | Fault::Pause(p) | Fault::Resume(p) | Fault::PauseFor(p, _) => p,
             Fault::Block(p, _) | Fault::Unblock(p, _) | Fault::BlockFor(p, ..) => p,
             Fault::Partition(p, _) | Fault::Heal(p, _) => p,
-            Fault::Speed(p, _) | Fault::DiskFull(p, _) | Fault::Command(p, _) => p,
+            Fault::Speed(p, _) | Fault::DiskFull(p, _) | Fault::Poison(p) | Fault::Command(p, _) => p,
         };
         self.note(named, |_| format!("!! {fault:?}"));
         match fault {
@@ -412,6 +421,9 @@ impl<P: Process> Simulation<P> {
             }
             Fault::Speed(peer, factor) => self.speeds[peer] = factor,
             Fault::DiskFull(peer, full) => self.disks[peer].full = full,
+            Fault::Poison(peer) => {
+                self.poisoned.insert(peer, false);
+            }
             Fault::Command(peer, command) => self.command(peer, command),
         }
     }

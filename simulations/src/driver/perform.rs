@@ -2,9 +2,10 @@
 
 use skein_pipeline::peer::io::{Input, Output};
 use skein_protocol::{
-    Lane, PeerId,
+    Lane, PeerId, codec,
+    run::Codec,
     wire::{
-        Frame,
+        Frame, flow,
         limits::{BODY_MAX, FRAME_MAX},
     },
 };
@@ -126,6 +127,7 @@ impl<P: Process> Simulation<P> {
             return self.wrongs.push(format!("peer {peer} sends to somebody it cannot know"));
         };
         self.note(peer, |_| format!("-> p{number} {}", super::brief(&frame)));
+        let body = if number == peer { body } else { self.poison(peer, &frame, body) };
         if number == peer {
             self.fact_now(peer, Fact::Frame { from: to, frame: frame.clone(), body });
         } else if let Some(connection) = self.network.connection(peer, number) {
@@ -145,6 +147,22 @@ impl<P: Process> Simulation<P> {
             }
         }
         self.run_hooks(peer, What::Sent { to: number, frame: &frame });
+    }
+
+    /// What a poisoned peer sends in the place of its next result.
+    fn poison(&mut self, peer: usize, frame: &Frame, body: Option<Payload>) -> Option<Payload> {
+        let result = match frame {
+            Frame::Flow(flow::Frame::Forward(forward)) => forward.stage > 0,
+            Frame::Flow(flow::Frame::Backward(_)) => true,
+            _ => false,
+        };
+        if !result || self.poisoned.get(&peer) != Some(&false) {
+            return body;
+        }
+        self.poisoned.insert(peer, true);
+        let values = self.manifest.tokens_per_micro_batch() * u64::from(self.manifest.model.config.hidden);
+        let bytes = codec::encode(&vec![f32::NAN; values as usize], Codec::F32, false);
+        Some(Payload::Real(bytes.into()))
     }
 
     fn queue(&mut self, peer: usize, lane: Lane, message: Message) {

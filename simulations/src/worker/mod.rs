@@ -1,6 +1,7 @@
 //! What does the jobs of a simulated peer: a model of a worker, or the product's own interpreter over a real engine. Both take
 //! virtual time.
 
+pub mod learning;
 pub mod modelled;
 
 use skein_pipeline::job::{Done, Job};
@@ -24,6 +25,12 @@ pub trait Work {
 
     /// Gradients that the last step of a stage took the mean of: what the peer says of it must agree.
     fn stepped_with(&self, stage: Stage) -> Option<u32>;
+
+    /// The weights of a stage, where there are any.
+    fn params(&self, stage: Stage) -> Option<&[f32]> {
+        let _ = stage;
+        None
+    }
 
     /// What a correct peer never asks.
     fn wrongs(&self) -> Vec<String> {

@@ -1,13 +1,16 @@
 //! The steps of the protocol at which something can go wrong, by name.
 
+use skein_pipeline::job::{Done, Job};
 use skein_protocol::{
     event::Event,
     wire::{Frame, average, flow},
 };
 use skein_simulations::{Moment, What};
-use skein_pipeline::job::{Done, Job};
 
 type Matches = fn(&What<'_>) -> bool;
+type Step = (&'static str, Matches);
+/// A kind of peer, its numbers, and its steps.
+type Kind = (&'static str, (usize, usize), &'static [&'static [Step]]);
 
 macro_rules! sent {
     ($pattern:pat) => {
@@ -22,7 +25,7 @@ macro_rules! arrived {
 }
 
 /// Steps of a replica of any stage but the last, of one micro-batch.
-pub const REPLICA: &[(&str, Matches)] = &[
+pub const REPLICA: &[Step] = &[
     ("a forward arrives", arrived!(Frame::Flow(flow::Frame::Forward(_)))),
     ("it says Accepted", |what| matches!(what, What::Emitted(Event::Accepted { .. }))),
     ("Accepted is sent", sent!(Frame::Flow(flow::Frame::Accepted(_)))),
@@ -38,26 +41,26 @@ pub const REPLICA: &[(&str, Matches)] = &[
 ];
 
 /// Steps of whoever hands an id on to the next stage (feeder included).
-pub const HOLDER: &[(&str, Matches)] = &[
+pub const HOLDER: &[Step] = &[
     ("a forward is sent", sent!(Frame::Flow(flow::Frame::Forward(_)))),
     ("Accepted arrives", arrived!(Frame::Flow(flow::Frame::Accepted(_)))),
     ("Confirmed is sent", sent!(Frame::Flow(flow::Frame::Confirmed(_)))),
     ("a gradient arrives", arrived!(Frame::Flow(flow::Frame::Backward(_) | flow::Frame::Finished(_)))),
 ];
 
-pub const LAST: &[(&str, Matches)] = &[
+pub const LAST: &[Step] = &[
     ("labels are asked for", sent!(Frame::Flow(flow::Frame::WantLabels(_)))),
     ("labels arrive", arrived!(Frame::Flow(flow::Frame::Labels(_)))),
 ];
 
-pub const FEEDER: &[(&str, Matches)] = &[
+pub const FEEDER: &[Step] = &[
     ("an id is minted", |what| matches!(what, What::Emitted(Event::Minted { .. }))),
     ("labels are wanted", arrived!(Frame::Flow(flow::Frame::WantLabels(_)))),
     ("labels are sent", sent!(Frame::Flow(flow::Frame::Labels(_)))),
     ("an id is completed", |what| matches!(what, What::Emitted(Event::Completed { .. }))),
 ];
 
-pub const ROUND: &[(&str, Matches)] = &[
+pub const ROUND: &[Step] = &[
     ("a round is proposed", sent!(Frame::Average(average::Frame::Propose(_)))),
     ("a proposal arrives", arrived!(Frame::Average(average::Frame::Propose(_)))),
     ("a round is agreed", sent!(Frame::Average(average::Frame::Agree(_)))),
@@ -90,7 +93,7 @@ impl Case {
 
 /// Every kind of peer at every one of its steps.
 pub fn cases() -> Vec<Case> {
-    let kinds: [(&str, (usize, usize), &[&[(&str, Matches)]]); 5] = [
+    let kinds: [Kind; 5] = [
         ("first stage", (1, 2), &[REPLICA, HOLDER]),
         ("middle stage", (3, 4), &[REPLICA, HOLDER]),
         ("last stage", (5, 6), &[REPLICA, LAST]),
