@@ -487,9 +487,7 @@ pub enum Bench {
     Peer(BenchPeer),
     /// The other process of a bench
     #[command(hide = true)]
-    Child {
-        what: String,
-    },
+    Child { what: String },
 }
 
 #[derive(Clone, Debug, Args)]

@@ -68,7 +68,9 @@ enum Reach {
 fn reach(ip: &IpAddr) -> Reach {
     match ip {
         _ if ip.is_loopback() => Reach::Loopback,
-        IpAddr::V4(ip) if ip.is_private() || ip.is_link_local() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64 => {
+        IpAddr::V4(ip)
+            if ip.is_private() || ip.is_link_local() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64 =>
+        {
             Reach::Private
         }
         IpAddr::V6(ip) if ip.is_unique_local() || ip.is_unicast_link_local() => Reach::Private,

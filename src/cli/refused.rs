@@ -46,9 +46,9 @@ impl Circumstances {
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
                 message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
-            NodeError::MayNotFeed { owner, .. } => {
-                Failure::NotPossible { why: format!("only the run's owner, {}, and its delegates feed data", Peer(*owner)) }
-            }
+            NodeError::MayNotFeed { owner, .. } => Failure::NotPossible {
+                why: format!("only the run's owner, {}, and its delegates feed data", Peer(*owner)),
+            },
             NodeError::Log { .. } | NodeError::Thread(_) | NodeError::NetworkGone | NodeError::Bug(_) => {
                 Failure::Other { message: error.to_string() }
             }
@@ -72,9 +72,7 @@ impl Circumstances {
 
     fn lobby(&self, error: &LobbyError) -> Failure {
         match error {
-            LobbyError::NobodyAnswers(tried) => {
-                Failure::NobodyAnswers { count: tried.len(), list: list(tried) }
-            }
+            LobbyError::NobodyAnswers(tried) => Failure::NobodyAnswers { count: tried.len(), list: list(tried) },
             LobbyError::OtherIdentity { address, expected, presented } => Failure::WrongIdentity {
                 address: address.clone(),
                 found: presented.clone(),
@@ -82,7 +80,11 @@ impl Circumstances {
             },
             LobbyError::NotTheirRun(peers) => Failure::NobodyAnswers {
                 count: peers.len(),
-                list: peers.iter().map(|peer| format!("{} is there, but not in this run", Peer(*peer))).collect::<Vec<_>>().join("\n"),
+                list: peers
+                    .iter()
+                    .map(|peer| format!("{} is there, but not in this run", Peer(*peer)))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
             },
             LobbyError::Altered(refused) => match refused.first() {
                 Some((peer, why)) => manifest(why, &Peer(*peer).to_string()),
@@ -105,11 +107,9 @@ fn list(tried: &[Tried]) -> String {
 
 fn manifest(refused: &Refused, peer: &str) -> Failure {
     match refused {
-        Refused::OtherRun { expected, got } => Failure::ManifestMismatch {
-            expected: expected.to_string(),
-            found: got.to_string(),
-            peer: peer.into(),
-        },
+        Refused::OtherRun { expected, got } => {
+            Failure::ManifestMismatch { expected: expected.to_string(), found: got.to_string(), peer: peer.into() }
+        }
         Refused::Protocol { run, mine } => Failure::Versions { run: *run, build: *mine },
         Refused::NotByOwner => Failure::BadSignature { path: "the manifest".into(), by: peer.into() },
         Refused::NotSigned(_) | Refused::Unreadable(_) => Failure::ManifestMismatch {

@@ -18,7 +18,13 @@ use std::{
 
 use etcetera::BaseStrategy;
 
-pub use self::{book::Book, control::{Control, Published}, identity::Identity, lock::Lock, runs::RunFolder};
+pub use self::{
+    book::Book,
+    control::{Control, Published},
+    identity::Identity,
+    lock::Lock,
+    runs::RunFolder,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {

@@ -1,7 +1,10 @@
 //! The model of a run as a folder for other programs. In: what the replicas of every stage hold. Out: a Hugging Face folder,
 //! whole or not there.
 
-use std::{fs, io, path::{Path, PathBuf}};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use skein_pipeline::{
     compute::hf::{self, HfError},

@@ -12,5 +12,7 @@ pub use self::{
     client::{Client, ClientError},
     order::{ExportNote, ExportRequest, Finish, GenerateRequest, InviteRequest, Made, Order, Piece, Refusal, Role},
     server::{ServeError, Server, ServerConfig},
-    state::{Given, Me, MyStage, MyStageState, Pace, PeerStage, Phase, PeerState, RunState, StageState, State, Waiting},
+    state::{
+        Given, Me, MyStage, MyStageState, Pace, PeerStage, PeerState, Phase, RunState, StageState, State, Waiting,
+    },
 };

@@ -292,7 +292,11 @@ mod tests {
             ],
             false => vec![StageModel::whole(config).unwrap()],
         };
-        models.into_iter().map(|model| (init::initial(&model, 5), model)).map(|(weights, model)| (model, weights)).collect()
+        models
+            .into_iter()
+            .map(|model| (init::initial(&model, 5), model))
+            .map(|(weights, model)| (model, weights))
+            .collect()
     }
 
     #[test]

@@ -100,7 +100,9 @@ fn find(context: &Context, run: Option<&str>) -> Result<Found, Report> {
             }
             Err(error) => match runs.named(text) {
                 Some(folder) => known(&folder),
-                None if text.to_ascii_lowercase().contains("skein") || text.len() > 40 => Err(Failure::from(error).into()),
+                None if text.to_ascii_lowercase().contains("skein") || text.len() > 40 => {
+                    Err(Failure::from(error).into())
+                }
                 None => Err(unknown(context, text).into()),
             },
         },
@@ -117,7 +119,8 @@ pub fn unknown(context: &Context, name: &str) -> Failure {
 
 fn known(folder: &RunFolder) -> Result<Found, Report> {
     let invite = folder.invite()?;
-    let invited: Option<Invited> = invite.as_deref().and_then(|text| Invite::decode(text).ok()).map(|i| invites::invited(&i));
+    let invited: Option<Invited> =
+        invite.as_deref().and_then(|text| Invite::decode(text).ok()).map(|i| invites::invited(&i));
     let way = match folder.manifest()? {
         Some(signed) => Way::Known { signed, meet: invited.map_or_else(Vec::new, |invited| invited.peers) },
         None => match invited {

@@ -33,9 +33,9 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
     };
     // A broken configuration must not keep anybody from being told what is wrong with it.
     let context = match &cli.command {
-        Command::Config(args::Config::Check { .. } | args::Config::Path) | Command::Explain(_) | Command::Completions(_) => {
-            Context::plain(&cli.global, out.clone())?
-        }
+        Command::Config(args::Config::Check { .. } | args::Config::Path)
+        | Command::Explain(_)
+        | Command::Completions(_) => Context::plain(&cli.global, out.clone())?,
         _ => Context::new(&cli.global, out.clone(), flags)?,
     };
     bug::catch(out.clone(), context.home.log_dir());

@@ -109,8 +109,9 @@ fn made(args: &args::Train, me: PeerId) -> Result<Manifest, Report> {
     manifest.run.ends = Ends { steps: args.steps, tokens: args.tokens, ..manifest.run.ends };
     if let Some(stages) = args.stages {
         manifest.stages.count = stages;
-        manifest.stages.split = partition::of(&manifest, stages)
-            .ok_or_else(|| usage(format!("--stages {stages}: the model has {} layers", manifest.model.config.layers)))?;
+        manifest.stages.split = partition::of(&manifest, stages).ok_or_else(|| {
+            usage(format!("--stages {stages}: the model has {} layers", manifest.model.config.layers))
+        })?;
     }
     if let Some(sequence) = args.sequence {
         manifest.train.sequence = sequence;

@@ -35,9 +35,7 @@ use super::{
 use crate::{
     config::{self, Origin, Token},
     home::Control,
-    node::{
-        self, Ended, Give, Left, NetSetup, Node, Progress, Role, Setup, Way, worker::Niceness,
-    },
+    node::{self, Ended, Give, Left, NetSetup, Node, Progress, Role, Setup, Way, worker::Niceness},
     watch::{Me, Server, ServerConfig, State},
 };
 
@@ -317,11 +315,7 @@ async fn serve(
 }
 
 /// As soon as an address is known, the one line that others need.
-async fn print_invite(
-    context: &Context,
-    desk: &Desk,
-    snapshots: &mut watch::Receiver<Option<node::view::State>>,
-) {
+async fn print_invite(context: &Context, desk: &Desk, snapshots: &mut watch::Receiver<Option<node::view::State>>) {
     let patience = Duration::from_secs(3);
     let ready = async {
         loop {

@@ -78,7 +78,11 @@ impl Story {
                 out.say(Mark::Warning, &sentence, &[("stage", stage)]);
             }
             Event::StageBack { stage, peer } => {
-                out.say(Mark::Done, &format!("{} is served again, by {}", self.stage(*stage), Peer(*peer)), &[("stage", stage)]);
+                out.say(
+                    Mark::Done,
+                    &format!("{} is served again, by {}", self.stage(*stage), Peer(*peer)),
+                    &[("stage", stage)],
+                );
             }
             Event::Restored { stage, version, from_seed } => {
                 let how = match from_seed {
@@ -88,7 +92,9 @@ impl Story {
                 let mark = if *from_seed && version.own_step == 0 { Mark::Note } else { Mark::Warning };
                 out.say(mark, &format!("{} starts {how}", self.stage(*stage)), &[("stage", stage)]);
             }
-            Event::Fenced { why, .. } => out.say(Mark::Warning, &format!("starting over as a new incarnation: {why}"), &[]),
+            Event::Fenced { why, .. } => {
+                out.say(Mark::Warning, &format!("starting over as a new incarnation: {why}"), &[])
+            }
             Event::Penalised { peer, severity: Severity::Hostile, why } => {
                 out.say(Mark::Warning, &format!("{} is kept away: {why}", Peer(*peer)), &[("peer", peer)]);
             }
@@ -106,8 +112,12 @@ impl Story {
             None if self.line_at.elapsed() >= LINE_EVERY && !self.out.style().json => {
                 self.line_at = Instant::now();
                 let loss = state.loss.map_or("unknown".into(), |loss| format!("{loss:.3}"));
-                let fields: [(&str, &dyn std::fmt::Display); 4] =
-                    [("step", &state.step), ("loss", &loss), ("peers", &state.peers.len()), ("up_bytes", &state.given.bytes_up)];
+                let fields: [(&str, &dyn std::fmt::Display); 4] = [
+                    ("step", &state.step),
+                    ("loss", &loss),
+                    ("peers", &state.peers.len()),
+                    ("up_bytes", &state.given.bytes_up),
+                ];
                 self.out.say(Mark::Note, &text, &fields);
             }
             None => {}
@@ -116,7 +126,9 @@ impl Story {
     }
 
     fn text(&self, state: &State) -> String {
-        if let Some(waiting) = state.waiting.as_ref().filter(|w| state.utc_ms.saturating_sub(w.since_utc_ms) > WAIT_NAMED) {
+        if let Some(waiting) =
+            state.waiting.as_ref().filter(|w| state.utc_ms.saturating_sub(w.since_utc_ms) > WAIT_NAMED)
+        {
             let since = Span::from(state.utc_ms.saturating_sub(waiting.since_utc_ms));
             return format!("waiting for {} since {since}", waiting.what);
         }
