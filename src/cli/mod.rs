@@ -5,6 +5,7 @@ pub mod bug;
 pub mod catalogue;
 mod commands;
 pub mod context;
+mod demo;
 pub mod failure;
 pub mod glossary;
 mod invites;

@@ -19,6 +19,7 @@ use super::{
     args::{self, Cli, Command},
     bug,
     context::Context,
+    demo,
     failure::Report,
     logs,
     out::Out,
@@ -41,6 +42,7 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
     bug::catch(out.clone(), context.home.log_dir());
     logs::start(&context.node.log, out)?;
     match &cli.command {
+        Command::Demo(args) => demo::run(args, &context),
         Command::Train(args) => train::run(args, &context),
         Command::Join(args) => join::join(args, &context),
         Command::Host(args) => join::host(args, &context),
@@ -55,6 +57,6 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Key(args) => key::run(args, &context),
         Command::Explain(args) => explain::run(args, &context),
         Command::Completions(args) => completions::run(args, &context),
-        Command::Demo(_) | Command::Bench(_) => Ok(0),
+        Command::Bench(_) => Ok(0),
     }
 }

@@ -1,0 +1,119 @@
+//! The demo's serving peers, each a process of this same program with a home of its own. In: an invite and a place in the
+//! pipeline. Out: processes that can be killed, asked to leave, and whose event logs can be read afterwards.
+
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use skein_protocol::{PeerId, Stage, event::Record};
+
+use crate::{
+    cli::failure::{Failure, Report},
+    home::Home,
+    node::log,
+};
+
+/// Who was asked to leave is given so long.
+const LEAVE: Duration = Duration::from_secs(15);
+
+/// What a child does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    Host(Stage),
+    Join,
+}
+
+pub struct Serving {
+    /// From 1, as the command line counts.
+    pub number: u16,
+    pub peer: PeerId,
+    pub home: PathBuf,
+    process: Child,
+}
+
+impl Serving {
+    /// Starts a peer of the run at any port of the loopback interface, with one thread.
+    pub fn start(number: u16, task: Task, invite: &str, homes: &Path) -> Result<Serving, Report> {
+        let home = homes.join(format!("peer-{number}"));
+        let failed = |error: io::Error| Report {
+            failure: Box::new(Failure::Other { message: format!("peer {number} could not be started: {error}") }),
+            cause: None,
+        };
+        fs::create_dir_all(&home).map_err(failed)?;
+        // Its key is made here, so that it is known by name before it speaks.
+        let peer = Home::at(&home).identity()?.key.peer();
+        let words = fs::File::create(home.join("stderr")).map_err(failed)?;
+        let mut command = Command::new(env::current_exe().map_err(failed)?);
+        for (name, _) in env::vars().filter(|(name, _)| name.starts_with("SKEIN_") && name != "SKEIN_LOG") {
+            command.env_remove(name);
+        }
+        match task {
+            Task::Host(stage) => command.args(["host", invite, "--stage", &stage.to_string()]),
+            Task::Join => command.args(["join", invite]),
+        };
+        command
+            .args(["--home", &home.display().to_string(), "--port", "0", "--threads", "1", "--memory", "1GiB"])
+            .arg("--until-stdin-closes")
+            .env("SKEIN_NET__LISTEN", "127.0.0.1")
+            .env("SKEIN_NET__LAN", "false")
+            .env("SKEIN_NET__PORT_MAPPING", "false")
+            .env("SKEIN_STORE__CHECKPOINT_EVERY", "0s")
+            .env("SKEIN_WATCH__LISTEN", "")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(words);
+        let process = command.spawn().map_err(failed)?;
+        Ok(Serving { number, peer, home, process })
+    }
+
+    /// SIGKILL: not a word to anybody.
+    pub fn kill(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn ended(&mut self) -> bool {
+        matches!(self.process.try_wait(), Ok(Some(_)))
+    }
+
+    /// Asks it to leave politely.
+    pub fn ask_to_leave(&mut self) {
+        drop(self.process.stdin.take());
+    }
+
+    /// Waits until it has left; kills it if it does not.
+    pub fn wait(&mut self) -> bool {
+        let end = Instant::now() + LEAVE;
+        while Instant::now() < end {
+            if self.ended() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.kill();
+        false
+    }
+
+    /// Its event log.
+    pub fn records(&self) -> Vec<Record> {
+        let runs = Home::at(&self.home).runs().list();
+        runs.first().and_then(|folder| log::read(&folder.path).ok()).unwrap_or_default()
+    }
+
+    /// The last lines that it said to stderr.
+    pub fn last_words(&self) -> String {
+        let text = fs::read_to_string(self.home.join("stderr")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,571 @@
+//! `skein demo`: a whole swarm on this machine. This process owns the run, feeds it and watches; the peers that serve are
+//! processes of their own, real libp2p and QUIC between them, so that a kill is a kill.
+//!
+//! In: how many, how long, whom to kill. Out: the picture while it runs, the model, text before and after, the figures.
+
+mod children;
+mod done;
+mod picture;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use skein_pipeline::{
+    compute::{Device, OnDevice},
+    peer::io::Command,
+    plan::{cost, partition},
+};
+use skein_protocol::{
+    Manifest, PeerId, Stage,
+    event::{Event, Record},
+    hash,
+    run::{Weights, preset::preset},
+};
+use skein_simulations::checker::Kill;
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use self::{
+    children::{Serving, Task},
+    done::{DemoDone, Known, Samples},
+    picture::Picture,
+};
+use super::{
+    args,
+    context::Context,
+    failure::{Failure, Report},
+    out::{Mark, Out},
+    petname,
+    refused::Circumstances,
+    session::{self, Desk},
+    show::{self, About, Count, Peer, Span, Traffic},
+};
+use crate::{
+    corpus::{self, Corpus},
+    home::Home,
+    node::{
+        self, Give, NetSetup, Node, Order, Role, Serve, Setup, Way,
+        feed::Data,
+        generate::{Ask, Said, Sampling},
+        log, signed,
+        view::State,
+        worker::Niceness,
+    },
+};
+
+/// Length of the whole, where nothing is said; training gets what the start and the end leave.
+const SECONDS: u64 = 60;
+const START_AND_END: u64 = 10;
+/// Bytes of fables.
+const FABLES: usize = 1_200_000;
+/// Peers that do not come within this time do not come.
+const FORMING: Duration = Duration::from_secs(60);
+/// What is open when feeding stops is finished within this time, or its loss will be seen in the figures.
+const SETTLE: Duration = Duration::from_secs(10);
+const PICTURE: Duration = Duration::from_millis(200);
+/// The late joiner comes so long after the kill (or after half of the time, if nobody is killed).
+const LATE: Duration = Duration::from_secs(1);
+const SAMPLE_TOKENS: u32 = 160;
+const PROMPT: &str = "A ";
+
+pub fn run(args: &args::Demo, context: &Context) -> Result<u8, Report> {
+    let plan = Plan::of(args)?;
+    session::runtime()?.block_on(demo(args, &plan, context))
+}
+
+/// What the arguments come to.
+struct Plan {
+    corpus: Arc<Corpus>,
+    manifest: Manifest,
+    kill: Option<(u16, f64)>,
+    length: Length,
+    /// As long as the default, or longer.
+    whole: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Length {
+    Time(Duration),
+    Steps(u64),
+}
+
+impl Plan {
+    fn of(args: &args::Demo) -> Result<Plan, Report> {
+        let corpus = match &args.data {
+            None => Corpus::fables(args.seed, FABLES),
+            Some(path) => Corpus::read(std::slice::from_ref(path))?,
+        };
+        let usage = |message: String| Report::from(Failure::Usage { message });
+        if args.peers < args.stages {
+            return Err(usage(format!("--peers {}: {} stages need at least as many peers", args.peers, args.stages)));
+        }
+        let mut manifest = preset("demo").expect("a preset of this build, as a test sees");
+        manifest.train.seed = args.seed;
+        manifest.model.weights = Weights::Seed { init_seed: args.seed };
+        manifest.stages.count = args.stages;
+        manifest.stages.split = partition::of(&manifest, args.stages)
+            .ok_or_else(|| usage(format!("--stages {}: the model has {} layers", args.stages, manifest.model.config.layers)))?;
+        let kill = match (&args.kill, args.no_kill) {
+            (_, true) => None,
+            (Some(text), false) => Some(kill_of(text, args.peers).ok_or_else(|| {
+                usage(format!("--kill {text}: expected PEER@PERCENT%, such as 2@50%, with a peer from 1 to {}", args.peers))
+            })?),
+            (None, false) => {
+                let drawn = hash::keyed("skein demo kill 1", &[&args.seed.to_le_bytes()]).0[0];
+                Some((1 + u16::from(drawn) % args.peers, 0.5))
+            }
+        };
+        let (length, whole) = match (args.steps, args.seconds) {
+            (Some(steps), _) => (Length::Steps(steps), false),
+            (None, seconds) => {
+                let seconds = seconds.unwrap_or(SECONDS);
+                let training = seconds.saturating_sub(START_AND_END).max(seconds.div_ceil(2));
+                (Length::Time(Duration::from_secs(training)), seconds >= SECONDS)
+            }
+        };
+        Ok(Plan { corpus: Arc::new(corpus), manifest, kill, length, whole })
+    }
+
+    /// Share that is done, 0 to 1.
+    fn done(&self, since: Duration, step: u64) -> f64 {
+        let share = match self.length {
+            Length::Time(all) => since.as_secs_f64() / all.as_secs_f64(),
+            Length::Steps(all) => step as f64 / all as f64,
+        };
+        share.min(1.0)
+    }
+}
+
+/// `2@50%`.
+fn kill_of(text: &str, peers: u16) -> Option<(u16, f64)> {
+    let (peer, when) = text.split_once('@')?;
+    let (peer, percent): (u16, f64) = (peer.trim().parse().ok()?, when.trim().trim_end_matches('%').parse().ok()?);
+    ((1..=peers).contains(&peer) && (0.0..=100.0).contains(&percent)).then_some((peer, percent / 100.0))
+}
+
+async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, Report> {
+    let began = Instant::now();
+    let out = &context.out;
+    let folder = Folder::make(args.keep.as_deref())?;
+    introduce(args, plan, context);
+
+    let owner = Home::at(&folder.path.join("owner"));
+    let mut manifest = plan.manifest.clone();
+    let key = owner.identity()?.key;
+    manifest.run.owner = key.peer();
+    let (_, signed) = signed::sign(&manifest, &key);
+    let node = start_owner(plan, context, owner.clone(), signed, args.seed).await?;
+    let desk = Desk {
+        run: node.run,
+        manifest: node.manifest.clone(),
+        orders: node.orders(),
+        snapshots: node.state(),
+    };
+    let mut snapshots = node.state();
+    let invite = invite(&desk, &mut snapshots).await?;
+    let mut peers = Vec::new();
+    for number in 1..=args.peers {
+        let stage: Stage = (number - 1) % args.stages;
+        peers.push(Serving::start(number, Task::Host(stage), &invite, &folder.path)?);
+    }
+    form(&mut snapshots, &mut peers, out, began).await?;
+    let before = sample(&desk.orders, args.seed).await;
+
+    let mut show = Show {
+        plan,
+        out: out.clone(),
+        picture: Picture::new(out, &manifest),
+        records: node.records(),
+        snapshots: node.state(),
+        orders: desk.orders.clone(),
+        invite,
+        homes: folder.path.clone(),
+        next_number: args.peers + 1,
+        kill: plan.kill,
+        kills: Vec::new(),
+        joiner: None,
+        join_at: None,
+        joined: false,
+    };
+    let training_s = show.train(&mut peers).await?;
+    let Show { kills, joiner, mut picture, .. } = show;
+    picture.finish();
+    drop(picture);
+
+    let after = sample(&desk.orders, args.seed).await;
+    let model = folder.path.join("model");
+    let exported = session::collect_and_write(&desk.orders, node.manifest.clone(), &model, true).await;
+    out.note("everybody leaves: finishing what is open, a last round, goodbye");
+    let logs = leave(node, &owner, &mut peers, out).await?;
+    let known = Known {
+        peers: args.peers,
+        kills,
+        joiner,
+        training_s,
+        wall_s: began.elapsed().as_secs_f64(),
+        samples: Samples { before, after },
+        whole: plan.whole,
+    };
+    let done = DemoDone::of(&manifest, logs, &known);
+    if let Err(refusal) = exported {
+        return Err(Failure::from(refusal).into());
+    }
+    Ok(conclude(&done, &known, &folder, out))
+}
+
+/// Where everything lies: kept, or gone with the demo.
+struct Folder {
+    path: PathBuf,
+    kept: bool,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl Folder {
+    fn make(keep: Option<&Path>) -> Result<Folder, Report> {
+        let failed = |path: &Path, error: std::io::Error| crate::home::file::refused(path, 0, error);
+        match keep {
+            Some(path) => {
+                if fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
+                    return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
+                }
+                fs::create_dir_all(path).map_err(|error| failed(path, error))?;
+                let path = path.canonicalize().map_err(|error| failed(path, error))?;
+                Ok(Folder { path, kept: true, _temporary: None })
+            }
+            None => {
+                let folder = tempfile::Builder::new().prefix("skein-demo-").tempdir();
+                let folder = folder.map_err(|error| failed(&std::env::temp_dir(), error))?;
+                Ok(Folder { path: folder.path().into(), kept: false, _temporary: Some(folder) })
+            }
+        }
+    }
+}
+
+fn introduce(args: &args::Demo, plan: &Plan, context: &Context) {
+    let stages = plan.manifest.stages.count;
+    let parameters: u64 = (0..stages).map(|stage| cost::stage_parameters(&plan.manifest, stage)).sum();
+    let replicas = match args.peers % args.stages {
+        0 => format!("{stages} stages x {} replicas", args.peers / args.stages),
+        _ => format!("{stages} stages"),
+    };
+    context.out.note(&format!(
+        "{} peers on this machine, {replicas}, byte-level model of {} parameters, {} cores",
+        args.peers,
+        About(parameters as f64),
+        context.machine.cores
+    ));
+}
+
+async fn start_owner(plan: &Plan, context: &Context, home: Home, signed: Vec<u8>, seed: u64) -> Result<Node, Report> {
+    let data = Data { corpus: plan.corpus.clone(), epochs: None };
+    let setup = Setup {
+        home,
+        way: Way::Known { signed, meet: Vec::new() },
+        role: Role { serve: Serve::Nothing, feed: Some(data), feed_later: true },
+        net: NetSetup::loopback(),
+        give: Give { niceness: Niceness::Normal, save_every: Duration::ZERO, ..Give::default() },
+        invite: None,
+        events_keep: 1 << 30,
+        patience: FORMING,
+        keep_trying: false,
+        seed: Some(seed),
+    };
+    let circumstances = Circumstances {
+        command: "demo",
+        run: "demo".into(),
+        machine: context.machine,
+        port_origin: String::new(),
+    };
+    let engines = |_: &Manifest| OnDevice(Device::Cpu { threads: 1 });
+    node::start(setup, engines, |_| {}).await.map_err(|error| circumstances.report(error))
+}
+
+async fn invite(desk: &Desk, snapshots: &mut watch::Receiver<Option<State>>) -> Result<String, Report> {
+    let found = timeout(FORMING, async {
+        loop {
+            match desk.invite() {
+                Ok(made) => return Ok(made.invite),
+                Err(refusal) if snapshots.changed().await.is_err() => return Err(refusal),
+                Err(_) => {}
+            }
+        }
+    });
+    match found.await {
+        Ok(Ok(invite)) => Ok(invite),
+        Ok(Err(refusal)) => Err(Failure::from(refusal).into()),
+        Err(_) => Err(Failure::Other { message: "this process found no address of its own to listen at".into() }.into()),
+    }
+}
+
+/// Waits until every peer serves.
+async fn form(
+    snapshots: &mut watch::Receiver<Option<State>>,
+    peers: &mut [Serving],
+    out: &Out,
+    began: Instant,
+) -> Result<(), Report> {
+    let all = timeout(FORMING, async {
+        loop {
+            let serving = snapshots.borrow_and_update().as_ref().map_or(0, |state| serving(state, peers));
+            if serving == peers.len() {
+                return Ok(());
+            }
+            if let Some(dead) = peers.iter_mut().find_map(|peer| peer.ended().then_some(&*peer)) {
+                return Err(format!("peer {} ended:\n{}", dead.number, dead.last_words()));
+            }
+            let _ = timeout(PICTURE, snapshots.changed()).await;
+        }
+    });
+    let message = match all.await {
+        Ok(Ok(())) => {
+            let took = Span(began.elapsed());
+            out.done(&format!("swarm formed in {took}     ({0} of {0} found each other and serve)", peers.len()));
+            return Ok(());
+        }
+        Ok(Err(message)) => message,
+        Err(_) => {
+            let missing = peers.iter().map(|peer| format!("peer {}:\n{}", peer.number, peer.last_words()));
+            format!("not all peers serve after {}\n{}", Span(FORMING), missing.collect::<Vec<_>>().join("\n"))
+        }
+    };
+    Err(Failure::Other { message }.into())
+}
+
+fn serving(state: &State, peers: &[Serving]) -> usize {
+    peers.iter().filter(|peer| state.peer.stages.iter().any(|stage| stage.replicas.contains(&peer.peer))).count()
+}
+
+/// Text from the live swarm; what there is of it after a few seconds.
+async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
+    let (reply, mut said) = mpsc::unbounded_channel();
+    let ask = Ask {
+        prompt: corpus::encode(PROMPT),
+        // The model reads no further than its context.
+        tokens_max: SAMPLE_TOKENS,
+        sampling: Sampling { temperature: 0.6, top_p: 0.9, seed },
+        stop: None,
+    };
+    let mut text = PROMPT.to_string();
+    if orders.send(Order::Generate { ask, reply }).await.is_err() {
+        return text;
+    }
+    let mut decoder = corpus::Decoder::default();
+    let _ = timeout(Duration::from_secs(5), async {
+        while let Some(Said::Token(token)) = said.recv().await {
+            text.push_str(&decoder.push(token));
+        }
+    })
+    .await;
+    text
+}
+
+/// The part of the demo in which it trains.
+struct Show<'a> {
+    plan: &'a Plan,
+    out: Out,
+    picture: Picture,
+    records: broadcast::Receiver<Record>,
+    snapshots: watch::Receiver<Option<State>>,
+    orders: mpsc::Sender<Order>,
+    invite: String,
+    homes: PathBuf,
+    next_number: u16,
+    /// Whom and when, until it is done.
+    kill: Option<(u16, f64)>,
+    kills: Vec<Kill>,
+    joiner: Option<(PeerId, u64)>,
+    join_at: Option<Instant>,
+    joined: bool,
+}
+
+impl Show<'_> {
+    /// Trains to the end. Returns its seconds.
+    async fn train(&mut self, peers: &mut Vec<Serving>) -> Result<f64, Report> {
+        let began = Instant::now();
+        let _ = self.orders.send(Order::Command(Command::Feed)).await;
+        let mut tick = interval(PICTURE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                record = self.records.recv() => match record {
+                    Ok(record) => self.hear(&record),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => {
+                        return Err(Failure::Other { message: "the feeder stopped".into() }.into());
+                    }
+                },
+                _ = tick.tick() => {
+                    let state = self.snapshots.borrow_and_update().clone();
+                    let Some(state) = state else { continue };
+                    let done = self.plan.done(began.elapsed(), state.peer.step);
+                    self.act(peers, done, state.peer.step)?;
+                    self.picture.show(&state, done);
+                    if done >= 1.0 {
+                        break;
+                    }
+                }
+            }
+        }
+        let _ = self.orders.send(Order::Command(Command::StopFeeding)).await;
+        let settled = timeout(SETTLE, async {
+            while self.snapshots.borrow_and_update().as_ref().is_none_or(open) {
+                if self.snapshots.changed().await.is_err() {
+                    break;
+                }
+            }
+        });
+        let _ = settled.await;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    /// Kills and starts whoever is due.
+    fn act(&mut self, peers: &mut Vec<Serving>, done: f64, step: u64) -> Result<(), Report> {
+        if let Some((number, when)) = self.kill.filter(|(_, when)| done >= *when) {
+            self.kill = None;
+            if let Some(victim) = peers.iter_mut().find(|peer| peer.number == number) {
+                victim.kill();
+                self.kills.push(Kill { peer: victim.peer, at: utc_ms() * 1_000_000 });
+                self.picture.died(victim.peer, (100.0 * when) as u32);
+                self.out.say(
+                    Mark::Warning,
+                    &format!("{} was killed at step {}, on purpose", Peer(victim.peer), Count(step)),
+                    &[("peer", &victim.peer)],
+                );
+            }
+            self.join_at = Some(Instant::now() + LATE);
+        }
+        let alone = self.plan.kill.is_none() && done >= 0.5 && self.join_at.is_none();
+        if alone {
+            self.join_at = Some(Instant::now());
+        }
+        if self.joiner.is_none() && self.join_at.is_some_and(|at| Instant::now() >= at) {
+            let utc = utc_ms();
+            let late = Serving::start(self.next_number, Task::Join, &self.invite, &self.homes)?;
+            self.out.note(&format!("a late joiner starts: {}", Peer(late.peer)));
+            self.joiner = Some((late.peer, utc));
+            peers.push(late);
+        }
+        let here = self.joiner.filter(|_| !self.joined).filter(|(peer, _)| {
+            let state = self.snapshots.borrow();
+            state.as_ref().is_some_and(|state| state.peer.stages.iter().any(|stage| stage.replicas.contains(peer)))
+        });
+        if let Some((peer, started)) = here {
+            self.joined = true;
+            let took = Span(Duration::from_millis(utc_ms().saturating_sub(started)));
+            self.out.done(&format!("{} joined, took the stage that needed help most and serves, {took} after its start", Peer(peer)));
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, record: &Record) {
+        if self.out.style().json {
+            self.out.record(record);
+        }
+        match &record.event {
+            Event::StageEmpty { stage } => self.out.warn(&format!("stage {stage} has no replica: training waits")),
+            Event::StageBack { stage, peer } => self.out.done(&format!("stage {stage} is served again, by {}", petname::of(peer))),
+            Event::Voided { why, .. } => self.out.warn(&format!("a micro-batch was given up: {why}")),
+            _ => {}
+        }
+    }
+}
+
+fn open(state: &State) -> bool {
+    state.peer.feeding.as_ref().is_none_or(|feeding| feeding.open > 0)
+}
+
+/// Everybody leaves in good order. Returns all event logs.
+async fn leave(node: Node, owner: &Home, peers: &mut [Serving], out: &Out) -> Result<Vec<Vec<Record>>, Report> {
+    peers.iter_mut().for_each(Serving::ask_to_leave);
+    for peer in peers.iter_mut() {
+        if !tokio::task::block_in_place(|| peer.wait()) {
+            out.warn(&format!("peer {} did not leave in time and was ended", peer.number));
+        }
+    }
+    let folder = node.folder.path.clone();
+    node.drain().await;
+    let ended = timeout(SETTLE, node.wait()).await;
+    if !matches!(ended, Ok(Ok(_))) {
+        out.warn("this process did not leave the swarm in time");
+    }
+    let _ = owner;
+    let mine = log::read(&folder).map_err(|error| Report::from(crate::home::file::refused(&folder, 0, error)))?;
+    Ok(std::iter::once(mine).chain(peers.iter().map(Serving::records)).collect())
+}
+
+/// Says how it went. The exit code.
+fn conclude(done: &DemoDone, known: &Known, folder: &Folder, out: &Out) -> u8 {
+    let shortfalls = done.shortfalls(known);
+    let ratio = done.bytes_if_f32 as f64 / (done.bytes_activations.max(1)) as f64;
+    out.done(&format!(
+        "{} tokens in {} steps, {}; loss {:.2} -> {:.3}; activations {} (f32 would be {ratio:.1} times as much), gradients {}, averaging {}",
+        About(done.tokens as f64),
+        Count(done.steps),
+        show::tokens_per_s(done.tokens_per_s),
+        done.loss_first,
+        done.loss_last,
+        Traffic(done.bytes_activations),
+        Traffic(done.bytes_gradients),
+        Traffic(done.bytes_averaging),
+    ));
+    let apart = done.disagreement.map_or(String::new(), |apart| format!(", replicas agree to {:.2} %", 100.0 * apart));
+    let back = match done.rounds_rolled_back {
+        0 => String::new(),
+        n => format!(" ({n} rolled back)"),
+    };
+    out.done(&format!("{} averaging rounds{back}{apart}", done.rounds));
+    if let Some(ms) = done.repair_ms_max {
+        out.done(&format!(
+            "repair: what the dead peer held went on after {}; {} gradients perished with it, {} lost, {} counted twice",
+            Span::from(ms),
+            done.perished,
+            done.lost,
+            done.doubled
+        ));
+    }
+    for shortfall in &shortfalls {
+        out.say(Mark::Failure, shortfall, &[]);
+    }
+    if out.style().json {
+        out.event("DemoDone", done);
+    } else {
+        out.print(&format!("\nbefore training\n  {}\nafter\n  {}\n", shown(&done.samples.before), shown(&done.samples.after)));
+        if folder.kept {
+            out.print(&format!("kept      {}  (model, event logs, each peer's home)", folder.path.display()));
+            out.print(&format!("try       skein generate {} \"{PROMPT}\"", folder.path.join("model").display()));
+        }
+        out.print("across two machines");
+        out.print("  on one    skein train --data FILE --preset tiny     prints an invite");
+        out.print("  on others skein join INVITE");
+    }
+    if shortfalls.is_empty() { 0 } else { 10 }
+}
+
+/// One paragraph, without what a terminal would act on.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_string()
+}
+
+fn utc_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whom_to_kill_is_a_peer_and_a_share() {
+        assert_eq!(kill_of("4@30%", 6), Some((4, 0.3)));
+        assert_eq!(kill_of("1@100", 6), Some((1, 1.0)));
+        for wrong in ["", "4", "0@50%", "7@50%", "2@-1%", "2@101%", "x@5%", "2@NaN%"] {
+            assert_eq!(kill_of(wrong, 6), None, "{wrong}");
+        }
+    }
+}
