@@ -61,7 +61,8 @@ impl Peer {
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let stages = self.config.manifest.stages.count;
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
-        let mut planned = self.directory.planned(|peer| self.neighbours.is_gone(peer));
+        let gone = self.absent(mine.is_empty());
+        let mut planned = self.directory.planned(|peer| gone.contains(&peer) || self.neighbours.is_gone(peer));
         for stage in &mine {
             let speed = self.replicas.get(stage).and_then(Replica::flow).map_or(0.0, |flow| flow.busy.speed());
             planned.entry(*stage).or_default().insert(self.me, speed);
@@ -81,6 +82,16 @@ impl Peer {
             }
             self.want_stage(now, stage, false, "it has the least throughput", out);
         }
+    }
+
+    /// Peers that a newcomer should not count on: offered by others, and not reached although most of those offered were. Who
+    /// died a few seconds ago is still offered by those who had no business with it.
+    fn absent(&self, newcomer: bool) -> BTreeSet<PeerId> {
+        let offered: BTreeSet<PeerId> =
+            self.directory.offers().map(|(peer, _)| peer).filter(|peer| *peer != self.me).collect();
+        let (here, absent): (BTreeSet<PeerId>, BTreeSet<PeerId>) =
+            offered.into_iter().partition(|peer| self.neighbours.is_up(*peer));
+        if newcomer && here.len() > absent.len() { absent } else { BTreeSet::new() }
     }
 
     /// A stage without a replica is adopted by one peer after the other, in the order of a hash, so that not all take it at once.

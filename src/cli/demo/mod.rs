@@ -70,7 +70,7 @@ const FORMING: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(10);
 const PICTURE: Duration = Duration::from_millis(200);
 /// The late joiner comes so long after the kill (or after half of the time, if nobody is killed).
-const LATE: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_secs(3);
 const SAMPLE_TOKENS: u32 = 160;
 const PROMPT: &str = "A ";
 
@@ -108,13 +108,19 @@ impl Plan {
         let mut manifest = preset("demo").expect("a preset of this build, as a test sees");
         manifest.train.seed = args.seed;
         manifest.model.weights = Weights::Seed { init_seed: args.seed };
+        // More stages than the preset has layers: one layer each.
+        manifest.model.config.layers = manifest.model.config.layers.max(u32::from(args.stages));
         manifest.stages.count = args.stages;
-        manifest.stages.split = partition::of(&manifest, args.stages)
-            .ok_or_else(|| usage(format!("--stages {}: the model has {} layers", args.stages, manifest.model.config.layers)))?;
+        manifest.stages.split = partition::of(&manifest, args.stages).ok_or_else(|| {
+            usage(format!("--stages {}: the model has {} layers", args.stages, manifest.model.config.layers))
+        })?;
         let kill = match (&args.kill, args.no_kill) {
             (_, true) => None,
             (Some(text), false) => Some(kill_of(text, args.peers).ok_or_else(|| {
-                usage(format!("--kill {text}: expected PEER@PERCENT%, such as 2@50%, with a peer from 1 to {}", args.peers))
+                usage(format!(
+                    "--kill {text}: expected PEER@PERCENT%, such as 2@50%, with a peer from 1 to {}",
+                    args.peers
+                ))
             })?),
             (None, false) => {
                 let drawn = hash::keyed("skein demo kill 1", &[&args.seed.to_le_bytes()]).0[0];
@@ -161,12 +167,7 @@ async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, R
     manifest.run.owner = key.peer();
     let (_, signed) = signed::sign(&manifest, &key);
     let node = start_owner(plan, context, owner.clone(), signed, args.seed).await?;
-    let desk = Desk {
-        run: node.run,
-        manifest: node.manifest.clone(),
-        orders: node.orders(),
-        snapshots: node.state(),
-    };
+    let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
     let mut snapshots = node.state();
     let invite = invite(&desk, &mut snapshots).await?;
     let mut peers = Vec::new();
@@ -276,12 +277,8 @@ async fn start_owner(plan: &Plan, context: &Context, home: Home, signed: Vec<u8>
         keep_trying: false,
         seed: Some(seed),
     };
-    let circumstances = Circumstances {
-        command: "demo",
-        run: "demo".into(),
-        machine: context.machine,
-        port_origin: String::new(),
-    };
+    let circumstances =
+        Circumstances { command: "demo", run: "demo".into(), machine: context.machine, port_origin: String::new() };
     let engines = |_: &Manifest| OnDevice(Device::Cpu { threads: 1 });
     node::start(setup, engines, |_| {}).await.map_err(|error| circumstances.report(error))
 }
@@ -299,7 +296,9 @@ async fn invite(desk: &Desk, snapshots: &mut watch::Receiver<Option<State>>) -> 
     match found.await {
         Ok(Ok(invite)) => Ok(invite),
         Ok(Err(refusal)) => Err(Failure::from(refusal).into()),
-        Err(_) => Err(Failure::Other { message: "this process found no address of its own to listen at".into() }.into()),
+        Err(_) => {
+            Err(Failure::Other { message: "this process found no address of its own to listen at".into() }.into())
+        }
     }
 }
 
@@ -458,7 +457,10 @@ impl Show<'_> {
         if let Some((peer, started)) = here {
             self.joined = true;
             let took = Span(Duration::from_millis(utc_ms().saturating_sub(started)));
-            self.out.done(&format!("{} joined, took the stage that needed help most and serves, {took} after its start", Peer(peer)));
+            self.out.done(&format!(
+                "{} joined, took the stage that needed help most and serves, {took} after its start",
+                Peer(peer)
+            ));
         }
         Ok(())
     }
@@ -469,7 +471,9 @@ impl Show<'_> {
         }
         match &record.event {
             Event::StageEmpty { stage } => self.out.warn(&format!("stage {stage} has no replica: training waits")),
-            Event::StageBack { stage, peer } => self.out.done(&format!("stage {stage} is served again, by {}", petname::of(peer))),
+            Event::StageBack { stage, peer } => {
+                self.out.done(&format!("stage {stage} is served again, by {}", petname::of(peer)))
+            }
             Event::Voided { why, .. } => self.out.warn(&format!("a micro-batch was given up: {why}")),
             _ => {}
         }
@@ -535,7 +539,11 @@ fn conclude(done: &DemoDone, known: &Known, folder: &Folder, out: &Out) -> u8 {
     if out.style().json {
         out.event("DemoDone", done);
     } else {
-        out.print(&format!("\nbefore training\n  {}\nafter\n  {}\n", shown(&done.samples.before), shown(&done.samples.after)));
+        out.print(&format!(
+            "\nbefore training\n  {}\nafter\n  {}\n",
+            shown(&done.samples.before),
+            shown(&done.samples.after)
+        ));
         if folder.kept {
             out.print(&format!("kept      {}  (model, event logs, each peer's home)", folder.path.display()));
             out.print(&format!("try       skein generate {} \"{PROMPT}\"", folder.path.join("model").display()));

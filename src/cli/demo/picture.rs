@@ -74,7 +74,8 @@ impl Picture {
         }
         self.pace.note(Duration::from_millis(state.uptime_ms), state.peer.samples * self.tokens_per_sample);
         self.losses.extend(state.peer.loss);
-        let stages: Vec<String> = state.peer.stages.iter().map(|stage| self.stage(stage.stage, &stage.replicas)).collect();
+        let stages: Vec<String> =
+            state.peer.stages.iter().map(|stage| self.stage(stage.stage, &stage.replicas)).collect();
         let summary = self.summary(state, done);
         for (line, text) in self.lines.iter().zip(stages.into_iter().chain([summary.clone()])) {
             line.set_message(text);
