@@ -289,7 +289,7 @@ fn build<M: Engines + 'static>(
     };
     let commands = commands_of(&setup.role);
     let (orders_in, orders) = mpsc::channel(ORDERS);
-    let (records, _) = broadcast::channel(RECORDS);
+    let (records, first_records) = broadcast::channel(RECORDS);
     let (state_in, state) = watch::channel(None);
     let feed = setup.role.feed.map(|data| Feed::new(data, &manifest));
     let peer = Peer::new(config, clock.now(), clock.utc());
@@ -330,6 +330,7 @@ fn build<M: Engines + 'static>(
         net,
         orders: orders_in,
         records,
+        first_records: Some(first_records).into(),
         state,
         done: None,
         _lock: lock,

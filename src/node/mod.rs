@@ -21,7 +21,13 @@ pub mod store;
 pub mod view;
 pub mod worker;
 
-use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use libp2p::Multiaddr;
 use skein_pipeline::peer::io::Command;
@@ -252,6 +258,8 @@ pub struct Node {
     net: Net,
     orders: mpsc::Sender<Order>,
     records: broadcast::Sender<Record>,
+    /// Subscribed before the first event: whoever asks first misses none.
+    first_records: Mutex<Option<broadcast::Receiver<Record>>>,
     state: watch::Receiver<Option<State>>,
     done: Option<JoinHandle<Result<Ended, NodeError>>>,
     _lock: Lock,
@@ -263,9 +271,10 @@ impl Node {
         self
     }
 
-    /// Every event from now on. Who is too slow misses some; the log has all.
+    /// Every event from now on; the first to ask gets them from the start. Who is too slow misses some; the log has all.
     pub fn records(&self) -> broadcast::Receiver<Record> {
-        self.records.subscribe()
+        let first = self.first_records.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| self.records.subscribe())
     }
 
     /// The newest snapshot; nothing in the first moment.

@@ -1,0 +1,104 @@
+//! A `skein` process with a home of its own, on the loopback interface, whose lines of `--json` can be waited for.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde_json::Value;
+
+/// Swarms share two cores: one at a time.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub struct Skein {
+    home: std::path::PathBuf,
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Skein {
+    /// Starts `skein ARGS --json` with `home`.
+    pub fn start(home: &Path, args: &[&str]) -> Skein {
+        std::fs::create_dir_all(home).unwrap();
+        let stderr = std::fs::File::create(home.join("stderr")).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_skein"))
+            .args(args)
+            .arg("--json")
+            .env_clear()
+            .env("SKEIN_HOME", home)
+            .env("SKEIN_NET__LISTEN", "127.0.0.1")
+            .env("SKEIN_NET__PORT", "0")
+            .env("SKEIN_NET__LAN", "false")
+            .env("SKEIN_NET__PORT_MAPPING", "false")
+            .env("SKEIN_WATCH__LISTEN", "127.0.0.1:0")
+            .env("SKEIN_GIVE__THREADS", "1")
+            .env("SKEIN_GIVE__MEMORY", "1GiB")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Skein { home: home.into(), child, lines }
+    }
+
+    /// The first line of this type from here on.
+    pub fn wait_for(&mut self, kind: &str) -> Value {
+        let found = self.wait_until(|line| line["type"] == kind);
+        found.unwrap_or_else(|| panic!("it ended before any {kind}: {}", self.words()))
+    }
+
+    pub fn wait_until(&mut self, mut wanted: impl FnMut(&Value) -> bool) -> Option<Value> {
+        for line in self.lines.by_ref() {
+            let line: Value = serde_json::from_str(&line.unwrap()).expect("each line is JSON");
+            if wanted(&line) {
+                return Some(line);
+            }
+        }
+        None
+    }
+
+    /// All lines until it ends, and how it ended.
+    pub fn finish(mut self) -> (Vec<Value>, ExitStatus) {
+        let mut all = Vec::new();
+        self.wait_until(|line| {
+            all.push(line.clone());
+            false
+        });
+        let status = self.child.wait().unwrap();
+        (all, status)
+    }
+
+    fn words(&self) -> String {
+        std::fs::read_to_string(self.home.join("stderr")).unwrap_or_default()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Skein {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The invite that `train` prints.
+pub fn invite(owner: &mut Skein) -> String {
+    owner.wait_for("Invite")["invite"].as_str().unwrap().to_string()
+}
+
+/// Some text to train on.
+pub fn text(path: &Path) {
+    let corpus = skein::corpus::fables::expand(3, 60_000).0;
+    std::fs::write(path, corpus).unwrap();
+}
