@@ -738,9 +738,6 @@ impl StageFlow {
                 self.own_step += 1;
                 let (stage, own_step) = (self.stage, self.own_step);
                 desk.emit(Event::Stepped { stage, own_step, run_step, lr, gradient_norm, micro_batches: count, ids });
-                if self.rules.lock_step() {
-                    self.turn.close = None;
-                }
                 count
             }
             Done::NotFinite { why } | Done::Failed { why, .. } | Done::BadInput { why } => {
