@@ -479,15 +479,6 @@ Examples
 pub enum Bench {
     /// Tokens/s of forward, backward and step of a model on this machine
     Stage(BenchStage),
-    /// The data plane between two processes: throughput, latency, CPU seconds per GiB
-    Link(BenchLink),
-    /// A swarm on loopback against one process on the same cores
-    Swarm(BenchSwarm),
-    /// Cold start, memory of an idle peer, Kademlia among 16 peers
-    Peer(BenchPeer),
-    /// The other process of a bench
-    #[command(hide = true)]
-    Child { what: String },
 }
 
 #[derive(Clone, Debug, Args)]
@@ -503,34 +494,6 @@ pub struct BenchStage {
     /// Micro-batches to measure
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub micro_batches: u32,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchLink {
-    /// Seconds a size of blob
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    pub seconds: u64,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchSwarm {
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub stages: u16,
-    /// Serving peers; a multiple of the stages
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    pub peers: u16,
-    #[arg(long, default_value = "tiny", value_name = "NAME")]
-    pub preset: String,
-    /// Seconds to measure each of the two
-    #[arg(long, default_value_t = 30, value_name = "N")]
-    pub seconds: u64,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchPeer {
-    /// Peers of the Kademlia measurement
-    #[arg(long, default_value_t = 16, value_name = "N")]
-    pub peers: u16,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -124,7 +124,7 @@ impl Settings {
         settings.lay_environment(&sources.environment)?;
         for flag in &sources.flags {
             let key = keys::find(flag.key).expect("a flag belongs to a key");
-            settings.lay(key, key.kind.from_text(&flag.text), Origin::Flag(flag.name))?;
+            settings.lay(key, key.kind.read_text(&flag.text), Origin::Flag(flag.name))?;
         }
         settings.contradictions()?;
         Ok(settings)
@@ -189,7 +189,7 @@ impl Settings {
                 continue;
             }
             match KEYS.iter().find(|key| variable(key) == *name) {
-                Some(key) => self.lay(key, key.kind.from_text(text), Origin::Environment(name.clone()))?,
+                Some(key) => self.lay(key, key.kind.read_text(text), Origin::Environment(name.clone()))?,
                 None => {
                     let known = KEYS.iter().map(variable).chain(SHORTHANDS.iter().map(ToString::to_string));
                     let hint = nearest(name, known).map_or(String::new(), |near| format!(" Did you mean {near}?"));

@@ -3,6 +3,9 @@
 //! In: layers (defaults < profile < file < environment < flags). Out: [`NodeConfig`], and for each key where its value came from
 //! ([`Settings`]). Knows no socket, device or run. The keys, their defaults and extremes stand in [`keys`] alone.
 
+// An error ends the command: it is made once, and its fields are its message.
+#![allow(clippy::result_large_err)]
+
 pub mod keys;
 mod layers;
 pub mod machine;

@@ -75,7 +75,7 @@ impl Kind {
     }
 
     /// What a flag or a variable says, as the TOML value that a file would hold. Lists are separated by commas.
-    pub(super) fn from_text(&self, text: &str) -> Value {
+    pub(super) fn read_text(&self, text: &str) -> Value {
         let text = text.trim();
         match self {
             Kind::Flag => match text {

@@ -71,7 +71,7 @@ impl Shapes {
         match frame {
             Frame::Hello(_) | Frame::Spread(_) => control,
             Frame::Flow(frame) => match frame {
-                flow::Frame::Forward(forward) => with(Lane::Activation, self.into_stage(forward.stage)?),
+                flow::Frame::Forward(forward) => with(Lane::Activation, self.body_into(forward.stage)?),
                 flow::Frame::Labels(_) => with(Lane::Activation, Body::Exactly(self.tokens() * 4)),
                 flow::Frame::Backward(returned) => {
                     self.exists(returned.stage)?;
@@ -133,7 +133,7 @@ impl Shapes {
         self.manifest.tokens_per_micro_batch()
     }
 
-    fn into_stage(&self, stage: Stage) -> Option<Body> {
+    fn body_into(&self, stage: Stage) -> Option<Body> {
         self.exists(stage)?;
         Some(if stage == 0 { Body::Exactly(self.tokens() * 4) } else { self.hidden() })
     }

@@ -289,6 +289,7 @@ async fn export(Shared(desk): Shared<Arc<Desk>>, body: Bytes) -> Response {
     }
 }
 
+#[allow(clippy::result_large_err, reason = "the error is the answer")]
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
     serde_json::from_slice(body).map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))
 }

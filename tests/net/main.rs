@@ -323,6 +323,7 @@ struct Stock {
     ping: ping::Behaviour,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a few events of one test")]
 enum StockEvent {
     Identify(identify::Event),
     Ping(ping::Event),

@@ -95,11 +95,14 @@ fn ignored_targets_neither_count_nor_pull() {
     assert_eq!((none.tokens, none.loss), (0, 0.0));
 }
 
+/// Tokens and targets.
+type Sample = (Vec<u32>, Vec<u32>);
+
 #[test]
 fn weights_scale_what_is_added_and_the_mean_is_over_them() {
     let config = config();
     let (one, other) = (batch(&config, 12, 1), batch(&config, 12, 2));
-    let gradient = |parts: &[(&(Vec<u32>, Vec<u32>), f32)]| {
+    let gradient = |parts: &[(&Sample, f32)]| {
         let mut engine = whole(&config, plain(6, 2));
         parts.iter().for_each(|(batch, weight)| _ = train(&mut engine, 0, batch, *weight));
         let report = engine.step(0.0).unwrap();

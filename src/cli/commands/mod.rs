@@ -1,6 +1,7 @@
 //! One file a command. Each gets its arguments and a [`Context`], and returns an exit code or why it did not work.
 
 mod ask;
+mod bench;
 mod completions;
 mod config;
 mod explain;
@@ -57,6 +58,6 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Key(args) => key::run(args, &context),
         Command::Explain(args) => explain::run(args, &context),
         Command::Completions(args) => completions::run(args, &context),
-        Command::Bench(_) => Ok(0),
+        Command::Bench(args) => bench::run(args, &context),
     }
 }

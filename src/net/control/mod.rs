@@ -387,11 +387,12 @@ impl Control {
             BehaviourEvent::Identify(identify::Event::Received { connection_id, peer_id, info }) => {
                 self.on_identified(connection_id, peer_id, info);
             }
-            BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed { id, result, step, .. }) => {
-                if let kad::QueryResult::GetProviders(result) = result {
-                    self.on_providers(id, result, step.last).await;
-                }
-            }
+            BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
+                id,
+                result: kad::QueryResult::GetProviders(result),
+                step,
+                ..
+            }) => self.on_providers(id, result, step.last).await,
             BehaviourEvent::Kad(kad::Event::RoutingUpdated { peer, old_peer, .. }) => self.on_table(peer, old_peer),
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_lan(found).await,
             BehaviourEvent::AutonatClient(autonat::v2::client::Event { result, tested_addr, .. }) => {

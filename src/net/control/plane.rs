@@ -132,10 +132,10 @@ impl NetworkBehaviour for Plane {
                 if let Some(subnet) = self.counted.remove(&gone.connection_id) {
                     decrement(&mut self.subnets, subnet);
                 }
-                if let Some(peer) = address::peer_of(&gone.peer_id).filter(|_| gone.endpoint.is_relayed()) {
-                    if decrement(&mut self.relayed, peer) == 0 {
-                        self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
-                    }
+                if let Some(peer) = address::peer_of(&gone.peer_id).filter(|_| gone.endpoint.is_relayed())
+                    && decrement(&mut self.relayed, peer) == 0
+                {
+                    self.shared.relayed.lock().unwrap_or_else(PoisonError::into_inner).remove(&peer);
                 }
             }
             _ => {}
@@ -227,10 +227,10 @@ impl ConnectionHandler for Handler {
         match event {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, .. }) => self.adopt(protocol),
             // The side that dialled opens the stream: others are dropped.
-            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
-                if self.about.as_ref().is_some_and(|about| !about.dialled_by_me) {
-                    self.adopt(protocol);
-                }
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. })
+                if self.about.as_ref().is_some_and(|about| !about.dialled_by_me) =>
+            {
+                self.adopt(protocol);
             }
             _ => {}
         }

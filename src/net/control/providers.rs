@@ -43,10 +43,10 @@ impl Providers {
     }
 
     fn make_room(&mut self, record: &ProviderRecord) {
-        if self.of.get(&record.provider).is_some_and(|keys| keys.len() >= KEYS_PER_PROVIDER) {
-            if let Some(key) = self.of.get(&record.provider).and_then(|keys| keys.front().cloned()) {
-                self.remove_provider(&key, &record.provider);
-            }
+        if self.of.get(&record.provider).is_some_and(|keys| keys.len() >= KEYS_PER_PROVIDER)
+            && let Some(key) = self.of.get(&record.provider).and_then(|keys| keys.front().cloned())
+        {
+            self.remove_provider(&key, &record.provider);
         }
         match self.keys.get(&record.key) {
             None if self.keys.len() >= self.keys_max => {

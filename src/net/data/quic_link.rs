@@ -202,9 +202,9 @@ async fn send(wire: &Arc<Wire>) -> End {
     loop {
         let order = *orders.borrow_and_update();
         let sending = order.sends();
-        while sending {
+        loop {
             let may = |lane: Lane, size: u64| {
-                counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
+                sending && counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
             };
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
             counts[message.lane as usize] += 1;

@@ -362,10 +362,10 @@ impl Outgoing {
             if let Some(leaving) = slot.take_if(|leaving| leaving.number == number) {
                 conversation.write_record(writer, Kind::Abort(lane), &[]).await?;
                 refused(conversation, lane, leaving.message.frame, code).await;
-            } else if let Some(at) = self.written.iter().position(|(l, n, _)| (*l, *n) == (lane, number)) {
-                if let Some((lane, _, frame)) = self.written.remove(at) {
-                    refused(conversation, lane, frame, code).await;
-                }
+            } else if let Some(at) = self.written.iter().position(|(l, n, _)| (*l, *n) == (lane, number))
+                && let Some((lane, _, frame)) = self.written.remove(at)
+            {
+                refused(conversation, lane, frame, code).await;
             }
         }
     }
