@@ -547,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_contradiction_stands_at_its_keys_line() {
-        let (text, line) = demo_with("every = 10 ", "every = 500 ");
+        let (text, line) = demo_with("every = 6 ", "every = 500 ");
         let found = problems(&text);
         assert_eq!((found.len(), found[0].0, found[0].1, found[0].2.as_str()), (1, line, 9, "averaging.every"));
         let (text, line) = demo_with("vocab = 256", "vocab = 200");
