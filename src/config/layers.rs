@@ -81,7 +81,7 @@ pub struct Flag {
 
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// One of [`profile::NAMES`], or the path of a file.
+    /// One of the built-in profiles, or the path of a file.
     pub profile: Option<String>,
     pub file: Option<PathBuf>,
     /// Whether `file` was asked for by name, so that it must be there.

@@ -27,7 +27,7 @@ pub fn write(path: &Path, bytes: &[u8], reader: Reader) -> Result<(), HomeError>
     write_with(path, bytes.len() as u64, reader, |file| file.write_all(bytes))
 }
 
-/// As [`write`], for content that is produced piece by piece; `len` is what it will need, for the message if it does not fit.
+/// As [`write()`], for content that is produced piece by piece; `len` is what it will need, for the message if it does not fit.
 pub fn write_with(
     path: &Path,
     len: u64,
