@@ -261,7 +261,7 @@ async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
         prompt: corpus::encode(PROMPT),
         // The model reads no further than its context.
         tokens_max: SAMPLE_TOKENS,
-        sampling: Sampling { temperature: 0.6, top_p: 0.9, seed },
+        sampling: Sampling { temperature: 0.5, top_p: 0.9, seed },
         stop: None,
     };
     let mut text = PROMPT.to_string();
