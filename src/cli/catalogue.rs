@@ -273,11 +273,17 @@ catalogue! {
     next ["skein --version" => "compare with the other side, and update the older"]
     about "The wire has a protocol number of its own, apart from the version of the program. It changes only when peers would misunderstand each other."
 
-    RunFull { count: u32 = 1000u32, max: u32 = 1000u32 } "SK309" Failure 6
+    RunFull { run: String = "tiny-verse", peers: String = "quiet-heron 12fa9c" } "SK309" Failure 6
     what "The run is full."
-    why "{count} of {max} peers."
-    next ["skein join --observe" => "watch only"]
-    about "The owner sets admission.peers_max in the manifest."
+    why "{peers} says that {run} has no place for another peer."
+    next ["skein join" => "keeps trying until a place is free"]
+    about "The owner sets admission.peers_max in the manifest. A place is free two minutes after a peer has left. The owner, its delegates and the members that the manifest lists always find one."
+
+    BelowTheRunsLeast { run: String = "tiny-verse", least: Bytes = 4294967296u64, give: Bytes = 1073741824u64 } "SK310" Failure 6
+    what "The run asks for more memory than you give."
+    why "The manifest of {run} says admission.memory_min = {least}; you give {give}."
+    next ["skein join --memory {least}" => "give more", "skein join --observe" => "watch only"]
+    about "The owner wants peers that can take any stage. Each peer checks itself, before anything is fetched."
 
     BadSignature { path: String = "my.toml", by: String = "quiet-heron 12fa9c" } "SK311" Failure 9
     what "The signature of {path} does not hold."

@@ -227,6 +227,10 @@ impl From<Refusal> for Failure {
                 let owner = owner(&path);
                 Failure::Unwritable { path: path.display().to_string(), error, owner }
             }
+            Refusal::NotEmpty { path } => Failure::NotEmpty { path: path.display().to_string() },
+            Refusal::DiskFull { path, free, needed } => {
+                Failure::DiskFull { path: path.display().to_string(), free: Bytes(free), need: Bytes(needed) }
+            }
             Refusal::Other { why } => Failure::NotPossible { why },
         }
     }

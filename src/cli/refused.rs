@@ -43,6 +43,9 @@ impl Circumstances {
                 free: Bytes(self.machine.memory_free),
                 run: self.run.clone(),
             },
+            NodeError::BelowTheRunsLeast { least, give } => {
+                Failure::BelowTheRunsLeast { run: self.run.clone(), least: Bytes(*least), give: Bytes(*give) }
+            }
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
                 message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
@@ -77,6 +80,10 @@ impl Circumstances {
                 address: address.clone(),
                 found: presented.clone(),
                 expected: expected.to_string(),
+            },
+            LobbyError::Full(peers) => Failure::RunFull {
+                run: self.run.clone(),
+                peers: peers.iter().map(|peer| Peer(*peer).to_string()).collect::<Vec<_>>().join(", "),
             },
             LobbyError::NotTheirRun(peers) => Failure::NobodyAnswers {
                 count: peers.len(),

@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::signed::{self, Refused};
+use super::{
+    admit::FULL,
+    signed::{self, Refused},
+};
 use crate::net::{Net, NetEvent};
 
 /// Peers that did not answer are dialled again after this.
@@ -53,6 +56,9 @@ pub enum LobbyError {
     /// SK202
     #[error("{address} presented {presented}, not {expected}")]
     OtherIdentity { address: String, expected: PeerId, presented: String },
+    /// SK309. Each peer that answered has no place for another.
+    #[error("the run is full")]
+    Full(Vec<PeerId>),
     /// Peers answered, and none of them is in the run.
     #[error("{} peers answer, and none is in this run", .0.len())]
     NotTheirRun(Vec<PeerId>),
@@ -67,9 +73,9 @@ pub enum LobbyError {
 }
 
 impl LobbyError {
-    /// Whether waiting longer may help: nobody was there yet, or only peers that do not know the run yet.
+    /// Whether waiting longer may help: nobody was there yet, only peers that do not know the run yet, or no place was free.
     pub fn may_pass(&self) -> bool {
-        matches!(self, LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_))
+        matches!(self, LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_) | LobbyError::Full(_))
     }
 }
 
@@ -79,6 +85,15 @@ pub struct Entered {
     pub signed: Vec<u8>,
     pub manifest: Manifest,
     pub from: PeerId,
+}
+
+/// The peer whose connection an event is about.
+fn about(event: &NetEvent) -> Option<PeerId> {
+    match event {
+        NetEvent::Up { peer, .. } | NetEvent::Refused { peer, .. } => Some(*peer),
+        NetEvent::Message { from, .. } => Some(*from),
+        _ => None,
+    }
 }
 
 pub struct Lobby<'a> {
@@ -159,10 +174,30 @@ impl<'a> Lobby<'a> {
             },
             _ => {}
         }
-        if self.backlog.len() < BACKLOG_MAX || !matches!(event, NetEvent::Message { .. }) {
-            self.backlog.push(event);
-        }
+        self.keep(event);
         Ok(entered)
+    }
+
+    /// Keeps what the driver has to hear. It may be days until it does: a peer that came and went leaves nothing, and what is
+    /// said again and again is not kept.
+    fn keep(&mut self, event: NetEvent) {
+        match &event {
+            NetEvent::Lost { peer, .. } => self.backlog.retain(|kept| about(kept) != Some(*peer)),
+            NetEvent::DialFailed { .. }
+            | NetEvent::Found { .. }
+            | NetEvent::Writable { .. }
+            | NetEvent::Moved { .. } => {}
+            NetEvent::Up { .. } => self.backlog.push(event),
+            NetEvent::Message { .. }
+            | NetEvent::Refused { .. }
+            | NetEvent::Listening { .. }
+            | NetEvent::Lan { .. }
+            | NetEvent::Reachability(_) => {
+                if self.backlog.len() < BACKLOG_MAX {
+                    self.backlog.push(event);
+                }
+            }
+        }
     }
 
     fn ask(&mut self, peer: PeerId) {
@@ -193,6 +228,11 @@ impl<'a> Lobby<'a> {
     fn reason(&self) -> LobbyError {
         if !self.altered.is_empty() {
             return LobbyError::Altered(self.altered.iter().map(|(peer, why)| (*peer, why.clone())).collect());
+        }
+        let full = self.tried.values().filter(|tried| tried.why.ends_with(FULL)).filter_map(|tried| tried.peer);
+        let full: Vec<PeerId> = full.collect();
+        if !full.is_empty() {
+            return LobbyError::Full(full);
         }
         if !self.strangers.is_empty() {
             return LobbyError::NotTheirRun(self.strangers.iter().copied().collect());

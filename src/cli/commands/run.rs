@@ -19,7 +19,7 @@ use crate::{
         context::Context,
         failure::{Failure, Report},
         out::Out,
-        show::{About, Bytes, Peer, Traffic},
+        show::{About, Bytes, Peer, Traffic, counted},
     },
     config::nearest,
     home::{
@@ -113,11 +113,10 @@ fn problem_document(problem: &TextProblem) -> serde_json::Value {
 
 fn headline(path: &Path, problems: &[TextProblem]) -> String {
     let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
-    let words = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     let counts: Vec<String> = [(count(Severity::Error), "problem"), (count(Severity::Remark), "remark")]
         .into_iter()
         .filter(|(n, _)| *n > 0)
-        .map(|(n, word)| words(n, word))
+        .map(|(n, word)| counted(n as u64, word))
         .collect();
     let counts = if counts.is_empty() { "nothing wrong".into() } else { counts.join(", ") };
     format!("{}: {counts}", path.display())
@@ -149,9 +148,9 @@ fn costs(manifest: &Manifest) -> Vec<String> {
     let stages = 0..manifest.stages.count;
     let parameters: u64 = stages.clone().map(|stage| cost::stage_parameters(manifest, stage)).sum();
     let mut lines = vec![format!(
-        "{} parameters in {} stages; a step has {} tokens",
+        "{} parameters in {}; a step has {} tokens",
         About(parameters as f64),
-        manifest.stages.count,
+        counted(manifest.stages.count.into(), "stage"),
         About((manifest.samples_per_step() * u64::from(manifest.train.sequence)) as f64)
     )];
     // Stages that cost the same stand in one line.

@@ -19,7 +19,7 @@ use crate::{
         context::Context,
         failure::{Failure, Report},
         session::{self, Plan},
-        show::{About, Bytes, Count},
+        show::{About, Bytes, Count, counted},
     },
     corpus::Corpus,
     node::{Role, Serve, Way, feed::Data, signed},
@@ -34,15 +34,15 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
     let corpus = Corpus::read(&args.data)?;
     let out = &context.out;
     out.done(&format!(
-        "data  {} tokens from {} documents{}",
+        "data  {} tokens from {}{}",
         About(corpus.len() as f64),
-        Count(corpus.documents),
-        match corpus.skipped.to_string() {
-            none if none.is_empty() => String::new(),
-            skipped => format!(" (left out: {skipped})"),
+        counted(corpus.documents, "document"),
+        match corpus.skipped.total() {
+            0 => String::new(),
+            _ => format!(" (left out: {})", corpus.skipped),
         }
     ));
-    out.note(&format!("first record: {:?}", corpus.preview(PREVIEW)));
+    out.note(&format!("begins: {}", preview(&corpus)));
 
     let identity = {
         let _lock = context.home.lock()?;
@@ -87,6 +87,14 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
             until_stdin_closes: args.give.until_stdin_closes,
         },
     )
+}
+
+/// The beginning of the data on one line.
+fn preview(corpus: &Corpus) -> String {
+    let head = corpus.preview(PREVIEW);
+    let words: Vec<&str> = head.split_whitespace().collect();
+    let more = if (head.len() as u64) < corpus.len() { "…" } else { "" };
+    format!("\"{}{more}\"", words.join(" "))
 }
 
 /// A lone owner serves every stage, so that training starts at once; where they do not all fit, the plan decides.
@@ -200,9 +208,9 @@ fn describe(context: &Context, manifest: &Manifest) {
     let parameters: u64 = (0..stages).map(|s| skein_pipeline::plan::cost::stage_parameters(manifest, s)).sum();
     let largest = (0..stages).map(|s| skein_pipeline::plan::cost::memory(manifest, s).peak).max().unwrap_or(0);
     context.out.done(&format!(
-        "plan  {} parameters, {} stages of at most {}, {} tokens a step",
+        "plan  {} parameters in {} (at most {} of memory each), {} tokens a step",
         About(parameters as f64),
-        stages,
+        counted(stages.into(), "stage"),
         Bytes(largest),
         Count(manifest.samples_per_step() * u64::from(manifest.train.sequence)),
     ));

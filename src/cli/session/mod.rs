@@ -16,7 +16,6 @@ use skein_pipeline::{
     compute::{Device, OnDevice},
     peer::io::Command,
 };
-use skein_protocol::event::Event;
 use tokio::{
     runtime::Runtime,
     sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
@@ -30,7 +29,7 @@ use super::{
     failure::{Failure, Report},
     out::Mark,
     refused::Circumstances,
-    show::{Bytes, Peer},
+    show::{Bytes, Peer, counted},
 };
 use crate::{
     config::{self, Origin, Token},
@@ -145,9 +144,11 @@ pub async fn start(context: &Context, plan: &Plan) -> Result<Node, Report> {
             let note = if made_now { "        a new key, made just now" } else { "" };
             out.say(Mark::Done, &format!("you   {}{note}", Peer(me)), &[("peer", &me)]);
         }
+        Progress::Listening { port: 0 } => out.note("port  none: others reach this peer through relays only"),
         Progress::Listening { port } => out.say(Mark::Done, &format!("port  {port} (UDP and TCP)"), &[("port", &port)]),
         Progress::Meeting { peers } => {
-            out.say(Mark::Note, &format!("looking for {peers} peers of the invite"), &[("peers", &peers)]);
+            let sentence = format!("looking for {} of the invite", counted(peers as u64, "peer"));
+            out.say(Mark::Note, &sentence, &[("peers", &peers)]);
         }
         Progress::StillTrying(error) => {
             let report = retry.report(error.into());
@@ -198,7 +199,14 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     let mut picture = Picture::new(node.manifest.clone(), me, utc_ms());
     let (show, shown) = watch::channel(Arc::new(picture.state().clone()));
     let (ask, mut asked) = mpsc::channel(16);
-    let _server = serve(context, shown, ask).await?;
+    let _server = match serve(context, shown, ask).await {
+        Ok(server) => server,
+        Err(report) => {
+            node.order(node::Order::Stop).await;
+            let _ = node.wait().await;
+            return Err(report);
+        }
+    };
     let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
     let orders = node.orders();
     let mut records = node.records();
@@ -223,19 +231,18 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         tokio::select! {
             ended = &mut left => break ended,
             record = records.recv() => match record {
-                Ok(record) => {
-                    story.hear(&record);
-                    if matches!(record.event, Event::RunEnded { .. }) && !ending {
-                        ending = true;
-                        end(&plan, &desk, save_done.clone());
-                    }
-                }
+                Ok(record) => story.hear(&record),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => sleep(SHOW).await,
             },
             _ = tick.tick() => {
                 let snapshot = snapshots.borrow_and_update().clone();
                 if let Some(snapshot) = snapshot {
+                    // Not by its event: whoever lags behind misses some.
+                    if snapshot.peer.ended && !ending {
+                        ending = true;
+                        end(&plan, &desk, save_done.clone());
+                    }
                     story.show(picture.update(&snapshot));
                     let _ = show.send(Arc::new(picture.state().clone()));
                 }
@@ -271,10 +278,10 @@ fn end(plan: &Plan, desk: &Desk, done: mpsc::Sender<Result<(), Report>>) {
     let (desk, save_to, owner) = (desk.clone(), plan.save_to.clone(), plan.owner);
     tokio::spawn(async move {
         let outcome = match save_to {
-            Some(path) => collect_and_write(&desk.orders, desk.manifest.clone(), &path, false)
-                .await
-                .map(drop)
-                .map_err(|refusal| Failure::from(refusal).into()),
+            Some(path) => {
+                let written = collect_and_write(&desk.orders, desk.manifest.clone(), &path, false).await;
+                written.map(drop).map_err(|refusal| Failure::from(refusal).into())
+            }
             None => {
                 if !owner {
                     sleep(AFTER_THE_END).await;
