@@ -309,6 +309,12 @@ catalogue! {
     next ["--out {path}-2" => "another place", "--force" => "replace it"]
     about "`--force` replaces a manifest, or the files of a model. Other files in the folder stay."
 
+    NotYours { run: String = "my.toml", owner: String = "quiet-heron 12fa9c" } "SK315" Failure 6
+    what "{run} is not your run."
+    why "It belongs to {owner}; only its owner and its delegates feed data."
+    next ["skein join skein1…" => "take part, by an invite of its owner", "skein run new my-run" => "a run of your own"]
+    about "The owner of a run is the key that signed its manifest. A manifest file without an owner belongs to whoever starts it."
+
     NoTokenizer { path: String = "./model", files: String = "config.json, model.safetensors" } "SK401" Failure 7
     what "The model has no tokenizer."
     why "{path} holds {files}; expected tokenizer.json or a byte-level model."

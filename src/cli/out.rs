@@ -125,7 +125,13 @@ impl Out {
 
     fn into(style: Style, stdout: Box<dyn Write + Send>, stderr: Box<dyn Write + Send>) -> Out {
         let sinks = Mutex::new(Sinks { stdout, stderr });
-        Out(Arc::new(Inner { style, seq: AtomicU64::new(0), bars: MultiProgress::new(), sinks, failed: Mutex::default() }))
+        Out(Arc::new(Inner {
+            style,
+            seq: AtomicU64::new(0),
+            bars: MultiProgress::new(),
+            sinks,
+            failed: Mutex::default(),
+        }))
     }
 
     pub fn style(&self) -> Style {

@@ -49,9 +49,9 @@ impl Circumstances {
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
                 message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
-            NodeError::MayNotFeed { owner, .. } => Failure::NotPossible {
-                why: format!("only the run's owner, {}, and its delegates feed data", Peer(*owner)),
-            },
+            NodeError::MayNotFeed { owner, .. } => {
+                Failure::NotYours { run: self.run.clone(), owner: Peer(*owner).to_string() }
+            }
             NodeError::Log { .. } | NodeError::Thread(_) | NodeError::NetworkGone | NodeError::Bug(_) => {
                 Failure::Other { message: error.to_string() }
             }

@@ -467,7 +467,9 @@ impl Driver {
         let wants = match words {
             hello::Frame::Hello(hello) => hello.run == self.parts.run,
             hello::Frame::WantManifest(run) => *run == self.parts.run,
-            hello::Frame::Manifest(_) | hello::Frame::Unknown(_) | hello::Frame::Fence(_) | hello::Frame::Goodbye => false,
+            hello::Frame::Manifest(_) | hello::Frame::Unknown(_) | hello::Frame::Fence(_) | hello::Frame::Goodbye => {
+                false
+            }
         };
         if !wants {
             return Ok(());

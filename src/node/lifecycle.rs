@@ -429,3 +429,52 @@ impl Interrupts {
         let _ = tokio::signal::ctrl_c().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use skein_pipeline::compute::{Device, OnDevice};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        home::Home,
+        node::{Ended, Give, NetSetup, Order, sample_manifest},
+    };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_peer_starts_with_more_stages_than_orders_may_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let stages = ORDERS as u16 + 6;
+        let (_, signed) = signed::sign(&sample_manifest(stages), &Key::from_secret([1; 32]));
+        let setup = Setup {
+            home: Home::at(dir.path()),
+            way: Way::Known { signed, meet: Vec::new() },
+            role: Role::host((0..stages).collect()),
+            net: NetSetup::loopback(),
+            give: Give::default(),
+            invite: None,
+            events_keep: 1 << 20,
+            patience: Duration::from_secs(1),
+            keep_trying: false,
+            seed: Some(1),
+        };
+        let mut ports = Vec::new();
+        let note = |progress| {
+            if let Progress::Listening { port } = progress {
+                ports.push(port);
+            }
+        };
+        let started = start(setup, |_| OnDevice(Device::Cpu { threads: 1 }), note);
+        let node = timeout(Duration::from_secs(60), started).await.expect("it starts in time").expect("it starts");
+        assert!(matches!(ports[..], [port] if port > 0), "the port that the system chose: {ports:?}");
+        let mut state = node.state();
+        let all = |state: &Option<crate::node::view::State>| {
+            state.as_ref().is_some_and(|state| state.peer.mine.len() == usize::from(stages))
+        };
+        timeout(Duration::from_secs(60), state.wait_for(all)).await.expect("in time").expect("it runs");
+        node.order(Order::Stop).await;
+        assert_eq!(node.wait().await.expect("in good order"), Ended::Stopped);
+    }
+}

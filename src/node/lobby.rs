@@ -87,6 +87,25 @@ pub struct Entered {
     pub from: PeerId,
 }
 
+/// Keeps what the driver has to hear. It may be days until it does: a peer that came and went leaves nothing, and what is said
+/// again and again is not kept.
+fn keep(backlog: &mut Vec<NetEvent>, event: NetEvent) {
+    match &event {
+        NetEvent::Lost { peer, .. } => backlog.retain(|kept| about(kept) != Some(*peer)),
+        NetEvent::DialFailed { .. } | NetEvent::Found { .. } | NetEvent::Writable { .. } | NetEvent::Moved { .. } => {}
+        NetEvent::Up { .. } => backlog.push(event),
+        NetEvent::Message { .. }
+        | NetEvent::Refused { .. }
+        | NetEvent::Listening { .. }
+        | NetEvent::Lan { .. }
+        | NetEvent::Reachability(_) => {
+            if backlog.len() < BACKLOG_MAX {
+                backlog.push(event);
+            }
+        }
+    }
+}
+
 /// The peer whose connection an event is about.
 fn about(event: &NetEvent) -> Option<PeerId> {
     match event {
@@ -174,30 +193,8 @@ impl<'a> Lobby<'a> {
             },
             _ => {}
         }
-        self.keep(event);
+        keep(&mut self.backlog, event);
         Ok(entered)
-    }
-
-    /// Keeps what the driver has to hear. It may be days until it does: a peer that came and went leaves nothing, and what is
-    /// said again and again is not kept.
-    fn keep(&mut self, event: NetEvent) {
-        match &event {
-            NetEvent::Lost { peer, .. } => self.backlog.retain(|kept| about(kept) != Some(*peer)),
-            NetEvent::DialFailed { .. }
-            | NetEvent::Found { .. }
-            | NetEvent::Writable { .. }
-            | NetEvent::Moved { .. } => {}
-            NetEvent::Up { .. } => self.backlog.push(event),
-            NetEvent::Message { .. }
-            | NetEvent::Refused { .. }
-            | NetEvent::Listening { .. }
-            | NetEvent::Lan { .. }
-            | NetEvent::Reachability(_) => {
-                if self.backlog.len() < BACKLOG_MAX {
-                    self.backlog.push(event);
-                }
-            }
-        }
     }
 
     fn ask(&mut self, peer: PeerId) {
@@ -258,5 +255,34 @@ impl<'a> Lobby<'a> {
             Some((expected, presented, address)) => LobbyError::OtherIdentity { address, expected, presented },
             None => LobbyError::NobodyAnswers(tried),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Path;
+
+    #[test]
+    fn a_long_wait_keeps_only_what_still_holds() {
+        let (here, gone) = (PeerId([1; 32]), PeerId([2; 32]));
+        let up = |peer| NetEvent::Up { peer, path: Path::Direct, address: String::new() };
+        let said = |from| NetEvent::Message { from, lane: Lane::Control, frame: Bytes::from_static(b"x"), body: None };
+        let mut backlog = Vec::new();
+        keep(&mut backlog, up(here));
+        keep(&mut backlog, said(here));
+        for _ in 0..100_000 {
+            keep(&mut backlog, NetEvent::DialFailed { peer: None, address: String::new(), why: "silent".into() });
+            keep(&mut backlog, up(gone));
+            keep(&mut backlog, said(gone));
+            keep(&mut backlog, NetEvent::Lost { peer: gone, why: "it left".into() });
+        }
+        assert!(
+            matches!(backlog[..], [NetEvent::Up { peer, .. }, NetEvent::Message { from, .. }] if peer == here && from == here)
+        );
+        for _ in 0..2 * BACKLOG_MAX {
+            keep(&mut backlog, said(here));
+        }
+        assert_eq!(backlog.len(), BACKLOG_MAX);
     }
 }

@@ -80,9 +80,10 @@ async fn a_shutdown_ends_although_nobody_reads_the_events() {
     a.up(b.me).await;
     b.up(a.me).await;
     while b.net.send(a.me, Lane::Control, Bytes::from_static(b"talk"), None).is_ok() {}
-    let third = Node::start(config(3)).await;
+    eventually(|| a.net.stats().received[Lane::Control as usize] >= 4 * 9).await;
+    let mut third = Node::start(config(3)).await;
     third.net.dial_address(a.address(false));
-    eventually(|| a.net.stats().received[Lane::Control as usize] >= 4 * 8).await;
+    third.up(a.me).await;
     let (net, _events) = a.unread();
     net.shutdown().await;
 }

@@ -185,7 +185,7 @@ fn existing(
     })?;
     if parsed.manifest.run.owner != me {
         let owner = crate::cli::show::Peer(parsed.manifest.run.owner);
-        return Err(Failure::NotPossible { why: format!("the run in {run} belongs to {owner}") }.into());
+        return Err(Failure::NotYours { run: run.into(), owner: owner.to_string() }.into());
     }
     let (_, signed) = signed::sign(&parsed.manifest, key);
     Ok((parsed.manifest, signed))
