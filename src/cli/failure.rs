@@ -146,9 +146,9 @@ impl From<ConfigError> for Failure {
     }
 }
 
-impl From<HomeError> for Report {
-    fn from(error: HomeError) -> Self {
-        let failure = match &error {
+impl From<&HomeError> for Failure {
+    fn from(error: &HomeError) -> Self {
+        match error {
             HomeError::Nowhere => Failure::NoHome {},
             HomeError::InUse { path, pid } => {
                 let home = path.parent().map_or("skein-home".into(), |home| home.display().to_string());
@@ -171,8 +171,13 @@ impl From<HomeError> for Report {
             HomeError::Denied { path, source } => {
                 Failure::Unwritable { path: path.display().to_string(), error: source.to_string(), owner: owner(path) }
             }
-        };
-        Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
+        }
+    }
+}
+
+impl From<HomeError> for Report {
+    fn from(error: HomeError) -> Self {
+        Report { failure: Box::new(Failure::from(&error)), cause: Some(Box::new(error)) }
     }
 }
 

@@ -260,6 +260,7 @@ fn build<M: Engines + 'static>(
     gate.open(shapes.clone());
     let store = Store::new(&folder, setup.give.keep_versions);
     let (found, remarks) = store.newest();
+    let unsaved = store.unsaved();
     let saved = found.into_iter().map(|found| SavedState {
         version: found.version,
         root: found.root,
@@ -332,6 +333,7 @@ fn build<M: Engines + 'static>(
         folder,
         incarnation,
         remarks,
+        unsaved,
         net,
         orders: orders_in,
         records,

@@ -47,7 +47,7 @@ use self::{
     generate::{Ask, Said},
     lobby::{Invited, LobbyError},
     signed::Refused,
-    store::Remark,
+    store::{Remark, Unsaved},
     view::State,
     worker::Niceness,
 };
@@ -258,6 +258,8 @@ pub struct Node {
     pub incarnation: Incarnation,
     /// What was wrong with saved states.
     pub remarks: Vec<Remark>,
+    /// What could not be saved since.
+    pub unsaved: Unsaved,
     net: Net,
     orders: mpsc::Sender<Order>,
     records: broadcast::Sender<Record>,

@@ -6,6 +6,7 @@ mod picture;
 mod story;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     pin::pin,
     sync::Arc,
@@ -208,6 +209,8 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         }
     };
     let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
+    let unsaved = node.unsaved.clone();
+    let mut told = BTreeSet::new();
     let orders = node.orders();
     let mut records = node.records();
     let mut snapshots = node.state();
@@ -243,6 +246,12 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
                         ending = true;
                         end(&plan, &desk, save_done.clone());
                     }
+                    unsaved.each(|stage, why| {
+                        let failure = Failure::from(why);
+                        if told.insert((stage, failure.code())) {
+                            out.warn(&format!("stage {stage} is not saved: {} {}", failure.what(), failure.why()));
+                        }
+                    });
                     story.show(picture.update(&snapshot));
                     let _ = show.send(Arc::new(picture.state().clone()));
                 }
@@ -269,7 +278,17 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     };
     match ended.map_err(|error| circumstances.report(error))? {
         Left::AtOnce => Ok(130),
-        Left::Ended(Ended::Drained | Ended::Stopped) => saved.unwrap_or(Ok(())).map(|()| 0),
+        Left::Ended(ended) => {
+            saved.unwrap_or(Ok(()))?;
+            // What nobody else holds is lost with this process: that must not look like a good end.
+            if let Some(why) = unsaved.take() {
+                return Err(why.into());
+            }
+            if ended == Ended::Drained {
+                out.done("left in good order");
+            }
+            Ok(0)
+        }
     }
 }
 

@@ -99,7 +99,6 @@ impl Story {
                 out.say(Mark::Warning, &format!("{} is kept away: {why}", Peer(*peer)), &[("peer", peer)]);
             }
             Event::RunEnded { why } => out.say(Mark::Done, &format!("the run has ended: {why}"), &[]),
-            Event::Drained => out.say(Mark::Done, "left in good order", &[]),
             _ => {}
         }
     }
