@@ -6,9 +6,9 @@ use std::{error, fmt};
 use serde::{Deserialize, Serialize};
 
 pub use super::catalogue::{Failure, Hint, Level, TEXTS, Text};
-use super::show::{Bytes, Peer};
+use super::show::{Bytes, Peer, counted};
 use crate::{
-    config::{ConfigError, profile},
+    config::{ConfigError, Origin, Place, profile},
     corpus::CorpusError,
     home::{HomeError, file},
     watch::{ClientError, Refusal},
@@ -127,10 +127,11 @@ impl From<ConfigError> for Failure {
                 Failure::UnknownKey { key, place: place.to_string(), hint: near.into() }
             }
             ConfigError::Value { key, value, allowed, example, place } => {
-                Failure::BadValue { key, value, allowed, example, place: place.to_string() }
+                Failure::BadValue { fix: fix(&place, &key, &example), key, value, allowed, place: place.to_string() }
             }
             ConfigError::NoUnit { key, value, could_be, example, place } => {
-                Failure::NoUnit { key, value, could_be: could_be.into(), example, place: place.to_string() }
+                let (fix, could_be) = (fix(&place, &key, &example), could_be.into());
+                Failure::NoUnit { fix, key, value, could_be, place: place.to_string() }
             }
             ConfigError::Contradiction { a, b, reason } => Failure::Contradiction { a, b, reason: reason.into() },
             ConfigError::Profile { name, near } => {
@@ -143,6 +144,16 @@ impl From<ConfigError> for Failure {
                 Failure::Unwritable { path: path.display().to_string(), error: message, owner }
             }
         }
+    }
+}
+
+/// A value that would do, as it is written where the wrong one stands.
+fn fix(place: &Place, key: &str, example: &str) -> String {
+    let bare = example.trim_matches('"');
+    match &place.0 {
+        Origin::Flag(flag) => format!("{flag} {bare}"),
+        Origin::Environment(name) => format!("{name}={bare}"),
+        Origin::Default | Origin::Profile(_) | Origin::File { .. } => format!("{key} = {example}"),
     }
 }
 
@@ -199,7 +210,12 @@ impl From<CorpusError> for Report {
                 guess: guess.to_string(),
             },
             CorpusError::Empty { paths, files, records, skipped } => {
-                Failure::NoData { path: paths.clone(), files: *files, records: *records, reasons: skipped.to_string() }
+                let (files, records) = (counted(*files, "file"), counted(*records, "record"));
+                let found = match skipped.total() {
+                    0 => "no .txt, .md or .jsonl file in it".into(),
+                    _ => format!("{files}, {records}, none usable ({skipped})"),
+                };
+                Failure::NoData { path: paths.clone(), found }
             }
         };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }

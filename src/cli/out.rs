@@ -229,9 +229,7 @@ impl Out {
     /// Why the result is not whole, if it is not.
     pub(super) fn stdout_error(&self) -> Option<Report> {
         let error = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        let path = "stdout".to_string();
-        let failure = Failure::Unwritable { path, error: error.to_string(), owner: "whoever started this".into() };
-        Some(failure.into())
+        Some(Failure::ResultLost { error: error.to_string() }.into())
     }
 
     /// A piece of the result, without a line end, seen at once.

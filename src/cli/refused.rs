@@ -1,6 +1,6 @@
 //! What a node's typed errors mean to a person. In: errors of `node`, `net` and of an invite. Out: entries of the catalogue.
 
-use skein_protocol::invite::BadInvite;
+use skein_protocol::{invite::BadInvite, unit};
 
 use super::{
     failure::{Failure, Report},
@@ -42,10 +42,16 @@ impl Circumstances {
                 give: Bytes(*give),
                 free: Bytes(self.machine.memory_free),
                 run: self.run.clone(),
+                command: self.command.into(),
+                enough: enough(*need),
             },
-            NodeError::BelowTheRunsLeast { least, give } => {
-                Failure::BelowTheRunsLeast { run: self.run.clone(), least: Bytes(*least), give: Bytes(*give) }
-            }
+            NodeError::BelowTheRunsLeast { least, give } => Failure::BelowTheRunsLeast {
+                run: self.run.clone(),
+                least: Bytes(*least),
+                give: Bytes(*give),
+                command: self.command.into(),
+                enough: enough(*least),
+            },
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
                 message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
@@ -103,6 +109,11 @@ impl Circumstances {
     }
 }
 
+/// An amount of memory that a flag takes and that is not below `bytes`.
+fn enough(bytes: u64) -> String {
+    unit::bytes(bytes.next_multiple_of(1 << 20))
+}
+
 /// One line a peer: what came of its addresses.
 fn list(tried: &[Tried]) -> String {
     let line = |tried: &Tried| {
@@ -130,22 +141,20 @@ fn manifest(refused: &Refused, peer: &str) -> Failure {
 impl From<BadInvite> for Failure {
     fn from(error: BadInvite) -> Self {
         match error {
-            BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: starts },
-            BadInvite::Damaged | BadInvite::TooLong(_) | BadInvite::Newer(_) | BadInvite::Malformed(_) => {
-                Failure::DamagedInvite { reason: error.to_string() }
+            BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: format!("{starts}…") },
+            BadInvite::TooLong(bytes) => Failure::DamagedInvite { reason: format!("it is {bytes} bytes long") },
+            BadInvite::Damaged => Failure::DamagedInvite { reason: "its checksum does not match".into() },
+            BadInvite::Newer(format) => {
+                Failure::DamagedInvite { reason: format!("it has format {format}, newer than this") }
             }
+            BadInvite::Malformed(reason) => Failure::DamagedInvite { reason },
         }
     }
 }
 
 impl From<ServeError> for Report {
     fn from(error: ServeError) -> Self {
-        let failure = match &error {
-            ServeError::Taken(address) => {
-                Failure::ControlPortTaken { address: address.to_string(), origin: "watch.listen".into() }
-            }
-            ServeError::Listen { .. } => Failure::Other { message: error.to_string() },
-        };
+        let failure = Failure::Other { message: error.to_string() };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
     }
 }

@@ -7,7 +7,7 @@ use skein_pipeline::plan::cost;
 use skein_protocol::{
     Manifest, PeerId, RunId,
     run::{
-        PRESETS, Severity, preset,
+        Severity, preset,
         text::{self, Parsed, TextProblem},
     },
 };
@@ -59,10 +59,7 @@ fn new(args: &args::RunNew, out: &Out) -> Result<u8, Report> {
 }
 
 fn new_text(args: &args::RunNew) -> Result<String, Report> {
-    let mut manifest = preset(&args.preset).ok_or_else(|| {
-        let hint = nearest(&args.preset, PRESETS.iter().map(ToString::to_string));
-        Failure::NoProfile { name: args.preset.clone(), known: PRESETS.join(", "), hint: hint.into() }
-    })?;
+    let mut manifest = preset(&args.preset).ok_or_else(|| super::train::no_preset(&args.preset))?;
     if let Some(name) = &args.name {
         manifest.run.name = name.clone();
         manifest.run.about = String::new();

@@ -21,6 +21,7 @@ use crate::{
         session::{self, Plan},
         show::{About, Bytes, Count, counted},
     },
+    config::nearest,
     corpus::Corpus,
     node::{Role, Serve, Way, feed::Data, signed},
 };
@@ -57,7 +58,7 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
             (manifest, signed)
         }
     };
-    refuse_problems(&manifest, "the manifest")?;
+    refuse_problems(&manifest, args.run.as_deref())?;
     let run = signed::run_of(&signed).map_err(|error| Failure::Other { message: error.to_string() })?;
     describe(context, &manifest);
     if args.dry_run {
@@ -141,7 +142,8 @@ fn usage(message: String) -> Report {
 
 /// What is no preset, and what is.
 pub fn no_preset(name: &str) -> Report {
-    usage(format!("--preset {name}: the presets are {}", PRESETS.join(", ")))
+    let hint = nearest(name, PRESETS.iter().map(ToString::to_string));
+    Failure::NoProfile { name: name.into(), known: PRESETS.join(", "), hint: hint.into() }.into()
 }
 
 /// `war-and-peace-tiny` from `War and Peace.txt`.
@@ -191,15 +193,17 @@ fn existing(
     Ok((parsed.manifest, signed))
 }
 
-fn refuse_problems(manifest: &Manifest, path: &str) -> Result<(), Report> {
+/// `source`: the file or the run it came from; nothing where the flags made it.
+fn refuse_problems(manifest: &Manifest, source: Option<&str>) -> Result<(), Report> {
     let problems: Vec<String> = check::check(manifest)
         .into_iter()
         .filter(|problem| problem.severity == Severity::Error)
         .map(|problem| format!("{} {}", problem.key, problem.what))
         .collect();
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::BadManifest { path: path.into(), problems: problems.join("\n") }.into()),
+    match source {
+        _ if problems.is_empty() => Ok(()),
+        None => Err(usage(format!("the run would not be valid: {}", problems.join("; ")))),
+        Some(path) => Err(Failure::BadManifest { path: path.into(), problems: problems.join("\n") }.into()),
     }
 }
 

@@ -20,7 +20,7 @@ use skein_pipeline::{
 use tokio::{
     runtime::Runtime,
     sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 pub use self::desk::{Desk, collect_and_write};
@@ -30,13 +30,17 @@ use super::{
     failure::{Failure, Report},
     out::Mark,
     refused::Circumstances,
-    show::{Bytes, Peer, counted},
+    show::{Bytes, Peer, Span, counted},
 };
 use crate::{
     config::{self, Origin, Token},
     home::Control,
-    node::{self, Ended, Give, Left, NetSetup, Node, Progress, Role, Setup, Way, worker::Niceness},
-    watch::{Me, Server, ServerConfig, State},
+    node::{
+        self, Ended, Give, Left, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
+        lobby::{LobbyError, Tried},
+        worker::Niceness,
+    },
+    watch::{Me, ServeError, Server, ServerConfig, State},
 };
 
 /// Who joined a run that has ended stays so long, so that its owner can collect the weights.
@@ -228,6 +232,9 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     let mut tick = interval(SHOW);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ending = false;
+    // With a limit for silence: until somebody is met.
+    let mut alone_until = (!plan.keep_trying).then(|| Instant::now() + plan.patience);
+    let mut nobody = None;
     let mut saved: Option<Result<(), Report>> = None;
     let (save_done, mut save_answer) = mpsc::channel(1);
     let ended = loop {
@@ -245,6 +252,13 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
                     if snapshot.peer.ended && !ending {
                         ending = true;
                         end(&plan, &desk, save_done.clone());
+                    }
+                    if !snapshot.net.peers.is_empty() {
+                        alone_until = None;
+                    }
+                    if alone_until.take_if(|until| *until <= Instant::now()).is_some() {
+                        nobody = Some(silent(&plan));
+                        let _ = orders.send(node::Order::Stop).await;
                     }
                     unsaved.each(|stage, why| {
                         let failure = Failure::from(why);
@@ -278,6 +292,7 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     };
     match ended.map_err(|error| circumstances.report(error))? {
         Left::AtOnce => Ok(130),
+        Left::Ended(_) if let Some(nobody) = nobody => Err(circumstances.report(NodeError::Lobby(nobody))),
         Left::Ended(ended) => {
             saved.unwrap_or(Ok(()))?;
             // What nobody else holds is lost with this process: that must not look like a good end.
@@ -290,6 +305,19 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
             Ok(0)
         }
     }
+}
+
+/// What is said when none of the peers that the plan names has answered.
+fn silent(plan: &Plan) -> LobbyError {
+    let named = match &plan.way {
+        Way::Known { meet, .. } => meet,
+        Way::Invited(invited) => &invited.peers,
+    };
+    let tried = named.iter().map(|(peer, addresses)| {
+        let address = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        Tried { peer: Some(*peer), address, why: format!("silent for {}", Span(plan.patience)) }
+    });
+    LobbyError::NobodyAnswers(tried.collect())
 }
 
 /// What happens when the run has ended: its owner saves the model, the others give it time for that; then everybody leaves.
@@ -334,7 +362,13 @@ async fn serve(
         .map(|setting| (setting.key.to_string(), serde_json::to_value(&setting.value).unwrap_or_default()))
         .collect();
     let config = ServerConfig { listen, fixed, token: token.clone(), config: values.into() };
-    let server = Server::start(config, shown, ask).await?;
+    let server = Server::start(config, shown, ask).await.map_err(|error| match error {
+        ServeError::Taken(address) => {
+            let origin = context.settings.get("watch.listen").map_or(String::new(), |setting| place(&setting.origin));
+            Failure::ControlPortTaken { address: address.to_string(), origin }.into()
+        }
+        other => Report::from(other),
+    })?;
     let control = Control { address: server.address, token, pid: std::process::id() };
     let published = control.publish(&context.home.control_file())?;
     Ok(Some((server, published)))
