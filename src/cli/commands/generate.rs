@@ -214,7 +214,8 @@ fn stats(finish: &Finish, out: &Out) {
 /// Who can read the prompt and the answer. Said before the first text, and when others take over.
 fn who_sees(route: &[(Stage, PeerId)], state: &State) -> String {
     let me = |peer: &PeerId| *peer == state.me.peer;
-    let (Some((_, first)), Some((_, last))) = (route.first(), route.last()) else { return String::new() };
+    let ends = (route.iter().min_by_key(|(stage, _)| *stage), route.iter().max_by_key(|(stage, _)| *stage));
+    let (Some((_, first)), Some((_, last))) = ends else { return String::new() };
     if route.iter().all(|(_, peer)| me(peer)) {
         return "every stage is this machine: nobody else sees this prompt".into();
     }
@@ -269,7 +270,8 @@ mod tests {
         let (me, other) = (PeerId([1; 32]), PeerId([2; 32]));
         let state = State::starting(Me { peer: me, ..Me::default() }, 0);
         assert!(who_sees(&[(0, other), (1, me)], &state).starts_with("stage 0 ("));
-        assert!(who_sees(&[(1, other), (0, me)], &state).contains("activations"));
+        assert!(who_sees(&[(1, other), (0, me)], &state).contains("can read the answer"));
+        assert!(who_sees(&[(0, me), (1, other), (2, me)], &state).contains("activations"));
         assert!(who_sees(&[(0, me), (1, me)], &state).contains("nobody else"));
     }
 }

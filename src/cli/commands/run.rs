@@ -292,6 +292,7 @@ fn of_invite(word: &str, context: &Context) -> Result<u8, Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skein_protocol::run::PRESETS;
 
     fn args(name: &str, preset: &str) -> args::RunNew {
         args::RunNew { name: Some(name.into()), preset: preset.into(), out: None, force: false }
