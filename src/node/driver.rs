@@ -422,7 +422,7 @@ impl Driver {
             }
             NetEvent::DialFailed { peer, address, why } => tracing::debug!(?peer, address, why, "not reached"),
             NetEvent::Moved { peer, path, address } => self.parts.admission.up(peer, network(path, &address)),
-            NetEvent::Writable { .. } => {}
+            NetEvent::Writable { .. } | NetEvent::Provided { .. } => {}
         }
     }
 

@@ -92,7 +92,11 @@ pub struct Entered {
 fn keep(backlog: &mut Vec<NetEvent>, event: NetEvent) {
     match &event {
         NetEvent::Lost { peer, .. } => backlog.retain(|kept| about(kept) != Some(*peer)),
-        NetEvent::DialFailed { .. } | NetEvent::Found { .. } | NetEvent::Writable { .. } | NetEvent::Moved { .. } => {}
+        NetEvent::DialFailed { .. }
+        | NetEvent::Found { .. }
+        | NetEvent::Writable { .. }
+        | NetEvent::Provided { .. }
+        | NetEvent::Moved { .. } => {}
         NetEvent::Up { .. } => backlog.push(event),
         NetEvent::Message { .. }
         | NetEvent::Refused { .. }

@@ -30,6 +30,16 @@ async fn messages_of_all_sizes_arrive_whole_in_both_directions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_larger_than_a_lane_and_all_windows_arrives_whole() {
+    let whole = body(160 << 20, 1);
+    for tcp in [false, true] {
+        let (a, mut b) = pair(1, 2, tcp).await;
+        a.net.send(b.me, Lane::Average, Bytes::from_static(b"round"), Some(whole.clone())).expect("b is up");
+        assert!(b.message().await.3.as_ref() == Some(&whole), "tcp {tcp}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_frames_keep_their_order() {
     let (a, mut b) = pair(1, 2, false).await;
     let frames: Vec<Bytes> = (0..500u32).map(|n| n.to_le_bytes().to_vec().into()).collect();

@@ -37,6 +37,8 @@ use crate::net::{
 const STALLED: Duration = Duration::from_secs(20);
 /// Bytes a second below which a body is given up: what trickles holds room that others wait for.
 const SLOWEST: u64 = 16 << 10;
+/// Nothing in the protocol waits longer for a body, however large.
+const LONGEST: Duration = Duration::from_secs(300);
 /// How long messages that arrived whole may take to reach the node after their connection ended.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 /// Messages whose refusal can still be told to the node: more than can be on their way.
@@ -398,7 +400,7 @@ pub type Held = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// How long a body of `bytes` may take once there is room for it.
 pub fn slowest(bytes: u64) -> Duration {
-    STALLED + Duration::from_secs(bytes / SLOWEST)
+    STALLED + Duration::from_secs(bytes / SLOWEST).min(LONGEST)
 }
 
 /// Room in memory for a body, first in the peer's share and then in all. Waiting for it slows the sender down.
