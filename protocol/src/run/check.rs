@@ -363,6 +363,9 @@ impl Found {
         self.whole("admission.peers_max", admission.peers_max, 1..=1_000_000);
         self.whole("admission.per_subnet_max", admission.per_subnet_max, 1..=1_000_000);
         self.whole("admission.memory_min", admission.memory_min.0, 0..=1 << 50);
+        if admission.memory_min.0 > 0 {
+            self.remark("admission.memory_min", "is checked by each peer for itself: nobody else can measure it");
+        }
         self.real("privacy.noise.sigma", privacy.noise.sigma, 0.0..=1e3);
         self.real("privacy.noise.clip", privacy.noise.clip, 1e-6..=1e6);
         self.real("privacy.noise.delta", privacy.noise.delta, 1e-20..=0.5);

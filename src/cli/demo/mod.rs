@@ -270,8 +270,12 @@ async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
     }
     let mut decoder = corpus::Decoder::default();
     let _ = timeout(Duration::from_secs(5), async {
-        while let Some(Said::Token(token)) = said.recv().await {
-            text.push_str(&decoder.push(token));
+        while let Some(word) = said.recv().await {
+            match word {
+                Said::Token(token) => text.push_str(&decoder.push(token)),
+                Said::Route(_) | Said::Replayed => {}
+                Said::Ended(_) => break,
+            }
         }
     })
     .await;
