@@ -22,8 +22,8 @@ use skein_protocol::{
     wire::flow::{About, Accepted, Declined, Forward, Frame, Hop, Returned, Void, Why},
 };
 
-use self::turn::Turn;
 pub use self::{compute::Busy, rules::StageRules};
+use self::{compute::Orphan, turn::Turn};
 use super::{
     Desk,
     handoff::Handoff,
@@ -59,6 +59,8 @@ pub struct StageFlow {
     kept: BTreeMap<MicroBatchId, Kept>,
     /// Ids in the open sum, with the samples their feeder knew.
     open: Vec<(MicroBatchId, u64)>,
+    /// Ids that were forgotten while the worker had their backward: what it adds is said nevertheless.
+    orphans: BTreeMap<MicroBatchId, Orphan>,
     pub own_step: u32,
     pub round: u32,
     /// Adoptions of rounds: each makes older work one staler.
@@ -82,6 +84,7 @@ impl StageFlow {
             standing: Standing::Serving,
             kept: BTreeMap::new(),
             open: Vec::new(),
+            orphans: BTreeMap::new(),
             own_step: version.own_step,
             round: version.round,
             adoptions: 0,
@@ -340,7 +343,9 @@ impl StageFlow {
     }
 
     pub fn on_backward(&mut self, desk: &mut Desk<'_>, from: PeerId, returned: Returned, body: Blob) {
-        let complete = self.path_is_complete(&returned.path);
+        // Who is blamed for a gradient is who sent it, whatever its path says.
+        let complete =
+            self.path_is_complete(&returned.path) && returned.path.last().is_some_and(|hop| hop.peer == from);
         let Some(kept) = self.kept.get_mut(&returned.id) else { return desk.release(body) };
         let welcome = kept.handoff.as_ref().is_some_and(|handoff| handoff.welcome(from));
         let Work::Forwarded { output, .. } = kept.work else { return desk.release(body) };
@@ -381,9 +386,13 @@ impl StageFlow {
         let running = desk.jobs.has(|purpose| is_of(purpose, stage, id))
             && desk.jobs.cancel(|purpose| is_of(purpose, stage, id)).is_empty();
         let Some(mut kept) = self.kept.remove(&id) else { return };
-        if running && matches!(kept.work, Work::Running { .. } | Work::Returning { .. }) {
-            // The worker reads the blobs of a running job when it starts it; the driver holds them for that long.
+        if running {
+            // The blobs of a job that runs are the driver's to hold for that long.
             desk.jobs.disown(|purpose| *purpose == Purpose::Forward { stage, id });
+        }
+        if desk.jobs.has(|purpose| *purpose == Purpose::Backward { stage, id }) {
+            let Kept { samples, staleness, added, .. } = kept;
+            self.orphans.insert(id, Orphan { samples, staleness, added });
         }
         if let Some(handoff) = &mut kept.handoff {
             handoff.abandon(desk);

@@ -125,7 +125,6 @@ impl Peer {
             pinned,
             average,
             exchange: 0,
-            copied_at: None,
             pushed_at: None,
         };
         self.replicas.insert(stage, replica);
@@ -198,8 +197,9 @@ impl Peer {
         if let Some(replica) = self.replicas.get_mut(&stage) {
             replica.phase = Phase::Fetching { ticket };
         }
+        let most = self.state_bytes_max(stage);
         let mut desk = desk!(self, now, out);
-        self.transfer.fetch(&mut desk, ticket, from, stage, StatePurpose::Serve, version);
+        self.transfer.fetch(&mut desk, ticket, from, stage, StatePurpose::Serve, version, most);
     }
 
     pub(super) fn fetch_failed(&mut self, now: Instant, stage: Stage, from: PeerId, out: &mut Outbox<Output>) {
@@ -243,7 +243,13 @@ impl Peer {
         for blob in parts {
             out.push(Output::Release { blob });
         }
-        let ok = matches!(done, Done::Ok | Done::Loaded { .. });
+        let ok = match (&done, &origin) {
+            (Done::Ok, Origin::Seed) => true,
+            (Done::Loaded { version: is }, Origin::Replica { version, .. } | Origin::Snapshot { version, .. }) => {
+                is == version
+            }
+            _ => false,
+        };
         if !ok {
             replica.phase = Phase::Looking { since: now };
             if let Origin::Replica { from, .. } | Origin::Snapshot { from: Some(from), .. } = origin {

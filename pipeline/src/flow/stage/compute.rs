@@ -21,6 +21,14 @@ use crate::{
     peer::io::Output,
 };
 
+/// What was known of an id when the worker was told how to add it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Orphan {
+    pub(super) samples: u64,
+    pub(super) staleness: u32,
+    pub(super) added: bool,
+}
+
 /// Busy time and micro-batches, fading: the claimed speed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Busy {
@@ -174,25 +182,31 @@ impl StageFlow {
         kept.work = Work::Done { gradient, coding, raw };
         let (staleness, added, samples) = (kept.staleness, kept.added, kept.samples);
         self.busy.mark(desk.now, self.kept.values().any(Kept::is_open));
-        if added {
-            self.open.push((id, samples));
-            desk.emit(Event::Added { id, stage: self.stage, own_step: self.own_step, staleness });
-        } else {
-            desk.emit(Event::Refused { id, stage: self.stage, staleness, why: "too stale".into() });
-        }
+        self.book(desk, id, Orphan { samples, staleness, added });
         self.send_back(desk, id);
         self.advance(desk);
         self.step_if_due(desk);
     }
 
+    /// The worker added an id to its sum, or was told not to.
+    fn book(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, what: Orphan) {
+        let (stage, own_step, Orphan { samples, staleness, added }) = (self.stage, self.own_step, what);
+        if added {
+            self.open.push((id, samples));
+            desk.emit(Event::Added { id, stage, own_step, staleness });
+        } else {
+            desk.emit(Event::Refused { id, stage, staleness, why: "too stale".into() });
+        }
+    }
+
     /// The id was forgotten while the worker had it: what it added stays added, and is said.
-    pub(super) fn on_orphan(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
-        if let Done::Backed { gradient, .. } = done {
-            desk.release_all(gradient);
-            self.open.push((id, 0));
-            desk.emit(Event::Added { id, stage: self.stage, own_step: self.own_step, staleness: 0 });
+    fn on_orphan(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
+        let orphan = self.orphans.remove(&id);
+        if let (Done::Backed { .. }, Some(orphan)) = (&done, orphan) {
+            self.book(desk, id, orphan);
             self.step_if_due(desk);
         }
+        release_done(desk, done);
     }
 
     pub(super) fn on_bad(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
