@@ -121,12 +121,13 @@ impl StageFlow {
         self.kept.iter().filter(|(id, kept)| kept.is_open() || is_up(id.feeder)).count()
     }
 
-    pub fn kept_len(&self) -> usize {
-        self.kept.len()
-    }
-
-    pub fn sum_len(&self) -> usize {
-        self.open.len()
+    /// Nobody needs anything from here, and the worker has nothing of it.
+    pub fn is_idle(&self) -> bool {
+        self.kept.is_empty()
+            && self.orphans.is_empty()
+            && self.open.is_empty()
+            && !self.is_stepping()
+            && self.fences == 0
     }
 
     /// Feeders whose labels or progress this stage needs.

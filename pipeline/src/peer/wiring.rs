@@ -640,11 +640,22 @@ impl Peer {
     /// Who serves what, for the route: connected, greeted and living.
     pub(super) fn refresh_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let mut serving = self.directory.serving(|peer| self.neighbours.is_up(peer));
+        let mut leaving = self.directory.leaving(|peer| self.neighbours.is_up(peer));
         for (stage, replica) in &self.replicas {
-            if let Phase::Serving(flow) = &replica.phase
-                && flow.standing == Standing::Serving
-            {
-                serving.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+            let Phase::Serving(flow) = &replica.phase else { continue };
+            match flow.standing {
+                Standing::Serving => {
+                    serving.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+                }
+                Standing::Draining => {
+                    leaving.insert((*stage, self.me));
+                }
+            }
+        }
+        if self.config.manifest.lock_step() {
+            for (stage, peers) in &mut serving {
+                let leader = self.leader(*stage);
+                peers.retain(|peer, _| Some(*peer) == leader);
             }
         }
         for stage in 0..=self.rules.last {
@@ -657,7 +668,7 @@ impl Peer {
                 _ => {}
             }
         }
-        self.route.set_serving(serving);
+        self.route.set_serving(serving, leaving);
     }
 
     fn name_active(&mut self, out: &mut Outbox<Output>) {
