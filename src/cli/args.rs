@@ -479,6 +479,12 @@ Examples
 pub enum Bench {
     /// Tokens/s of forward, backward and step of a model on this machine
     Stage(BenchStage),
+    /// Throughput, latency and CPU time of messages between two processes, beside plain TCP
+    Link(BenchLink),
+    /// Tokens/s of a swarm on this machine beside one process on the same cores
+    Swarm(BenchSwarm),
+    /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
+    Peer(BenchPeer),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -494,6 +500,49 @@ pub struct BenchStage {
     /// Micro-batches to measure
     #[arg(long, default_value_t = 20, value_name = "N")]
     pub micro_batches: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchLink {
+    /// Seconds of traffic for each size
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub seconds: u32,
+    /// The process at the other end
+    #[arg(long, hide = true)]
+    pub far_end: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchSwarm {
+    /// Size of the model
+    #[arg(long, default_value = "tiny", value_name = "NAME")]
+    pub preset: String,
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub peers: u16,
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub stages: u16,
+    /// Threads of each peer; 0: the cores shared out among them
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: u16,
+    /// Seconds of each measurement, after it has warmed up
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub seconds: u32,
+    /// Measurements of each, in turn
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchPeer {
+    /// Starts to measure
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub starts: u16,
+    /// Peers of the hash table
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=200))]
+    pub peers: u16,
+    /// Keys to store and to find
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keys: u32,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -9,6 +9,7 @@ mod demo;
 pub mod failure;
 pub mod glossary;
 mod invites;
+mod local;
 pub mod logs;
 pub mod out;
 pub mod petname;

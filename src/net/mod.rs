@@ -142,6 +142,10 @@ pub enum NetEvent {
         peers: Vec<(PeerId, Vec<Multiaddr>)>,
         done: bool,
     },
+    /// The hash table has been told that we provide a key: at first, or again.
+    Provided {
+        key: [u8; 32],
+    },
     /// A dial that the node asked for failed.
     DialFailed {
         peer: Option<PeerId>,

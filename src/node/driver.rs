@@ -377,7 +377,7 @@ impl Driver {
                 self.tell_addresses();
             }
             NetEvent::DialFailed { peer, address, why } => tracing::debug!(?peer, address, why, "not reached"),
-            NetEvent::Moved { .. } | NetEvent::Writable { .. } => {}
+            NetEvent::Moved { .. } | NetEvent::Writable { .. } | NetEvent::Provided { .. } => {}
         }
     }
 

@@ -7,6 +7,8 @@ mod folder;
 mod generation;
 mod gradients;
 mod lock_step;
+#[cfg(feature = "compute")]
+mod reference;
 mod support;
 #[cfg(feature = "compute")]
 mod threads;

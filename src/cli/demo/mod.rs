@@ -3,7 +3,6 @@
 //!
 //! In: how many, how long, whom to kill. Out: the picture while it runs, the model, text before and after, the figures.
 
-mod children;
 mod done;
 mod picture;
 
@@ -15,12 +14,11 @@ use std::{
 };
 
 use skein_pipeline::{
-    compute::{Device, OnDevice},
     peer::io::Command,
     plan::{cost, partition},
 };
 use skein_protocol::{
-    Manifest, PeerId, Stage,
+    Manifest, PeerId,
     event::{Event, Record},
     hash,
     run::{Weights, preset::preset},
@@ -32,7 +30,6 @@ use tokio::{
 };
 
 use self::{
-    children::{Serving, Task},
     done::{DemoDone, Known, Samples},
     picture::Picture,
 };
@@ -40,22 +37,18 @@ use super::{
     args,
     context::Context,
     failure::{Failure, Report},
+    local::{self, LocalSwarm, Serving, Start, Task},
     out::{Mark, Out},
-    petname,
-    refused::Circumstances,
-    session::{self, Desk},
+    petname, session,
     show::{self, About, Count, Peer, Span, Traffic},
 };
 use crate::{
     corpus::{self, Corpus},
-    home::Home,
     node::{
-        self, Give, NetSetup, Node, Order, Role, Serve, Setup, Way,
-        feed::Data,
+        Node, Order, Serve,
         generate::{Ask, Said, Sampling},
-        log, signed,
+        log,
         view::State,
-        worker::Niceness,
     },
 };
 
@@ -64,8 +57,6 @@ const SECONDS: u64 = 60;
 const START_AND_END: u64 = 10;
 /// Bytes of fables.
 const FABLES: usize = 1_200_000;
-/// Peers that do not come within this time do not come.
-const FORMING: Duration = Duration::from_secs(60);
 /// What is open when feeding stops is finished within this time, or its loss will be seen in the figures.
 const SETTLE: Duration = Duration::from_secs(10);
 const PICTURE: Duration = Duration::from_millis(200);
@@ -161,21 +152,21 @@ async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, R
     let folder = Folder::make(args.keep.as_deref())?;
     introduce(args, plan, context);
 
-    let owner = Home::at(&folder.path.join("owner"));
-    let mut manifest = plan.manifest.clone();
-    let key = owner.identity()?.key;
-    manifest.run.owner = key.peer();
-    let (_, signed) = signed::sign(&manifest, &key);
-    let node = start_owner(plan, context, owner.clone(), signed, args.seed).await?;
-    let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
-    let mut snapshots = node.state();
-    let invite = invite(&desk, &mut snapshots).await?;
-    let mut peers = Vec::new();
-    for number in 1..=args.peers {
-        let stage: Stage = (number - 1) % args.stages;
-        peers.push(Serving::start(number, Task::Host(stage), &invite, &folder.path)?);
-    }
-    form(&mut snapshots, &mut peers, out, began).await?;
+    let start = Start {
+        command: "demo",
+        manifest: plan.manifest.clone(),
+        corpus: plan.corpus.clone(),
+        homes: &folder.path,
+        serve: Serve::Nothing,
+        threads: 1,
+        seed: args.seed,
+    };
+    let mut swarm = LocalSwarm::start(start, context).await?;
+    swarm.add_all(args.peers, args.stages, 1)?;
+    let took = Span(swarm.form().await?);
+    out.done(&format!("swarm formed in {took}     ({0} of {0} found each other and serve)", swarm.peers.len()));
+    let LocalSwarm { node, desk, invite, mut peers, .. } = swarm;
+    let manifest = node.manifest.clone();
     let before = sample(&desk.orders, args.seed).await;
 
     let mut show = Show {
@@ -203,7 +194,7 @@ async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, R
     let model = folder.path.join("model");
     let exported = session::collect_and_write(&desk.orders, node.manifest.clone(), &model, true).await;
     out.note("everybody leaves: finishing what is open, a last round, goodbye");
-    let logs = leave(node, &owner, &mut peers, out).await?;
+    let logs = leave(node, &mut peers, out).await?;
     let known = Known {
         peers: args.peers,
         kills,
@@ -261,83 +252,6 @@ fn introduce(args: &args::Demo, plan: &Plan, context: &Context) {
         About(parameters as f64),
         context.machine.cores
     ));
-}
-
-async fn start_owner(plan: &Plan, context: &Context, home: Home, signed: Vec<u8>, seed: u64) -> Result<Node, Report> {
-    let data = Data { corpus: plan.corpus.clone(), epochs: None };
-    let setup = Setup {
-        home,
-        way: Way::Known { signed, meet: Vec::new() },
-        role: Role { serve: Serve::Nothing, feed: Some(data), feed_later: true },
-        net: NetSetup::loopback(),
-        give: Give { niceness: Niceness::Normal, save_every: Duration::ZERO, ..Give::default() },
-        invite: None,
-        events_keep: 1 << 30,
-        patience: FORMING,
-        keep_trying: false,
-        seed: Some(seed),
-    };
-    let circumstances =
-        Circumstances { command: "demo", run: "demo".into(), machine: context.machine, port_origin: String::new() };
-    let engines = |_: &Manifest| OnDevice(Device::Cpu { threads: 1 });
-    node::start(setup, engines, |_| {}).await.map_err(|error| circumstances.report(error))
-}
-
-async fn invite(desk: &Desk, snapshots: &mut watch::Receiver<Option<State>>) -> Result<String, Report> {
-    let found = timeout(FORMING, async {
-        loop {
-            match desk.invite() {
-                Ok(made) => return Ok(made.invite),
-                Err(refusal) if snapshots.changed().await.is_err() => return Err(refusal),
-                Err(_) => {}
-            }
-        }
-    });
-    match found.await {
-        Ok(Ok(invite)) => Ok(invite),
-        Ok(Err(refusal)) => Err(Failure::from(refusal).into()),
-        Err(_) => {
-            Err(Failure::Other { message: "this process found no address of its own to listen at".into() }.into())
-        }
-    }
-}
-
-/// Waits until every peer serves.
-async fn form(
-    snapshots: &mut watch::Receiver<Option<State>>,
-    peers: &mut [Serving],
-    out: &Out,
-    began: Instant,
-) -> Result<(), Report> {
-    let all = timeout(FORMING, async {
-        loop {
-            let serving = snapshots.borrow_and_update().as_ref().map_or(0, |state| serving(state, peers));
-            if serving == peers.len() {
-                return Ok(());
-            }
-            if let Some(dead) = peers.iter_mut().find_map(|peer| peer.ended().then_some(&*peer)) {
-                return Err(format!("peer {} ended:\n{}", dead.number, dead.last_words()));
-            }
-            let _ = timeout(PICTURE, snapshots.changed()).await;
-        }
-    });
-    let message = match all.await {
-        Ok(Ok(())) => {
-            let took = Span(began.elapsed());
-            out.done(&format!("swarm formed in {took}     ({0} of {0} found each other and serve)", peers.len()));
-            return Ok(());
-        }
-        Ok(Err(message)) => message,
-        Err(_) => {
-            let missing = peers.iter().map(|peer| format!("peer {}:\n{}", peer.number, peer.last_words()));
-            format!("not all peers serve after {}\n{}", Span(FORMING), missing.collect::<Vec<_>>().join("\n"))
-        }
-    };
-    Err(Failure::Other { message }.into())
-}
-
-fn serving(state: &State, peers: &[Serving]) -> usize {
-    peers.iter().filter(|peer| state.peer.stages.iter().any(|stage| stage.replicas.contains(&peer.peer))).count()
 }
 
 /// Text from the live swarm; what there is of it after a few seconds.
@@ -445,7 +359,7 @@ impl Show<'_> {
         }
         if self.joiner.is_none() && self.join_at.is_some_and(|at| Instant::now() >= at) {
             let utc = utc_ms();
-            let late = Serving::start(self.next_number, Task::Join, &self.invite, &self.homes)?;
+            let late = Serving::start(self.next_number, Task::Join, 1, &self.invite, &self.homes)?;
             self.out.note(&format!("a late joiner starts: {}", Peer(late.peer)));
             self.joiner = Some((late.peer, utc));
             peers.push(late);
@@ -485,12 +399,9 @@ fn open(state: &State) -> bool {
 }
 
 /// Everybody leaves in good order. Returns all event logs.
-async fn leave(node: Node, owner: &Home, peers: &mut [Serving], out: &Out) -> Result<Vec<Vec<Record>>, Report> {
-    peers.iter_mut().for_each(Serving::ask_to_leave);
-    for peer in peers.iter_mut() {
-        if !tokio::task::block_in_place(|| peer.wait()) {
-            out.warn(&format!("peer {} did not leave in time and was ended", peer.number));
-        }
+async fn leave(node: Node, peers: &mut [Serving], out: &Out) -> Result<Vec<Vec<Record>>, Report> {
+    for late in local::part(peers) {
+        out.warn(&format!("peer {late} did not leave in time and was ended"));
     }
     let folder = node.folder.path.clone();
     node.drain().await;
@@ -498,7 +409,6 @@ async fn leave(node: Node, owner: &Home, peers: &mut [Serving], out: &Out) -> Re
     if !matches!(ended, Ok(Ok(_))) {
         out.warn("this process did not leave the swarm in time");
     }
-    let _ = owner;
     let mine = log::read(&folder).map_err(|error| Report::from(crate::home::file::refused(&folder, 0, error)))?;
     Ok(std::iter::once(mine).chain(peers.iter().map(Serving::records)).collect())
 }

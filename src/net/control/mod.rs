@@ -393,6 +393,14 @@ impl Control {
                 step,
                 ..
             }) => self.on_providers(id, result, step.last).await,
+            BehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
+                result: kad::QueryResult::StartProviding(Ok(kad::AddProviderOk { key })),
+                ..
+            }) => {
+                if let Ok(key) = key.as_ref().try_into() {
+                    self.tell(NetEvent::Provided { key }).await;
+                }
+            }
             BehaviourEvent::Kad(kad::Event::RoutingUpdated { peer, old_peer, .. }) => self.on_table(peer, old_peer),
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => self.on_lan(found).await,
             BehaviourEvent::AutonatClient(autonat::v2::client::Event { result, tested_addr, .. }) => {

@@ -1,4 +1,4 @@
-//! The demo's serving peers, each a process of this same program with a home of its own. In: an invite and a place in the
+//! Serving peers, each a process of this same program with a home of its own. In: an invite and a place in the
 //! pipeline. Out: processes that can be killed, asked to leave, and whose event logs can be read afterwards.
 
 use std::{
@@ -35,8 +35,8 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Starts a peer of the run at any port of the loopback interface, with one thread.
-    pub fn start(number: u16, task: Task, invite: &str, homes: &Path) -> Result<Serving, Report> {
+    /// Starts a peer of the run at any port of the loopback interface.
+    pub fn start(number: u16, task: Task, threads: u16, invite: &str, homes: &Path) -> Result<Serving, Report> {
         let home = homes.join(format!("peer-{number}"));
         let failed = |error: io::Error| Report {
             failure: Box::new(Failure::Other { message: format!("peer {number} could not be started: {error}") }),
@@ -55,7 +55,8 @@ impl Serving {
             Task::Join => command.args(["join", invite]),
         };
         command
-            .args(["--home", &home.display().to_string(), "--port", "0", "--threads", "1", "--memory", "1GiB"])
+            .args(["--home", &home.display().to_string(), "--port", "0"])
+            .args(["--threads", &threads.to_string(), "--memory", "4GiB"])
             .arg("--until-stdin-closes")
             .env("SKEIN_NET__LISTEN", "127.0.0.1")
             .env("SKEIN_NET__LAN", "false")
@@ -73,6 +74,11 @@ impl Serving {
     pub fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+
+    /// The number by which the system knows the process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// Whether the process has ended by itself.

@@ -1,4 +1,4 @@
-//! `skein bench`: what this machine can do, measured. In: a preset. Out: a table, or one document.
+//! `skein bench stage`: how fast a model is trained by one process. In: a preset. Out: tokens/s of each part.
 
 use serde::Serialize;
 use skein_pipeline::{
@@ -8,19 +8,15 @@ use skein_pipeline::{
 };
 use skein_protocol::run::{Arithmetic, preset::preset};
 
+use super::other;
 use crate::cli::{
-    args::{Bench, BenchStage},
+    args::BenchStage,
+    commands::train::no_preset,
     context::Context,
-    failure::{Failure, Report},
+    failure::Report,
     show::{self, About},
     table::{Column, Table},
 };
-
-pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
-    match args {
-        Bench::Stage(args) => stage(args, context),
-    }
-}
 
 #[derive(Serialize)]
 struct Measured {
@@ -35,20 +31,19 @@ struct Measured {
 }
 
 /// Tokens/s of forward, backward and step.
-fn stage(args: &BenchStage, context: &Context) -> Result<u8, Report> {
-    let manifest = preset(&args.preset).ok_or_else(|| super::train::no_preset(&args.preset))?;
-    let other = |error: &dyn std::fmt::Display| Report::from(Failure::Other { message: error.to_string() });
+pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
+    let manifest = preset(&args.preset).ok_or_else(|| no_preset(&args.preset))?;
     let model = match args.stage {
         Some(stage) => StageModel::of(&manifest, stage),
         None => StageModel::whole(manifest.model.config.clone()),
     };
-    let model = model.map_err(|error| other(&error))?;
+    let model = model.map_err(other)?;
     let parameters = model.values() as u64;
     let params = init::initial(&model, manifest.train.seed);
     let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
     let made = engine(device, Arithmetic::F32, model, Settings::of(&manifest), params);
-    let mut engine = made.map_err(|error| other(&error))?;
-    let speed = bench::stage(engine.as_mut(), args.micro_batches as usize).map_err(|error| other(&error))?;
+    let mut engine = made.map_err(other)?;
+    let speed = bench::stage(engine.as_mut(), args.micro_batches as usize).map_err(other)?;
     let measured = Measured {
         preset: args.preset.clone(),
         stage: args.stage,

@@ -1,0 +1,196 @@
+//! `skein bench swarm`: tokens/s of peers that are processes of their own, beside one process on the same cores. In: a model,
+//! peers, stages. Out: both rates and their ratio, measured in turn so that a noisy machine disturbs both.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use skein_pipeline::{peer::io::Command, plan::partition};
+use skein_protocol::{
+    Manifest,
+    event::{Event, Record},
+    run::preset::preset,
+};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::timeout,
+};
+
+use super::{other, quantile, scratch};
+use crate::{
+    cli::{
+        args::BenchSwarm,
+        commands::train::no_preset,
+        context::Context,
+        failure::{Failure, Report},
+        local::{self, LocalSwarm, Start},
+        session, show,
+        table::{Column, Table},
+    },
+    corpus::Corpus,
+    node::{Order, Serve},
+};
+
+const FABLES: usize = 1 << 20;
+const SEED: u64 = 1;
+/// Micro-batches that are completed before the measurement begins.
+const WARM: u32 = 8;
+/// The next micro-batch does not come after this.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Serialize)]
+struct Measured {
+    preset: String,
+    peers: u16,
+    stages: u16,
+    threads_each: u16,
+    cores: u16,
+    seconds: u32,
+    /// Of each round.
+    one_process: Vec<f64>,
+    swarm: Vec<f64>,
+    one_process_tokens_per_s: f64,
+    swarm_tokens_per_s: f64,
+    /// Median of the rounds' ratios.
+    efficiency: f64,
+}
+
+pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
+    if args.peers < args.stages {
+        let message = format!("--peers {}: {} stages need at least as many peers", args.peers, args.stages);
+        return Err(Failure::Usage { message }.into());
+    }
+    let whole = manifest(args, 1)?;
+    let split = manifest(args, args.stages)?;
+    let cores = context.machine.cores;
+    let threads = match args.threads {
+        0 => (cores / args.peers).max(1),
+        threads => threads,
+    };
+    let corpus = Arc::new(Corpus::fables(SEED, FABLES));
+    let runtime = session::runtime()?;
+    let length = Duration::from_secs(u64::from(args.seconds.max(1)));
+    let (mut one, mut many, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=args.rounds {
+        let lone = Members { peers: 0, stages: 1, threads: cores };
+        let a = runtime.block_on(tokens_per_s(&whole, lone, length, &corpus, context))?;
+        let members = Members { peers: args.peers, stages: args.stages, threads };
+        let b = runtime.block_on(tokens_per_s(&split, members, length, &corpus, context))?;
+        context.out.note(&format!(
+            "round {round} of {}: one process {}, swarm {}",
+            args.rounds,
+            show::tokens_per_s(a),
+            show::tokens_per_s(b)
+        ));
+        one.push(a);
+        many.push(b);
+        ratios.push(b / a);
+    }
+    let median = |values: &[f64]| quantile(&mut values.to_vec(), 0.5).unwrap_or(0.0);
+    let measured = Measured {
+        preset: args.preset.clone(),
+        peers: args.peers,
+        stages: args.stages,
+        threads_each: threads,
+        cores,
+        seconds: args.seconds,
+        one_process_tokens_per_s: median(&one),
+        swarm_tokens_per_s: median(&many),
+        efficiency: median(&ratios),
+        one_process: one,
+        swarm: many,
+    };
+    if context.out.style().json {
+        context.out.document("bench-swarm", &measured);
+        return Ok(0);
+    }
+    let columns = ["MODEL", "PEERS", "STAGES", "THREADS EACH", "SWARM", "ONE PROCESS", "EFFICIENCY"];
+    let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
+    table.row(vec![
+        measured.preset,
+        measured.peers.to_string(),
+        measured.stages.to_string(),
+        threads.to_string(),
+        show::tokens_per_s(measured.swarm_tokens_per_s),
+        format!("{} ({cores} threads)", show::tokens_per_s(measured.one_process_tokens_per_s)),
+        format!("{:.0} %", 100.0 * measured.efficiency),
+    ]);
+    context.out.table(&table);
+    Ok(0)
+}
+
+fn manifest(args: &BenchSwarm, stages: u16) -> Result<Manifest, Report> {
+    let mut manifest = preset(&args.preset).ok_or_else(|| no_preset(&args.preset))?;
+    manifest.stages.count = stages;
+    manifest.stages.split = partition::of(&manifest, stages).ok_or_else(|| {
+        let message = format!("--stages {stages}: the model has {} layers", manifest.model.config.layers);
+        Report::from(Failure::Usage { message })
+    })?;
+    Ok(manifest)
+}
+
+/// Who trains: so many peers in processes of their own, or (0) this process alone.
+#[derive(Clone, Copy)]
+struct Members {
+    peers: u16,
+    stages: u16,
+    threads: u16,
+}
+
+async fn tokens_per_s(
+    manifest: &Manifest,
+    members: Members,
+    length: Duration,
+    corpus: &Arc<Corpus>,
+    context: &Context,
+) -> Result<f64, Report> {
+    let folder = scratch()?;
+    let homes: &Path = folder.path();
+    let alone = members.peers == 0;
+    let start = Start {
+        command: "bench",
+        manifest: manifest.clone(),
+        corpus: corpus.clone(),
+        homes,
+        serve: if alone { Serve::Stages((0..members.stages).collect()) } else { Serve::Nothing },
+        threads: members.threads,
+        seed: SEED,
+    };
+    let mut swarm = LocalSwarm::start(start, context).await?;
+    swarm.add_all(members.peers, members.stages, members.threads)?;
+    swarm.form().await?;
+    let mut records = swarm.node.records();
+    let orders = swarm.node.orders();
+    let _ = orders.send(Order::Command(Command::Feed)).await;
+    for _ in 0..WARM {
+        completed(&mut records).await?;
+    }
+    let (began, mut tokens) = (Instant::now(), 0);
+    while began.elapsed() < length {
+        tokens += u64::from(completed(&mut records).await?);
+    }
+    let rate = tokens as f64 / began.elapsed().as_secs_f64();
+    let _ = orders.send(Order::Command(Command::StopFeeding)).await;
+    let _ = orders.send(Order::Stop).await;
+    for late in local::part(&mut swarm.peers) {
+        context.out.warn(&format!("peer {late} did not leave in time and was ended"));
+    }
+    let _ = timeout(PATIENCE, swarm.node.wait()).await;
+    Ok(rate)
+}
+
+/// Tokens of the next micro-batch that is completed.
+async fn completed(records: &mut Receiver<Record>) -> Result<u32, Report> {
+    loop {
+        match timeout(PATIENCE, records.recv()).await {
+            Ok(Ok(Record { event: Event::Completed { tokens, .. }, .. })) => return Ok(tokens),
+            Ok(Ok(_)) => {}
+            Ok(Err(RecvError::Lagged(missed))) => return Err(other(format!("{missed} events were missed"))),
+            Ok(Err(RecvError::Closed)) => return Err(other("the feeder stopped")),
+            Err(_) => return Err(other(format!("no micro-batch was completed within {}", show::Span(PATIENCE)))),
+        }
+    }
+}

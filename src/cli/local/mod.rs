@@ -1,0 +1,166 @@
+//! A whole swarm on this machine: its owner in this process, the peers that serve in processes of their own, so that a kill
+//! is a kill. In: a manifest and data. Out: the owner's node, and peers that serve. Knows no picture and no figures.
+
+mod children;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use skein_pipeline::compute::{Device, OnDevice};
+use skein_protocol::Manifest;
+use tokio::{sync::watch, time::timeout};
+
+pub use self::children::{Serving, Task};
+use super::{
+    context::Context,
+    failure::{Failure, Report},
+    refused::Circumstances,
+    session::Desk,
+    show::Span,
+};
+use crate::{
+    corpus::Corpus,
+    home::Home,
+    node::{self, Give, NetSetup, Node, Role, Serve, Setup, Way, feed::Data, signed, view::State, worker::Niceness},
+};
+
+/// Peers that do not come within this time do not come.
+const FORMING: Duration = Duration::from_secs(60);
+/// How often a look is taken whether a process has ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a swarm on this machine is made of.
+pub struct Start<'a> {
+    /// As errors name it.
+    pub command: &'static str,
+    pub manifest: Manifest,
+    pub corpus: Arc<Corpus>,
+    /// Folder in which every peer gets a home.
+    pub homes: &'a Path,
+    /// Stages that the owner itself serves, and its threads.
+    pub serve: Serve,
+    pub threads: u16,
+    pub seed: u64,
+}
+
+pub struct LocalSwarm {
+    pub node: Node,
+    pub desk: Desk,
+    pub invite: String,
+    pub peers: Vec<Serving>,
+    homes: PathBuf,
+    began: Instant,
+}
+
+impl LocalSwarm {
+    /// Signs the manifest and starts its owner, who will feed when it is told to.
+    pub async fn start(what: Start<'_>, context: &Context) -> Result<LocalSwarm, Report> {
+        let began = Instant::now();
+        let home = Home::at(&what.homes.join("owner"));
+        let mut manifest = what.manifest;
+        let key = home.identity()?.key;
+        manifest.run.owner = key.peer();
+        let (_, signed) = signed::sign(&manifest, &key);
+        let data = Data { corpus: what.corpus, epochs: None };
+        let setup = Setup {
+            home,
+            way: Way::Known { signed, meet: Vec::new() },
+            role: Role { serve: what.serve, feed: Some(data), feed_later: true },
+            net: NetSetup::loopback(),
+            give: Give { niceness: Niceness::Normal, save_every: Duration::ZERO, ..Give::default() },
+            invite: None,
+            events_keep: 1 << 30,
+            patience: FORMING,
+            keep_trying: false,
+            seed: Some(what.seed),
+        };
+        let circumstances = Circumstances {
+            command: what.command,
+            run: manifest.run.name.clone(),
+            machine: context.machine,
+            port_origin: String::new(),
+        };
+        let threads = usize::from(what.threads.max(1));
+        let engines = move |_: &Manifest| OnDevice(Device::Cpu { threads });
+        let node = node::start(setup, engines, |_| {}).await.map_err(|error| circumstances.report(error))?;
+        let desk =
+            Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
+        let invite = invite(&desk, &mut node.state()).await?;
+        Ok(LocalSwarm { node, desk, invite, peers: Vec::new(), homes: what.homes.into(), began })
+    }
+
+    /// Starts one more peer.
+    pub fn add(&mut self, task: Task, threads: u16) -> Result<(), Report> {
+        let number = self.peers.len() as u16 + 1;
+        self.peers.push(Serving::start(number, task, threads, &self.invite, &self.homes)?);
+        Ok(())
+    }
+
+    /// Starts as many peers, on the stages in turn.
+    pub fn add_all(&mut self, peers: u16, stages: u16, threads: u16) -> Result<(), Report> {
+        (0..peers).try_for_each(|number| self.add(Task::Host(number % stages), threads))
+    }
+
+    /// Waits until every peer serves; how long that took since the start of the owner.
+    pub async fn form(&mut self) -> Result<Duration, Report> {
+        let mut snapshots = self.node.state();
+        let peers = &mut self.peers;
+        let all = timeout(FORMING, async {
+            loop {
+                let serving = snapshots.borrow_and_update().as_ref().map_or(0, |state| serving(state, peers));
+                if serving == peers.len() {
+                    return Ok(());
+                }
+                if let Some(dead) = peers.iter_mut().find_map(|peer| peer.ended().then_some(&*peer)) {
+                    return Err(format!("peer {} ended:\n{}", dead.number, dead.last_words()));
+                }
+                let _ = timeout(LOOK, snapshots.changed()).await;
+            }
+        });
+        let message = match all.await {
+            Ok(Ok(())) => return Ok(self.began.elapsed()),
+            Ok(Err(message)) => message,
+            Err(_) => {
+                let missing = peers.iter().map(|peer| format!("peer {}:\n{}", peer.number, peer.last_words()));
+                format!("not all peers serve after {}\n{}", Span(FORMING), missing.collect::<Vec<_>>().join("\n"))
+            }
+        };
+        Err(Failure::Other { message }.into())
+    }
+}
+
+async fn invite(desk: &Desk, snapshots: &mut watch::Receiver<Option<State>>) -> Result<String, Report> {
+    let found = timeout(FORMING, async {
+        loop {
+            match desk.invite() {
+                Ok(made) => return Ok(made.invite),
+                Err(refusal) if snapshots.changed().await.is_err() => return Err(refusal),
+                Err(_) => {}
+            }
+        }
+    });
+    match found.await {
+        Ok(Ok(invite)) => Ok(invite),
+        Ok(Err(refusal)) => Err(Failure::from(refusal).into()),
+        Err(_) => {
+            Err(Failure::Other { message: "this process found no address of its own to listen at".into() }.into())
+        }
+    }
+}
+
+fn serving(state: &State, peers: &[Serving]) -> usize {
+    peers.iter().filter(|peer| state.peer.stages.iter().any(|stage| stage.replicas.contains(&peer.peer))).count()
+}
+
+/// Asks all of them to leave, then waits. The numbers of those that had to be ended.
+pub fn part(peers: &mut [Serving]) -> Vec<u16> {
+    peers.iter_mut().for_each(Serving::ask_to_leave);
+    let late = peers.iter_mut().filter_map(|peer| {
+        let left = tokio::task::block_in_place(|| peer.wait());
+        (!left).then_some(peer.number)
+    });
+    late.collect()
+}
