@@ -93,7 +93,7 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
 fn all_that_fit(context: &Context, manifest: &Manifest) -> Serve {
     let give = context.node.give.memory_bytes(&context.machine);
     let stages: Vec<u16> = (0..manifest.stages.count).collect();
-    let need: u64 = stages.iter().map(|stage| skein_pipeline::plan::cost::memory(manifest, *stage).peak).sum();
+    let need: u64 = stages.iter().map(|stage| skein_pipeline::model::cost::memory(manifest, *stage).peak()).sum();
     if need <= give { Serve::Stages(stages) } else { Serve::Plan }
 }
 
@@ -197,8 +197,8 @@ fn refuse_problems(manifest: &Manifest, path: &str) -> Result<(), Report> {
 
 fn describe(context: &Context, manifest: &Manifest) {
     let stages = manifest.stages.count;
-    let parameters: u64 = (0..stages).map(|s| skein_pipeline::plan::cost::stage_parameters(manifest, s)).sum();
-    let largest = (0..stages).map(|s| skein_pipeline::plan::cost::memory(manifest, s).peak).max().unwrap_or(0);
+    let parameters: u64 = (0..stages).map(|s| skein_pipeline::model::cost::stage_parameters(manifest, s)).sum();
+    let largest = (0..stages).map(|s| skein_pipeline::model::cost::memory(manifest, s).peak()).max().unwrap_or(0);
     context.out.done(&format!(
         "plan  {} parameters, {} stages of at most {}, {} tokens a step",
         About(parameters as f64),
