@@ -23,7 +23,7 @@ impl Peer {
                 out.push(Output::Exported { request, stage, parts: None, last: true });
                 continue;
             }
-            let most = self.state_bytes_max(stage);
+            let most = crate::model::cost::state_bytes_max(&self.config.manifest, stage);
             self.export.waiting.insert((request, stage), replicas.len());
             for from in replicas {
                 let ticket = self.ticket();

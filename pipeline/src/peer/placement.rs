@@ -17,6 +17,7 @@ use crate::{
         stage::{StageFlow, Standing},
     },
     job::{Done, Job},
+    model::cost,
     plan::assign,
 };
 
@@ -152,9 +153,7 @@ impl Peer {
 
     /// Bytes of device memory that each stage needs.
     pub(super) fn stage_needs(&self) -> Vec<u64> {
-        (0..self.config.manifest.stages.count)
-            .map(|stage| crate::plan::cost::memory(&self.config.manifest, stage).peak)
-            .collect()
+        (0..self.config.manifest.stages.count).map(|stage| cost::memory(&self.config.manifest, stage).peak()).collect()
     }
 
     pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
@@ -245,7 +244,7 @@ impl Peer {
         if let Some(replica) = self.replicas.get_mut(&stage) {
             replica.phase = Phase::Fetching { ticket };
         }
-        let most = self.state_bytes_max(stage);
+        let most = cost::state_bytes_max(&self.config.manifest, stage);
         let mut desk = desk!(self, now, out);
         self.transfer.fetch(&mut desk, ticket, from, stage, StatePurpose::Serve, version, most);
     }

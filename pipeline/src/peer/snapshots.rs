@@ -16,6 +16,7 @@ use super::{
 use crate::{
     flow::schedule::{Priority, Purpose},
     job::{Done, Job},
+    model::cost,
 };
 
 impl Peer {
@@ -159,7 +160,8 @@ impl Peer {
             .held_of(is.version.stage)
             .is_none_or(|held| (held.version.round, held.version.own_step) < (is.version.round, is.version.own_step));
         let ticket = self.ticket();
-        let most = (is.version.stage <= self.rules.last).then(|| self.state_bytes_max(is.version.stage));
+        let stage = is.version.stage;
+        let most = (stage <= self.rules.last).then(|| cost::state_bytes_max(&self.config.manifest, stage));
         let mut desk = desk!(self, now, out);
         let Some(most) = most.filter(|_| room && newer) else {
             return self.transfer.refuse(&mut desk, from, is.request);
@@ -167,12 +169,6 @@ impl Peer {
         if self.transfer.keep(&mut desk, ticket, from, is, most) {
             self.tickets.insert(ticket, Ticket::Hold { from });
         }
-    }
-
-    /// Bytes of the state of a stage: five tensors at most, the header and the root.
-    pub(super) fn state_bytes_max(&self, stage: Stage) -> u64 {
-        const REST: u64 = 8 << 10;
-        20 * crate::plan::cost::stage_parameters(&self.config.manifest, stage) + REST
     }
 
     /// Pushes a snapshot of a stage to somebody when too few copies of it are in the swarm and the last push is a checkpoint ago.

@@ -74,6 +74,10 @@ impl Hosted {
         self.engine.as_ref()
     }
 
+    pub fn set_kept_bytes_max(&mut self, bytes: u64) {
+        self.engine.set_kept_bytes_max(bytes);
+    }
+
     pub fn stepped_with(&self) -> u32 {
         self.stepped_with
     }

@@ -13,10 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use skein_pipeline::{
-    peer::io::Command,
-    plan::{cost, partition},
-};
+use skein_pipeline::{model::cost, peer::io::Command, plan::partition};
 use skein_protocol::{
     Manifest, PeerId,
     event::{Event, Record},
