@@ -510,7 +510,10 @@ mod tests {
         let lora = || Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent: 0 };
         assert!(errors(|m| m.averaging.every = m.checkpoint.every as u32 + 1).contains(&"averaging.every"));
         assert!(errors(|m| m.train.sequence = m.model.config.context + 1).contains(&"train.sequence"));
-        assert!(errors(|m| m.train.in_flight_max = 17).contains(&"train.in_flight_max"));
+        let too_many = |m: &mut Manifest| {
+            m.train.in_flight_max = m.staleness.bound * u32::from(m.train.micro_batches_per_step) + 1;
+        };
+        assert!(errors(too_many).contains(&"train.in_flight_max"));
         assert!(errors(|m| (m.stages.pin_ends, m.stages.count) = (true, 2)).contains(&"stages.pin_ends"));
         assert!(errors(|m| m.model.config.vocab = 255).contains(&"model.config.vocab"));
         assert!(errors(|m| m.stages.split[0] += 1).contains(&"stages.split"));
