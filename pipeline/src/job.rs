@@ -65,7 +65,7 @@ pub enum Job {
         stage: Stage,
         samples: u64,
     },
-    /// Everything a replica needs, or slow weights only (`Purpose::Export`).
+    /// Everything a replica needs; or, not `full`, its parameters (theta) only, for an export.
     State {
         stage: Stage,
         version: Version,

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use skein_pipeline::plan::cost::stage_parameters;
+use skein_pipeline::model::cost::stage_parameters;
 use skein_protocol::{
     Lane, Manifest, PeerId, Stage,
     codec::coded_len_max,

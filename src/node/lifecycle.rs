@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use libp2p::Multiaddr;
 use skein_pipeline::{
+    model::cost,
     peer::{Peer, PeerConfig, SavedState, io::Command},
-    plan::cost,
     worker::Engines,
 };
 use skein_protocol::{Manifest, PeerId, RunId, key::Key};
@@ -209,7 +209,7 @@ fn check_role(setup: &Setup, key: &Key, manifest: &Manifest) -> Result<(), NodeE
         return Err(NodeError::MayNotFeed { me, owner: run.owner });
     }
     let count = manifest.stages.count;
-    let need = |stage| cost::memory(manifest, stage).peak;
+    let need = |stage| cost::memory(manifest, stage).peak();
     let needed = match &role.serve {
         Serve::Nothing => return Ok(()),
         Serve::Plan => (0..count).map(need).min().unwrap_or(0),
@@ -271,9 +271,10 @@ fn build<M: Engines + 'static>(
     let log = Log::open(&folder.path, key.peer(), setup.events_keep)
         .map_err(|source| NodeError::Log { path: folder.path.clone(), source })?;
     let for_engines = manifest.clone();
-    let (worker, ran) =
-        WorkerThread::start(manifest.clone(), move || engines(&for_engines), blobs.clone(), store, setup.give.niceness)
-            .map_err(NodeError::Thread)?;
+    let (niceness, memory) = (setup.give.niceness, setup.give.memory);
+    let engines = move || engines(&for_engines);
+    let (worker, ran) = WorkerThread::start(manifest.clone(), engines, blobs.clone(), store, niceness, memory)
+        .map_err(NodeError::Thread)?;
     // The last thing before the first word: a start that failed needs no number.
     let incarnation = setup.home.next_incarnation()?;
     let clock = Clock::start();

@@ -59,13 +59,14 @@ pub enum Niceness {
 }
 
 impl WorkerThread {
-    /// Starts the thread. `engines` is made on it, so it may hold what cannot move between threads.
+    /// Starts the thread. `memory`: bytes that its stages may take. `engines` is made on it, so it may hold what cannot move between threads.
     pub fn start<M: Engines + 'static>(
         manifest: Arc<Manifest>,
         engines: impl FnOnce() -> M + Send + 'static,
         blobs: Blobs,
         store: Store,
         niceness: Niceness,
+        memory: u64,
     ) -> std::io::Result<(WorkerThread, channel::UnboundedReceiver<Ran>)> {
         let (jobs, assigned) = mpsc::channel::<Assigned>();
         let (ran, results) = channel::unbounded_channel();
@@ -74,7 +75,7 @@ impl WorkerThread {
             if niceness == Niceness::Low {
                 step_back();
             }
-            let mut worker = worker::Worker::new(manifest, engines());
+            let mut worker = worker::Worker::new(manifest, engines()).with_memory(memory);
             for Assigned { id, job, inputs } in assigned {
                 let mut desk = Desk { inputs, blobs: shared.clone() };
                 let began = Instant::now();
@@ -186,9 +187,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let folder = RunFolder { name: "run".into(), path: dir.path().into(), run: RunId::default() };
         let manifest = Arc::new(super::super::sample_manifest(1));
-        let (thread, mut ran) =
-            WorkerThread::start(manifest, || Broken, Blobs::new(1 << 20), Store::new(&folder, 1), Niceness::Low)
-                .unwrap();
+        let (thread, mut ran) = WorkerThread::start(
+            manifest,
+            || Broken,
+            Blobs::new(1 << 20),
+            Store::new(&folder, 1),
+            Niceness::Low,
+            1 << 30,
+        )
+        .unwrap();
         assert!(thread.assign(JobId(4), Job::Create { stage: 0 }));
         match ran.recv().await {
             Some(Ran::Panicked { job: JobId(4), message }) => assert_eq!(message, "no engine for 1 layers"),

@@ -329,6 +329,10 @@ impl Engine for Candle {
         &self.settings
     }
 
+    fn set_kept_bytes_max(&mut self, bytes: u64) {
+        self.settings.kept_bytes_max = bytes;
+    }
+
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>> {
         let input = self.check(input)?;
         self.kept.remove(&key);

@@ -103,6 +103,9 @@ pub trait Engine: Send {
 
     fn settings(&self) -> &Settings;
 
+    /// From now on kept forwards may take this much beyond their inputs ([`Settings::kept_bytes_max`]).
+    fn set_kept_bytes_max(&mut self, bytes: u64);
+
     /// Runs the stage's layers. Returns the hidden states, or nothing at the last stage (its loss or its logits come from
     /// [`loss_backward`](Engine::loss_backward) and [`infer`](Engine::infer)). A key that is kept already is replaced.
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError>;

@@ -323,6 +323,10 @@ impl<P: Product> Engine for StageEngine<P> {
         &self.settings
     }
 
+    fn set_kept_bytes_max(&mut self, bytes: u64) {
+        self.settings.kept_bytes_max = bytes;
+    }
+
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
         let (input, sequences) = self.check(input)?;
         self.drop_kept(key);

@@ -4,7 +4,10 @@
 //! Weighted by measured throughput over what is already with a peer (join the shortest expected wait), randomised among
 //! near-equals so that replicas mix.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -36,6 +39,8 @@ struct Measured {
 #[derive(Debug)]
 pub struct Route {
     serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>,
+    /// Replicas that finish what they have and take nothing new.
+    leaving: BTreeSet<(Stage, PeerId)>,
     measured: BTreeMap<(Stage, PeerId), Measured>,
     picks: u64,
     rng: ChaCha8Rng,
@@ -46,6 +51,7 @@ impl Route {
     pub fn new(streams: &Streams, lock_step: bool) -> Self {
         Route {
             serving: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             measured: BTreeMap::new(),
             picks: 0,
             rng: streams.stream(Purpose::Route),
@@ -54,7 +60,9 @@ impl Route {
     }
 
     /// Replicas that serve, are connected and not suspected, with the speed they claim (micro-batches a second; 0 = unknown).
-    pub fn set_serving(&mut self, serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>) {
+    /// `leaving`: those that only finish what they have.
+    pub fn set_serving(&mut self, serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>, leaving: BTreeSet<(Stage, PeerId)>) {
+        self.leaving = leaving;
         self.measured.retain(|(stage, peer), _| serving.get(stage).is_some_and(|peers| peers.contains_key(peer)));
         self.serving = serving;
     }
@@ -67,9 +75,10 @@ impl Route {
         self.serving.get(&stage).is_some_and(|peers| peers.contains_key(&peer))
     }
 
-    /// The next replica of `stage`; `hint` first when it serves, never one of `without`.
+    /// The next replica of `stage`; `hint` first when it is there, though it may be leaving; never one of `without`.
     pub fn choose(&mut self, stage: Stage, hint: Option<PeerId>, without: &[PeerId]) -> Option<PeerId> {
-        if let Some(hint) = hint.filter(|hint| self.serves(stage, *hint) && !without.contains(hint)) {
+        let is_there = |peer: PeerId| self.serves(stage, peer) || self.leaving.contains(&(stage, peer));
+        if let Some(hint) = hint.filter(|hint| is_there(*hint) && !without.contains(hint)) {
             return Some(hint);
         }
         let candidates: Vec<(PeerId, f64)> = self
@@ -186,7 +195,7 @@ mod tests {
     fn route(peers: &[u8]) -> Route {
         let mut route = Route::new(&Streams::new(1, PeerId([9; 32])), false);
         let peers = peers.iter().map(|p| (PeerId([*p; 32]), 0.0)).collect();
-        route.set_serving(BTreeMap::from([(0, peers)]));
+        route.set_serving(BTreeMap::from([(0, peers)]), BTreeSet::new());
         route
     }
 
@@ -237,5 +246,9 @@ mod tests {
         assert_eq!(route.choose(0, Some(PeerId([1; 32])), &[PeerId([1; 32])]), Some(PeerId([0; 32])));
         assert_eq!(route.choose(0, None, &[PeerId([0; 32]), PeerId([1; 32])]), None);
         assert_eq!(route.choose(1, None, &[]), None);
+        let (a, b) = (PeerId([0; 32]), PeerId([1; 32]));
+        route.set_serving(BTreeMap::from([(0, BTreeMap::from([(a, 0.0)]))]), BTreeSet::from([(0, b)]));
+        assert_eq!(route.choose(0, Some(b), &[]), Some(b), "it may hold the id, though it is leaving");
+        assert_eq!(route.choose(0, None, &[]), Some(a));
     }
 }

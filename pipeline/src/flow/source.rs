@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Manifest, MicroBatchId, PeerId, Stage,
     event::{Event, Severity},
-    wire::flow::{Accepted, Declined, Frame, Hop, Returned, Void, Why},
+    wire::flow::{Accepted, Declined, Frame, Hop, Returned, Void},
 };
 
 use super::{
@@ -54,6 +54,7 @@ pub struct Source {
     last: Stage,
     per_step: u64,
     samples_each: u64,
+    tokens_each: u64,
     in_flight_max: u64,
     lock_step: bool,
     /// Feeding, as opposed to finishing what is open.
@@ -87,6 +88,7 @@ impl Source {
             last: manifest.last_stage(),
             per_step: u64::from(manifest.train.micro_batches_per_step).max(1),
             samples_each: u64::from(manifest.train.micro_batch),
+            tokens_each: manifest.tokens_per_micro_batch(),
             in_flight_max: u64::from(manifest.train.in_flight_max).max(1),
             lock_step: manifest.lock_step(),
             feeding: false,
@@ -227,8 +229,6 @@ impl Source {
         if let Some(open) = self.open.get_mut(&position) {
             open.handoff.on_declined(desk, from, &declined.attempt, declined.why);
             self.push(desk, position);
-        } else {
-            debug_assert!(declined.why != Why::Unknown || position < self.next);
         }
     }
 
@@ -240,7 +240,9 @@ impl Source {
     /// Stage 0 says that an id is through. The first complete path is accepted.
     pub fn on_finished(&mut self, desk: &mut Desk<'_>, from: PeerId, returned: Returned) {
         let Some(position) = self.position(&returned.id) else { return };
-        let complete = path_is_complete(&returned.path, self.last);
+        let complete = path_is_complete(&returned.path, self.last)
+            && returned.path.last().is_some_and(|hop| hop.peer == from)
+            && u64::from(returned.tokens) <= self.tokens_each;
         let Some(open) = self.open.get_mut(&position) else { return };
         if !open.handoff.welcome(from) || !complete || !returned.loss.is_finite() || returned.tokens == 0 {
             let why = "an id finished without a complete path".to_string();

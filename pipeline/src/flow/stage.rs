@@ -2,6 +2,14 @@
 //!
 //! In: flow frames for this stage, answers of the worker, losses of peers. It knows no weights, only their counts
 //! (`own_step`, `round`, `adoptions`), and decides what is added to the open sum: an id at most once.
+//!
+//! Here: what a stage holds, and the frames about it. [`compute`]: what it asks of the worker. [`sum`]: how a step closes the
+//! open sum, and how a fence drops it. [`turn`]: lock-step.
+
+mod compute;
+mod rules;
+mod sum;
+mod turn;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,12 +17,13 @@ use std::{
 };
 
 use skein_protocol::{
-    Blob, Incarnation, Instant, Lane, Manifest, MicroBatchId, PeerId, Stage, Version,
+    Attempt, Blob, Incarnation, Instant, Lane, MicroBatchId, PeerId, Stage, Version,
     event::{Event, Severity},
-    run::StalenessWeight,
     wire::flow::{About, Accepted, Declined, Forward, Frame, Hop, Returned, Void, Why},
 };
 
+pub use self::{compute::Busy, rules::StageRules};
+use self::{compute::Orphan, turn::Turn};
 use super::{
     Desk,
     handoff::Handoff,
@@ -22,7 +31,7 @@ use super::{
     schedule::{Priority, Purpose},
 };
 use crate::{
-    job::{Coding, Done, Job, Key},
+    job::{Done, Job, Key},
     peer::io::Output,
 };
 
@@ -32,49 +41,6 @@ const LABELS_AGAIN: Duration = Duration::from_secs(2);
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
 /// What is kept of a feeder that is gone is dropped after this.
 const KEPT_WITHOUT_FEEDER: Duration = Duration::from_secs(600);
-
-/// Facts of the run that a stage needs.
-#[derive(Clone, Debug)]
-pub struct StageRules {
-    pub last: Stage,
-    pub micro_batches_per_step: u32,
-    pub in_flight_max: u32,
-    pub bound: u32,
-    pub weight: StalenessWeight,
-    pub forward: Coding,
-    pub backward: Coding,
-}
-
-impl StageRules {
-    pub fn of(manifest: &Manifest) -> Self {
-        let zstd = manifest.codecs.entropy == skein_protocol::run::Entropy::Zstd;
-        let coding = |codecs: &[skein_protocol::run::Codec]| Coding {
-            codec: codecs.first().copied().unwrap_or(skein_protocol::run::Codec::F32),
-            zstd,
-        };
-        StageRules {
-            last: manifest.last_stage(),
-            micro_batches_per_step: manifest.train.micro_batches_per_step,
-            in_flight_max: manifest.train.in_flight_max,
-            bound: manifest.staleness.bound,
-            weight: manifest.staleness.weight,
-            forward: coding(&manifest.codecs.forward),
-            backward: coding(&manifest.codecs.backward),
-        }
-    }
-
-    fn lock_step(&self) -> bool {
-        self.bound == 0
-    }
-
-    /// Weight of a gradient that is `age` steps old; nothing past the bound. In lock-step every gradient is of its own step.
-    fn weight_of(&self, age: u32) -> Option<f32> {
-        if self.lock_step() {
-            return Some(1.0);
-        }
-        skein_gossip::kernel::staleness::weight(self.weight, self.bound, age)
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -93,6 +59,8 @@ pub struct StageFlow {
     kept: BTreeMap<MicroBatchId, Kept>,
     /// Ids in the open sum, with the samples their feeder knew.
     open: Vec<(MicroBatchId, u64)>,
+    /// Ids that were forgotten while the worker had their backward: what it adds is said nevertheless.
+    orphans: BTreeMap<MicroBatchId, Orphan>,
     pub own_step: u32,
     pub round: u32,
     /// Adoptions of rounds: each makes older work one staler.
@@ -106,53 +74,6 @@ pub struct StageFlow {
     pub busy: Busy,
 }
 
-/// Lock-step: whose turn it is.
-#[derive(Clone, Copy, Debug, Default)]
-struct Turn {
-    /// Incarnation and step of the feeder.
-    of: (Incarnation, u32),
-    forward: u16,
-    backward: u16,
-    close: Option<u16>,
-}
-
-impl Turn {
-    fn is_of(&self, id: &MicroBatchId) -> bool {
-        (id.incarnation, id.step) == self.of
-    }
-}
-
-/// Busy time and micro-batches, fading: the claimed speed.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Busy {
-    pub done: u64,
-    weight: f64,
-    seconds: f64,
-    last: Option<Instant>,
-}
-
-impl Busy {
-    fn mark(&mut self, now: Instant, waiting: bool) {
-        if let Some(last) = self.last {
-            let seconds = now.since(last).as_secs_f64();
-            let fade = libm::exp2(-seconds / 10.0);
-            self.weight = self.weight * fade + 1.0;
-            self.seconds = self.seconds * fade + seconds;
-        }
-        self.done += 1;
-        self.last = waiting.then_some(now);
-    }
-
-    fn begin(&mut self, now: Instant) {
-        self.last.get_or_insert(now);
-    }
-
-    /// Micro-batches a second of busy time; 0 while unknown.
-    pub fn speed(&self) -> f64 {
-        if self.seconds > 0.0 { self.weight / self.seconds } else { 0.0 }
-    }
-}
-
 impl StageFlow {
     pub fn new(me: PeerId, incarnation: Incarnation, version: Version, rules: StageRules) -> Self {
         StageFlow {
@@ -163,6 +84,7 @@ impl StageFlow {
             standing: Standing::Serving,
             kept: BTreeMap::new(),
             open: Vec::new(),
+            orphans: BTreeMap::new(),
             own_step: version.own_step,
             round: version.round,
             adoptions: 0,
@@ -199,12 +121,13 @@ impl StageFlow {
         self.kept.iter().filter(|(id, kept)| kept.is_open() || is_up(id.feeder)).count()
     }
 
-    pub fn kept_len(&self) -> usize {
-        self.kept.len()
-    }
-
-    pub fn sum_len(&self) -> usize {
-        self.open.len()
+    /// Nobody needs anything from here, and the worker has nothing of it.
+    pub fn is_idle(&self) -> bool {
+        self.kept.is_empty()
+            && self.orphans.is_empty()
+            && self.open.is_empty()
+            && !self.is_stepping()
+            && self.fences == 0
     }
 
     /// Feeders whose labels or progress this stage needs.
@@ -288,12 +211,7 @@ impl StageFlow {
         );
         self.busy.begin(desk.now);
         if self.rules.lock_step() {
-            if (id.incarnation, id.step) > self.turn.of {
-                self.turn = Turn { of: (id.incarnation, id.step), ..Turn::default() };
-            }
-            if forward.close {
-                self.turn.close = Some(id.index);
-            }
+            self.turn.on_new(&id, forward.close);
         }
         desk.emit(Event::Accepted { id, stage: self.stage, from });
         if self.is_last() {
@@ -426,7 +344,9 @@ impl StageFlow {
     }
 
     pub fn on_backward(&mut self, desk: &mut Desk<'_>, from: PeerId, returned: Returned, body: Blob) {
-        let complete = self.path_is_complete(&returned.path);
+        // Who is blamed for a gradient is who sent it, whatever its path says.
+        let complete =
+            self.path_is_complete(&returned.path) && returned.path.last().is_some_and(|hop| hop.peer == from);
         let Some(kept) = self.kept.get_mut(&returned.id) else { return desk.release(body) };
         let welcome = kept.handoff.as_ref().is_some_and(|handoff| handoff.welcome(from));
         let Work::Forwarded { output, .. } = kept.work else { return desk.release(body) };
@@ -451,316 +371,6 @@ impl StageFlow {
             && path.iter().zip((self.stage + 1..=self.rules.last).rev()).all(|(hop, stage)| hop.stage == stage)
     }
 
-    // ---- the worker ------------------------------------------------------------------------------------------------------
-
-    /// Asks the worker for whatever may run now.
-    fn advance(&mut self, desk: &mut Desk<'_>) {
-        if self.rules.lock_step() {
-            return self.advance_in_turn(desk, false);
-        }
-        let ids: Vec<MicroBatchId> = self.kept.keys().copied().collect();
-        for id in ids {
-            self.run_forward(desk, id);
-            self.run_backward(desk, id);
-        }
-    }
-
-    /// Lock-step: forwards and backwards in the order of the index, so that every sum is built in the same order. `overdue`
-    /// lets the next one go whose predecessors never came here.
-    fn advance_in_turn(&mut self, desk: &mut Desk<'_>, overdue: bool) {
-        let of_step: Vec<MicroBatchId> = self.kept.keys().copied().filter(|id| self.turn.is_of(id)).collect();
-        let mut skip = overdue;
-        for &id in &of_step {
-            if id.index == self.turn.forward || (skip && id.index > self.turn.forward) {
-                if !self.run_forward(desk, id) {
-                    break;
-                }
-                self.turn.forward = id.index + 1;
-                skip = false;
-            }
-        }
-        let mut skip = overdue;
-        for &id in &of_step {
-            let due = id.index == self.turn.backward || (skip && id.index > self.turn.backward);
-            if due && self.has_returned(id) {
-                self.run_backward(desk, id);
-                self.turn.backward = id.index + 1;
-                skip = false;
-            }
-        }
-    }
-
-    /// Whether the backward of an id can run, or was asked for with its forward (last stage).
-    fn has_returned(&self, id: MicroBatchId) -> bool {
-        self.kept.get(&id).is_some_and(|kept| match kept.work {
-            Work::Returning { .. } => true,
-            Work::Running { .. } | Work::Done { .. } => self.is_last(),
-            _ => false,
-        })
-    }
-
-    fn run_forward(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) -> bool {
-        let (stage, last) = (self.stage, self.is_last());
-        let Some(kept) = self.kept.get_mut(&id) else { return false };
-        let Work::Queued { input } = kept.work else { return true };
-        let coding = self.coding_for(&id, last);
-        let Some(kept) = self.kept.get_mut(&id) else { return false };
-        let job = if last {
-            // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else
-            // waits, or one id would enter two sums.
-            let (Some(labels), true) = (kept.labels, kept.confirmed) else { return false };
-            kept.returning_asked = true;
-            Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
-        } else {
-            Job::Forward { stage, key: kept.key, input, coding }
-        };
-        kept.work = Work::Running { input };
-        let (priority, purpose) = if last {
-            (Priority::Backward, Purpose::Backward { stage, id })
-        } else {
-            (Priority::Forward, Purpose::Forward { stage, id })
-        };
-        desk.jobs.push(priority, job, purpose);
-        true
-    }
-
-    fn run_backward(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
-        let stage = self.stage;
-        let coding = self.coding_for(&id, true);
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        let Work::Returning { gradient, .. } = kept.work else { return };
-        if kept.returning_asked {
-            return;
-        }
-        kept.returning_asked = true;
-        let job = Job::Backward { stage, key: kept.key, gradient, weight: 1.0, coding };
-        desk.jobs.push(Priority::Backward, job, Purpose::Backward { stage, id });
-    }
-
-    /// To myself nothing is compressed: a lone peer trains exactly like ordinary training.
-    fn coding_for(&self, id: &MicroBatchId, backward: bool) -> Coding {
-        let kept = self.kept.get(id);
-        let to = match backward {
-            true => kept.map(|kept| kept.upstream),
-            false => kept.and_then(|kept| kept.handoff.as_ref()).and_then(Handoff::to),
-        };
-        match (to == Some(self.me), backward) {
-            (true, _) => Coding { codec: skein_protocol::run::Codec::F32, zstd: false },
-            (false, true) => self.rules.backward,
-            (false, false) => self.rules.forward,
-        }
-    }
-
-    /// Last look at a job before the worker gets it: its weight by the age that the gradient has now.
-    pub fn weigh(&mut self, job: &mut Job, purpose: Purpose) {
-        let Purpose::Backward { id, .. } = purpose else { return };
-        let (own_step, adoptions) = (self.own_step + self.steps_asked, self.adoptions);
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        match job {
-            Job::Backward { weight, .. } => {
-                let age = own_step.saturating_sub(kept.forward_at.0) + adoptions.saturating_sub(kept.forward_at.1);
-                kept.staleness = age;
-                *weight = self.rules.weight_of(age).unwrap_or(0.0);
-                kept.added = *weight > 0.0;
-            }
-            Job::Loss { .. } => {
-                kept.staleness = 0;
-                kept.added = true;
-            }
-            _ => {}
-        }
-    }
-
-    pub fn on_forward_done(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
-        let at = (self.own_step, self.adoptions);
-        let Some(kept) = self.kept.get_mut(&id) else { return release_done(desk, done) };
-        let Work::Running { input } = kept.work else { return release_done(desk, done) };
-        match done {
-            Done::Forwarded { output, coding, raw } => {
-                desk.release(input);
-                kept.work = Work::Forwarded { output, coding, raw };
-                kept.forward_at = at;
-                self.send_on(desk, id);
-                self.advance(desk);
-            }
-            other => self.on_bad(desk, id, other),
-        }
-    }
-
-    pub fn on_backward_done(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
-        let Some(kept) = self.kept.get_mut(&id) else { return self.on_orphan(desk, id, done) };
-        let Done::Backed { gradient, coding, raw, loss, tokens } = done else { return self.on_bad(desk, id, done) };
-        match kept.work {
-            Work::Running { input } => {
-                desk.release(input);
-                kept.loss = loss;
-                kept.tokens = tokens;
-            }
-            Work::Returning { gradient, output } => {
-                desk.release(gradient);
-                desk.release(output);
-            }
-            _ => {}
-        }
-        if let Some(labels) = kept.labels.take() {
-            desk.release(labels);
-        }
-        kept.work = Work::Done { gradient, coding, raw };
-        let (staleness, added, samples) = (kept.staleness, kept.added, kept.samples);
-        self.busy.mark(desk.now, self.kept.values().any(Kept::is_open));
-        if added {
-            self.open.push((id, samples));
-            desk.emit(Event::Added { id, stage: self.stage, own_step: self.own_step, staleness });
-        } else {
-            desk.emit(Event::Refused { id, stage: self.stage, staleness, why: "too stale".into() });
-        }
-        self.send_back(desk, id);
-        self.advance(desk);
-        self.step_if_due(desk);
-    }
-
-    /// The id was forgotten while the worker had it: what it added stays added, and is said.
-    fn on_orphan(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
-        if let Done::Backed { gradient, .. } = done {
-            desk.release_all(gradient);
-            self.open.push((id, 0));
-            desk.emit(Event::Added { id, stage: self.stage, own_step: self.own_step, staleness: 0 });
-            self.step_if_due(desk);
-        }
-    }
-
-    fn on_bad(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        let (upstream, attempt) = (kept.upstream, kept.attempt.clone());
-        match done {
-            Done::BadInput { why } => {
-                let from = match &kept.work {
-                    Work::Returning { .. } => kept.path.last().map(|hop| hop.peer),
-                    _ => Some(upstream),
-                };
-                if let Some(peer) = from.filter(|peer| *peer != desk.me) {
-                    desk.out.push(Output::Blame { peer, severity: Severity::Wrong, why: why.clone() });
-                }
-                decline(desk, upstream, id, &attempt, self.stage, Why::NotFinite);
-                self.void(desk, id, &why);
-            }
-            Done::NotFinite { why } => self.void(desk, id, &why),
-            Done::Failed { .. } => {
-                decline(desk, upstream, id, &attempt, self.stage, Why::NotServing);
-                self.forget(desk, id);
-            }
-            other => release_done(desk, other),
-        }
-    }
-
-    /// A value of this id is not finite: it enters no sum, and its feeder is told.
-    fn void(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, why: &str) {
-        let Some(kept) = self.kept.get_mut(&id) else { return };
-        if matches!(kept.work, Work::Void) {
-            return;
-        }
-        let blobs: Vec<Blob> = kept.blobs().collect();
-        kept.labels = None;
-        if !kept.is_done() {
-            desk.emit(Event::Refused { id, stage: self.stage, staleness: 0, why: why.into() });
-        }
-        kept.work = Work::Void;
-        if let Some(handoff) = &mut kept.handoff {
-            handoff.abandon(desk);
-        }
-        desk.release_all(blobs);
-        desk.send(id.feeder, Lane::Control, Frame::Void(Void { id, stage: self.stage }), None);
-    }
-
-    fn send_back(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
-        let Some(kept) = self.kept.get(&id) else { return };
-        let Work::Done { gradient, coding, raw } = kept.work else { return };
-        let returned = Returned {
-            id,
-            attempt: kept.attempt.clone(),
-            stage: self.stage.saturating_sub(1),
-            path: kept.path_with(self.stage, self.me, self.incarnation),
-            loss: kept.loss,
-            tokens: kept.tokens,
-        };
-        let to = kept.upstream;
-        if self.stage == 0 {
-            return desk.send(to, Lane::Control, Frame::Finished(returned), None);
-        }
-        if to != desk.me
-            && let Some(gradient) = gradient
-        {
-            let (stage, codec, bytes) = (self.stage, coding.codec, gradient.len);
-            desk.emit(Event::SentBackward { id, stage, to, codec, bytes, raw });
-        }
-        desk.send(to, Lane::Gradient, Frame::Backward(returned), gradient);
-    }
-
-    // ---- steps -----------------------------------------------------------------------------------------------------------
-
-    fn step_if_due(&mut self, desk: &mut Desk<'_>) {
-        if self.steps_asked > 0 || self.open.is_empty() {
-            return;
-        }
-        let due = if self.rules.lock_step() {
-            self.turn.close.is_some_and(|close| self.turn.backward > close)
-                && !self.kept.iter().any(|(id, kept)| self.turn.is_of(id) && kept.is_open())
-        } else {
-            self.open.len() >= self.rules.micro_batches_per_step as usize
-        };
-        if due {
-            self.step(desk);
-        }
-    }
-
-    /// Steps with what is in the open sum, however little (a drain, the end of a run).
-    pub fn step(&mut self, desk: &mut Desk<'_>) {
-        if self.open.is_empty() || self.steps_asked > 0 || self.fences > 0 {
-            return;
-        }
-        self.steps_asked += 1;
-        let samples = self.open.iter().map(|(_, samples)| *samples).max().unwrap_or(0);
-        let stage = self.stage;
-        desk.jobs.push(Priority::Weights, Job::Step { stage, samples }, Purpose::Step { stage });
-    }
-
-    pub fn is_stepping(&self) -> bool {
-        self.steps_asked > 0
-    }
-
-    /// The worker stepped with everything that it had added by then. Returns how many ids that were.
-    pub fn on_step_done(&mut self, desk: &mut Desk<'_>, done: Done) -> u32 {
-        self.steps_asked = self.steps_asked.saturating_sub(1);
-        let ids: Vec<MicroBatchId> = self.open.drain(..).map(|(id, _)| id).collect();
-        let count = ids.len() as u32;
-        match done {
-            Done::Stepped { lr, gradient_norm, run_step } => {
-                self.own_step += 1;
-                let (stage, own_step) = (self.stage, self.own_step);
-                desk.emit(Event::Stepped { stage, own_step, run_step, lr, gradient_norm, micro_batches: count, ids });
-                count
-            }
-            Done::NotFinite { why } | Done::Failed { why, .. } | Done::BadInput { why } => {
-                desk.emit(Event::Perished { stage: self.stage, ids, why });
-                0
-            }
-            other => {
-                release_done(desk, other);
-                0
-            }
-        }
-    }
-
-    pub fn set_incarnation(&mut self, incarnation: Incarnation) {
-        self.incarnation = incarnation;
-    }
-
-    /// A round was adopted: what was forwarded before is one older.
-    pub fn on_adopted(&mut self, round: u32) {
-        self.round = round;
-        self.adoptions += 1;
-    }
-
     // ---- what ends -------------------------------------------------------------------------------------------------------
 
     /// The feeder says that these ids are over. Answers are no longer needed.
@@ -777,9 +387,13 @@ impl StageFlow {
         let running = desk.jobs.has(|purpose| is_of(purpose, stage, id))
             && desk.jobs.cancel(|purpose| is_of(purpose, stage, id)).is_empty();
         let Some(mut kept) = self.kept.remove(&id) else { return };
-        if running && matches!(kept.work, Work::Running { .. } | Work::Returning { .. }) {
-            // The worker reads the blobs of a running job when it starts it; the driver holds them for that long.
+        if running {
+            // The blobs of a job that runs are the driver's to hold for that long.
             desk.jobs.disown(|purpose| *purpose == Purpose::Forward { stage, id });
+        }
+        if desk.jobs.has(|purpose| *purpose == Purpose::Backward { stage, id }) {
+            let Kept { samples, staleness, added, .. } = kept;
+            self.orphans.insert(id, Orphan { samples, staleness, added });
         }
         if let Some(handoff) = &mut kept.handoff {
             handoff.abandon(desk);
@@ -805,54 +419,6 @@ impl StageFlow {
             }
         }
         moved
-    }
-
-    /// A fence: the open sum and everything unfinished is gone. What was done stays, to answer from: it may be in the weights
-    /// by now, and who sends it again must not have it added twice. The worker ends what it already has.
-    pub fn on_fenced(&mut self, desk: &mut Desk<'_>, incarnation: Incarnation) {
-        let stage = self.stage;
-        let forward = |purpose: &Purpose| matches!(purpose, Purpose::Forward { stage: s, .. } if *s == stage);
-        let backward = |purpose: &Purpose| matches!(purpose, Purpose::Backward { stage: s, .. } if *s == stage);
-        desk.jobs.cancel(|purpose| forward(purpose) || backward(purpose));
-        desk.jobs.disown(forward);
-        let waiting = desk.jobs.cancel(|purpose| *purpose == Purpose::Step { stage });
-        self.steps_asked -= (waiting.len() as u32).min(self.steps_asked);
-        let mut keys = Vec::new();
-        for (id, mut kept) in std::mem::take(&mut self.kept) {
-            if desk.jobs.has(|purpose| *purpose == Purpose::Backward { stage, id }) {
-                // Nobody waits for its gradient any more.
-                kept.upstream = self.me;
-                self.kept.insert(id, kept);
-                continue;
-            }
-            if kept.is_done() {
-                self.kept.insert(id, kept);
-                continue;
-            }
-            if let Some(handoff) = &mut kept.handoff {
-                handoff.abandon(desk);
-            }
-            desk.release_all(kept.blobs());
-            keys.push(kept.key);
-        }
-        self.fences += 1;
-        desk.jobs.push(Priority::Weights, Job::DropSum { stage }, Purpose::DropSum { stage });
-        desk.jobs.push(Priority::Weights, Job::Drop { stage, keys }, Purpose::Forget);
-        self.turn = Turn::default();
-        self.incarnation = incarnation;
-    }
-
-    /// The worker dropped the sum of a fence: what was in it can be sent here again.
-    pub fn on_sum_dropped(&mut self, desk: &mut Desk<'_>) {
-        self.fences = self.fences.saturating_sub(1);
-        let ids: Vec<MicroBatchId> = self.open.drain(..).map(|(id, _)| id).collect();
-        for id in &ids {
-            self.forget(desk, *id);
-        }
-        if !ids.is_empty() {
-            let why = "the open sum of a fenced replica".into();
-            desk.emit(Event::Perished { stage: self.stage, ids, why });
-        }
     }
 
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) {
@@ -901,14 +467,7 @@ fn is_of(purpose: &Purpose, stage: Stage, id: MicroBatchId) -> bool {
     *purpose == Purpose::Forward { stage, id } || *purpose == Purpose::Backward { stage, id }
 }
 
-pub fn decline(
-    desk: &mut Desk<'_>,
-    to: PeerId,
-    id: MicroBatchId,
-    attempt: &skein_protocol::Attempt,
-    stage: Stage,
-    why: Why,
-) {
+pub fn decline(desk: &mut Desk<'_>, to: PeerId, id: MicroBatchId, attempt: &Attempt, stage: Stage, why: Why) {
     let declined = Declined { id, attempt: attempt.clone(), stage, why };
     desk.send(to, Lane::Control, Frame::Declined(declined), None);
 }

@@ -1,8 +1,9 @@
-//! Bytes and operations of a stage: one place for the formulas that admission, the planner and the simulator use.
+//! What a stage costs: parameters, bytes, operations. Whoever plans, admits, shows or models a stage asks here.
 
-use skein_protocol::run::{ModelConfig, Optimizer, OptimizerKind, Recompute, Train};
-
-use super::StageModel;
+use skein_protocol::{
+    Manifest, Stage, codec,
+    run::{AveragingRule, Codec, ModelConfig, OptimizerKind, Recompute},
+};
 
 /// f32.
 const VALUE: u64 = 4;
@@ -12,6 +13,10 @@ const LANE_TOKENS_MIN: u64 = 256;
 
 /// Lanes of a model whose layer has at most so many parameters: a lane costs 4 bytes a parameter of gradient buffer.
 const LANES_MAX: [(u64, u64); 3] = [(1 << 20, 8), (1 << 22, 4), (u64::MAX, 2)];
+
+/// Forwards of a stage that keep what their backward needs, however little memory there is: one is computed, one waits for
+/// the worker, two are on their way. Beyond that a forward keeps its input, and is computed again.
+const TAPES_MIN: u64 = 4;
 
 /// Into how many fixed groups of sequences a micro-batch is cut, each with its own gradient buffer: the largest power of two
 /// that leaves each lane enough tokens, within a bound that falls with the size of a layer. It depends on the model and the
@@ -24,11 +29,23 @@ pub fn lanes(config: &ModelConfig, sequences: usize, sequence: usize) -> usize {
     [8, 4, 2].into_iter().find(|&n| fits(n)).unwrap_or(1) as usize
 }
 
-/// Parameters of one layer.
+/// Parameters of one layer: q, k, v, o, gate, up, down, two norms.
 pub fn layer_values(config: &ModelConfig) -> u64 {
     let (d, f) = (u64::from(config.hidden), u64::from(config.ffn));
     let kv = u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
     d.saturating_mul(2 * d + 2 * kv + 3 * f + 2)
+}
+
+/// Parameters of a stage, the embedding and the final norm with head included where they are.
+pub fn stage_parameters(manifest: &Manifest, stage: Stage) -> u64 {
+    let config = &manifest.model.config;
+    let hidden = u64::from(config.hidden);
+    let table = u64::from(config.vocab) * hidden;
+    let (first, last) = (stage == 0, stage == manifest.last_stage());
+    let layers = u64::from(manifest.layers_of(stage).1).saturating_mul(layer_values(config));
+    let shared = first && last && config.tie_embeddings;
+    let head = if last { hidden + if shared { 0 } else { table } } else { 0 };
+    layers.saturating_add(if first { table } else { 0 }).saturating_add(head)
 }
 
 /// Values kept for the backward of one layer and one sequence of `t` tokens: x, q k v, attention, its sum with x (4 of
@@ -40,59 +57,114 @@ pub fn kept_layer(config: &ModelConfig, t: u64) -> u64 {
     t * (3 * d + qkv + 2 * f + 2 + h * t)
 }
 
-/// Bytes of a stage's engine and of what averaging holds beside it.
+/// Bytes of what one forward keeps for its backward beyond its input: a tape a layer, and the output.
+pub fn tape_bytes(manifest: &Manifest, stage: Stage) -> u64 {
+    let config = &manifest.model.config;
+    let layers = u64::from(manifest.train.micro_batch) * u64::from(manifest.layers_of(stage).1);
+    let tape = layers.saturating_mul(kept_layer(config, u64::from(manifest.train.sequence)));
+    VALUE.saturating_mul(tape.saturating_add(manifest.tokens_per_micro_batch() * u64::from(config.hidden)))
+}
+
+/// Bytes of a stage at one replica: its engine, what averaging holds beside it, and the bodies of its micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Parameters, the open sum and one gradient buffer a lane.
+    /// Two versions of the parameters (the one in use, and the one that a step or an adoption writes or that a backward still
+    /// uses), the open sum, and one gradient buffer a lane.
     pub weights: u64,
     /// Moments of the optimizer.
     pub optimizer: u64,
     /// Slow weights and outer momentum.
     pub averaging: u64,
-    /// What the open micro-batches keep for their backward.
+    /// Inputs, outputs and gradients of the micro-batches of a window, and the tapes of [`tapes`](Memory::tapes).
     pub kept: u64,
+    /// Bytes of tapes in `kept`.
+    pub tapes: u64,
     /// Work space of one forward or backward.
     pub scratch: u64,
-    /// Beyond the steady state: an older version of the parameters, a round's snapshots, a snapshot served.
+    /// Beyond the steady state: a round, or a state that is made for a joiner, a keeper or the disk, whichever takes more.
     pub passing: u64,
 }
 
 impl Memory {
     pub fn steady(&self) -> u64 {
-        self.weights + self.optimizer + self.averaging + self.kept + self.scratch
+        [self.weights, self.optimizer, self.averaging, self.kept, self.scratch].into_iter().fold(0, u64::saturating_add)
     }
 
     pub fn peak(&self) -> u64 {
-        self.steady() + self.passing
+        self.steady().saturating_add(self.passing)
     }
 }
 
-/// Memory of a stage with `open` micro-batches between their forward and their backward.
-pub fn memory(model: &StageModel, train: &Train, optimizer: &Optimizer, open: u64) -> Memory {
-    let config = &model.config;
-    let values = model.values() as u64;
-    let (b, t) = (u64::from(train.micro_batch), u64::from(train.sequence));
+/// Memory of a stage. All of it is bounded: more micro-batches than a feeder's window are never open, and tapes beyond
+/// [`Memory::tapes`] are kept only where more memory was given (see `Worker::with_memory`).
+pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
+    let (config, train) = (&manifest.model.config, &manifest.train);
+    let values = stage_parameters(manifest, stage);
+    let bytes = |each: u64| values.saturating_mul(each);
+    let (first, last) = (stage == 0, stage == manifest.last_stage());
+    let t = u64::from(train.sequence);
     let (d, f, v) = (u64::from(config.hidden), u64::from(config.ffn), u64::from(config.vocab));
+    let tokens = manifest.tokens_per_micro_batch();
     let lanes = lanes(config, train.micro_batch as usize, train.sequence as usize) as u64;
-    let moments = match optimizer.kind {
+    let moments = match manifest.optimizer.kind {
         OptimizerKind::Adamw | OptimizerKind::Nadamw => 2,
         OptimizerKind::Sgd => 1,
     };
-    let tokens = b * t;
-    let input = if model.embedding { tokens } else { tokens * d };
-    let tape = b * u64::from(model.layers) * kept_layer(config, t) + tokens * d;
-    let (held, working) = match train.recompute {
-        Recompute::WhenNeeded => (open * (input + tape), 0),
-        Recompute::Always => (open * input, tape),
+    let window = u64::from(train.in_flight_max);
+    let tape = tape_bytes(manifest, stage);
+    // The last stage runs forward and backward in one; elsewhere the tape of a forward is made before it is known to fit.
+    let (kept_tapes, made) = match (last, train.recompute) {
+        (true, _) | (_, Recompute::Always) => (0, 1),
+        (false, Recompute::WhenNeeded) => (TAPES_MIN.min(window), 1),
     };
-    let logits = if model.head { lanes * (1 << 20).max(16 * v) } else { 0 };
+    let tapes = tape.saturating_mul(kept_tapes);
+    // The engine keeps the input until the id is over. Of the bodies the output waits for its gradient, and the gradient until
+    // the id is over.
+    let input = VALUE * if first { tokens } else { tokens * d };
+    let coded = |codecs: &[Codec]| coded_bytes(tokens * d, codecs.first().copied().unwrap_or(Codec::F32));
+    let output = if last { VALUE * tokens } else { coded(&manifest.codecs.forward) };
+    let gradient = if first { 0 } else { coded(&manifest.codecs.backward) };
+    let open = window.saturating_mul(input + output + gradient);
+    // Every lane's h, act, wide, dh, dqkv, dgu and dx; the attention's scores; chunks of logits; a decoded input, output and
+    // gradient.
+    let qkv = d + 2 * u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
+    let rows = tokens * (3 * d + 2 * f + f.max(d) + qkv + f) + lanes * 64 * t;
+    let chunk = ((1 << 20) / v.max(1)).max(16).min(tokens.div_ceil(lanes));
+    let logits = if last { lanes * chunk * (v + 2 * d + 1) } else { 0 };
+    let scratch = VALUE * (rows + logits + 3 * tokens * d);
+    // A state is collected (20 bytes a parameter), then encoded (20 more).
+    let state = bytes(40);
+    // A round freezes theta and d. Its body (d coded, phi, momentum in a byte) is here twice, mine and the partner's. Then the
+    // partner's is decoded, and what it leaves both sides with is computed.
+    let round = match manifest.averaging.rule {
+        AveragingRule::None => 0,
+        _ => {
+            let body = coded_bytes(values, manifest.averaging.codec).saturating_add(bytes(5));
+            bytes(8 + 12 + 16).saturating_add(body.saturating_mul(2))
+        }
+    };
     Memory {
-        weights: VALUE * values * (2 + lanes),
-        optimizer: VALUE * values * moments,
-        averaging: VALUE * values * 2,
-        kept: VALUE * held,
-        scratch: VALUE * (working + tokens * (6 * d + 3 * f) + lanes * t * t + logits),
-        passing: 12 * values,
+        weights: bytes(VALUE * (3 + lanes)),
+        optimizer: bytes(VALUE * moments),
+        averaging: bytes(VALUE * 2),
+        kept: tapes.saturating_add(open),
+        tapes,
+        scratch: scratch.saturating_add(tape * made),
+        passing: state.max(round),
+    }
+}
+
+/// Bytes of the state of a stage on its way: five tensors at most, the header and the root.
+pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
+    const REST: u64 = 8 << 10;
+    stage_parameters(manifest, stage).saturating_mul(5 * VALUE).saturating_add(REST)
+}
+
+fn coded_bytes(values: u64, codec: Codec) -> u64 {
+    match codec {
+        Codec::Bf16 => values.saturating_mul(2),
+        Codec::Int8 => values.saturating_add(values / 16),
+        _ => codec::coded_len_max(values),
     }
 }
 
@@ -115,10 +187,18 @@ pub fn flops(config: &ModelConfig, t: u64) -> Flops {
     Flops { layer: products + attention, head: 2 * d * v }
 }
 
+/// Operations of forward and backward of one micro-batch at a stage.
+pub fn stage_flops(manifest: &Manifest, stage: Stage) -> u64 {
+    let Flops { layer, head } = flops(&manifest.model.config, u64::from(manifest.train.sequence));
+    let head = if stage == manifest.last_stage() { head } else { 0 };
+    3 * manifest.tokens_per_micro_batch() * (u64::from(manifest.layers_of(stage).1) * layer + head)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::tests::tiny;
+    use crate::model::{StageModel, tests::tiny};
+    use skein_protocol::run::preset::{PRESETS, preset};
 
     #[test]
     fn lanes_follow_from_shapes() {
@@ -134,9 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_counts_what_the_canonical_order_holds() {
-        let layer = StageModel::new(tiny(), 1, 1, false, false).unwrap();
-        assert_eq!(layer_values(&tiny()), layer.values() as u64);
+    fn a_stage_counts_what_the_canonical_order_holds() {
+        for name in PRESETS {
+            let manifest = preset(name).unwrap();
+            for stage in 0..manifest.stages.count {
+                let model = StageModel::of(&manifest, stage).unwrap();
+                assert_eq!(stage_parameters(&manifest, stage), model.values() as u64, "{name} {stage}");
+            }
+        }
     }
 
     #[test]
@@ -145,5 +230,18 @@ mod tests {
         let flops = flops(&config, 1);
         assert_eq!(flops.layer, 2 * (4 * 16 * 16 + 3 * 16 * 24) + 2 * 16 * 2);
         assert_eq!(flops.head, 2 * 16 * 11);
+    }
+
+    #[test]
+    fn the_memory_of_a_known_stage_by_hand() {
+        // small-124m, a middle stage: 2 layers of 4 * 768^2 + 3 * 768 * 1984 + 2 * 768 parameters, 4 x 512 tokens, 2 lanes.
+        let memory = memory(&preset("small-124m").unwrap(), 4);
+        let n = 2 * (4 * 768 * 768 + 3 * 768 * 1984 + 2 * 768);
+        assert_eq!((memory.weights, memory.optimizer, memory.averaging), (4 * 5 * n, 4 * 2 * n, 4 * 2 * n));
+        let tape = 4 * (4 * 2 * 512 * (3 * 768 + 3 * 768 + 2 * 1984 + 2 + 12 * 512) + 2048 * 768);
+        assert_eq!(memory.tapes, 4 * tape);
+        // 8 for what is frozen, 2 * (2 + 5) for the bodies, 12 for the partner's tensors, 16 for both results.
+        assert_eq!(memory.passing, 50 * n);
+        assert!(memory.peak() < 3 << 30, "{memory:?}");
     }
 }

@@ -17,7 +17,7 @@ pub struct TrainState {
     pub count: u64,
 }
 
-/// What a replica saves, and gives to a joiner. An export holds `slow` alone; empty tensors are allowed.
+/// What a replica saves, and gives to a joiner. For an export it holds `train.params` alone; empty tensors are allowed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StageState {
     pub version: Version,

@@ -2,7 +2,10 @@
 //!
 //! In: spread frames, what I serve. Out: frames, and answers to "who serves this stage". It stamps, signs and repeats my items.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use skein_gossip::{
     membership::{Change, Membership},
@@ -279,10 +282,28 @@ impl Directory {
             .collect()
     }
 
+    /// Who only finishes what it has; only those that `is_up`, without me.
+    pub fn leaving(&self, is_up: impl Fn(PeerId) -> bool) -> BTreeSet<(Stage, PeerId)> {
+        let others = self.members.peers().filter(|(peer, _)| *peer != self.me && is_up(*peer));
+        others
+            .flat_map(|(peer, offer)| offer.stages.iter().map(move |offer| (peer, offer)))
+            .filter(|(_, offer)| offer.state == State::Draining)
+            .map(|(peer, offer)| (offer.stage, peer))
+            .collect()
+    }
+
     /// Who serves or is about to, connected or not, for the plan.
     pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
         let of = |stage| self.members.planned(stage).filter(|(peer, ..)| !is_gone(*peer));
         (0..self.stages).map(|stage| (stage, of(stage).map(|(peer, _, speed)| (peer, speed)).collect())).collect()
+    }
+
+    /// Who is about to serve a stage, without me.
+    pub fn joining(&self, stage: Stage) -> impl Iterator<Item = PeerId> + '_ {
+        let is_joining =
+            move |offer: &Offer| offer.stages.iter().any(|o| o.stage == stage && o.state == State::Joining);
+        let others = self.members.peers().filter(|(peer, _)| *peer != self.me);
+        others.filter(move |(_, offer)| is_joining(offer)).map(|(peer, _)| peer)
     }
 
     pub fn replicas(&self, stage: Stage) -> Vec<(PeerId, Version)> {

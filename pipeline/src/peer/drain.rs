@@ -1,4 +1,4 @@
-//! Leaving politely: what was accepted is finished or handed on, the open sum is stepped, a last round brings the work to
+//! Leaving politely: sessions of generation are refused, so that they go on elsewhere at once; what was accepted is finished or handed on, the open sum is stepped, a last round brings the work to
 //! others, the state is saved, neighbours are told.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use skein_protocol::{
     wire::{self, hello},
 };
 
-use super::{Peer, io::Output, replica::Replica};
+use super::{Peer, desk, io::Output, replica::Replica};
 use crate::flow::{schedule::Purpose, stage::Standing};
 
 /// What is not finished by then is left to others.
@@ -48,6 +48,10 @@ impl Peer {
             source.feeding = false;
         }
         let anybody = self.neighbours.up().next().is_some();
+        if anybody {
+            let mut desk = desk!(self, now, out);
+            self.generate.refuse_all(&mut desk);
+        }
         for replica in self.replicas.values_mut() {
             if let Some(flow) = replica.flow_mut()
                 && anybody
@@ -89,7 +93,7 @@ impl Peer {
             Some(Drain::LastRound { since }) => {
                 if !self.rounds_busy() || late(since, LAST_ROUND) {
                     self.drain = Some(Drain::Saving { since: now });
-                    self.save_all(out);
+                    self.save_all();
                     self.go_on_draining(now, out);
                 }
             }

@@ -23,12 +23,13 @@ impl Peer {
                 out.push(Output::Exported { request, stage, parts: None, last: true });
                 continue;
             }
+            let most = crate::model::cost::state_bytes_max(&self.config.manifest, stage);
             self.export.waiting.insert((request, stage), replicas.len());
             for from in replicas {
                 let ticket = self.ticket();
                 self.tickets.insert(ticket, Ticket::Export { request, stage });
                 let mut desk = desk!(self, now, out);
-                self.transfer.fetch(&mut desk, ticket, from, stage, Purpose::Export, None);
+                self.transfer.fetch(&mut desk, ticket, from, stage, Purpose::Export, None, most);
             }
         }
     }

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use skein_protocol::{
     Blob, Instant, Lane, PeerId, Stage,
+    event::Severity,
     wire::{
         self,
         generate::{Frame, Infer, Session},
@@ -25,7 +26,7 @@ use crate::{
 
 /// Sessions that one peer serves at a time, over all its stages.
 const SERVED_MAX: usize = 64;
-/// A session without a piece for this long is closed.
+/// A session without a piece for this long is closed, and one whose piece is on its way for this long is lost.
 const IDLE: Duration = Duration::from_secs(120);
 
 /// A session of mine.
@@ -33,8 +34,8 @@ const IDLE: Duration = Duration::from_secs(120);
 struct Asked {
     route: Vec<PeerId>,
     position: u32,
-    /// Tokens of the piece that is on its way.
-    piece: Option<u32>,
+    /// Tokens of the piece that is on its way, and since when.
+    piece: Option<(u32, Instant)>,
 }
 
 /// A session of somebody's at a stage of mine.
@@ -81,7 +82,7 @@ impl Generate {
             desk.release(tokens);
             return desk.out.push(Output::Generated { session: number, logits: None });
         };
-        asked.piece = Some((tokens.len / 4) as u32);
+        asked.piece = Some(((tokens.len / 4) as u32, desk.now));
         let session = Session { asker: me, number, position: asked.position };
         let infer = Infer { session, stage: 0, route: asked.route.clone() };
         send(desk, asked.route[0], Frame::Infer(infer), Some(tokens));
@@ -96,6 +97,7 @@ impl Generate {
         }
     }
 
+    /// A session of mine cannot go on: its replicas are told, and whoever asked for it.
     fn lose(&mut self, desk: &mut Desk<'_>, number: u64) {
         if self.asked.contains_key(&number) {
             self.close(desk, number);
@@ -103,7 +105,7 @@ impl Generate {
         }
     }
 
-    /// `serves` tells whether I serve a stage.
+    /// `serves` tells whether I serve a stage, and will go on to.
     pub fn on_frame(
         &mut self,
         desk: &mut Desk<'_>,
@@ -113,23 +115,41 @@ impl Generate {
         serves: impl Fn(Stage) -> bool,
     ) {
         match (frame, body) {
-            (Frame::Infer(infer), Some(body)) => self.on_infer(desk, infer, body, serves),
+            (Frame::Infer(infer), Some(body)) => self.on_infer(desk, from, infer, body, serves),
             (Frame::Logits(session), Some(body)) => self.on_logits(desk, from, session, body),
             (Frame::Lost(session), body) => {
                 desk.release_all(body);
-                if session.asker == desk.me {
+                let asked = self.asked.get(&session.number).is_some_and(|asked| asked.route.contains(&from));
+                if session.asker == desk.me && asked {
                     self.lose(desk, session.number);
                 }
             }
             (Frame::Close(session), body) => {
                 desk.release_all(body);
-                self.drop_served(desk, |(asker, number, _), _| *asker == session.asker && *number == session.number);
+                self.drop_served(desk, |(asker, number, _), _| *asker == from && *number == session.number);
             }
             (Frame::Infer(_) | Frame::Logits(_), None) => {}
         }
     }
 
-    fn on_infer(&mut self, desk: &mut Desk<'_>, infer: Infer, body: Blob, serves: impl Fn(Stage) -> bool) {
+    fn on_infer(
+        &mut self,
+        desk: &mut Desk<'_>,
+        from: PeerId,
+        infer: Infer,
+        body: Blob,
+        serves: impl Fn(Stage) -> bool,
+    ) {
+        // A piece comes from its asker, then from the replica of the stage before.
+        let sender = match infer.stage.checked_sub(1) {
+            None => Some(&infer.session.asker),
+            Some(before) => infer.route.get(usize::from(before)),
+        };
+        if sender != Some(&from) {
+            desk.release(body);
+            let why = "a piece of somebody else's session".to_string();
+            return desk.out.push(Output::Blame { peer: from, severity: Severity::Odd, why });
+        }
         let key = (infer.session.asker, infer.session.number, infer.stage);
         let mine = infer.route.get(usize::from(infer.stage)) == Some(&desk.me) && serves(infer.stage);
         let new = !self.served.contains_key(&key);
@@ -185,7 +205,7 @@ impl Generate {
             .get_mut(&session.number)
             .filter(|asked| mine && asked.position == session.position && asked.route.last() == Some(&from));
         let Some(asked) = asked else { return desk.release(body) };
-        let Some(piece) = asked.piece.take() else { return desk.release(body) };
+        let Some((piece, _)) = asked.piece.take() else { return desk.release(body) };
         asked.position += piece;
         desk.out.push(Output::Generated { session: session.number, logits: Some(body) });
     }
@@ -199,8 +219,46 @@ impl Generate {
         self.drop_served(desk, |(asker, ..), _| *asker == peer);
     }
 
+    /// This peer leaves: whoever has a session here hears it at once, and goes on elsewhere.
+    pub fn refuse_all(&mut self, desk: &mut Desk<'_>) {
+        for (asker, session) in self.served.iter().map(|((asker, ..), served)| (*asker, served.infer.session)) {
+            send(desk, asker, Frame::Lost(session), None);
+        }
+        self.drop_served(desk, |_, _| true);
+    }
+
+    /// A fence: what was on its way to me was not heard.
+    pub fn on_fenced(&mut self, desk: &mut Desk<'_>) {
+        for session in std::mem::take(&mut self.asked).into_keys() {
+            desk.out.push(Output::Generated { session, logits: None });
+        }
+    }
+
+    /// A piece, or an answer, did not leave for `peer`: the lane is full.
+    pub fn on_congested(&mut self, desk: &mut Desk<'_>, peer: PeerId) {
+        let unsent = |asked: &Asked| asked.piece.is_some() && asked.route.first() == Some(&peer);
+        let mine: Vec<u64> = self.asked.iter().filter(|(_, asked)| unsent(asked)).map(|(n, _)| *n).collect();
+        for number in mine {
+            self.lose(desk, number);
+        }
+        let next = |stage: Stage, served: &Served| served.infer.route.get(usize::from(stage) + 1).copied();
+        for ((asker, _, stage), served) in &self.served {
+            if served.input.is_none() && next(*stage, served) == Some(peer) && *asker != peer {
+                send(desk, *asker, Frame::Lost(served.infer.session), None);
+            }
+        }
+        self.drop_served(desk, |(asker, _, stage), served| {
+            served.input.is_none() && next(*stage, served).unwrap_or(*asker) == peer
+        });
+    }
+
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) {
         let now = desk.now;
+        let late = |asked: &Asked| asked.piece.is_some_and(|(_, at)| now.since(at) > IDLE);
+        let mine: Vec<u64> = self.asked.iter().filter(|(_, asked)| late(asked)).map(|(n, _)| *n).collect();
+        for number in mine {
+            self.lose(desk, number);
+        }
         self.drop_served(desk, |_, served| now.since(served.heard) > IDLE);
     }
 
@@ -208,8 +266,9 @@ impl Generate {
         let keys: Vec<_> = self.served.iter().filter(|(k, s)| unwanted(k, s)).map(|(k, _)| *k).collect();
         for key in keys {
             let Some(served) = self.served.remove(&key) else { continue };
-            desk.release_all(served.input);
             let (stage, session) = (key.2, served.local);
+            desk.jobs.cancel(|purpose| *purpose == Purpose::Infer { stage, session });
+            desk.release_all(served.input);
             desk.jobs.push(Priority::Weights, Job::InferClose { stage, session }, Purpose::Forget);
         }
     }

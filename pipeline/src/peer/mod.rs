@@ -107,7 +107,7 @@ enum Ticket {
 /// What an encoded state is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StateFor {
-    Request { to: PeerId, request: u64 },
+    Request { to: PeerId, request: u64, whole: bool },
     Keeper,
 }
 

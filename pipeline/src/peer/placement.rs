@@ -1,6 +1,6 @@
 //! Which stages this peer serves, and how each gets its weights: from a living replica, from a held snapshot, from the seed.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use skein_protocol::{
     Blob, Instant, Outbox, PeerId, Stage, Version, event::Event, hash::Digest, wire::state::Purpose as StatePurpose,
@@ -14,9 +14,10 @@ use super::{
 use crate::{
     flow::{
         schedule::{Priority, Purpose},
-        stage::StageFlow,
+        stage::{StageFlow, Standing},
     },
     job::{Done, Job},
+    model::cost,
     plan::assign,
 };
 
@@ -56,6 +57,51 @@ impl Peer {
         for stage in looking {
             self.look(now, stage, out);
         }
+        if self.config.manifest.lock_step() {
+            self.stand_down(now, out);
+        }
+    }
+
+    /// Lock-step: hosts that began beside each other settle who serves. Whoever has the older weights and no work stands by.
+    fn stand_down(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let surplus = |(stage, replica): (&Stage, &Replica)| {
+            let idle = replica.flow().is_some_and(|flow| flow.is_idle());
+            (idle && self.leader(*stage) != Some(self.me)).then_some(*stage)
+        };
+        let surplus: Vec<Stage> = self.replicas.iter().filter_map(surplus).collect();
+        for stage in surplus {
+            let Some(replica) = self.replicas.get_mut(&stage) else { continue };
+            replica.phase = Phase::Looking { since: now };
+            self.jobs.push(Priority::Weights, Job::Remove { stage }, Purpose::Forget);
+            out.push(Output::Emit(Event::Joining { stage, why: "another replica serves it: standing by".into() }));
+            self.publish_offer(now, out);
+            self.refresh_route(now, out);
+        }
+    }
+
+    /// Lock-step: of the living replicas of a stage the one with the newest weights, which serves it.
+    pub(super) fn leader(&self, stage: Stage) -> Option<PeerId> {
+        let mine = self.replicas.get(&stage).and_then(Replica::flow);
+        let mine = mine.filter(|flow| flow.standing == Standing::Serving).map(|flow| (self.me, flow.version()));
+        let others = self.directory.replicas(stage).into_iter();
+        let others = others.filter(|(peer, _)| *peer != self.me && self.neighbours.is_up(*peer));
+        others.chain(mine).max_by_key(|(peer, version)| (version.own_step, Reverse(*peer))).map(|(peer, _)| peer)
+    }
+
+    /// Lock-step: a host stands by while somebody serves its stage, and while one that comes before it may take it.
+    fn stands_by(&mut self, now: Instant, stage: Stage, since: Instant) -> bool {
+        if !self.config.manifest.lock_step() {
+            return false;
+        }
+        if self.leader(stage).is_some() {
+            if let Some(replica) = self.replicas.get_mut(&stage) {
+                replica.phase = Phase::Looking { since: now };
+            }
+            return true;
+        }
+        let is_before = |peer: &PeerId| *peer < self.me && self.neighbours.is_up(*peer);
+        let before = self.directory.joining(stage).filter(is_before).count() as u32;
+        now.since(since) < ADOPT_AFTER * before
     }
 
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
@@ -107,9 +153,7 @@ impl Peer {
 
     /// Bytes of device memory that each stage needs.
     pub(super) fn stage_needs(&self) -> Vec<u64> {
-        (0..self.config.manifest.stages.count)
-            .map(|stage| crate::plan::cost::memory(&self.config.manifest, stage).peak)
-            .collect()
+        (0..self.config.manifest.stages.count).map(|stage| cost::memory(&self.config.manifest, stage).peak()).collect()
     }
 
     pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
@@ -125,7 +169,6 @@ impl Peer {
             pinned,
             average,
             exchange: 0,
-            copied_at: None,
             pushed_at: None,
         };
         self.replicas.insert(stage, replica);
@@ -147,6 +190,9 @@ impl Peer {
         let Some(replica) = self.replicas.get(&stage) else { return };
         let Phase::Looking { since } = replica.phase else { return };
         let tried = replica.tried.clone();
+        if self.stands_by(now, stage, since) {
+            return;
+        }
         let donors = self.directory.replicas(stage);
         let donor = donors
             .iter()
@@ -198,8 +244,9 @@ impl Peer {
         if let Some(replica) = self.replicas.get_mut(&stage) {
             replica.phase = Phase::Fetching { ticket };
         }
+        let most = cost::state_bytes_max(&self.config.manifest, stage);
         let mut desk = desk!(self, now, out);
-        self.transfer.fetch(&mut desk, ticket, from, stage, StatePurpose::Serve, version);
+        self.transfer.fetch(&mut desk, ticket, from, stage, StatePurpose::Serve, version, most);
     }
 
     pub(super) fn fetch_failed(&mut self, now: Instant, stage: Stage, from: PeerId, out: &mut Outbox<Output>) {
@@ -243,7 +290,13 @@ impl Peer {
         for blob in parts {
             out.push(Output::Release { blob });
         }
-        let ok = matches!(done, Done::Ok | Done::Loaded { .. });
+        let ok = match (&done, &origin) {
+            (Done::Ok, Origin::Seed) => true,
+            (Done::Loaded { version: is }, Origin::Replica { version, .. } | Origin::Snapshot { version, .. }) => {
+                is == version
+            }
+            _ => false,
+        };
         if !ok {
             replica.phase = Phase::Looking { since: now };
             if let Origin::Replica { from, .. } | Origin::Snapshot { from: Some(from), .. } = origin {

@@ -45,8 +45,6 @@ pub struct Replica {
     pub average: skein_gossip::average::Average,
     /// Number of the latest exchange of a round, for the answers of the worker.
     pub exchange: u64,
-    /// Own step of the last state that somebody else has.
-    pub copied_at: Option<u32>,
     /// Run step at which a snapshot was last pushed.
     pub pushed_at: Option<u64>,
 }

@@ -3,12 +3,12 @@
 use skein_gossip::average::{Act, Average, Ended};
 use skein_protocol::{
     Blob, Instant, Lane, Outbox, PeerId, Stage, Version,
-    event::{Event, RoundOutcome, Safety},
+    event::{Event, RoundOutcome, Safety, Severity},
     run::AveragingRule,
     wire::{self, average},
 };
 
-use super::{Peer, desk, io::Output, replica::Replica};
+use super::{Peer, desk, io::Output, replica::Replica, transfer::COUNT_MAX};
 use crate::{
     flow::{
         schedule::{Priority, Purpose},
@@ -142,10 +142,17 @@ impl Peer {
         out: &mut Outbox<Output>,
     ) {
         use average::Frame as F;
-        let stage = match &frame {
-            F::Propose(terms) | F::Agree(terms) | F::Tensors(terms) => terms.name.stage,
-            F::Busy(name) | F::Ready(name) | F::Adopted(name) | F::Abort(name) => name.stage,
+        let (stage, rounds) = match &frame {
+            F::Propose(terms) | F::Agree(terms) | F::Tensors(terms) => {
+                (terms.name.stage, terms.round.max(terms.own_round))
+            }
+            F::Busy(name) | F::Ready(name) | F::Adopted(name) | F::Abort(name) => (name.stage, 0),
         };
+        if rounds > COUNT_MAX {
+            super::wiring::out_release(out, body);
+            let why = "more rounds than a run has".to_string();
+            return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+        }
         if !self.replicas.get(&stage).is_some_and(Replica::is_serving) {
             return super::wiring::out_release(out, body);
         }

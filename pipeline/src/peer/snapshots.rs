@@ -16,6 +16,7 @@ use super::{
 use crate::{
     flow::schedule::{Priority, Purpose},
     job::{Done, Job},
+    model::cost,
 };
 
 impl Peer {
@@ -92,16 +93,20 @@ impl Peer {
         purpose: StatePurpose,
         out: &mut Outbox<Output>,
     ) {
-        let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
+        let full = purpose == StatePurpose::Serve;
+        let whom = StateFor::Request { to: from, request, whole: full };
+        let pending = self.states.values().filter(|(whom, _)| *whom != StateFor::Keeper).count();
+        let room = self.transfer.has_room(pending) && !self.states.values().any(|(other, _)| *other == whom);
+        let flow = self.replicas.get(&stage).and_then(Replica::flow).filter(|_| room);
+        let Some(version) = flow.map(|flow| flow.version()) else {
             let mut desk = desk!(self, now, out);
             return self.transfer.refuse(&mut desk, from, request);
         };
-        let full = purpose == StatePurpose::Serve;
         if full {
             // A joiner must not pull the model back to slow weights that have not moved for long.
             self.rounds_before_giving(now, stage, out);
         }
-        self.encode_state(stage, version, full, StateFor::Request { to: from, request });
+        self.encode_state(stage, version, full, whom);
     }
 
     fn encode_state(&mut self, stage: Stage, version: Version, full: bool, whom: StateFor) {
@@ -126,10 +131,10 @@ impl Peer {
         };
         let mut desk = desk!(self, now, out);
         match (whom, done) {
-            (StateFor::Request { to, request }, Done::Encoded { blob, root }) => {
-                self.transfer.serve(&mut desk, to, request, version, blob, root);
+            (StateFor::Request { to, request, whole }, Done::Encoded { blob, root }) => {
+                self.transfer.serve(&mut desk, to, request, version, whole, blob, root);
             }
-            (StateFor::Request { to, request }, _) => self.transfer.refuse(&mut desk, to, request),
+            (StateFor::Request { to, request, .. }, _) => self.transfer.refuse(&mut desk, to, request),
             (StateFor::Keeper, Done::Encoded { blob, root }) => match self.keeper_for(stage) {
                 Some(keeper) => {
                     let mut desk = desk!(self, now, out);
@@ -143,32 +148,31 @@ impl Peer {
 
     fn on_copied(&mut self, to: PeerId, version: Version, out: &mut Outbox<Output>) {
         let stage = version.stage;
-        let Some(replica) = self.replicas.get_mut(&stage) else { return };
-        if version.peer == self.me && to != self.me {
-            replica.copied_at = Some(version.own_step);
+        if version.peer == self.me && to != self.me && self.replicas.contains_key(&stage) {
             out.push(Output::Emit(Event::Safe { stage, own_step: version.own_step, how: Safety::Copied }));
         }
     }
 
     fn on_keep_asked(&mut self, now: Instant, from: PeerId, is: Is, out: &mut Outbox<Output>) {
-        let held: u64 = self.transfer.held().map(|held| held.len).sum();
-        let room = self.config.disk >= held.saturating_add(is.len);
+        let room = self.config.disk >= self.transfer.held_bytes().saturating_add(is.len);
         let newer = self
             .transfer
             .held_of(is.version.stage)
             .is_none_or(|held| (held.version.round, held.version.own_step) < (is.version.round, is.version.own_step));
         let ticket = self.ticket();
+        let stage = is.version.stage;
+        let most = (stage <= self.rules.last).then(|| cost::state_bytes_max(&self.config.manifest, stage));
         let mut desk = desk!(self, now, out);
-        if !room || !newer {
+        let Some(most) = most.filter(|_| room && newer) else {
             return self.transfer.refuse(&mut desk, from, is.request);
+        };
+        if self.transfer.keep(&mut desk, ticket, from, is, most) {
+            self.tickets.insert(ticket, Ticket::Hold { from });
         }
-        self.transfer.keep(&mut desk, ticket, from, is);
-        self.tickets.insert(ticket, Ticket::Hold { from });
     }
 
     /// Pushes a snapshot of a stage to somebody when too few copies of it are in the swarm and the last push is a checkpoint ago.
-    pub(super) fn push_snapshot_if_due(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
-        let _ = (now, &out);
+    pub(super) fn push_snapshot_if_due(&mut self, stage: Stage) {
         let checkpoint = &self.config.manifest.checkpoint;
         let (every, copies_min) = (checkpoint.every.max(1), checkpoint.copies_min as usize);
         let run_step = self.run_samples() / self.config.manifest.samples_per_step().max(1);
@@ -214,19 +218,19 @@ impl Peer {
 
     // ---- saving ----------------------------------------------------------------------------------------------------------
 
-    pub(super) fn save_all(&mut self, out: &mut Outbox<Output>) {
-        let _ = &out;
+    /// Has every served stage saved. A save waits for the adoption of a round, and for a round alone: the version that it is
+    /// given has them already.
+    pub(super) fn save_all(&mut self) {
         for replica in self.replicas.values() {
             let Some(version) = replica.flow().map(|flow| flow.version()) else { continue };
             let stage = replica.stage;
             if !self.jobs.has(|purpose| *purpose == Purpose::Save { stage }) {
-                self.jobs.push(Priority::Weights, Job::Save { stage, version }, Purpose::Save { stage });
+                self.jobs.push(Priority::Backward, Job::Save { stage, version }, Purpose::Save { stage });
             }
         }
     }
 
-    pub(super) fn on_saved(&mut self, now: Instant, stage: Stage, done: Done, out: &mut Outbox<Output>) {
-        let _ = now;
+    pub(super) fn on_saved(&mut self, stage: Stage, done: Done, out: &mut Outbox<Output>) {
         let Some(version) = self.saving.remove(&stage) else { return };
         match done {
             Done::Saved { root, bytes } => {

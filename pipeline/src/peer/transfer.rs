@@ -23,8 +23,10 @@ const AHEAD: u32 = 4;
 const SILENCE: Duration = Duration::from_secs(10);
 /// States that one peer serves at a time.
 const SERVED_MAX: usize = 8;
-/// Snapshots held for others.
-const HELD_MAX: usize = 64;
+/// A version that claims more rounds or steps than this is a lie; counters go on from it without overflow.
+pub const COUNT_MAX: u32 = 1 << 30;
+/// Requests that a peer invents for others to ask with have this bit: they never meet those that the others invent.
+const INVENTED: u64 = 1 << 63;
 
 /// What became of a transfer.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +52,7 @@ pub enum Fact {
         stage: Stage,
         purpose: Purpose,
     },
-    /// Somebody has all of the state that I served.
+    /// Somebody has all of the whole state that I served.
     Copied {
         to: PeerId,
         version: Version,
@@ -65,9 +67,10 @@ pub enum Fact {
 #[derive(Debug)]
 struct Fetch {
     ticket: u64,
-    from: PeerId,
     stage: Stage,
     wanted: Option<Version>,
+    /// Bytes that such a state has at most.
+    most: u64,
     is: Option<Is>,
     parts: BTreeMap<u32, Blob>,
     asked: u32,
@@ -77,6 +80,8 @@ struct Fetch {
 #[derive(Debug)]
 struct Serve {
     version: Version,
+    /// Everything that a replica needs, as opposed to what an export does.
+    whole: bool,
     parts: Parts,
     heard: Instant,
 }
@@ -100,7 +105,8 @@ pub struct Held {
 #[derive(Debug, Default)]
 pub struct Transfer {
     next: u64,
-    fetches: BTreeMap<u64, Fetch>,
+    /// By donor and request: two donors may invent the same one.
+    fetches: BTreeMap<(PeerId, u64), Fetch>,
     serves: BTreeMap<(PeerId, u64), Serve>,
     held: BTreeMap<Stage, Held>,
     /// Handles made by slicing live in a range of their own.
@@ -114,6 +120,12 @@ fn send(desk: &mut Desk<'_>, to: PeerId, lane: Lane, frame: Frame, body: Option<
     desk.out.push(Output::Send { to, lane, frame: wire::Frame::State(frame), body });
 }
 
+/// Whether what is said of a state can be true, whoever says it.
+fn is_sane(is: &Is, most: u64) -> bool {
+    let counts = is.version.round.max(is.version.own_step);
+    is.len > 0 && is.len <= most.min(STATE_MAX) && counts <= COUNT_MAX
+}
+
 fn chunks(len: u64) -> u32 {
     u32::try_from(len.div_ceil(CHUNK)).unwrap_or(u32::MAX)
 }
@@ -121,7 +133,8 @@ fn chunks(len: u64) -> u32 {
 impl Transfer {
     // ---- fetching --------------------------------------------------------------------------------------------------------
 
-    /// Asks `from` for the state of a stage. `ticket` comes back in the fact.
+    /// Asks `from` for the state of a stage, of at most `most` bytes. `ticket` comes back in the fact.
+    #[allow(clippy::too_many_arguments)]
     pub fn fetch(
         &mut self,
         desk: &mut Desk<'_>,
@@ -130,49 +143,47 @@ impl Transfer {
         stage: Stage,
         purpose: Purpose,
         version: Option<Version>,
+        most: u64,
     ) {
         self.next += 1;
         let request = self.next;
-        let fetch =
-            Fetch { ticket, from, stage, wanted: version, is: None, parts: BTreeMap::new(), asked: 0, heard: desk.now };
-        self.fetches.insert(request, fetch);
+        let (is, parts, heard) = (None, BTreeMap::new(), desk.now);
+        let fetch = Fetch { ticket, stage, wanted: version, most, is, parts, asked: 0, heard };
+        self.fetches.insert((from, request), fetch);
         send(desk, from, Lane::Control, Frame::Want(Want { request, stage, purpose, version }), None);
     }
 
-    pub fn is_fetching(&self, ticket: u64) -> bool {
-        self.fetches.values().any(|fetch| fetch.ticket == ticket)
-    }
-
     pub fn partners(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.fetches.values().map(|fetch| fetch.from).chain(self.serves.keys().map(|(peer, _)| *peer))
+        self.fetches.keys().chain(self.serves.keys()).map(|(peer, _)| *peer)
     }
 
     fn on_is(&mut self, desk: &mut Desk<'_>, from: PeerId, is: Is) -> Option<Fact> {
-        let fetch = self.fetches.get_mut(&is.request).filter(|fetch| fetch.from == from && fetch.is.is_none())?;
-        let fits = is.len > 0 && is.len <= STATE_MAX && is.version.stage == fetch.stage;
+        let key = (from, is.request);
+        let fetch = self.fetches.get_mut(&key).filter(|fetch| fetch.is.is_none())?;
+        let fits = is.version.stage == fetch.stage && is_sane(&is, fetch.most);
         if !fits || fetch.wanted.is_some_and(|wanted| wanted != is.version) {
-            return self.fail(desk, is.request, "it offered another state than was asked for");
+            return self.fail(desk, key, "it offered another state than was asked for");
         }
         fetch.heard = desk.now;
-        let request = is.request;
         fetch.is = Some(is);
-        self.ask_ahead(desk, request);
+        self.ask_ahead(desk, key);
         None
     }
 
-    fn ask_ahead(&mut self, desk: &mut Desk<'_>, request: u64) {
-        let Some(fetch) = self.fetches.get_mut(&request) else { return };
+    fn ask_ahead(&mut self, desk: &mut Desk<'_>, key: (PeerId, u64)) {
+        let Some(fetch) = self.fetches.get_mut(&key) else { return };
         let Some(is) = &fetch.is else { return };
         let count = chunks(is.len);
         while fetch.asked < count && fetch.asked < fetch.parts.len() as u32 + AHEAD {
-            let chunk = Chunk { request, index: fetch.asked };
+            let chunk = Chunk { request: key.1, index: fetch.asked };
             fetch.asked += 1;
-            send(desk, fetch.from, Lane::Control, Frame::WantChunk(chunk), None);
+            send(desk, key.0, Lane::Control, Frame::WantChunk(chunk), None);
         }
     }
 
     fn on_chunk(&mut self, desk: &mut Desk<'_>, from: PeerId, chunk: Chunk, body: Blob) -> Option<Fact> {
-        let Some(fetch) = self.fetches.get_mut(&chunk.request).filter(|fetch| fetch.from == from) else {
+        let key = (from, chunk.request);
+        let Some(fetch) = self.fetches.get_mut(&key) else {
             desk.release(body);
             return None;
         };
@@ -180,33 +191,43 @@ impl Transfer {
         let expected = len.saturating_sub(u64::from(chunk.index) * CHUNK).min(CHUNK);
         if chunk.index >= fetch.asked || body.len != expected || fetch.parts.contains_key(&chunk.index) {
             desk.release(body);
-            return self.fail(desk, chunk.request, "a chunk of a wrong length");
+            return self.fail(desk, key, "a chunk of a wrong length");
         }
         fetch.parts.insert(chunk.index, body);
         fetch.heard = desk.now;
         if fetch.parts.len() as u32 == chunks(len) {
-            let fetch = self.fetches.remove(&chunk.request)?;
+            let fetch = self.fetches.remove(&key)?;
             let is = fetch.is?;
             send(desk, from, Lane::Control, Frame::Thanks(chunk.request), None);
             let parts = fetch.parts.into_values().collect();
-            let (ticket, from) = (fetch.ticket, fetch.from);
-            return Some(Fact::Fetched { ticket, from, version: is.version, root: is.root, parts, len: is.len });
+            return Some(Fact::Fetched {
+                ticket: fetch.ticket,
+                from,
+                version: is.version,
+                root: is.root,
+                parts,
+                len: is.len,
+            });
         }
-        self.ask_ahead(desk, chunk.request);
+        self.ask_ahead(desk, key);
         None
     }
 
-    fn fail(&mut self, desk: &mut Desk<'_>, request: u64, why: &str) -> Option<Fact> {
-        let fetch = self.fetches.remove(&request)?;
+    fn fail(&mut self, desk: &mut Desk<'_>, key: (PeerId, u64), why: &str) -> Option<Fact> {
+        let fetch = self.fetches.remove(&key)?;
         desk.release_all(fetch.parts.into_values());
-        Some(Fact::Failed { ticket: fetch.ticket, from: fetch.from, why: why.into() })
+        Some(Fact::Failed { ticket: fetch.ticket, from: key.0, why: why.into() })
     }
 
     // ---- serving ---------------------------------------------------------------------------------------------------------
 
+    /// Whether another state may be served while `pending` are being encoded.
+    pub fn has_room(&self, pending: usize) -> bool {
+        self.serves.len() + pending < SERVED_MAX
+    }
+
     fn on_want(&mut self, desk: &mut Desk<'_>, from: PeerId, want: Want) -> Option<Fact> {
-        let full = self.serves.len() >= SERVED_MAX && !self.serves.contains_key(&(from, want.request));
-        if full {
+        if !self.has_room(0) && !self.serves.contains_key(&(from, want.request)) {
             send(desk, from, Lane::Control, Frame::None(want.request), None);
             return None;
         }
@@ -226,7 +247,8 @@ impl Transfer {
                     Some(held) => {
                         let is = Is { request: want.request, version, len: held.len, root: held.root };
                         let parts = Parts::Held(held.parts.clone());
-                        self.serves.insert((from, want.request), Serve { version, parts, heard: desk.now });
+                        let serve = Serve { version, whole: true, parts, heard: desk.now };
+                        self.serves.insert((from, want.request), serve);
                         send(desk, from, Lane::Control, Frame::Is(is), None);
                     }
                 }
@@ -235,9 +257,19 @@ impl Transfer {
         }
     }
 
-    /// The encoded state that `Fact::Wanted` asked for; the blob becomes the transfer's.
-    pub fn serve(&mut self, desk: &mut Desk<'_>, to: PeerId, request: u64, version: Version, blob: Blob, root: Digest) {
-        let serve = Serve { version, parts: Parts::Whole(blob), heard: desk.now };
+    /// The encoded state that `Fact::Wanted` asked for, whole or for an export; the blob becomes the transfer's.
+    #[allow(clippy::too_many_arguments)]
+    pub fn serve(
+        &mut self,
+        desk: &mut Desk<'_>,
+        to: PeerId,
+        request: u64,
+        version: Version,
+        whole: bool,
+        blob: Blob,
+        root: Digest,
+    ) {
+        let serve = Serve { version, whole, parts: Parts::Whole(blob), heard: desk.now };
         if let Some(old) = self.serves.insert((to, request), serve) {
             old.parts.release(desk);
         }
@@ -278,36 +310,41 @@ impl Transfer {
     /// Asks `to` to hold a snapshot; the blob becomes the transfer's.
     pub fn offer(&mut self, desk: &mut Desk<'_>, to: PeerId, version: Version, blob: Blob, root: Digest) {
         self.next += 1;
-        // Requests that I invent for others to ask with have the high bit: they never meet theirs.
-        let request = self.next | 1 << 63;
-        self.serves.insert((to, request), Serve { version, parts: Parts::Whole(blob), heard: desk.now });
+        let request = self.next | INVENTED;
+        let serve = Serve { version, whole: true, parts: Parts::Whole(blob), heard: desk.now };
+        self.serves.insert((to, request), serve);
         send(desk, to, Lane::Control, Frame::Keep(Is { request, version, len: blob.len, root }), None);
     }
 
-    /// Takes what `from` offered.
-    pub fn keep(&mut self, desk: &mut Desk<'_>, ticket: u64, from: PeerId, is: Is) {
-        if is.len == 0 || is.len > STATE_MAX || self.held.len() >= HELD_MAX {
-            return self.refuse(desk, from, is.request);
+    /// Takes what `from` offered, of at most `most` bytes. False: it was refused, and `ticket` never comes back.
+    pub fn keep(&mut self, desk: &mut Desk<'_>, ticket: u64, from: PeerId, is: Is, most: u64) -> bool {
+        let key = (from, is.request);
+        let stage = is.version.stage;
+        // One snapshot of a stage at a time is on its way here.
+        let coming = self.fetches.iter().any(|((_, request), fetch)| request & INVENTED != 0 && fetch.stage == stage);
+        if coming || is.request & INVENTED == 0 || !is_sane(&is, most) {
+            self.refuse(desk, from, is.request);
+            return false;
         }
-        let request = is.request;
-        let fetch = Fetch {
-            ticket,
-            from,
-            stage: is.version.stage,
-            wanted: Some(is.version),
-            is: Some(is),
-            parts: BTreeMap::new(),
-            asked: 0,
-            heard: desk.now,
-        };
-        self.fetches.insert(request, fetch);
-        self.ask_ahead(desk, request);
+        let (wanted, parts, heard) = (Some(is.version), BTreeMap::new(), desk.now);
+        let fetch = Fetch { ticket, stage, wanted, most, is: Some(is), parts, asked: 0, heard };
+        self.fetches.insert(key, fetch);
+        self.ask_ahead(desk, key);
+        true
+    }
+
+    /// Bytes of the snapshots that this peer holds, and of those on their way to it.
+    pub fn held_bytes(&self) -> u64 {
+        let held = self.held.values().map(|held| held.len);
+        let kept = self.fetches.iter().filter(|((_, request), _)| request & INVENTED != 0);
+        let coming = kept.filter_map(|(_, fetch)| fetch.is.as_ref()).map(|is| is.len);
+        held.chain(coming).fold(0, u64::saturating_add)
     }
 
     /// Holds a fetched snapshot, in the place of an older one of the same stage.
     pub fn hold(&mut self, desk: &mut Desk<'_>, version: Version, root: Digest, len: u64, parts: Vec<Blob>) {
         if let Some(old) = self.held.insert(version.stage, Held { version, root, len, parts }) {
-            self.serves.retain(|_, serve| serve.version != old.version);
+            self.serves.retain(|_, serve| serve.version != old.version || matches!(serve.parts, Parts::Whole(_)));
             desk.release_all(old.parts);
         }
     }
@@ -362,11 +399,11 @@ impl Transfer {
             Frame::Chunk(_) => None,
             Frame::None(request) => {
                 self.drop_serve(desk, (from, request));
-                let mine = self.fetches.get(&request).is_some_and(|fetch| fetch.from == from);
-                if mine { self.fail(desk, request, "it has none") } else { None }
+                self.fail(desk, (from, request), "it has none")
             }
             Frame::Thanks(request) => {
-                let version = self.serves.get(&(from, request)).map(|serve| serve.version);
+                let serve = self.serves.get(&(from, request)).filter(|serve| serve.whole);
+                let version = serve.map(|serve| serve.version);
                 self.drop_serve(desk, (from, request));
                 version.map(|version| Fact::Copied { to: from, version })
             }
@@ -385,8 +422,8 @@ impl Transfer {
         for key in serves {
             self.drop_serve(desk, key);
         }
-        let fetches: Vec<u64> = self.fetches.iter().filter(|(_, f)| f.from == peer).map(|(r, _)| *r).collect();
-        fetches.into_iter().filter_map(|request| self.fail(desk, request, "the connection was lost")).collect()
+        let fetches: Vec<_> = self.fetches.keys().filter(|(from, _)| *from == peer).copied().collect();
+        fetches.into_iter().filter_map(|key| self.fail(desk, key, "the connection was lost")).collect()
     }
 
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) -> Vec<Fact> {
@@ -396,8 +433,8 @@ impl Transfer {
         for key in serves {
             self.drop_serve(desk, key);
         }
-        let fetches: Vec<u64> = self.fetches.iter().filter(|(_, f)| silent(f.heard)).map(|(r, _)| *r).collect();
-        fetches.into_iter().filter_map(|request| self.fail(desk, request, "no chunk for 10 s")).collect()
+        let fetches: Vec<_> = self.fetches.iter().filter(|(_, f)| silent(f.heard)).map(|(key, _)| *key).collect();
+        fetches.into_iter().filter_map(|key| self.fail(desk, key, "no chunk for 10 s")).collect()
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     flow::{
         schedule::Purpose,
         source::Source,
-        stage::{Standing, decline, release_done},
+        stage::{StageFlow, Standing, decline, release_done},
     },
     job::Done,
 };
@@ -50,7 +50,7 @@ impl Peer {
             Input::Records { request, tokens, labels } => self.on_records(now, request, tokens, labels, out),
             Input::RecordsEnded => self.on_records_ended(),
             Input::Incarnated { incarnation } => self.on_incarnated(now, incarnation, out),
-            Input::Congested { peer, lane } => self.on_congested(peer, lane, out),
+            Input::Congested { peer, lane } => self.on_congested(now, peer, lane, out),
             Input::Addresses(addresses) => self.directory.set_addresses(addresses),
             Input::Command(command) => self.on_command(now, command, out),
             Input::Tick { utc } => self.on_tick(now, utc, out),
@@ -166,11 +166,16 @@ impl Peer {
         }
     }
 
-    fn on_congested(&mut self, peer: PeerId, lane: Lane, out: &mut Outbox<Output>) {
+    fn on_congested(&mut self, now: Instant, peer: PeerId, lane: Lane, out: &mut Outbox<Output>) {
         // The lane is bounded so that a slow peer cannot fill our memory. What it missed it will ask for, or lose as if the
         // connection had: a peer whose lanes stay full is as good as gone.
-        if matches!(lane, Lane::Control | Lane::Gradient | Lane::Activation) {
-            out.push(Output::Hangup { peer });
+        match lane {
+            Lane::Control | Lane::Gradient | Lane::Activation => out.push(Output::Hangup { peer }),
+            Lane::Generation => {
+                let mut desk = desk!(self, now, out);
+                self.generate.on_congested(&mut desk, peer);
+            }
+            Lane::Average | Lane::Bulk => {}
         }
     }
 
@@ -207,7 +212,8 @@ impl Peer {
             }
             wire::Frame::Generate(frame) => {
                 let replicas = &self.replicas;
-                let serves = |stage: Stage| replicas.get(&stage).is_some_and(Replica::is_serving);
+                let stays = |flow: &StageFlow| flow.standing == Standing::Serving;
+                let serves = |stage: Stage| replicas.get(&stage).and_then(Replica::flow).is_some_and(stays);
                 let mut desk = desk!(self, now, out);
                 self.generate.on_frame(&mut desk, from, frame, body, serves);
             }
@@ -306,11 +312,9 @@ impl Peer {
     }
 
     fn on_forward(&mut self, now: Instant, from: PeerId, forward: flow::Forward, body: Blob, out: &mut Outbox<Output>) {
-        let feeder = forward.id.feeder;
-        if !self.may_feed(feeder) {
+        if let Some(why) = self.refusal(from, &forward) {
             out.push(Output::Release { blob: body });
-            let why = "a micro-batch of somebody who may not feed".to_string();
-            return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+            return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why: why.into() });
         }
         let why = if self.directory.is_over(&forward.id, self.rules_per_step()) {
             flow::Why::Over
@@ -323,6 +327,20 @@ impl Peer {
         out.push(Output::Release { blob: body });
         let mut desk = desk!(self, now, out);
         decline(&mut desk, from, forward.id, &forward.attempt, forward.stage, why);
+    }
+
+    /// What is wrong with a forward that no honest peer sends.
+    fn refusal(&self, from: PeerId, forward: &flow::Forward) -> Option<&'static str> {
+        let (id, hops) = (&forward.id, forward.attempt.hops().len());
+        if !self.may_feed(id.feeder) {
+            Some("a micro-batch of somebody who may not feed")
+        } else if forward.stage == 0 && from != id.feeder {
+            Some("a micro-batch that comes to the first stage from another than its feeder")
+        } else if u64::from(id.index) >= self.rules_per_step() || hops != usize::from(forward.stage) + 1 {
+            Some("a micro-batch that no step has")
+        } else {
+            None
+        }
     }
 
     /// Only the owner and its delegates mint ids.
@@ -359,7 +377,7 @@ impl Peer {
             Purpose::Create { stage } => self.on_created(now, stage, done, out),
             Purpose::Round { stage, ticket } => self.rounds_on_done(now, stage, ticket, done, out),
             Purpose::State { stage, ticket } => self.on_state_encoded(now, stage, ticket, done, out),
-            Purpose::Save { stage } => self.on_saved(now, stage, done, out),
+            Purpose::Save { stage } => self.on_saved(stage, done, out),
             Purpose::Infer { stage, session } => {
                 let mut desk = desk!(self, now, out);
                 self.generate.on_done(&mut desk, stage, session, done);
@@ -377,7 +395,7 @@ impl Peer {
         stage: Stage,
         done: Done,
         out: &mut Outbox<Output>,
-        act: impl FnOnce(&mut crate::flow::stage::StageFlow, &mut crate::flow::Desk<'_>, Done),
+        act: impl FnOnce(&mut StageFlow, &mut crate::flow::Desk<'_>, Done),
     ) {
         let mut desk = desk!(self, now, out);
         match self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
@@ -390,7 +408,7 @@ impl Peer {
         let count = self.with_flow(now, out, stage, |flow, desk| flow.on_step_done(desk, done)).unwrap_or(0);
         let samples = u64::from(count) * u64::from(self.config.manifest.train.micro_batch);
         self.rounds_on_step(now, stage, samples, out);
-        self.push_snapshot_if_due(now, stage, out);
+        self.push_snapshot_if_due(stage);
     }
 
     fn on_records(&mut self, now: Instant, request: u64, tokens: Blob, labels: Blob, out: &mut Outbox<Output>) {
@@ -422,7 +440,7 @@ impl Peer {
     /// Samples completed by all feeders.
     pub(super) fn run_samples(&self) -> u64 {
         let mine = self.source.as_ref().map_or(0, Source::samples);
-        self.directory.samples_without(self.me) + mine.max(self.directory.samples_of(self.me))
+        self.directory.samples_without(self.me).saturating_add(mine.max(self.directory.samples_of(self.me)))
     }
 
     fn publish_progress(&mut self, now: Instant, out: &mut Outbox<Output>) {
@@ -447,7 +465,7 @@ impl Peer {
         let ends = &manifest.run.ends;
         let samples = self.run_samples();
         let steps = samples / manifest.samples_per_step().max(1);
-        let tokens = samples * u64::from(manifest.train.sequence);
+        let tokens = samples.saturating_mul(u64::from(manifest.train.sequence));
         let loss = self.source.as_ref().and_then(|source| source.loss);
         let why = if ends.steps.is_some_and(|end| steps >= end) {
             "the steps of the manifest are done"
@@ -469,7 +487,7 @@ impl Peer {
 
     fn on_fence(&mut self, now: Instant, from: PeerId, incarnation: Incarnation, out: &mut Outbox<Output>) {
         let recent = self.fences.get(&from).is_some_and(|at| now.since(*at) < FENCE_PAUSE);
-        if incarnation != self.incarnation || self.silent {
+        if incarnation != self.incarnation || self.silent || !self.admits(from) {
             return;
         }
         if recent {
@@ -492,6 +510,8 @@ impl Peer {
             self.rounds_on_fence(now, stage, out);
         }
         self.with_source(now, out, |source, desk| source.on_fenced(desk, new));
+        let mut desk = desk!(self, now, out);
+        self.generate.on_fenced(&mut desk);
         out.push(Output::Incarnation);
     }
 
@@ -539,7 +559,7 @@ impl Peer {
                 }
             }
             Command::Drain => self.start_drain(now, out),
-            Command::Save => self.save_all(out),
+            Command::Save => self.save_all(),
             Command::Export { request } => self.start_export(now, request, out),
             Command::Generate { session, tokens } => {
                 let last = self.rules.last;
@@ -620,11 +640,22 @@ impl Peer {
     /// Who serves what, for the route: connected, greeted and living.
     pub(super) fn refresh_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let mut serving = self.directory.serving(|peer| self.neighbours.is_up(peer));
+        let mut leaving = self.directory.leaving(|peer| self.neighbours.is_up(peer));
         for (stage, replica) in &self.replicas {
-            if let Phase::Serving(flow) = &replica.phase
-                && flow.standing == Standing::Serving
-            {
-                serving.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+            let Phase::Serving(flow) = &replica.phase else { continue };
+            match flow.standing {
+                Standing::Serving => {
+                    serving.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+                }
+                Standing::Draining => {
+                    leaving.insert((*stage, self.me));
+                }
+            }
+        }
+        if self.config.manifest.lock_step() {
+            for (stage, peers) in &mut serving {
+                let leader = self.leader(*stage);
+                peers.retain(|peer, _| Some(*peer) == leader);
             }
         }
         for stage in 0..=self.rules.last {
@@ -637,7 +668,7 @@ impl Peer {
                 _ => {}
             }
         }
-        self.route.set_serving(serving);
+        self.route.set_serving(serving, leaving);
     }
 
     fn name_active(&mut self, out: &mut Outbox<Output>) {

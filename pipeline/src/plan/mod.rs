@@ -1,5 +1,4 @@
 //! Who serves what: cutting a model into stages, and choosing stages for a peer.
 
 pub mod assign;
-pub mod cost;
 pub mod partition;

@@ -74,6 +74,10 @@ impl Hosted {
         self.engine.as_ref()
     }
 
+    pub fn set_kept_bytes_max(&mut self, bytes: u64) {
+        self.engine.set_kept_bytes_max(bytes);
+    }
+
     pub fn stepped_with(&self) -> u32 {
         self.stepped_with
     }
@@ -121,7 +125,8 @@ impl Hosted {
             }
             Job::RoundPrepare { partner, .. } => {
                 let theirs = bytes_of(partner.tensors, blobs)?;
-                self.rounds.prepare(&manifest.averaging, &partner, &theirs)
+                let blocks: Vec<_> = self.engine.model().blocks().iter().map(|(_, range)| range.clone()).collect();
+                self.rounds.prepare(&manifest.averaging, &blocks, &partner, &theirs)
             }
             Job::RoundAdopt { .. } => {
                 let theta = self.rounds.adopt(self.engine.params())?;

@@ -17,7 +17,7 @@ use self::hosted::Hosted;
 use crate::{
     exact::{Engine, EngineError},
     job::{Done, Job},
-    model::StageModel,
+    model::{StageModel, cost},
 };
 
 /// The driver's store of bytes, as a worker sees it.
@@ -63,11 +63,30 @@ pub struct Worker<M: Engines> {
     manifest: Arc<Manifest>,
     engines: M,
     stages: BTreeMap<Stage, Hosted>,
+    memory: u64,
 }
 
 impl<M: Engines> Worker<M> {
     pub fn new(manifest: Arc<Manifest>, engines: M) -> Self {
-        Worker { manifest, engines, stages: BTreeMap::new() }
+        Worker { manifest, engines, stages: BTreeMap::new(), memory: u64::MAX }
+    }
+
+    /// Bytes of memory that all stages may take together. What they do not need lets more forwards keep what their backward
+    /// needs; without a bound all of them do.
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Shares out the memory among the stages that are here.
+    fn share_memory(&mut self) {
+        let need = |stage: &Stage| cost::memory(&self.manifest, *stage);
+        let needed = self.stages.keys().map(|stage| need(stage).peak()).fold(0, u64::saturating_add);
+        let spare = self.memory.saturating_sub(needed) / (self.stages.len() as u64).max(1);
+        for (stage, hosted) in &mut self.stages {
+            let bytes = if self.memory == u64::MAX { u64::MAX } else { need(stage).tapes.saturating_add(spare) };
+            hosted.set_kept_bytes_max(bytes);
+        }
     }
 
     /// Runs one job to its end. Handles in the job stay the caller's; handles in the answer are new.
@@ -96,15 +115,18 @@ impl<M: Engines> Worker<M> {
             Job::Create { .. } => {
                 let fresh = Hosted::create(&self.manifest, &mut self.engines, stage)?;
                 self.stages.insert(stage, fresh);
+                self.share_memory();
                 return Ok(Done::Ok);
             }
             Job::Load { parts, root, .. } => {
                 let (loaded, version) = Hosted::load(&self.manifest, &mut self.engines, stage, parts, *root, blobs)?;
                 self.stages.insert(stage, loaded);
+                self.share_memory();
                 return Ok(Done::Loaded { version });
             }
             Job::Remove { .. } => {
                 self.stages.remove(&stage);
+                self.share_memory();
                 return Ok(Done::Ok);
             }
             _ => {}

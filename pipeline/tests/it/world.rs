@@ -15,7 +15,7 @@ use skein_pipeline::{
     },
 };
 use skein_protocol::{
-    Blob, Instant, JobId, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, event::Event,
+    Blob, Instant, JobId, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version, event::Event,
     hash::Digest, key::Key, run::Codec,
 };
 
@@ -92,6 +92,8 @@ pub struct World {
     sequence: u64,
     links: BTreeSet<(usize, usize)>,
     manifest: Arc<Manifest>,
+    /// Versions of the states that were encoded, by root.
+    states: BTreeMap<Digest, Version>,
 }
 
 impl World {
@@ -106,6 +108,7 @@ impl World {
             sequence: 0,
             links: BTreeSet::new(),
             manifest: manifest.clone(),
+            states: BTreeMap::new(),
         };
         for i in 0..peers {
             let key = Key::from_secret([i as u8 + 1; 32]);
@@ -330,9 +333,14 @@ impl World {
                 (20, Done::Backed { gradient, coding, raw: 2000, loss: 32.0, tokens: 32 })
             }
             Job::Step { .. } => (3, Done::Stepped { lr: 1e-3, gradient_norm: 1.0, run_step: 0 }),
-            Job::State { .. } | Job::RoundSnapshot { .. } => {
-                (5, Done::Encoded { blob: self.blob(node, 9 << 20), root: Digest([3; 32]) })
+            Job::State { version, .. } => {
+                let root = Digest::default();
+                let root = Digest(std::array::from_fn(|i| root.0[i] ^ self.states.len().to_le_bytes()[i % 8]));
+                self.states.insert(root, version);
+                (5, Done::Encoded { blob: self.blob(node, 9 << 10), root })
             }
+            Job::Load { root, .. } => (1, Done::Loaded { version: self.states[&root] }),
+            Job::RoundSnapshot { .. } => (5, Done::Encoded { blob: self.blob(node, 9 << 10), root: Digest([3; 32]) }),
             Job::RoundPrepare { .. } => (5, Done::Prepared { before: 0.1, after: 0.05 }),
             Job::Save { .. } => (5, Done::Saved { root: Digest([4; 32]), bytes: 1 }),
             Job::Infer { .. } => (1, Done::Inferred { output: self.blob(node, 1024) }),

@@ -36,7 +36,7 @@ pub enum Purpose {
     /// Everything a replica needs to serve: parameters, slow weights, momenta, optimizer state, counters.
     #[n(0)]
     Serve,
-    /// Slow weights only, for an export.
+    /// Parameters (theta) only, for an export.
     #[n(1)]
     Export,
 }

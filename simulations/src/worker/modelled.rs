@@ -10,7 +10,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use skein_pipeline::{
     job::{Coding, Done, Job, Key},
-    plan::cost,
+    model::cost,
 };
 use skein_protocol::{Blob, Manifest, Stage, Version, hash, run::Codec};
 
@@ -53,7 +53,7 @@ impl Clockwork {
 
     pub fn cost(&mut self, job: &Job) -> Time {
         let stage = job.stage();
-        let flops = cost::flops(&self.manifest, stage) as f64 / self.device.flops;
+        let flops = cost::stage_flops(&self.manifest, stage) as f64 / self.device.flops;
         let walk = cost::stage_parameters(&self.manifest, stage) as f64 / MEMORY;
         let seconds = match job {
             Job::Forward { .. } | Job::Infer { .. } => flops / 3.0,

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::json;
-use skein_pipeline::plan::cost;
+use skein_pipeline::model::cost;
 use skein_protocol::{
     Manifest, PeerId, RunId,
     run::{
@@ -163,11 +163,11 @@ fn costs(manifest: &Manifest) -> Vec<String> {
             span("layer", top, (bottom + count).saturating_sub(1)),
             About(parameters as f64),
             if first == last { "" } else { " each" },
-            Bytes(memory.steady),
-            Bytes(memory.peak)
+            Bytes(memory.steady()),
+            Bytes(memory.peak())
         ));
     }
-    let smallest = stages.map(|stage| cost::memory(manifest, stage).peak).min().unwrap_or(0);
+    let smallest = stages.map(|stage| cost::memory(manifest, stage).peak()).min().unwrap_or(0);
     lines.push(format!("smallest useful peer: {} of memory", Bytes(smallest)));
     lines.push(format!(
         "a micro-batch sends {} over each hop and back, as f32; its codecs make that less",
@@ -195,8 +195,8 @@ fn cost_document(manifest: &Manifest) -> serde_json::Value {
                 "first_layer": first_layer,
                 "layers": layers,
                 "parameters": cost::stage_parameters(manifest, stage),
-                "memory_bytes": memory.steady,
-                "memory_bytes_max": memory.peak,
+                "memory_bytes": memory.steady(),
+                "memory_bytes_max": memory.peak(),
             })
         })
         .collect();

@@ -102,7 +102,7 @@ fn preview(corpus: &Corpus) -> String {
 fn all_that_fit(context: &Context, manifest: &Manifest) -> Serve {
     let give = context.node.give.memory_bytes(&context.machine);
     let stages: Vec<u16> = (0..manifest.stages.count).collect();
-    let need: u64 = stages.iter().map(|stage| skein_pipeline::plan::cost::memory(manifest, *stage).peak).sum();
+    let need: u64 = stages.iter().map(|stage| skein_pipeline::model::cost::memory(manifest, *stage).peak()).sum();
     if need <= give { Serve::Stages(stages) } else { Serve::Plan }
 }
 
@@ -209,8 +209,8 @@ fn refuse_problems(manifest: &Manifest, source: Option<&str>) -> Result<(), Repo
 
 fn describe(context: &Context, manifest: &Manifest) {
     let stages = manifest.stages.count;
-    let parameters: u64 = (0..stages).map(|s| skein_pipeline::plan::cost::stage_parameters(manifest, s)).sum();
-    let largest = (0..stages).map(|s| skein_pipeline::plan::cost::memory(manifest, s).peak).max().unwrap_or(0);
+    let parameters: u64 = (0..stages).map(|s| skein_pipeline::model::cost::stage_parameters(manifest, s)).sum();
+    let largest = (0..stages).map(|s| skein_pipeline::model::cost::memory(manifest, s).peak()).max().unwrap_or(0);
     context.out.done(&format!(
         "plan  {} parameters in {} (at most {} of memory each), {} tokens a step",
         About(parameters as f64),

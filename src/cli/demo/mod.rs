@@ -13,10 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use skein_pipeline::{
-    peer::io::Command,
-    plan::{cost, partition},
-};
+use skein_pipeline::{model::cost, peer::io::Command, plan::partition};
 use skein_protocol::{
     Manifest, PeerId,
     event::{Event, Record},
@@ -261,7 +258,7 @@ async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
         prompt: corpus::encode(PROMPT),
         // The model reads no further than its context.
         tokens_max: SAMPLE_TOKENS,
-        sampling: Sampling { temperature: 0.6, top_p: 0.9, seed },
+        sampling: Sampling { temperature: 0.5, top_p: 0.9, seed },
         stop: None,
     };
     let mut text = PROMPT.to_string();

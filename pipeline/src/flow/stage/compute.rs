@@ -1,0 +1,278 @@
+//! What a stage asks of the worker, and what it makes of the answers.
+//!
+//! In: ids whose turn it is, answers of the worker. Out: jobs, outputs on their way to the next stage, gradients to the one before.
+
+use skein_protocol::{
+    Blob, Instant, Lane, MicroBatchId,
+    event::{Event, Severity},
+    run::Codec,
+    wire::flow::{Frame, Returned, Void, Why},
+};
+
+use super::{StageFlow, decline, release_done};
+use crate::{
+    flow::{
+        Desk,
+        handoff::Handoff,
+        kept::{Kept, Work},
+        schedule::{Priority, Purpose},
+    },
+    job::{Coding, Done, Job},
+    peer::io::Output,
+};
+
+/// What was known of an id when the worker was told how to add it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Orphan {
+    pub(super) samples: u64,
+    pub(super) staleness: u32,
+    pub(super) added: bool,
+}
+
+/// Busy time and micro-batches, fading: the claimed speed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Busy {
+    pub done: u64,
+    weight: f64,
+    seconds: f64,
+    last: Option<Instant>,
+}
+
+impl Busy {
+    pub(super) fn mark(&mut self, now: Instant, waiting: bool) {
+        if let Some(last) = self.last {
+            let seconds = now.since(last).as_secs_f64();
+            let fade = libm::exp2(-seconds / 10.0);
+            self.weight = self.weight * fade + 1.0;
+            self.seconds = self.seconds * fade + seconds;
+        }
+        self.done += 1;
+        self.last = waiting.then_some(now);
+    }
+
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.last.get_or_insert(now);
+    }
+
+    /// Micro-batches a second of busy time; 0 while unknown.
+    pub fn speed(&self) -> f64 {
+        if self.seconds > 0.0 { self.weight / self.seconds } else { 0.0 }
+    }
+}
+
+impl StageFlow {
+    /// Asks the worker for whatever may run now.
+    pub(super) fn advance(&mut self, desk: &mut Desk<'_>) {
+        if self.rules.lock_step() {
+            return self.advance_in_turn(desk, false);
+        }
+        let ids: Vec<MicroBatchId> = self.kept.keys().copied().collect();
+        for id in ids {
+            self.run_forward(desk, id);
+            self.run_backward(desk, id);
+        }
+    }
+
+    pub(super) fn run_forward(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) -> bool {
+        let (stage, last) = (self.stage, self.is_last());
+        let Some(kept) = self.kept.get_mut(&id) else { return false };
+        let Work::Queued { input } = kept.work else { return true };
+        let coding = self.coding_for(&id, last);
+        let Some(kept) = self.kept.get_mut(&id) else { return false };
+        let job = if last {
+            // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else
+            // waits, or one id would enter two sums.
+            let (Some(labels), true) = (kept.labels, kept.confirmed) else { return false };
+            kept.returning_asked = true;
+            Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
+        } else {
+            Job::Forward { stage, key: kept.key, input, coding }
+        };
+        kept.work = Work::Running { input };
+        let (priority, purpose) = if last {
+            (Priority::Backward, Purpose::Backward { stage, id })
+        } else {
+            (Priority::Forward, Purpose::Forward { stage, id })
+        };
+        desk.jobs.push(priority, job, purpose);
+        true
+    }
+
+    pub(super) fn run_backward(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
+        let stage = self.stage;
+        let coding = self.coding_for(&id, true);
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Work::Returning { gradient, .. } = kept.work else { return };
+        if kept.returning_asked {
+            return;
+        }
+        kept.returning_asked = true;
+        let job = Job::Backward { stage, key: kept.key, gradient, weight: 1.0, coding };
+        desk.jobs.push(Priority::Backward, job, Purpose::Backward { stage, id });
+    }
+
+    /// To myself nothing is compressed: a lone peer trains exactly like ordinary training.
+    pub(super) fn coding_for(&self, id: &MicroBatchId, backward: bool) -> Coding {
+        let kept = self.kept.get(id);
+        let to = match backward {
+            true => kept.map(|kept| kept.upstream),
+            false => kept.and_then(|kept| kept.handoff.as_ref()).and_then(Handoff::to),
+        };
+        match (to == Some(self.me), backward) {
+            (true, _) => Coding { codec: Codec::F32, zstd: false },
+            (false, true) => self.rules.backward,
+            (false, false) => self.rules.forward,
+        }
+    }
+
+    /// Last look at a job before the worker gets it: its weight by the age that the gradient has now.
+    pub fn weigh(&mut self, job: &mut Job, purpose: Purpose) {
+        let Purpose::Backward { id, .. } = purpose else { return };
+        let (own_step, adoptions) = (self.own_step + self.steps_asked, self.adoptions);
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        match job {
+            Job::Backward { weight, .. } => {
+                let age = own_step.saturating_sub(kept.forward_at.0) + adoptions.saturating_sub(kept.forward_at.1);
+                kept.staleness = age;
+                *weight = self.rules.weight_of(age).unwrap_or(0.0);
+                kept.added = *weight > 0.0;
+            }
+            Job::Loss { .. } => {
+                kept.staleness = 0;
+                kept.added = true;
+            }
+            _ => {}
+        }
+    }
+
+    pub fn on_forward_done(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
+        let at = (self.own_step, self.adoptions);
+        let Some(kept) = self.kept.get_mut(&id) else { return release_done(desk, done) };
+        let Work::Running { input } = kept.work else { return release_done(desk, done) };
+        match done {
+            Done::Forwarded { output, coding, raw } => {
+                desk.release(input);
+                kept.work = Work::Forwarded { output, coding, raw };
+                kept.forward_at = at;
+                self.send_on(desk, id);
+                self.advance(desk);
+            }
+            other => self.on_bad(desk, id, other),
+        }
+    }
+
+    pub fn on_backward_done(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
+        let Some(kept) = self.kept.get_mut(&id) else { return self.on_orphan(desk, id, done) };
+        let Done::Backed { gradient, coding, raw, loss, tokens } = done else { return self.on_bad(desk, id, done) };
+        match kept.work {
+            Work::Running { input } => {
+                desk.release(input);
+                kept.loss = loss;
+                kept.tokens = tokens;
+            }
+            Work::Returning { gradient, output } => {
+                desk.release(gradient);
+                desk.release(output);
+            }
+            _ => {}
+        }
+        if let Some(labels) = kept.labels.take() {
+            desk.release(labels);
+        }
+        kept.work = Work::Done { gradient, coding, raw };
+        let (staleness, added, samples) = (kept.staleness, kept.added, kept.samples);
+        self.busy.mark(desk.now, self.kept.values().any(Kept::is_open));
+        self.book(desk, id, Orphan { samples, staleness, added });
+        self.send_back(desk, id);
+        self.advance(desk);
+        self.step_if_due(desk);
+    }
+
+    /// The worker added an id to its sum, or was told not to.
+    fn book(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, what: Orphan) {
+        let (stage, own_step, Orphan { samples, staleness, added }) = (self.stage, self.own_step, what);
+        if added {
+            self.open.push((id, samples));
+            desk.emit(Event::Added { id, stage, own_step, staleness });
+        } else {
+            desk.emit(Event::Refused { id, stage, staleness, why: "too stale".into() });
+        }
+    }
+
+    /// The id was forgotten while the worker had it: what it added stays added, and is said.
+    fn on_orphan(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
+        let orphan = self.orphans.remove(&id);
+        if let (Done::Backed { .. }, Some(orphan)) = (&done, orphan) {
+            self.book(desk, id, orphan);
+            self.step_if_due(desk);
+        }
+        release_done(desk, done);
+    }
+
+    pub(super) fn on_bad(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
+        let Some(kept) = self.kept.get(&id) else { return };
+        let (upstream, attempt) = (kept.upstream, kept.attempt.clone());
+        match done {
+            Done::BadInput { why } => {
+                let from = match &kept.work {
+                    Work::Returning { .. } => kept.path.last().map(|hop| hop.peer),
+                    _ => Some(upstream),
+                };
+                if let Some(peer) = from.filter(|peer| *peer != desk.me) {
+                    desk.out.push(Output::Blame { peer, severity: Severity::Wrong, why: why.clone() });
+                }
+                decline(desk, upstream, id, &attempt, self.stage, Why::NotFinite);
+                self.void(desk, id, &why);
+            }
+            Done::NotFinite { why } => self.void(desk, id, &why),
+            Done::Failed { .. } => {
+                decline(desk, upstream, id, &attempt, self.stage, Why::NotServing);
+                self.forget(desk, id);
+            }
+            other => release_done(desk, other),
+        }
+    }
+
+    /// A value of this id is not finite: it enters no sum, and its feeder is told.
+    pub(super) fn void(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, why: &str) {
+        let Some(kept) = self.kept.get_mut(&id) else { return };
+        if matches!(kept.work, Work::Void) {
+            return;
+        }
+        let blobs: Vec<Blob> = kept.blobs().collect();
+        kept.labels = None;
+        if !kept.is_done() {
+            desk.emit(Event::Refused { id, stage: self.stage, staleness: 0, why: why.into() });
+        }
+        kept.work = Work::Void;
+        if let Some(handoff) = &mut kept.handoff {
+            handoff.abandon(desk);
+        }
+        desk.release_all(blobs);
+        desk.send(id.feeder, Lane::Control, Frame::Void(Void { id, stage: self.stage }), None);
+    }
+
+    pub(super) fn send_back(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
+        let Some(kept) = self.kept.get(&id) else { return };
+        let Work::Done { gradient, coding, raw } = kept.work else { return };
+        let returned = Returned {
+            id,
+            attempt: kept.attempt.clone(),
+            stage: self.stage.saturating_sub(1),
+            path: kept.path_with(self.stage, self.me, self.incarnation),
+            loss: kept.loss,
+            tokens: kept.tokens,
+        };
+        let to = kept.upstream;
+        if self.stage == 0 {
+            return desk.send(to, Lane::Control, Frame::Finished(returned), None);
+        }
+        if to != desk.me
+            && let Some(gradient) = gradient
+        {
+            let (stage, codec, bytes) = (self.stage, coding.codec, gradient.len);
+            desk.emit(Event::SentBackward { id, stage, to, codec, bytes, raw });
+        }
+        desk.send(to, Lane::Gradient, Frame::Backward(returned), gradient);
+    }
+}

@@ -1,0 +1,90 @@
+//! Sessions of generation, seen from one peer: what a drain, a fence and a full lane mean to those who wait.
+
+use std::time::Duration;
+
+use skein_pipeline::peer::io::{Command, Input};
+use skein_protocol::{
+    Blob, Lane,
+    wire::{
+        Frame,
+        generate::{self, Infer, Session},
+        membership::State,
+    },
+};
+
+use crate::{
+    one::{One, id},
+    world::manifest,
+};
+
+/// A piece of session `number` of peer 1, for stage 1 at peer 2.
+fn piece(number: u64, position: u32) -> Frame {
+    let session = Session { asker: id(1), number, position };
+    Frame::Generate(generate::Frame::Infer(Infer { session, stage: 1, route: vec![id(3), id(2), id(4)] }))
+}
+
+fn lost(one: &One, asker: u8) -> usize {
+    one.said_to(asker).filter(|frame| matches!(frame, Frame::Generate(generate::Frame::Lost(_)))).count()
+}
+
+#[test]
+fn a_peer_that_leaves_tells_the_askers_at_once_and_takes_no_more_sessions() {
+    let mut one = One::serving(manifest(3, 4), 2, &[1, 3, 4], &[1]);
+    one.hear(3, piece(1, 0), Some(512));
+    one.work();
+    one.hear(3, piece(2, 0), Some(512));
+    one.command(Command::Drain);
+    assert_eq!(lost(&one, 1), 2, "one session has its answer, one waits for it: {:?}", one.said);
+    one.hear(3, piece(3, 0), Some(512));
+    one.hear(3, piece(1, 4), Some(512));
+    assert_eq!(lost(&one, 1), 4);
+    one.work();
+    assert!(one.held.is_empty(), "{:?}", one.held);
+}
+
+#[test]
+fn a_session_is_ended_and_continued_by_its_asker_alone() {
+    let mut one = One::serving(manifest(3, 4), 2, &[1, 3, 4], &[1]);
+    one.hear(3, piece(1, 0), Some(512));
+    let session = Session { asker: id(1), number: 1, position: 0 };
+    one.hear(4, Frame::Generate(generate::Frame::Close(session)), None);
+    one.hear(4, piece(2, 0), Some(512));
+    assert_eq!(one.blamed, vec![id(4)]);
+    one.work();
+    let onward = |frame: &&Frame| matches!(frame, Frame::Generate(generate::Frame::Infer(infer)) if infer.stage == 2);
+    assert_eq!(one.said_to(4).filter(onward).count(), 1, "the session of the asker goes on");
+}
+
+/// An asker whose prompt is on its way to peer 3.
+fn asker() -> One {
+    let mut one = One::new(manifest(2, 4), 2, &[3, 4]);
+    one.offers(3, 0, State::Serving, 0, 0);
+    one.offers(4, 1, State::Serving, 0, 0);
+    one.held.insert(900, 16);
+    one.command(Command::Generate { session: 1, tokens: Blob { id: 900, len: 16 } });
+    assert!(one.said_to(3).any(|frame| matches!(frame, Frame::Generate(generate::Frame::Infer(_)))));
+    one
+}
+
+#[test]
+fn an_asker_hears_of_a_refusal_a_full_lane_a_fence_and_an_endless_silence() {
+    let refused = |one: &mut One| {
+        let session = Session { asker: id(2), number: 1, position: 0 };
+        // Somebody who has nothing to do with it says so first.
+        one.hear(4, Frame::Generate(generate::Frame::Lost(Session { number: 9, ..session })), None);
+        assert!(one.lost.is_empty());
+        one.hear(4, Frame::Generate(generate::Frame::Lost(session)), None);
+    };
+    let congested = |one: &mut One| one.fact(Input::Congested { peer: id(3), lane: Lane::Generation });
+    let fenced = |one: &mut One| {
+        one.hear(3, Frame::Hello(skein_protocol::wire::hello::Frame::Fence(1)), None);
+    };
+    let silence = |one: &mut One| one.wait(Duration::from_secs(121));
+    let ways: [(&str, &dyn Fn(&mut One)); 4] =
+        [("refused", &refused), ("congested", &congested), ("fenced", &fenced), ("silence", &silence)];
+    for (what, happens) in ways {
+        let mut one = asker();
+        happens(&mut one);
+        assert_eq!(one.lost, vec![1], "{what}");
+    }
+}
