@@ -285,7 +285,7 @@ catalogue! {
 
     RunFull { run: String = "tiny-verse", peers: String = "quiet-heron 12fa9c" } "SK309" Failure 6
     what "The run is full."
-    why "{peers} says that {run} has no place for another peer."
+    why "{run} has no place for another peer, says {peers}."
     next ["skein join" => "keeps trying until a place is free"]
     about "The owner sets admission.peers_max in the manifest. A place is free two minutes after a peer has left. The owner, its delegates and the members that the manifest lists always find one."
 

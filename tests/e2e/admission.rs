@@ -10,7 +10,9 @@ use crate::process::{Skein, alone, invite, text};
 /// The code with which a command ended.
 fn code(joiner: Skein) -> (Option<i32>, Value) {
     let (mut lines, status) = joiner.finish();
-    (status.code(), lines.pop().map_or(Value::Null, |line| line["error"]["code"].clone()))
+    let error = lines.pop().unwrap_or_default()["error"].clone();
+    println!("{error}");
+    (status.code(), error["code"].clone())
 }
 
 #[test]
