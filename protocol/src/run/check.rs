@@ -511,7 +511,7 @@ mod tests {
         assert!(errors(|m| m.averaging.every = m.checkpoint.every as u32 + 1).contains(&"averaging.every"));
         assert!(errors(|m| m.train.sequence = m.model.config.context + 1).contains(&"train.sequence"));
         let too_many = |m: &mut Manifest| {
-            m.train.in_flight_max = m.staleness.bound * u32::from(m.train.micro_batches_per_step) + 1;
+            m.train.in_flight_max = m.staleness.bound * m.train.micro_batches_per_step + 1;
         };
         assert!(errors(too_many).contains(&"train.in_flight_max"));
         assert!(errors(|m| (m.stages.pin_ends, m.stages.count) = (true, 2)).contains(&"stages.pin_ends"));
