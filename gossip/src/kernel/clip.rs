@@ -68,6 +68,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "a stage may have one block")]
 mod tests {
     use super::*;
     use rand::{RngExt, SeedableRng};

@@ -246,7 +246,7 @@ impl World {
                             self.with(n, |machine, now, out| machine.on_tick(now, out));
                         }
                     }
-                    tick = tick + Duration::from_millis(100);
+                    tick += Duration::from_millis(100);
                 }
             }
         }

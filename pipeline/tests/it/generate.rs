@@ -80,7 +80,8 @@ fn an_asker_hears_of_a_refusal_a_full_lane_a_fence_and_an_endless_silence() {
         one.hear(3, Frame::Hello(skein_protocol::wire::hello::Frame::Fence(1)), None);
     };
     let silence = |one: &mut One| one.wait(Duration::from_secs(121));
-    let ways: [(&str, &dyn Fn(&mut One)); 4] =
+    type Way<'a> = (&'a str, &'a dyn Fn(&mut One));
+    let ways: [Way<'_>; 4] =
         [("refused", &refused), ("congested", &congested), ("fenced", &fenced), ("silence", &silence)];
     for (what, happens) in ways {
         let mut one = asker();

@@ -162,7 +162,7 @@ impl One {
     pub fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
-            self.now = self.now + TICK;
+            self.now += TICK;
             let utc = self.utc();
             self.fact(Input::Tick { utc });
         }

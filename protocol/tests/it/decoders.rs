@@ -9,8 +9,10 @@ use skein_protocol::{
     wire::{Frame, exact, limits::MANIFEST_MAX, membership::Item},
 };
 
+type Decoder = fn(&[u8]);
+
 /// A decoder by name: what the corpora and the fuzz targets are called.
-pub const ALL: [(&str, fn(&[u8])); 6] = [
+pub const ALL: [(&str, Decoder); 6] = [
     ("frame", frame),
     ("item", item),
     ("manifest", manifest),
