@@ -3,8 +3,8 @@
 //! In: flow frames for this stage, answers of the worker, losses of peers. It knows no weights, only their counts
 //! (`own_step`, `round`, `adoptions`), and decides what is added to the open sum: an id at most once.
 //!
-//! Here: what a stage holds, and the frames about it. [`compute`]: what it asks of the worker. [`sum`]: how a step closes the
-//! open sum, and how a fence drops it. [`turn`]: lock-step.
+//! Here: what a stage holds, and the frames about it. `compute`: what it asks of the worker. `sum`: how a step closes the
+//! open sum, and how a fence drops it. `turn`: lock-step.
 
 mod compute;
 mod rules;
