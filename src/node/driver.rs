@@ -43,7 +43,7 @@ use crate::{
 const TICK: Duration = Duration::from_millis(100);
 /// Those who watch get a new snapshot this often.
 const SHOW: Duration = Duration::from_millis(200);
-/// The address book is written, and traffic is told, this often.
+/// Traffic and addresses are told this often.
 const NOTE: Duration = Duration::from_secs(5);
 /// What a peer said to wait for is shown this long.
 const WAITING: Duration = Duration::from_secs(5);
@@ -259,8 +259,9 @@ impl Driver {
             self.tell_addresses();
             self.note_traffic();
             self.parts.log.flush();
-            self.save_book();
         }
+        // At once: who is killed right after a meeting must find the other again where it is now.
+        self.save_book();
         let every = self.parts.save_every;
         if !every.is_zero() && self.now.since(self.saved) >= every {
             self.saved = self.now;
