@@ -101,11 +101,22 @@ pub struct MicroBatchId {
 #[cbor(transparent)]
 pub struct Attempt(
     #[n(0)]
-    #[cbor(with = "minicbor::bytes")]
+    #[cbor(encode_with = "minicbor::bytes::encode", decode_with = "attempt_hops")]
     Vec<u8>,
 );
 
+/// A byte string of at most [`Attempt::HOPS_MAX`] bytes.
+fn attempt_hops<Ctx>(d: &mut minicbor::Decoder<'_>, _: &mut Ctx) -> Result<Vec<u8>, minicbor::decode::Error> {
+    let position = d.position();
+    let hops = d.bytes()?;
+    if hops.len() > Attempt::HOPS_MAX {
+        return Err(minicbor::decode::Error::message("an attempt of more than 256 hops").at(position));
+    }
+    Ok(hops.to_vec())
+}
+
 impl Attempt {
+    /// As many as a run may have stages.
     pub const HOPS_MAX: usize = 256;
 
     pub fn first(counter: u8) -> Self {

@@ -64,7 +64,7 @@ pub struct Is {
     pub version: Version,
     #[n(2)]
     pub len: u64,
-    /// BLAKE3 of all its bytes.
+    /// Its last 32 bytes: the hash of all before them.
     #[n(3)]
     pub root: Digest,
 }

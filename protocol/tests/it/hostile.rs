@@ -2,12 +2,16 @@
 
 use proptest::prelude::*;
 use skein_protocol::{
-    Manifest,
+    Attempt, Manifest,
     codec::{self, coded_len},
     invite::Invite,
     key::Signed,
     run::{Codec, preset},
-    wire::{BadFrame, Frame, exact, limits::FRAME_MAX, membership::Item},
+    wire::{
+        BadFrame, Frame, exact, flow,
+        limits::FRAME_MAX,
+        membership::{ITEM_MAX, Item},
+    },
 };
 
 use crate::{
@@ -143,6 +147,79 @@ fn a_manifest_of_lying_lengths_takes_no_memory() {
     for end in 0..bytes.len() {
         assert!(exact::<Manifest>(&bytes[..end], usize::MAX).is_err());
     }
+}
+
+#[test]
+fn an_item_that_is_cut_or_followed_or_lies_is_refused_and_takes_no_memory() {
+    for n in 0..12 {
+        let signed = minicbor::to_vec(Draw::new(n).signed()).unwrap();
+        let body = minicbor::to_vec(Draw::new(n).item()).unwrap();
+        (0..signed.len()).for_each(|end| assert!(exact::<Signed>(&signed[..end], ITEM_MAX).is_err(), "cut at {end}"));
+        (0..body.len()).for_each(|end| assert!(exact::<Item>(&body[..end], ITEM_MAX).is_err(), "cut at {end}"));
+        assert_eq!(exact::<Signed>(&[&signed[..], &[0]].concat(), ITEM_MAX), Err(BadFrame::Trailing(1)));
+        assert_eq!(exact::<Item>(&[&body[..], &[0]].concat(), ITEM_MAX), Err(BadFrame::Trailing(1)));
+        for (len, major) in
+            [1 << 16, 1 << 32, 1 << 60, u64::MAX].into_iter().flat_map(|len| (2..=5).map(move |m| (len, m)))
+        {
+            for at in 0..signed.len() {
+                let lying = [&signed[..at], &claim(major, len), &signed[at + 1..]].concat();
+                assert_frugal(&lying, decoders::item);
+            }
+            for at in 0..body.len() {
+                let lying = [&body[..at], &claim(major, len), &body[at + 1..]].concat();
+                assert_frugal(&lying, |bytes| drop(exact::<Item>(bytes, ITEM_MAX)));
+            }
+        }
+    }
+}
+
+/// Its checksum is right, so that what lies inside is read.
+#[test]
+fn an_invite_of_lying_lengths_takes_no_memory() {
+    let seeds = crate::corpus::seeds("invite");
+    let word = str::from_utf8(&seeds[0].1).unwrap();
+    let coded = word["skein1".len()..].to_ascii_uppercase();
+    let body = data_encoding::BASE32_NOPAD.decode(coded.as_bytes()).unwrap();
+    let body = &body[..body.len() - 4];
+    let seal = |body: &[u8]| {
+        let sum = blake3::hash(body);
+        let coded = data_encoding::BASE32_NOPAD.encode(&[body, &sum.as_bytes()[..4]].concat());
+        format!("skein1{}", coded.to_ascii_lowercase())
+    };
+    assert_eq!(seal(body), word);
+    for at in 0..body.len() {
+        assert!(Invite::decode(&seal(&body[..at])).is_err(), "cut at {at}");
+        for (len, major) in
+            [1 << 16, 1 << 32, 1 << 60, u64::MAX].into_iter().flat_map(|len| (2..=5).map(move |m| (len, m)))
+        {
+            let lying = seal(&[&body[..at], &claim(major, len), &body[at + 1..]].concat());
+            assert_frugal(lying.as_bytes(), decoders::invite);
+        }
+    }
+    assert!(Invite::decode(&seal(&[body, &[0]].concat())).is_err());
+}
+
+#[test]
+fn a_tensor_of_absurd_length_takes_no_memory() {
+    for codec in [Codec::F32, Codec::Bf16, Codec::Int8] {
+        for zstd in [false, true] {
+            let bytes = codec::encode(&[1.5; 256], codec, zstd);
+            for values in [1usize << 32, 1 << 60, usize::MAX] {
+                assert_frugal(&bytes, |bytes| assert!(codec::decode(bytes, values, &[codec]).is_err()));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_attempt_of_more_hops_than_stages_is_refused() {
+    let ask = |hops: usize| {
+        let attempt = (1..hops).fold(Attempt::first(0), |attempt, _| attempt.hop(0));
+        let about = flow::About { id: Draw::new(1).id(), attempt, stage: 0 };
+        Frame::decode(&Frame::Flow(flow::Frame::Ask(about)).encode())
+    };
+    assert!(ask(Attempt::HOPS_MAX).is_ok());
+    assert!(matches!(ask(Attempt::HOPS_MAX + 1), Err(BadFrame::Malformed(_))));
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl Draw {
         (0..len).map(|_| make(self)).collect()
     }
 
-    fn id(&mut self) -> MicroBatchId {
+    pub fn id(&mut self) -> MicroBatchId {
         MicroBatchId { feeder: self.peer(), incarnation: self.u32(), step: self.u32(), index: self.u16() }
     }
 

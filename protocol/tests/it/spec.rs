@@ -7,7 +7,7 @@ use skein_protocol::wire::Frame;
 
 use crate::samples::{Draw, FRAMES, frame};
 
-const SOURCES: [(&str, &str); 11] = [
+const SOURCES: [(&str, &str); 14] = [
     ("mod", include_str!("../../src/wire/mod.rs")),
     ("limits", include_str!("../../src/wire/limits.rs")),
     ("hello", include_str!("../../src/wire/hello.rs")),
@@ -19,18 +19,25 @@ const SOURCES: [(&str, &str); 11] = [
     ("generate", include_str!("../../src/wire/generate.rs")),
     ("id", include_str!("../../src/id.rs")),
     ("key", include_str!("../../src/key.rs")),
+    ("hash", include_str!("../../src/hash.rs")),
+    ("invite", include_str!("../../src/invite.rs")),
+    ("manifest", include_str!("../../src/run/manifest.rs")),
 ];
 
 const BEGIN: &str = "<!-- from the sources: begin -->\n";
 const END: &str = "<!-- from the sources: end -->\n";
 
-/// A line of a source that an encoder sees, with the words of its doc comment.
+/// What stands above the line that is read: the words of its doc comment, and how it is encoded.
 #[derive(Default)]
 struct Reader {
     words: Vec<String>,
     number: Option<String>,
+    /// Of a type: index only, transparent. Of a field: byte string, at most so many elements.
+    form: Option<String>,
     encoded: bool,
     inside: bool,
+    /// Number of the variant whose named fields are read.
+    variant: Option<String>,
 }
 
 impl Reader {
@@ -45,31 +52,61 @@ impl Reader {
                 self.encoded = trimmed.contains("Encode");
             } else if let Some(number) = trimmed.strip_prefix("#[n(").and_then(|rest| rest.strip_suffix(")]")) {
                 self.number = Some(number.to_string());
+            } else if trimmed.starts_with("#[cbor(") {
+                self.form = form(trimmed, source);
             } else if trimmed.starts_with("#[") {
-                // How a field is written stands in its type's own section.
-            } else if let Some(rest) = trimmed.strip_prefix("pub const ") {
-                let (name, value) = rest.split_once(" = ").unwrap_or((rest, ""));
+                // How a file or a log writes it.
+            } else if let Some((name, value)) =
+                trimmed.strip_prefix("pub const ").and_then(|rest| rest.split_once(" = "))
+            {
                 let name = name.split(':').next().unwrap_or_default();
                 let words = std::mem::take(&mut self.words).join(" ");
                 limits.push(format!("| `{file}::{name}` | `{}` | {words} |", value.trim_end_matches(';')));
             } else if let Some(name) = type_name(trimmed).filter(|_| self.encoded) {
-                self.inside = trimmed.ends_with('{') || trimmed.ends_with('(');
+                self.inside = trimmed.ends_with(['{', '(']);
+                let form = self.form.take().map_or(String::new(), |form| format!(" ({form})"));
                 let words = std::mem::take(&mut self.words).join(" ");
-                types.push(format!("\n#### {file}::{name}\n\n{words}\n\n| n | what | meaning |\n|---|---|---|"));
+                types.push(format!("\n#### {file}::{name}{form}\n\n{words}\n\n| n | what | meaning |\n|---|---|---|"));
+                // `pub struct Utc(#[n(0)] pub u64);`
+                if let Some((_, only)) = trimmed.split_once("(#[n(0)] pub ") {
+                    types.push(format!("| 0 | `{}` |  |", only.trim_end_matches(");")));
+                }
             } else if self.inside && self.number.is_some() {
-                let what = trimmed.trim_end_matches(',').trim_start_matches("pub ").replace("#[n(0)] ", "");
+                let what = trimmed.trim_end_matches([',', '{', ' ']).trim_start_matches("pub ").replace("#[n(0)] ", "");
+                let form = self.form.take().map_or(String::new(), |form| format!(", {form}"));
                 let words = std::mem::take(&mut self.words).join(" ");
                 let number = self.number.take().unwrap_or_default();
-                types.push(format!("| {number} | `{what}` | {words} |"));
+                let place = self.variant.as_ref().map_or(number.clone(), |variant| format!("{variant}.{number}"));
+                types.push(format!("| {place} | `{what}`{form} | {words} |"));
+                self.variant = if trimmed.ends_with('{') { Some(number) } else { self.variant.take() };
             } else {
-                if matches!(trimmed, "}" | ");") {
-                    (self.inside, self.encoded) = (false, false);
+                match trimmed {
+                    "}," => self.variant = None,
+                    "}" | ");" => (self.inside, self.encoded) = (false, false),
+                    _ => {}
                 }
                 self.words.clear();
-                self.number = None;
+                (self.number, self.form) = (None, None);
             }
         }
     }
+}
+
+/// What a `#[cbor(..)]` says of what is below it: the elements that its decoder takes are looked up in the same source.
+fn form(attribute: &str, source: &str) -> Option<String> {
+    for (word, form) in [("index_only", "index only"), ("transparent", "transparent"), ("\"minicbor::bytes\"", "bytes")]
+    {
+        if attribute.contains(word) {
+            return Some(form.to_string());
+        }
+    }
+    let decoder = attribute.split("decode_with = \"").nth(1)?.split('"').next()?;
+    let body = source.split(&format!("fn {decoder}<")).nth(1)?.split("\n}\n").next()?;
+    let limit = match body.split("limits::list::<").nth(1) {
+        Some(list) => list.split('>').next()?.rsplit(", ").next()?,
+        None => body.split("len() > ").nth(1)?.split(' ').next()?,
+    };
+    Some(format!("at most {limit}"))
 }
 
 fn type_name(line: &str) -> Option<&str> {
