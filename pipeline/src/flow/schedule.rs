@@ -1,9 +1,9 @@
 //! Orders the jobs of the one worker: what frees memory and unblocks others first. Keeps at most two in the driver's hands, so
 //! that the worker never waits and the order is still ours.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use skein_protocol::{JobId, MicroBatchId, Outbox, Stage};
+use skein_protocol::{Instant, JobId, MicroBatchId, Outbox, Stage};
 
 use crate::{job::Job, peer::io::Output};
 
@@ -69,10 +69,28 @@ pub enum Purpose {
     Forget,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    stage: Stage,
+    purpose: Purpose,
+}
+
+/// A job that the worker has done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Finished {
+    pub stage: Stage,
+    /// `Forget` when it was disowned meanwhile.
+    pub purpose: Purpose,
+    /// How long the worker was at it.
+    pub took: Duration,
+}
+
 #[derive(Debug, Default)]
 pub struct Schedule {
     waiting: BTreeMap<(Priority, u64), (JobId, Job, Purpose)>,
-    running: BTreeMap<JobId, Purpose>,
+    running: BTreeMap<JobId, Running>,
+    /// Since when the worker has been at the first of what runs.
+    worker_since: Instant,
     next: u64,
     turn: u32,
 }
@@ -85,12 +103,21 @@ impl Schedule {
 
     /// Hands jobs to the driver while it has fewer than two. `last_look` may still change a job (its weight by age, its
     /// version); it is told whether the worker has a step of that stage before it.
-    pub fn dispatch(&mut self, out: &mut Outbox<Output>, mut last_look: impl FnMut(&mut Job, Purpose, bool)) {
+    pub fn dispatch(
+        &mut self,
+        now: Instant,
+        out: &mut Outbox<Output>,
+        mut last_look: impl FnMut(&mut Job, Purpose, bool),
+    ) {
         while self.running.len() < DEPTH {
             let Some((id, mut job, purpose)) = self.take_next() else { return };
-            let step = Purpose::Step { stage: job.stage() };
-            last_look(&mut job, purpose, self.running.values().any(|purpose| *purpose == step));
-            self.running.insert(id, purpose);
+            let stage = job.stage();
+            let step = Purpose::Step { stage };
+            last_look(&mut job, purpose, self.running.values().any(|running| running.purpose == step));
+            if self.running.is_empty() {
+                self.worker_since = now;
+            }
+            self.running.insert(id, Running { stage, purpose });
             out.push(Output::Compute { job: id, job_spec: job });
         }
     }
@@ -109,9 +136,12 @@ impl Schedule {
         self.waiting.pop_first().map(|(_, waiting)| waiting)
     }
 
-    /// What the finished job was for; `None` when it was disowned meanwhile.
-    pub fn done(&mut self, id: JobId) -> Option<Purpose> {
-        self.running.remove(&id)
+    /// What the finished job was for; `None` if there was no such job. The worker does them in the order of handing over.
+    pub fn done(&mut self, now: Instant, id: JobId) -> Option<Finished> {
+        let Running { stage, purpose } = self.running.remove(&id)?;
+        let took = now.since(self.worker_since);
+        self.worker_since = now;
+        Some(Finished { stage, purpose, took })
     }
 
     /// Takes back jobs that were not handed over yet.
@@ -122,9 +152,9 @@ impl Schedule {
 
     /// Jobs in the driver's hands whose answer nobody wants any more.
     pub fn disown(&mut self, mut unwanted: impl FnMut(&Purpose) -> bool) {
-        for purpose in self.running.values_mut() {
-            if unwanted(purpose) {
-                *purpose = Purpose::Forget;
+        for running in self.running.values_mut() {
+            if unwanted(&running.purpose) {
+                running.purpose = Purpose::Forget;
             }
         }
     }
@@ -139,7 +169,8 @@ impl Schedule {
 
     /// Whether any job of this kind waits or runs.
     pub fn has(&self, mut wanted: impl FnMut(&Purpose) -> bool) -> bool {
-        self.waiting.values().any(|(_, _, p)| wanted(p)) || self.running.values().any(wanted)
+        self.waiting.values().any(|(_, _, p)| wanted(p))
+            || self.running.values().any(|running| wanted(&running.purpose))
     }
 }
 
@@ -158,14 +189,34 @@ mod tests {
             for _ in 0..2 {
                 schedule.push(Priority::Backward, Job::Drop { stage: 0, keys: vec![] }, Purpose::Forget);
             }
-            schedule.dispatch(&mut out, |_, _, _| {});
+            schedule.dispatch(Instant::ZERO, &mut out, |_, _, _| {});
             let running: Vec<JobId> = schedule.running.keys().copied().collect();
             for job in running {
-                if schedule.done(job) == Some(bulk) {
+                if schedule.done(Instant::ZERO, job).is_some_and(|done| done.purpose == bulk) {
                     return;
                 }
             }
         }
         panic!("never");
+    }
+
+    #[test]
+    fn a_job_takes_from_its_turn_to_its_answer() {
+        let (mut schedule, mut out) = (Schedule::default(), Outbox::new());
+        let at = |ms| Instant::ZERO + Duration::from_millis(ms);
+        for stage in [0, 1] {
+            schedule.push(Priority::Forward, Job::Drop { stage, keys: vec![] }, Purpose::Forget);
+        }
+        schedule.dispatch(at(100), &mut out, |_, _, _| {});
+        let jobs: Vec<JobId> = schedule.running.keys().copied().collect();
+        let mut took = |ms, job: usize| schedule.done(at(ms), jobs[job]).map(|done| (done.stage, done.took));
+        assert_eq!(took(130, 0), Some((0, Duration::from_millis(30))));
+        assert_eq!(took(140, 1), Some((1, Duration::from_millis(10))));
+        assert_eq!(took(150, 1), None);
+        // What nobody did anything in does not count.
+        schedule.push(Priority::Forward, Job::Drop { stage: 2, keys: vec![] }, Purpose::Forget);
+        schedule.dispatch(at(900), &mut out, |_, _, _| {});
+        let job = *schedule.running.keys().next().unwrap();
+        assert_eq!(schedule.done(at(905), job).map(|done| done.took), Some(Duration::from_millis(5)));
     }
 }

@@ -70,7 +70,7 @@ pub struct StageFlow {
     fences: u32,
     next_key: Key,
     turn: Turn,
-    /// Speed of this stage, micro-batches a second of busy time.
+    /// Speed of this stage, micro-batches a second of the worker's time.
     pub busy: Busy,
 }
 
@@ -209,7 +209,6 @@ impl StageFlow {
                 returning_asked: false,
             },
         );
-        self.busy.begin(desk.now);
         if self.rules.lock_step() {
             self.turn.on_new(&id, forward.close);
         }

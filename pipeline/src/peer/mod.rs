@@ -213,23 +213,23 @@ impl Peer {
 
     /// Hands waiting jobs to the driver. Each gets its weight by the age that its work has now, and a state the version that
     /// the weights will have when the worker comes to it: one version never has two roots.
-    fn dispatch(&mut self, out: &mut Outbox<Output>) {
+    fn dispatch(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let (replicas, states, saving) = (&mut self.replicas, &mut self.states, &mut self.saving);
-        self.jobs.dispatch(out, |job, purpose, stepping| {
+        self.jobs.dispatch(now, out, |job, purpose, stepping| {
             let Some(flow) = replicas.get_mut(&job.stage()).and_then(Replica::flow_mut) else { return };
             flow.weigh(job, purpose);
-            let mut now = flow.version();
-            now.own_step += u32::from(stepping);
+            let mut then = flow.version();
+            then.own_step += u32::from(stepping);
             match (job, purpose) {
                 (Job::State { version, .. }, Purpose::State { ticket, .. }) => {
-                    *version = now;
+                    *version = then;
                     if let Some((_, version)) = states.get_mut(&ticket) {
-                        *version = now;
+                        *version = then;
                     }
                 }
                 (Job::Save { stage, version }, _) => {
-                    *version = now;
-                    saving.insert(*stage, now);
+                    *version = then;
+                    saving.insert(*stage, then);
                 }
                 _ => {}
             }
@@ -267,7 +267,7 @@ impl Machine for Peer {
 
     fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox<Output>) {
         self.turn(now, input, out);
-        self.dispatch(out);
+        self.dispatch(now, out);
     }
 
     fn deadline(&self) -> Option<(Instant, Why)> {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     flow::{
-        schedule::Purpose,
+        schedule::{Finished, Purpose},
         source::Source,
         stage::{StageFlow, Standing, decline, release_done},
     },
@@ -359,10 +359,14 @@ impl Peer {
         if let Done::Failed { why, .. } = &done {
             out.push(Output::Emit(Event::Waiting { what: format!("a job could not be done: {why}") }));
         }
-        let Some(purpose) = self.jobs.done(job) else {
+        let Some(Finished { stage, purpose, took }) = self.jobs.done(now, job) else {
             let mut desk = desk!(self, now, out);
             return release_done(&mut desk, done);
         };
+        let trains = matches!(purpose, Purpose::Forward { .. } | Purpose::Backward { .. } | Purpose::Step { .. });
+        if trains && let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
+            flow.busy.worked(took);
+        }
         match purpose {
             Purpose::Forward { stage, id } => {
                 self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_forward_done(desk, id, done));

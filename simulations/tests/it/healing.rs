@@ -62,6 +62,29 @@ fn a_late_joiner_serves_within_five_seconds_of_its_start() {
     }
 }
 
+#[test]
+fn a_late_joiner_takes_the_stage_that_lost_a_replica() {
+    for seed in 0..4u64 {
+        for stage in 0..3u16 {
+            let victim = 1 + 2 * usize::from(stage) + (seed % 2) as usize;
+            let late = Plan::new(Role::joiner()).starts(seconds(15));
+            let peers = swarm(3, 2).into_iter().chain([late]).map(|plan| plan.access(Access::HOME)).collect();
+            // So far from each other that early stages mostly wait for late ones.
+            let equal = Small { layers: 3, ..Small::demo(3) };
+            let mut sim = Simulation::new(Scenario::new(60 + seed, equal.manifest(), peers));
+            sim.at(seconds(8), Fault::Kill(victim));
+            let joiner = sim.id(7);
+            let mut takes = None;
+            sim.run_until(seconds(40), |line| {
+                let Event::Joining { stage, .. } = line.record.event else { return false };
+                takes = (line.record.peer == joiner).then_some(stage);
+                takes.is_some()
+            });
+            assert_eq!(takes, Some(stage), "seed {seed}, stage {stage}");
+        }
+    }
+}
+
 // ---- the only replica of a stage -----------------------------------------------------------------------------------------
 
 /// Kills the only replica of stage 1 (peer 2), starts what `then` says, and sees the run pause and go on.

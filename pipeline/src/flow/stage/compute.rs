@@ -2,8 +2,10 @@
 //!
 //! In: ids whose turn it is, answers of the worker. Out: jobs, outputs on their way to the next stage, gradients to the one before.
 
+use std::time::Duration;
+
 use skein_protocol::{
-    Blob, Instant, Lane, MicroBatchId,
+    Blob, Lane, MicroBatchId,
     event::{Event, Severity},
     run::Codec,
     wire::flow::{Frame, Returned, Void, Why},
@@ -14,7 +16,7 @@ use crate::{
     flow::{
         Desk,
         handoff::Handoff,
-        kept::{Kept, Work},
+        kept::Work,
         schedule::{Priority, Purpose},
     },
     job::{Coding, Done, Job},
@@ -29,32 +31,30 @@ pub(super) struct Orphan {
     pub(super) added: bool,
 }
 
-/// Busy time and micro-batches, fading: the claimed speed.
+/// Time of the worker and micro-batches, fading by half in 10 s of it: the claimed speed. What a micro-batch waits for other
+/// stages does not count, so that speeds of different stages can be compared.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Busy {
     pub done: u64,
     weight: f64,
     seconds: f64,
-    last: Option<Instant>,
 }
 
 impl Busy {
-    pub(super) fn mark(&mut self, now: Instant, waiting: bool) {
-        if let Some(last) = self.last {
-            let seconds = now.since(last).as_secs_f64();
-            let fade = libm::exp2(-seconds / 10.0);
-            self.weight = self.weight * fade + 1.0;
-            self.seconds = self.seconds * fade + seconds;
-        }
+    /// The worker was at a forward, a backward or a step of this stage for so long.
+    pub fn worked(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        let fade = libm::exp2(-seconds / 10.0);
+        self.weight *= fade;
+        self.seconds = self.seconds * fade + seconds;
+    }
+
+    pub(super) fn finished(&mut self) {
         self.done += 1;
-        self.last = waiting.then_some(now);
+        self.weight += 1.0;
     }
 
-    pub(super) fn begin(&mut self, now: Instant) {
-        self.last.get_or_insert(now);
-    }
-
-    /// Micro-batches a second of busy time; 0 while unknown.
+    /// Micro-batches a second that the worker could do if it did nothing else; 0 while unknown.
     pub fn speed(&self) -> f64 {
         if self.seconds > 0.0 { self.weight / self.seconds } else { 0.0 }
     }
@@ -181,7 +181,7 @@ impl StageFlow {
         }
         kept.work = Work::Done { gradient, coding, raw };
         let (staleness, added, samples) = (kept.staleness, kept.added, kept.samples);
-        self.busy.mark(desk.now, self.kept.values().any(Kept::is_open));
+        self.busy.finished();
         self.book(desk, id, Orphan { samples, staleness, added });
         self.send_back(desk, id);
         self.advance(desk);
