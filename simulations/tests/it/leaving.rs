@@ -5,7 +5,10 @@ use std::time::Duration;
 use skein_pipeline::peer::io::Command;
 use skein_protocol::event::Event;
 use skein_simulations::{
-    Fault, Plan, Role, Scenario, Simulation, Small, checker::Line, worker::learning::Learning, world::Corpus,
+    Fault, Plan, Role, Scenario, Simulation, Small,
+    checker::Line,
+    worker::{learning::Learning, modelled::Device},
+    world::Corpus,
 };
 
 use crate::common::{assert_sound, demo, seconds, swarm, unsound};
@@ -36,12 +39,15 @@ fn a_death_upstream_of_a_replica_that_leaves_doubles_and_overlaps_nothing() {
 #[test]
 fn a_version_that_is_saved_again_and_again_never_has_two_roots() {
     let manifest = Small { round_every: 2, ..Small::tiny(1) }.manifest();
-    let peers = vec![Plan::new(Role::feeder()), Plan::new(Role::host(0)), Plan::new(Role::host(0))];
+    // So slow that jobs wait: a save may be asked for before a round is adopted, and made after.
+    let slow = Device { flops: 5e7, ..Device::CORE };
+    let host = || Plan::new(Role::host(0)).device(slow);
+    let peers = vec![Plan::new(Role::feeder()), host(), host()];
     let scenario = Scenario::new(17, manifest, peers);
     let mut sim =
         Simulation::new(Scenario { corpus: Corpus::Cycle { period: 11 }, make_worker: Learning::make(), ..scenario });
-    assert!(sim.run_completed(seconds(60), 8));
-    for _ in 0..4000 {
+    assert!(sim.run_completed(seconds(600), 8));
+    for _ in 0..20_000 {
         for peer in [1, 2] {
             sim.command(peer, Command::Save);
         }
@@ -50,7 +56,7 @@ fn a_version_that_is_saved_again_and_again_never_has_two_roots() {
     let saved = sim.lines().iter().filter(|line| matches!(line.record.event, Event::Saved { .. })).count();
     let rounds = sim.summary().rounds;
     println!("{saved} saved, {rounds} rounds");
-    assert!(saved > 500 && rounds > 100, "{saved} saved, {rounds} rounds");
+    assert!(saved > 300 && rounds > 50, "{saved} saved, {rounds} rounds");
     if let Some(wrong) = unsound(&sim) {
         panic!("{wrong}");
     }
