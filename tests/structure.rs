@@ -43,3 +43,20 @@ fn pure_crates_bring_no_runtime_network_or_tensors() {
         }
     }
 }
+
+/// Pages that are made from tables in the code say what the code says. `INSTA_UPDATE=always` writes them.
+#[test]
+fn generated_pages_are_up_to_date() {
+    let pages = [
+        ("errors.md", skein::cli::failure::markdown()),
+        ("glossary.md", skein::cli::glossary::markdown()),
+        ("config.md", skein::config::keys::markdown()),
+    ];
+    for (name, text) in pages {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name);
+        if std::env::var("INSTA_UPDATE").is_ok_and(|update| update == "always") {
+            fs::write(&path, &text).unwrap();
+        }
+        assert!(fs::read_to_string(&path).unwrap() == text, "docs/{name} is not what the code says");
+    }
+}

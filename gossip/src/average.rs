@@ -93,6 +93,8 @@ struct Exchange {
     name: Name,
     round: u32,
     their_round: u32,
+    /// One of us copies the other.
+    far_apart: bool,
     /// Samples in my difference when the round began.
     samples: u64,
     mine: Option<Blob>,
@@ -227,7 +229,8 @@ impl Average {
             return self.end(None, RoundOutcome::Skipped, None, 0, began, out);
         };
         self.sessions += 1;
-        let session = self.sessions;
+        // Two replicas that propose to each other never use one number, so that a late frame of one session is none of another.
+        let session = 2 * self.sessions + u64::from(self.me > to);
         self.state = State::Proposed { to, session, until: now + PROPOSAL, others, began };
         let terms = self.terms(Name { stage: self.stage, session }, self.round);
         out.push(Act::Send { to, frame: Frame::Propose(terms), body: None });
@@ -276,7 +279,7 @@ impl Average {
             Frame::Busy(name) => self.on_busy(now, from, name, out),
             Frame::Tensors(_) => {}
             Frame::Ready(name) => self.on_ready(now, from, name, out),
-            Frame::Adopted(name) => self.on_adopted_there(from, name, out),
+            Frame::Adopted(name) => self.on_adopted_there(now, from, name, out),
             Frame::Abort(name) => self.on_abort(from, name, out),
         }
     }
@@ -334,6 +337,7 @@ impl Average {
             name,
             round,
             their_round,
+            far_apart: self.round.abs_diff(their_round) > ROUNDS_APART,
             samples: self.samples,
             mine: None,
             theirs: None,
@@ -423,7 +427,7 @@ impl Average {
         self.state = State::Adopted { exchange, until: now + LAST_WORD };
     }
 
-    fn on_adopted_there(&mut self, from: PeerId, name: Name, out: &mut Outbox<Act>) {
+    fn on_adopted_there(&mut self, now: Instant, from: PeerId, name: Name, out: &mut Outbox<Act>) {
         match &mut self.state {
             State::Adopted { exchange, .. } if exchange.with == from && exchange.name == name => {
                 self.finish_adopted(RoundOutcome::Both, out);
@@ -431,15 +435,18 @@ impl Average {
             // It had my word that I am ready before I had its: its adoption says as much.
             State::Exchanging(exchange) if exchange.with == from && exchange.name == name => {
                 exchange.they_are_ready = true;
+                self.adopt_if_both_ready(now, out);
+                self.finish_adopted(RoundOutcome::Both, out);
             }
             _ => {}
         }
     }
 
     fn finish_adopted(&mut self, outcome: RoundOutcome, out: &mut Outbox<Act>) {
+        let State::Adopted { .. } = &self.state else { return };
         let State::Adopted { exchange, .. } = std::mem::replace(&mut self.state, State::Idle) else { return };
-        let copied = exchange.their_round.abs_diff(exchange.round.saturating_sub(1)) > ROUNDS_APART;
-        let outcome = if copied && outcome == RoundOutcome::Both { RoundOutcome::Copied } else { outcome };
+        let copied = exchange.far_apart && outcome == RoundOutcome::Both;
+        let outcome = if copied { RoundOutcome::Copied } else { outcome };
         self.end(Some(exchange.with), outcome, exchange.prepared, exchange.samples, exchange.began, out);
     }
 

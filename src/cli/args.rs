@@ -217,22 +217,22 @@ pub struct Train {
     #[arg(long, value_name = "NAME", id = "run_name", long = "run-name", conflicts_with = "run")]
     pub run_name: Option<String>,
     /// End after so many run steps
-    #[arg(long, value_name = "N", conflicts_with_all = ["run", "tokens"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["run", "tokens"], value_parser = clap::value_parser!(u64).range(1..))]
     pub steps: Option<u64>,
     /// End after so many tokens
-    #[arg(long, value_name = "N", conflicts_with = "run")]
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u64).range(1..))]
     pub tokens: Option<u64>,
     /// End after so many passes over the data
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub epochs: Option<u64>,
     /// Stages to cut the model into
-    #[arg(long, value_name = "N", conflicts_with = "run")]
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u16).range(1..))]
     pub stages: Option<u16>,
     /// Tokens of one sequence
-    #[arg(long, value_name = "N", conflicts_with = "run")]
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
     pub sequence: Option<u32>,
     /// Sequences of one micro-batch
-    #[arg(long, value_name = "N", conflicts_with = "run")]
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
     pub micro_batch: Option<u32>,
     /// Of the first weights and of the order of the data
     #[arg(long, value_name = "N", conflicts_with = "run")]

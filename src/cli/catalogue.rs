@@ -144,16 +144,20 @@ catalogue! {
     ]
     about "A device that was asked for by name is used or refused, never replaced in silence. `--device auto` takes the best one that this build has and that passes its test."
 
-    NotEnoughMemory { need: Bytes = 1503238553u64, give: Bytes = 1073741824u64, free: Bytes = 5583457484u64, run: String = "tiny-verse" } "SK125" Failure 4
+    NotEnoughMemory { need: Bytes = 1503238553u64, give: Bytes = 1073741824u64, free: Bytes = 5583457484u64, run: String = "tiny-verse", command: String = "join", enough: String = "1434MiB" } "SK125" Failure 4
     what "Not enough memory for any stage of {run}."
     why "Its smallest stage needs {need}; you give {give}, {free} are free."
-    next ["skein join --memory {need}" => "give more", "skein join --observe" => "watch only"]
+    next ["skein {command} --memory {enough}" => "give more", "skein join --observe" => "watch only"]
     about "A stage needs room for its weights, their optimizer state, two versions while they change, and what is kept of each micro-batch in flight. `skein run check` prints the sum for each stage of a manifest."
 
     DiskFull { path: String = "/home/ada/.local/share/skein", free: Bytes = 3145728u64, need: Bytes = 178257920u64 } "SK126" Failure 4
     what "The disk is full."
     why "{path}: {need} needed, {free} free."
-    next ["skein --home /mnt/other/skein join" => "a home on another disk", "lower store.keep_versions" => "fewer checkpoints of each stage"]
+    next [
+        "df -h {path}" => "make room there, then the same command again",
+        "skein --home /mnt/other/skein join" => "a home on another disk",
+        "lower store.keep_versions" => "fewer checkpoints of each stage",
+    ]
     about "Files are written beside the old ones and renamed when they are complete, so the last checkpoint is whole. The peer tries again at the next one."
 
     Unwritable { path: String = "/data", error: String = "Permission denied (os error 13)", owner: String = "user 0" } "SK127" Failure 4
@@ -168,22 +172,28 @@ catalogue! {
     next ["skein join --memory 1GiB" => "promise less, and take a smaller stage"]
     about "What the peer held is computed by the other replicas of its stage."
 
+    ResultLost { error: String = "No space left on device (os error 28)" } "SK129" Failure 4
+    what "The result was not written whole."
+    why "Writing to stdout: {error}."
+    next ["df -h" => "is there room where it goes?"]
+    about "A result that is cut off must not look like a whole one. A reader that closes its end early, as `head` does, is no failure."
+
     UnknownKey { key: String = "give.memori", place: String = "config.toml:12", hint: Hint = "give.memory" } "SK140" Failure 3
     what "`{key}` is not a setting."
     why "It stands at {place}.{hint}"
     next ["skein config show" => "all settings"]
     about "A key that is misspelt would otherwise be a setting that silently does nothing."
 
-    BadValue { key: String = "net.port", value: String = "70000", allowed: String = "a whole number from 0 to 65535", place: String = "config.toml:3", example: String = "4747" } "SK141" Failure 3
+    BadValue { key: String = "net.port", value: String = "70000", allowed: String = "a whole number from 0 to 65535", place: String = "config.toml:3", fix: String = "net.port = 4747" } "SK141" Failure 3
     what "`{key}` cannot be {value}."
     why "Allowed: {allowed}. It stands at {place}."
-    next ["{key} = {example}" => "would do"]
+    next ["{fix}" => "would do"]
     about "Each key's allowed values stand in docs/config.md."
 
-    NoUnit { key: String = "give.memory", value: String = "4", could_be: String = "bytes, MB or MiB", place: String = "config.toml:7", example: String = "\"4MiB\"" } "SK142" Failure 3
+    NoUnit { key: String = "give.memory", value: String = "4", could_be: String = "bytes, MB or MiB", place: String = "config.toml:7", fix: String = "give.memory = \"4MiB\"" } "SK142" Failure 3
     what "`{key} = {value}` has no unit."
     why "It could be {could_be}. It stands at {place}."
-    next ["{key} = {example}" => "say which"]
+    next ["{fix}" => "say which"]
     about "Sizes are written \"4GiB\" or \"500MB\", durations \"90s\", \"10m\" or \"2h\"."
 
     Contradiction { a: String = "averaging.every (line 27)", b: String = "checkpoint.every (line 40)", reason: String = "a checkpoint would hold replicas that never agreed" } "SK143" Failure 3
@@ -195,7 +205,7 @@ catalogue! {
     NoProfile { name: String = "laptopp", known: String = "home-cpu, home-gpu, laptop", hint: Hint = "laptop" } "SK145" Failure 3
     what "The profile or preset {name} does not exist."
     why "Known: {known}.{hint}"
-    next ["skein config show --profile laptop" => "what a profile says"]
+    next ["skein config show --profile laptop" => "what a profile says", "skein run new --preset tiny" => "what a preset says"]
     about "A profile says what a machine gives (`--profile`), a preset what a run is (`--preset`). Both can also be a file."
 
     BadSyntax { place: String = "config.toml:4", message: String = "expected `=`" } "SK146" Failure 3
@@ -273,11 +283,17 @@ catalogue! {
     next ["skein --version" => "compare with the other side, and update the older"]
     about "The wire has a protocol number of its own, apart from the version of the program. It changes only when peers would misunderstand each other."
 
-    RunFull { count: u32 = 1000u32, max: u32 = 1000u32 } "SK309" Failure 6
+    RunFull { run: String = "tiny-verse", peers: String = "quiet-heron 12fa9c" } "SK309" Failure 6
     what "The run is full."
-    why "{count} of {max} peers."
-    next ["skein join --observe" => "watch only"]
-    about "The owner sets admission.peers_max in the manifest."
+    why "{run} has no place for another peer, says {peers}."
+    next ["skein join" => "keeps trying until a place is free"]
+    about "The owner sets admission.peers_max in the manifest. A place is free two minutes after a peer has left. The owner, its delegates and the members that the manifest lists always find one."
+
+    BelowTheRunsLeast { run: String = "tiny-verse", least: Bytes = 4294967296u64, give: Bytes = 1073741824u64, command: String = "join", enough: String = "4GiB" } "SK310" Failure 6
+    what "The run asks for more memory than you give."
+    why "The manifest of {run} says admission.memory_min = {least}; you give {give}."
+    next ["skein {command} --memory {enough}" => "give more", "skein join --observe" => "watch only"]
+    about "The owner wants peers that can take any stage. Each peer checks itself, before anything is fetched."
 
     BadSignature { path: String = "my.toml", by: String = "quiet-heron 12fa9c" } "SK311" Failure 9
     what "The signature of {path} does not hold."
@@ -303,6 +319,18 @@ catalogue! {
     next ["--out {path}-2" => "another place", "--force" => "replace it"]
     about "`--force` replaces a manifest, or the files of a model. Other files in the folder stay."
 
+    NotYours { run: String = "my.toml", owner: String = "quiet-heron 12fa9c" } "SK315" Failure 6
+    what "{run} is not your run."
+    why "It belongs to {owner}; only its owner and its delegates feed data."
+    next ["skein join skein1…" => "take part, by an invite of its owner", "skein run new my-run" => "a run of your own"]
+    about "The owner of a run is the key that signed its manifest. A manifest file without an owner belongs to whoever starts it."
+
+    NothingToJoin {} "SK316" Failure 2
+    what "There is no run to go back to."
+    why "No invite was given, and this home folder has not taken part in a run yet."
+    next ["skein join skein1…" => "take part in one, by its invite", "skein train --data book.txt" => "start one of your own"]
+    about "`skein join` without an invite goes back into the run of last time. Each home folder remembers its own: look whether --home or SKEIN_HOME names another one than then."
+
     NoTokenizer { path: String = "./model", files: String = "config.json, model.safetensors" } "SK401" Failure 7
     what "The model has no tokenizer."
     why "{path} holds {files}; expected tokenizer.json or a byte-level model."
@@ -315,9 +343,9 @@ catalogue! {
     next ["skein export my-run --out ./model" => "saves the model of the run that the peer here works on", "skein generate my-run Once" => "asks the live swarm instead"]
     about "A model is a folder as `skein export` and Hugging Face tools write it: a llama shape in config.json, the weights in model.safetensors or in shards with an index, and a tokenizer whose tokens are bytes."
 
-    NoData { path: String = "./books", files: u64 = 3u64, records: u64 = 12u64, reasons: String = "12 without `text`" } "SK404" Failure 7
+    NoData { path: String = "./books", found: String = "3 files, 12 records, none usable (12 without `text`)" } "SK404" Failure 7
     what "There is nothing to learn from in the data."
-    why "{path}: {files} files, {records} records, none usable ({reasons})."
+    why "{path}: {found}."
     next ["skein explain data" => "what is read, and how"]
     about "Plain text (.txt, .md) is taken as it is, .jsonl by the `text` of each line, a folder as all of these."
 

@@ -6,9 +6,9 @@ use std::{error, fmt};
 use serde::{Deserialize, Serialize};
 
 pub use super::catalogue::{Failure, Hint, Level, TEXTS, Text};
-use super::show::{Bytes, Peer};
+use super::show::{Bytes, Peer, counted};
 use crate::{
-    config::{ConfigError, profile},
+    config::{ConfigError, Origin, Place, profile},
     corpus::CorpusError,
     home::{HomeError, file},
     watch::{ClientError, Refusal},
@@ -127,10 +127,11 @@ impl From<ConfigError> for Failure {
                 Failure::UnknownKey { key, place: place.to_string(), hint: near.into() }
             }
             ConfigError::Value { key, value, allowed, example, place } => {
-                Failure::BadValue { key, value, allowed, example, place: place.to_string() }
+                Failure::BadValue { fix: fix(&place, &key, &example), key, value, allowed, place: place.to_string() }
             }
             ConfigError::NoUnit { key, value, could_be, example, place } => {
-                Failure::NoUnit { key, value, could_be: could_be.into(), example, place: place.to_string() }
+                let (fix, could_be) = (fix(&place, &key, &example), could_be.into());
+                Failure::NoUnit { fix, key, value, could_be, place: place.to_string() }
             }
             ConfigError::Contradiction { a, b, reason } => Failure::Contradiction { a, b, reason: reason.into() },
             ConfigError::Profile { name, near } => {
@@ -146,9 +147,19 @@ impl From<ConfigError> for Failure {
     }
 }
 
-impl From<HomeError> for Report {
-    fn from(error: HomeError) -> Self {
-        let failure = match &error {
+/// A value that would do, as it is written where the wrong one stands.
+fn fix(place: &Place, key: &str, example: &str) -> String {
+    let bare = example.trim_matches('"');
+    match &place.0 {
+        Origin::Flag(flag) => format!("{flag} {bare}"),
+        Origin::Environment(name) => format!("{name}={bare}"),
+        Origin::Default | Origin::Profile(_) | Origin::File { .. } => format!("{key} = {example}"),
+    }
+}
+
+impl From<&HomeError> for Failure {
+    fn from(error: &HomeError) -> Self {
+        match error {
             HomeError::Nowhere => Failure::NoHome {},
             HomeError::InUse { path, pid } => {
                 let home = path.parent().map_or("skein-home".into(), |home| home.display().to_string());
@@ -171,8 +182,13 @@ impl From<HomeError> for Report {
             HomeError::Denied { path, source } => {
                 Failure::Unwritable { path: path.display().to_string(), error: source.to_string(), owner: owner(path) }
             }
-        };
-        Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
+        }
+    }
+}
+
+impl From<HomeError> for Report {
+    fn from(error: HomeError) -> Self {
+        Report { failure: Box::new(Failure::from(&error)), cause: Some(Box::new(error)) }
     }
 }
 
@@ -194,7 +210,12 @@ impl From<CorpusError> for Report {
                 guess: guess.to_string(),
             },
             CorpusError::Empty { paths, files, records, skipped } => {
-                Failure::NoData { path: paths.clone(), files: *files, records: *records, reasons: skipped.to_string() }
+                let (files, records) = (counted(*files, "file"), counted(*records, "record"));
+                let found = match skipped.total() {
+                    0 => "no .txt, .md or .jsonl file in it".into(),
+                    _ => format!("{files}, {records}, none usable ({skipped})"),
+                };
+                Failure::NoData { path: paths.clone(), found }
             }
         };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
@@ -226,6 +247,10 @@ impl From<Refusal> for Failure {
             Refusal::Unwritable { path, error } => {
                 let owner = owner(&path);
                 Failure::Unwritable { path: path.display().to_string(), error, owner }
+            }
+            Refusal::NotEmpty { path } => Failure::NotEmpty { path: path.display().to_string() },
+            Refusal::DiskFull { path, free, needed } => {
+                Failure::DiskFull { path: path.display().to_string(), free: Bytes(free), need: Bytes(needed) }
             }
             Refusal::Other { why } => Failure::NotPossible { why },
         }

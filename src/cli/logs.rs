@@ -22,7 +22,7 @@ use crate::config::{Level, Log, LogFormat};
 
 /// Lines kept for a report.
 const RING: usize = 200;
-/// Our crates; everything else speaks up from warnings on.
+/// Our crates. What the libraries beneath say is for developers: with -v their warnings, too.
 const OURS: [&str; 5] = ["skein", "skein_protocol", "skein_gossip", "skein_pipeline", "skein_simulations"];
 
 static LAST: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
@@ -43,12 +43,12 @@ pub fn start(log: &Log, out: &Out) -> Result<(), Report> {
                 .map_err(|error| Failure::Usage { message: format!("SKEIN_LOG={filter}: {error}") })?;
             story(log.format, out).with_filter(filter).boxed()
         }
-        _ => story(log.format, out).with_filter(ours(severity(log.level))).boxed(),
+        _ => story(log.format, out).with_filter(filter(severity(log.level))).boxed(),
     };
     let mut layers = vec![terminal];
-    layers.push(fmt::layer().with_ansi(false).with_writer(Ring).with_filter(ours(Severity::DEBUG)).boxed());
+    layers.push(fmt::layer().with_ansi(false).with_writer(Ring).with_filter(filter(Severity::DEBUG)).boxed());
     if !log.file.is_empty() {
-        layers.push(file(Path::new(&log.file), log.format)?.with_filter(ours(Severity::DEBUG)).boxed());
+        layers.push(file(Path::new(&log.file), log.format)?.with_filter(filter(Severity::DEBUG)).boxed());
     }
     // A second start in one process (as tests do) keeps the first.
     let _ = tracing_subscriber::registry().with(layers).try_init();
@@ -73,8 +73,8 @@ fn file(path: &Path, format: LogFormat) -> Result<Box<dyn Layer<Registry> + Send
     })
 }
 
-fn ours(severity: Severity) -> Targets {
-    let others = LevelFilter::from_level(severity).min(LevelFilter::WARN);
+fn filter(severity: Severity) -> Targets {
+    let others = if severity >= Severity::DEBUG { LevelFilter::WARN } else { LevelFilter::OFF };
     OURS.iter().fold(Targets::new().with_default(others), |targets, name| targets.with_target(*name, severity))
 }
 

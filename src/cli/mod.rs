@@ -33,11 +33,16 @@ pub fn main() -> u8 {
         Ok(cli) => cli,
         Err(error) => return misused(error),
     };
-    let out = Out::new(context::style(&cli.global));
-    match commands::run(cli, &out) {
+    let (out, verbose) = (Out::new(context::style(&cli.global)), cli.global.verbose > 0);
+    let done = match commands::run(cli, &out) {
+        // A result that did not arrive whole is none.
+        Ok(0) => out.stdout_error().map_or(Ok(0), Err),
+        other => other,
+    };
+    match done {
         Ok(exit) => exit,
         Err(report) => {
-            out.report(&report, false);
+            out.report(&report, verbose);
             report.exit()
         }
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use skein_protocol::event::Record;
 
 use super::{
-    failure::{Level, Report},
+    failure::{Failure, Level, Report},
     table::Table,
 };
 
@@ -49,6 +49,8 @@ struct Inner {
     seq: AtomicU64,
     bars: MultiProgress,
     sinks: Mutex<Sinks>,
+    /// Why part of the result was not written.
+    failed: Mutex<Option<io::Error>>,
 }
 
 /// What was asked for, and what the streams are.
@@ -123,7 +125,13 @@ impl Out {
 
     fn into(style: Style, stdout: Box<dyn Write + Send>, stderr: Box<dyn Write + Send>) -> Out {
         let sinks = Mutex::new(Sinks { stdout, stderr });
-        Out(Arc::new(Inner { style, seq: AtomicU64::new(0), bars: MultiProgress::new(), sinks }))
+        Out(Arc::new(Inner {
+            style,
+            seq: AtomicU64::new(0),
+            bars: MultiProgress::new(),
+            sinks,
+            failed: Mutex::default(),
+        }))
     }
 
     pub fn style(&self) -> Style {
@@ -204,15 +212,29 @@ impl Out {
 
     /// The result, as text.
     pub fn print(&self, text: &str) {
+        self.put(&format!("{text}\n"));
+    }
+
+    fn put(&self, text: &str) {
         let mut sinks = self.sinks();
+        let written = sinks.stdout.write_all(text.as_bytes()).and_then(|()| sinks.stdout.flush());
         // A reader that has seen enough (`head`) is no failure.
-        let _ = writeln!(sinks.stdout, "{text}").and_then(|()| sinks.stdout.flush());
+        if let Err(error) = written
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            self.0.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    /// Why the result is not whole, if it is not.
+    pub(super) fn stdout_error(&self) -> Option<Report> {
+        let error = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(Failure::ResultLost { error: error.to_string() }.into())
     }
 
     /// A piece of the result, without a line end, seen at once.
     pub fn print_piece(&self, text: &str) {
-        let mut sinks = self.sinks();
-        let _ = sinks.stdout.write_all(text.as_bytes()).and_then(|()| sinks.stdout.flush());
+        self.put(text);
     }
 
     /// The result, as a table: aligned on a terminal, tab-separated in a pipe.

@@ -1,6 +1,6 @@
 //! What a node's typed errors mean to a person. In: errors of `node`, `net` and of an invite. Out: entries of the catalogue.
 
-use skein_protocol::invite::BadInvite;
+use skein_protocol::{invite::BadInvite, unit};
 
 use super::{
     failure::{Failure, Report},
@@ -42,13 +42,22 @@ impl Circumstances {
                 give: Bytes(*give),
                 free: Bytes(self.machine.memory_free),
                 run: self.run.clone(),
+                command: self.command.into(),
+                enough: enough(*need),
+            },
+            NodeError::BelowTheRunsLeast { least, give } => Failure::BelowTheRunsLeast {
+                run: self.run.clone(),
+                least: Bytes(*least),
+                give: Bytes(*give),
+                command: self.command.into(),
+                enough: enough(*least),
             },
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
                 message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
-            NodeError::MayNotFeed { owner, .. } => Failure::NotPossible {
-                why: format!("only the run's owner, {}, and its delegates feed data", Peer(*owner)),
-            },
+            NodeError::MayNotFeed { owner, .. } => {
+                Failure::NotYours { run: self.run.clone(), owner: Peer(*owner).to_string() }
+            }
             NodeError::Log { .. } | NodeError::Thread(_) | NodeError::NetworkGone | NodeError::Bug(_) => {
                 Failure::Other { message: error.to_string() }
             }
@@ -78,6 +87,10 @@ impl Circumstances {
                 found: presented.clone(),
                 expected: expected.to_string(),
             },
+            LobbyError::Full(peers) => Failure::RunFull {
+                run: self.run.clone(),
+                peers: peers.iter().map(|peer| Peer(*peer).to_string()).collect::<Vec<_>>().join(", "),
+            },
             LobbyError::NotTheirRun(peers) => Failure::NobodyAnswers {
                 count: peers.len(),
                 list: peers
@@ -94,6 +107,11 @@ impl Circumstances {
             LobbyError::Closed => Failure::Other { message: error.to_string() },
         }
     }
+}
+
+/// An amount of memory that a flag takes and that is not below `bytes`.
+fn enough(bytes: u64) -> String {
+    unit::bytes(bytes.next_multiple_of(1 << 20))
 }
 
 /// One line a peer: what came of its addresses.
@@ -123,22 +141,20 @@ fn manifest(refused: &Refused, peer: &str) -> Failure {
 impl From<BadInvite> for Failure {
     fn from(error: BadInvite) -> Self {
         match error {
-            BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: starts },
-            BadInvite::Damaged | BadInvite::TooLong(_) | BadInvite::Newer(_) | BadInvite::Malformed(_) => {
-                Failure::DamagedInvite { reason: error.to_string() }
+            BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: format!("{starts}…") },
+            BadInvite::TooLong(bytes) => Failure::DamagedInvite { reason: format!("it is {bytes} bytes long") },
+            BadInvite::Damaged => Failure::DamagedInvite { reason: "its checksum does not match".into() },
+            BadInvite::Newer(format) => {
+                Failure::DamagedInvite { reason: format!("it has format {format}, newer than this") }
             }
+            BadInvite::Malformed(reason) => Failure::DamagedInvite { reason },
         }
     }
 }
 
 impl From<ServeError> for Report {
     fn from(error: ServeError) -> Self {
-        let failure = match &error {
-            ServeError::Taken(address) => {
-                Failure::ControlPortTaken { address: address.to_string(), origin: "watch.listen".into() }
-            }
-            ServeError::Listen { .. } => Failure::Other { message: error.to_string() },
-        };
+        let failure = Failure::Other { message: error.to_string() };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
     }
 }

@@ -100,6 +100,16 @@ impl fmt::Display for Peer {
     }
 }
 
+/// `1 peer`, `2 peers`, `1 846 micro-batches`.
+pub fn counted(count: u64, word: &str) -> String {
+    let ending = match count {
+        1 => "",
+        _ if word.ends_with("ch") => "es",
+        _ => "s",
+    };
+    format!("{} {word}{ending}", Count(count))
+}
+
 /// Bytes a second: `462 kB/s`.
 pub fn rate(bytes_per_s: f64) -> String {
     format!("{}/s", scaled(bytes_per_s, 1000.0, &["B", "kB", "MB", "GB", "TB"]))

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use skein_protocol::{Lane, PeerId, event::Severity};
+use skein_protocol::{Lane, PeerId, event::Severity, wire::limits::BODY_MAX};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 pub struct Limits {
     /// Bytes of an encoded frame.
     pub frame_max: u32,
-    /// Bytes of a message's body.
+    /// Bytes of a message's body: the protocol's own limit, since one averaging round of a stage is one body.
     pub body_max: u64,
     /// Bytes of bodies that are being read at one time, from one peer and from all.
     pub receiving_peer: u64,
@@ -65,9 +65,9 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             frame_max: 64 * KIB as u32,
-            body_max: 64 * MIB,
-            receiving_peer: 128 * MIB,
-            receiving_total: 512 * MIB,
+            body_max: BODY_MAX,
+            receiving_peer: BODY_MAX,
+            receiving_total: 1024 * MIB,
             streams_new: 4,
             streams: 64,
             window_stream: 16 * MIB as u32,

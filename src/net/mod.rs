@@ -18,7 +18,10 @@ use bytes::Bytes;
 use libp2p::Multiaddr;
 use serde::Serialize;
 use skein_protocol::{Lane, PeerId, event::Severity, key::Key};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 pub use self::{
     address::Reachability,
@@ -192,6 +195,7 @@ pub struct PeerStats {
 pub struct Net {
     shared: Arc<Shared>,
     endpoints: Endpoints,
+    port: u16,
 }
 
 /// Starts the network. `admit` judges bodies before they are read.
@@ -199,15 +203,20 @@ pub async fn start(config: NetConfig, admit: Arc<dyn Admit>) -> Result<(Net, mps
     let (events, received) = mpsc::channel(config.limits.events);
     let (commands, ordered) = mpsc::channel(256);
     let (shared, happened) = Shared::new(config.key.peer(), config.limits.clone(), admit, events, commands);
-    let (swarm, endpoints) = control::listening_swarm(&config, &shared)?;
+    let (swarm, endpoints, port) = control::listening_swarm(&config, &shared)?;
     tokio::spawn(data::run_hub(shared.clone(), happened));
     tokio::spawn(control::Control::new(config, swarm, shared.clone()).run(ordered));
-    Ok((Net { shared, endpoints }, received))
+    Ok((Net { shared, endpoints, port }, received))
 }
 
 impl Net {
     pub fn me(&self) -> PeerId {
         self.shared.me
+    }
+
+    /// The UDP and TCP port that this peer listens at; 0 when it does not.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Queues a message to a peer that is up. Control frames without a body arrive in order; every other message has a
@@ -229,9 +238,18 @@ impl Net {
 
     /// Closes all connections to `peer`; `Lost` follows.
     pub fn hangup(&self, peer: PeerId) {
-        if !self.shared.try_happened(Happened::Hangup { peer }) {
+        self.leave(peer, Code::Done, "hung up");
+    }
+
+    /// As [`Net::hangup`], and the peer is told why it is not wanted.
+    pub fn turn_away(&self, peer: PeerId, why: &'static str) {
+        self.leave(peer, Code::NotWanted, why);
+    }
+
+    fn leave(&self, peer: PeerId, code: Code, why: &'static str) {
+        if !self.shared.try_happened(Happened::Hangup { peer, code, why }) {
             let shared = self.shared.clone();
-            tokio::spawn(async move { shared.happened(Happened::Hangup { peer }).await });
+            tokio::spawn(async move { shared.happened(Happened::Hangup { peer, code, why }).await });
         }
     }
 
@@ -268,17 +286,24 @@ impl Net {
         self.shared.stats()
     }
 
-    /// Finishes what is on its way (for at most a second), says goodbye and closes everything.
+    /// Finishes what is on its way (for at most a second), says goodbye and closes everything. Whoever holds the receiver of
+    /// events reads on, closes or drops it meanwhile: tasks that wait for room in it cannot say goodbye, and are cut off.
     pub async fn shutdown(self) {
         let (done, finished) = oneshot::channel();
-        self.shared.happened(Happened::Shutdown { within: GOODBYE, done }).await;
-        let _ = finished.await;
-        let code = Code::ShuttingDown;
-        let _ = tokio::time::timeout(GOODBYE, self.endpoints.close(code as u32, code.words())).await;
-        let (done, finished) = oneshot::channel();
-        if self.shared.commands.send(Command::Shutdown(done)).await.is_ok() {
+        let goodbye = async {
+            self.shared.happened(Happened::Shutdown { within: GOODBYE, done }).await;
             let _ = finished.await;
-        }
+        };
+        let _ = timeout(2 * GOODBYE, goodbye).await;
+        let code = Code::ShuttingDown;
+        let _ = timeout(GOODBYE, self.endpoints.close(code as u32, code.words())).await;
+        let (done, finished) = oneshot::channel();
+        let close = async {
+            if self.shared.commands.send(Command::Shutdown(done)).await.is_ok() {
+                let _ = finished.await;
+            }
+        };
+        let _ = timeout(GOODBYE, close).await;
     }
 
     /// The control plane takes commands faster than any node gives them; should it ever not, the command waits in a task.

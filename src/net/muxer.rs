@@ -61,7 +61,7 @@ impl StreamMuxer for Muxer {
         let connection = self.connection.clone();
         let closing = self.closing.get_or_insert_with(|| {
             // The data plane holds a clone, so dropping ours would close nothing.
-            connection.close(Code::Done.into(), b"closed by libp2p");
+            close(&connection);
             async move { drop(connection.closed().await) }.boxed()
         });
         closing.poll_unpin(cx).map(Ok)
@@ -78,7 +78,14 @@ impl StreamMuxer for Muxer {
 impl Drop for Muxer {
     /// libp2p drops connections that it refuses or finds idle without closing them.
     fn drop(&mut self) {
-        self.connection.close(Code::Done.into(), b"closed by libp2p");
+        close(&self.connection);
+    }
+}
+
+/// Once more would put our own reason in the place of the peer's, which the data plane may not have read yet.
+fn close(connection: &quinn::Connection) {
+    if connection.close_reason().is_none() {
+        connection.close(Code::Done.into(), b"closed by libp2p");
     }
 }
 

@@ -3,9 +3,10 @@
 //! One task owns the peer. A turn reads the clock once, hands one fact over, and performs everything that follows before the next.
 //! It never waits for another peer, and decides nothing: it translates.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use libp2p::Multiaddr;
 use skein_pipeline::peer::{
     Peer,
     io::{Command, Input, Output},
@@ -13,16 +14,17 @@ use skein_pipeline::peer::{
 use skein_protocol::{
     Incarnation, Instant, Lane, Machine, Outbox, PeerId, RunId, Utc,
     event::{Event, Record, Severity},
-    wire::{Frame, average, flow, generate, state},
+    wire::{Frame, average, flow, generate, hello, state},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
+    task::{JoinHandle, spawn_blocking},
     time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
     NodeError,
-    admit::{Body, Gate, Shapes},
+    admit::{Admission, Body, FULL, Gate, Shapes},
     blobs::Blobs,
     clock::Clock,
     export::{self, Exports},
@@ -34,7 +36,7 @@ use super::{
 };
 use crate::{
     home::{Book, Home},
-    net::{Code, Net, NetEvent, Reachability},
+    net::{self, Code, Net, NetEvent, Path, Reachability, gate},
 };
 
 /// The machine is told the time this often.
@@ -55,6 +57,8 @@ pub enum Order {
         reply: mpsc::UnboundedSender<Said>,
     },
     Export {
+        /// Hears how many stages are complete, as they come.
+        notes: mpsc::UnboundedSender<u16>,
         reply: export::Reply,
     },
     /// Ends without draining.
@@ -86,6 +90,7 @@ pub(super) struct Parts {
     /// Events that were heard before the peer existed.
     pub backlog: Vec<NetEvent>,
     pub gate: Arc<Gate>,
+    pub admission: Admission,
     pub shapes: Shapes,
     pub blobs: Blobs,
     pub worker: WorkerThread,
@@ -97,6 +102,8 @@ pub(super) struct Parts {
     pub stages: u16,
     /// The served stages are saved this often; zero: only when it drains.
     pub save_every: Duration,
+    /// What the role asks for, before any order.
+    pub commands: Vec<Command>,
     pub orders: mpsc::Receiver<Order>,
     pub records: broadcast::Sender<Record>,
     pub state: watch::Sender<Option<State>>,
@@ -124,6 +131,14 @@ pub(super) struct Driver {
     saved: Instant,
     traffic: [(u64, u64); Lane::ALL.len()],
     booked: bool,
+    /// The book on its way to the disk.
+    saving: Option<JoinHandle<()>>,
+}
+
+fn write_book(home: &Home, book: &Book) {
+    if let Err(error) = home.save_book(book) {
+        tracing::warn!(%error, "the address book was not saved");
+    }
 }
 
 impl Driver {
@@ -149,6 +164,7 @@ impl Driver {
             saved: now,
             traffic: Default::default(),
             booked: false,
+            saving: None,
             parts,
         }
     }
@@ -185,14 +201,25 @@ impl Driver {
         for event in std::mem::take(&mut self.parts.backlog) {
             self.on_net(event);
         }
+        for command in std::mem::take(&mut self.parts.commands) {
+            self.turn(Some(Input::Command(command)));
+        }
     }
 
     async fn finish(&mut self) {
         self.note_traffic();
         self.parts.log.flush();
         self.note_feed();
-        self.save_book();
+        if let Some(saving) = self.saving.take() {
+            let _ = saving.await;
+        }
+        if self.booked {
+            write_book(&self.parts.home, &self.book);
+        }
         self.show();
+        // Nobody reads events any more: tasks of the network that wait for room in the channel must not, or none of them
+        // could say goodbye.
+        self.parts.net_events.close();
         self.parts.net.clone().shutdown().await;
     }
 
@@ -258,13 +285,14 @@ impl Driver {
         }
     }
 
+    /// A disk may take seconds to sync, after which this peer would have to fence itself: another thread waits for it.
     fn save_book(&mut self) {
-        if !std::mem::take(&mut self.booked) {
+        let busy = self.saving.as_ref().is_some_and(|saving| !saving.is_finished());
+        if busy || !std::mem::take(&mut self.booked) {
             return;
         }
-        if let Err(error) = self.parts.home.save_book(&self.book) {
-            tracing::warn!(%error, "the address book was not saved");
-        }
+        let (home, book) = (self.parts.home.clone(), self.book.clone());
+        self.saving = Some(spawn_blocking(move || write_book(&home, &book)));
     }
 
     fn show(&mut self) {
@@ -320,8 +348,8 @@ impl Driver {
                     self.go_on(next);
                 }
             }
-            Order::Export { reply } => {
-                let request = self.exports.ask(reply);
+            Order::Export { notes, reply } => {
+                let request = self.exports.ask(notes, reply);
                 self.turn(Some(Input::Command(Command::Export { request })));
             }
             Order::Stop => self.end = Some(Ok(Ended::Stopped)),
@@ -330,8 +358,17 @@ impl Driver {
     }
 
     fn go_on(&mut self, next: Next) {
+        let begun = match &next {
+            Next::Start { session, .. } => Some(*session),
+            Next::Go { .. } | Next::Close { .. } => None,
+        };
         let command = self.command_of(next);
         self.turn(Some(Input::Command(command)));
+        if let Some((session, route)) =
+            begun.and_then(|session| Some((session, self.parts.peer.generation_route(session)?.to_vec())))
+        {
+            self.sessions.on_route(session, route);
+        }
     }
 
     pub(super) fn command_of(&mut self, next: Next) -> Command {
@@ -350,19 +387,26 @@ impl Driver {
 
     fn on_net(&mut self, event: NetEvent) {
         match event {
-            NetEvent::Up { peer, address, .. } => {
+            NetEvent::Up { peer, path, address } => {
+                self.parts.admission.up(peer, network(path, &address));
                 self.book.met(peer, &address, self.parts.clock.utc());
                 self.booked = true;
                 self.turn(Some(Input::PeerUp { peer }));
             }
             NetEvent::Lost { peer, why } => {
                 self.parts.gate.lost(peer);
+                self.parts.admission.lost(peer);
+                if why.ends_with(FULL) {
+                    let what = "a place: the run is full".to_string();
+                    self.waiting = Some((self.now, what.clone()));
+                    self.emit(Event::Waiting { what });
+                }
                 self.turn(Some(Input::PeerLost { peer, why }));
             }
             NetEvent::Message { from, lane, frame, body } => self.on_message(from, lane, &frame, body),
             NetEvent::Refused { peer, lane, frame, code } => self.on_refused(peer, lane, &frame, code),
             NetEvent::Found { request, peers, done } => {
-                let written = |addresses: Vec<libp2p::Multiaddr>| addresses.iter().map(ToString::to_string).collect();
+                let written = |addresses: Vec<Multiaddr>| addresses.iter().map(ToString::to_string).collect();
                 let peers = peers.into_iter().map(|(peer, addresses)| (peer, written(addresses))).collect();
                 self.turn(Some(Input::Found { request, peers, last: done }));
             }
@@ -377,7 +421,8 @@ impl Driver {
                 self.tell_addresses();
             }
             NetEvent::DialFailed { peer, address, why } => tracing::debug!(?peer, address, why, "not reached"),
-            NetEvent::Moved { .. } | NetEvent::Writable { .. } | NetEvent::Provided { .. } => {}
+            NetEvent::Moved { peer, path, address } => self.parts.admission.up(peer, network(path, &address)),
+            NetEvent::Writable { .. } | NetEvent::Provided { .. } => {}
         }
     }
 
@@ -408,10 +453,29 @@ impl Driver {
             );
         }
         if let Frame::Hello(hello) = &frame {
+            if let Err(why) = self.admit(from, hello) {
+                return self.parts.net.turn_away(from, why);
+            }
             self.parts.gate.heard(from, hello, self.parts.run);
         }
         let body = body.map(|bytes| self.parts.blobs.put(bytes));
         self.turn(Some(Input::Frame { from, frame, body }));
+    }
+
+    /// Whether a peer that wants to take part may.
+    fn admit(&mut self, from: PeerId, words: &hello::Frame) -> Result<(), &'static str> {
+        let wants = match words {
+            hello::Frame::Hello(hello) => hello.run == self.parts.run,
+            hello::Frame::WantManifest(run) => *run == self.parts.run,
+            hello::Frame::Manifest(_) | hello::Frame::Unknown(_) | hello::Frame::Fence(_) | hello::Frame::Goodbye => {
+                false
+            }
+        };
+        if !wants {
+            return Ok(());
+        }
+        let members = self.parts.peer.view().peers;
+        self.parts.admission.admit(from, members.into_iter().map(|member| member.peer))
     }
 
     pub(super) fn blame(&mut self, peer: PeerId, severity: Severity, why: String) {
@@ -429,6 +493,12 @@ impl Driver {
             Answer::Nothing => {}
         }
     }
+}
+
+/// The network that a connection comes from; nothing for one that does not count, or that a relay hides.
+fn network(path: Path, address: &str) -> Option<IpAddr> {
+    let address: Multiaddr = address.parse().ok().filter(|_| path != Path::Relay)?;
+    gate::subnet(net::address::ip_of(&address)?)
 }
 
 /// What a refused body means to its sender.

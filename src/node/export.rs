@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use skein_protocol::{Stage, hash::Digest};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// Weights of one replica of a stage, in pieces.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +32,7 @@ pub type Reply = oneshot::Sender<Result<Collected, ExportError>>;
 struct Collect {
     stages: BTreeMap<Stage, Vec<Weights>>,
     ended: BTreeSet<Stage>,
+    notes: mpsc::UnboundedSender<u16>,
     reply: Reply,
 }
 
@@ -48,10 +49,10 @@ impl Exports {
         Exports { open: BTreeMap::new(), next: 0, count }
     }
 
-    /// A number for the peer's `Export`.
-    pub fn ask(&mut self, reply: Reply) -> u64 {
+    /// A number for the peer's `Export`. `notes` hears the number of complete stages each time it grows.
+    pub fn ask(&mut self, notes: mpsc::UnboundedSender<u16>, reply: Reply) -> u64 {
         self.next += 1;
-        self.open.insert(self.next, Collect { stages: BTreeMap::new(), ended: BTreeSet::new(), reply });
+        self.open.insert(self.next, Collect { stages: BTreeMap::new(), ended: BTreeSet::new(), notes, reply });
         self.next
     }
 
@@ -59,8 +60,9 @@ impl Exports {
     pub fn on_exported(&mut self, request: u64, stage: Stage, weights: Option<Weights>, last: bool) {
         let Some(collect) = self.open.get_mut(&request) else { return };
         collect.stages.entry(stage).or_default().extend(weights);
-        if last {
-            collect.ended.insert(stage);
+        if last && collect.ended.insert(stage) {
+            // Whoever asked may not care.
+            let _ = collect.notes.send(collect.ended.len() as u16);
         }
         if collect.ended.len() < usize::from(self.count) {
             return;
@@ -86,10 +88,14 @@ mod tests {
     fn every_stage_comes_with_all_replicas_that_answered() {
         let mut exports = Exports::new(2);
         let (reply, mut answer) = oneshot::channel();
-        let request = exports.ask(reply);
+        let (notes, mut noted) = mpsc::unbounded_channel();
+        let request = exports.ask(notes, reply);
         exports.on_exported(request, 1, weights(3), true);
+        assert_eq!(noted.try_recv(), Ok(1));
         exports.on_exported(request, 0, weights(1), false);
+        assert!(noted.try_recv().is_err(), "another replica of stage 0 is to come");
         exports.on_exported(request, 0, None, true);
+        assert_eq!(noted.try_recv(), Ok(2));
         let collected = answer.try_recv().unwrap().unwrap();
         assert_eq!(collected, [vec![weights(1).unwrap()], vec![weights(3).unwrap()]]);
         assert!(exports.open.is_empty());
@@ -99,7 +105,7 @@ mod tests {
     fn a_stage_that_nobody_has_is_named() {
         let mut exports = Exports::new(2);
         let (reply, mut answer) = oneshot::channel();
-        let request = exports.ask(reply);
+        let request = exports.ask(mpsc::unbounded_channel().0, reply);
         exports.on_exported(request, 0, weights(1), true);
         exports.on_exported(request, 1, None, true);
         assert_eq!(answer.try_recv().unwrap(), Err(ExportError::NoReplica(vec![1])));

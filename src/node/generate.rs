@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
-use skein_protocol::Instant;
+use skein_protocol::{Instant, PeerId};
 use tokio::sync::mpsc;
 
 /// A session that was lost this often is given up.
@@ -44,6 +44,8 @@ pub struct Ask {
 /// What the asker hears.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Said {
+    /// Who computes from here on, one peer a stage.
+    Route(Vec<PeerId>),
     Token(u32),
     /// A replica was lost: the text so far was read again by others, whose weights may differ a little.
     Replayed,
@@ -115,7 +117,8 @@ impl Sessions {
             let _ = reply.send(Said::Ended(why));
             None
         };
-        if ask.prompt.is_empty() || ask.prompt.len() > self.context {
+        // One token must fit behind it.
+        if ask.prompt.is_empty() || ask.prompt.len() >= self.context {
             return end(Why::Context);
         }
         if ask.tokens_max == 0 {
@@ -130,6 +133,14 @@ impl Sessions {
             reply,
         };
         Some(self.start(session))
+    }
+
+    /// The peer has chosen who computes a session.
+    pub fn on_route(&mut self, number: u64, route: Vec<PeerId>) {
+        if let Some(session) = self.open.get(&number) {
+            // Whoever asked may be gone: the next token shows.
+            let _ = session.reply.send(Said::Route(route));
+        }
     }
 
     fn start(&mut self, session: Session) -> Next {

@@ -3,7 +3,7 @@
 //! In: [`Setup`]. Out: a [`Node`], or the first thing that is not as it must be. What can be known without the network is checked
 //! before it is asked; each step tells that it is done, so a person sees what is waited for.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use libp2p::Multiaddr;
 use skein_pipeline::{
@@ -16,7 +16,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
     Node, NodeError, Progress, Role, Serve, Setup, Way,
-    admit::{Gate, Shapes},
+    admit::{Admission, Gate, Shapes},
     blobs::Blobs,
     clock::Clock,
     driver::{Driver, Ended, Parts},
@@ -71,6 +71,7 @@ pub async fn start<M: Engines + 'static>(
         None => match enter(&setup, &net, &mut net_events, &mut progress).await {
             Ok(entered) => entered,
             Err(error) => {
+                drop(net_events);
                 net.shutdown().await;
                 return Err(error);
             }
@@ -92,10 +93,7 @@ pub async fn start<M: Engines + 'static>(
         engines,
     );
     match built {
-        Ok((node, driver, commands)) => {
-            for command in commands {
-                node.order(super::Order::Command(command)).await;
-            }
+        Ok((node, driver)) => {
             progress(Progress::Running { incarnation: node.incarnation, remarks: node.remarks.clone() });
             Ok(node.run(driver))
         }
@@ -172,6 +170,7 @@ async fn open_network(
                 for (peer, addresses) in meet {
                     net.dial(*peer, addresses.clone());
                 }
+                let port = net.port();
                 return Ok((net, events, port));
             }
             Err(error @ NetError::PortTaken { .. }) => taken = taken.or(Some(error)),
@@ -221,8 +220,12 @@ fn check_role(setup: &Setup, key: &Key, manifest: &Manifest) -> Result<(), NodeE
             stages.iter().copied().map(need).sum()
         }
     };
-    if needed > setup.give.memory {
-        return Err(NodeError::TooLittleMemory { need: needed, give: setup.give.memory });
+    let (give, least) = (setup.give.memory, manifest.admission.memory_min.0);
+    if needed > give {
+        return Err(NodeError::TooLittleMemory { need: needed, give });
+    }
+    if least > give && me != run.owner {
+        return Err(NodeError::BelowTheRunsLeast { least, give });
     }
     Ok(())
 }
@@ -249,7 +252,7 @@ fn build<M: Engines + 'static>(
     gate: Arc<Gate>,
     blobs: Blobs,
     engines: impl FnOnce(&Manifest) -> M + Send + 'static,
-) -> Result<(Node, Driver, Vec<Command>), NodeError> {
+) -> Result<(Node, Driver), NodeError> {
     check_role(&setup, &key, &manifest)?;
     let folder = enter_folder(&setup, run, &manifest, &signed)?;
     let manifest = Arc::new(manifest);
@@ -257,6 +260,7 @@ fn build<M: Engines + 'static>(
     gate.open(shapes.clone());
     let store = Store::new(&folder, setup.give.keep_versions);
     let (found, remarks) = store.newest();
+    let unsaved = store.unsaved();
     let saved = found.into_iter().map(|found| SavedState {
         version: found.version,
         root: found.root,
@@ -305,6 +309,7 @@ fn build<M: Engines + 'static>(
         net_events,
         backlog,
         gate,
+        admission: Admission::new(manifest.clone()),
         shapes,
         blobs,
         worker,
@@ -315,6 +320,7 @@ fn build<M: Engines + 'static>(
         context: manifest.model.config.context as usize,
         stages: manifest.stages.count,
         save_every: setup.give.save_every,
+        commands,
         orders,
         records: records.clone(),
         state: state_in,
@@ -328,6 +334,7 @@ fn build<M: Engines + 'static>(
         folder,
         incarnation,
         remarks,
+        unsaved,
         net,
         orders: orders_in,
         records,
@@ -336,7 +343,7 @@ fn build<M: Engines + 'static>(
         done: None,
         _lock: lock,
     };
-    Ok((node, driver, commands))
+    Ok((node, driver))
 }
 
 fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -> Result<RunFolder, NodeError> {
@@ -367,39 +374,110 @@ pub enum Left {
 pub async fn until_left(node: Node, mut draining: impl FnMut()) -> Result<Left, NodeError> {
     let orders = node.orders();
     let mut wait = std::pin::pin!(node.wait());
+    let mut interrupts = Interrupts::listen();
     let mut asked = false;
     loop {
         tokio::select! {
             ended = &mut wait => return ended.map(Left::Ended),
-            () = interrupted() => {
+            () = interrupts.next() => {
                 if asked {
                     return Ok(Left::AtOnce);
                 }
                 asked = true;
                 draining();
-                let _ = orders.send(super::Order::Command(Command::Drain)).await;
+                // A node that takes no orders must not keep the second Ctrl-C from being heard.
+                let orders = orders.clone();
+                tokio::spawn(async move { drop(orders.send(super::Order::Command(Command::Drain)).await) });
             }
         }
     }
 }
 
-/// Ctrl-C or SIGTERM.
-async fn interrupted() {
+/// Ctrl-C and SIGTERM. Listened for from the start to the end, so that none between two looks is lost.
+struct Interrupts {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-            let _ = tokio::signal::ctrl_c().await;
-            return;
-        };
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = tokio::signal::ctrl_c().await;
+    signals: Option<[tokio::signal::unix::Signal; 2]>,
 }
 
-/// A second to settle after the last word, when somebody ends a node from inside.
-pub const GRACE: Duration = Duration::from_secs(1);
+#[cfg(unix)]
+impl Interrupts {
+    fn listen() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let both = [signal(SignalKind::interrupt()), signal(SignalKind::terminate())];
+        let [Ok(interrupt), Ok(terminate)] = both else {
+            tracing::warn!("signals cannot be listened for: they end this process at once");
+            return Interrupts { signals: None };
+        };
+        Interrupts { signals: Some([interrupt, terminate]) }
+    }
+
+    async fn next(&mut self) {
+        match &mut self.signals {
+            Some([interrupt, terminate]) => tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Interrupts {
+    fn listen() -> Self {
+        Interrupts {}
+    }
+
+    async fn next(&mut self) {
+        let _ = tokio::signal::ctrl_c().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use skein_pipeline::compute::{Device, OnDevice};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        home::Home,
+        node::{Ended, Give, NetSetup, Order, sample_manifest},
+    };
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_peer_starts_with_more_stages_than_orders_may_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let stages = ORDERS as u16 + 6;
+        let (_, signed) = signed::sign(&sample_manifest(stages), &Key::from_secret([1; 32]));
+        let setup = Setup {
+            home: Home::at(dir.path()),
+            way: Way::Known { signed, meet: Vec::new() },
+            role: Role::host((0..stages).collect()),
+            net: NetSetup::loopback(),
+            give: Give::default(),
+            invite: None,
+            events_keep: 1 << 20,
+            patience: Duration::from_secs(1),
+            keep_trying: false,
+            seed: Some(1),
+        };
+        let mut ports = Vec::new();
+        let note = |progress| {
+            if let Progress::Listening { port } = progress {
+                ports.push(port);
+            }
+        };
+        let started = start(setup, |_| OnDevice(Device::Cpu { threads: 1 }), note);
+        let node = timeout(Duration::from_secs(60), started).await.expect("it starts in time").expect("it starts");
+        assert!(matches!(ports[..], [port] if port > 0), "the port that the system chose: {ports:?}");
+        let mut state = node.state();
+        let all = |state: &Option<crate::node::view::State>| {
+            state.as_ref().is_some_and(|state| state.peer.mine.len() == usize::from(stages))
+        };
+        timeout(Duration::from_secs(60), state.wait_for(all)).await.expect("in time").expect("it runs");
+        node.order(Order::Stop).await;
+        assert_eq!(node.wait().await.expect("in good order"), Ended::Stopped);
+    }
+}

@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::signed::{self, Refused};
+use super::{
+    admit::FULL,
+    signed::{self, Refused},
+};
 use crate::net::{Net, NetEvent};
 
 /// Peers that did not answer are dialled again after this.
@@ -53,6 +56,9 @@ pub enum LobbyError {
     /// SK202
     #[error("{address} presented {presented}, not {expected}")]
     OtherIdentity { address: String, expected: PeerId, presented: String },
+    /// SK309. Each peer that answered has no place for another.
+    #[error("the run is full")]
+    Full(Vec<PeerId>),
     /// Peers answered, and none of them is in the run.
     #[error("{} peers answer, and none is in this run", .0.len())]
     NotTheirRun(Vec<PeerId>),
@@ -67,9 +73,9 @@ pub enum LobbyError {
 }
 
 impl LobbyError {
-    /// Whether waiting longer may help: nobody was there yet, or only peers that do not know the run yet.
+    /// Whether waiting longer may help: nobody was there yet, only peers that do not know the run yet, or no place was free.
     pub fn may_pass(&self) -> bool {
-        matches!(self, LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_))
+        matches!(self, LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_) | LobbyError::Full(_))
     }
 }
 
@@ -79,6 +85,38 @@ pub struct Entered {
     pub signed: Vec<u8>,
     pub manifest: Manifest,
     pub from: PeerId,
+}
+
+/// Keeps what the driver has to hear. It may be days until it does: a peer that came and went leaves nothing, and what is said
+/// again and again is not kept.
+fn keep(backlog: &mut Vec<NetEvent>, event: NetEvent) {
+    match &event {
+        NetEvent::Lost { peer, .. } => backlog.retain(|kept| about(kept) != Some(*peer)),
+        NetEvent::DialFailed { .. }
+        | NetEvent::Found { .. }
+        | NetEvent::Writable { .. }
+        | NetEvent::Provided { .. }
+        | NetEvent::Moved { .. } => {}
+        NetEvent::Up { .. } => backlog.push(event),
+        NetEvent::Message { .. }
+        | NetEvent::Refused { .. }
+        | NetEvent::Listening { .. }
+        | NetEvent::Lan { .. }
+        | NetEvent::Reachability(_) => {
+            if backlog.len() < BACKLOG_MAX {
+                backlog.push(event);
+            }
+        }
+    }
+}
+
+/// The peer whose connection an event is about.
+fn about(event: &NetEvent) -> Option<PeerId> {
+    match event {
+        NetEvent::Up { peer, .. } | NetEvent::Refused { peer, .. } => Some(*peer),
+        NetEvent::Message { from, .. } => Some(*from),
+        _ => None,
+    }
 }
 
 pub struct Lobby<'a> {
@@ -159,9 +197,7 @@ impl<'a> Lobby<'a> {
             },
             _ => {}
         }
-        if self.backlog.len() < BACKLOG_MAX || !matches!(event, NetEvent::Message { .. }) {
-            self.backlog.push(event);
-        }
+        keep(&mut self.backlog, event);
         Ok(entered)
     }
 
@@ -194,6 +230,11 @@ impl<'a> Lobby<'a> {
         if !self.altered.is_empty() {
             return LobbyError::Altered(self.altered.iter().map(|(peer, why)| (*peer, why.clone())).collect());
         }
+        let full = self.tried.values().filter(|tried| tried.why.ends_with(FULL)).filter_map(|tried| tried.peer);
+        let full: Vec<PeerId> = full.collect();
+        if !full.is_empty() {
+            return LobbyError::Full(full);
+        }
         if !self.strangers.is_empty() {
             return LobbyError::NotTheirRun(self.strangers.iter().copied().collect());
         }
@@ -218,5 +259,34 @@ impl<'a> Lobby<'a> {
             Some((expected, presented, address)) => LobbyError::OtherIdentity { address, expected, presented },
             None => LobbyError::NobodyAnswers(tried),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Path;
+
+    #[test]
+    fn a_long_wait_keeps_only_what_still_holds() {
+        let (here, gone) = (PeerId([1; 32]), PeerId([2; 32]));
+        let up = |peer| NetEvent::Up { peer, path: Path::Direct, address: String::new() };
+        let said = |from| NetEvent::Message { from, lane: Lane::Control, frame: Bytes::from_static(b"x"), body: None };
+        let mut backlog = Vec::new();
+        keep(&mut backlog, up(here));
+        keep(&mut backlog, said(here));
+        for _ in 0..100_000 {
+            keep(&mut backlog, NetEvent::DialFailed { peer: None, address: String::new(), why: "silent".into() });
+            keep(&mut backlog, up(gone));
+            keep(&mut backlog, said(gone));
+            keep(&mut backlog, NetEvent::Lost { peer: gone, why: "it left".into() });
+        }
+        assert!(
+            matches!(backlog[..], [NetEvent::Up { peer, .. }, NetEvent::Message { from, .. }] if peer == here && from == here)
+        );
+        for _ in 0..2 * BACKLOG_MAX {
+            keep(&mut backlog, said(here));
+        }
+        assert_eq!(backlog.len(), BACKLOG_MAX);
     }
 }

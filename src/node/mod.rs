@@ -47,7 +47,7 @@ use self::{
     generate::{Ask, Said},
     lobby::{Invited, LobbyError},
     signed::Refused,
-    store::Remark,
+    store::{Remark, Unsaved},
     view::State,
     worker::Niceness,
 };
@@ -195,7 +195,7 @@ pub enum Progress {
         me: PeerId,
         made_now: bool,
     },
-    /// 0: a port of the system's choice.
+    /// 0: nowhere.
     Listening {
         port: u16,
     },
@@ -227,6 +227,9 @@ pub enum NodeError {
     /// SK125
     #[error("the smallest stage needs {need} bytes of memory, {give} are given")]
     TooLittleMemory { need: u64, give: u64 },
+    /// SK310
+    #[error("the run asks for {least} bytes of memory, {give} are given")]
+    BelowTheRunsLeast { least: u64, give: u64 },
     #[error("stage {stage} does not exist, the run has {count}")]
     NoSuchStage { stage: Stage, count: u16 },
     #[error("{me} may not feed data into this run, its owner is {owner}")]
@@ -255,6 +258,8 @@ pub struct Node {
     pub incarnation: Incarnation,
     /// What was wrong with saved states.
     pub remarks: Vec<Remark>,
+    /// What could not be saved since.
+    pub unsaved: Unsaved,
     net: Net,
     orders: mpsc::Sender<Order>,
     records: broadcast::Sender<Record>,
@@ -313,7 +318,8 @@ impl Node {
     /// Stages that nobody serves, or the node ended.
     pub async fn export(&self) -> Result<Collected, ExportError> {
         let (reply, answer) = oneshot::channel();
-        self.order(Order::Export { reply }).await;
+        let (notes, _) = mpsc::unbounded_channel();
+        self.order(Order::Export { notes, reply }).await;
         answer.await.unwrap_or(Err(ExportError::Stopped))
     }
 

@@ -15,12 +15,16 @@ use skein_protocol::{Manifest, Stage};
 pub use hf::Written;
 
 use super::export::{Collected, Weights};
+use crate::home::{HomeError, file};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
     /// SK314
     #[error("{} is not empty", .0.display())]
     NotEmpty(PathBuf),
+    /// SK126
+    #[error("the disk is full: {free} bytes free, {needed} needed")]
+    Full { free: u64, needed: u64 },
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("the weights of stage {stage} are damaged: {why}")]
@@ -37,31 +41,48 @@ pub enum SaveError {
 /// # Errors
 /// See [`SaveError`]. After one, `out` is as it was.
 pub fn write(out: &Path, manifest: &Manifest, collected: &Collected, overwrite: bool) -> Result<Written, SaveError> {
-    let io = |source| SaveError::Io { path: out.into(), source };
     let there = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if there && !overwrite {
         return Err(SaveError::NotEmpty(out.into()));
     }
     let stages = stages(manifest, collected)?;
-    if there {
-        return Ok(hf::write(out, &stages)?);
-    }
+    let needed = stages.iter().map(|(_, weights)| 4 * weights.len() as u64).sum();
+    let io = |source| failed(out, needed, source);
     // Beside the wanted folder, then renamed: nobody finds half a model.
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(io)?;
     let beside = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(parent).map_err(io)?;
-    let mut written = hf::write(beside.path(), &stages)?;
-    let _ = fs::remove_dir(out);
-    fs::rename(beside.path(), out).map_err(io)?;
-    open_to_others(out);
-    // It is no temporary folder any more.
-    let _ = beside.keep();
+    let mut written = hf::write(beside.path(), &stages).map_err(|error| match error {
+        HfError::Io { source, .. } => failed(out, needed, source),
+        other => other.into(),
+    })?;
+    if there {
+        // Other files in the folder stay. All bytes are on the disk by now, so little can go wrong between two files.
+        for file in &written.files {
+            let name = file.file_name().unwrap_or_default();
+            fs::rename(file, out.join(name)).map_err(io)?;
+        }
+    } else {
+        let _ = fs::remove_dir(out);
+        fs::rename(beside.path(), out).map_err(io)?;
+        open_to_others(out);
+        // It is no temporary folder any more.
+        let _ = beside.keep();
+    }
     for file in &mut written.files {
         if let Some(name) = file.file_name() {
             *file = out.join(name);
         }
     }
     Ok(written)
+}
+
+fn failed(out: &Path, needed: u64, source: io::Error) -> SaveError {
+    match file::refused(out, needed, source) {
+        HomeError::DiskFull { free, needed, .. } => SaveError::Full { free, needed },
+        HomeError::Denied { path, source } => SaveError::Io { path, source },
+        other => SaveError::Io { path: out.into(), source: io::Error::other(other.to_string()) },
+    }
 }
 
 /// The model and the weights of every stage.

@@ -5,9 +5,11 @@
 //! and the one before is used. It knows neither tensors nor peers.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -63,11 +65,35 @@ pub struct Store {
     dir: PathBuf,
     /// Files a stage that are kept, at least 1.
     keep: usize,
+    unsaved: Unsaved,
+}
+
+/// Stages whose latest save did not work, and why. All clones are one list: the worker writes it, whoever talks to the person reads.
+#[derive(Clone, Debug, Default)]
+pub struct Unsaved(Arc<Mutex<BTreeMap<Stage, HomeError>>>);
+
+impl Unsaved {
+    fn list(&self) -> MutexGuard<'_, BTreeMap<Stage, HomeError>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn each(&self, mut see: impl FnMut(Stage, &HomeError)) {
+        self.list().iter().for_each(|(stage, why)| see(*stage, why));
+    }
+
+    /// Why the first of them was not saved; it is forgotten.
+    pub fn take(&self) -> Option<HomeError> {
+        self.list().pop_first().map(|(_, why)| why)
+    }
 }
 
 impl Store {
     pub fn new(folder: &RunFolder, keep: usize) -> Self {
-        Store { dir: folder.checkpoints(), keep: keep.max(1) }
+        Store { dir: folder.checkpoints(), keep: keep.max(1), unsaved: Unsaved::default() }
+    }
+
+    pub fn unsaved(&self) -> Unsaved {
+        self.unsaved.clone()
     }
 
     fn dir_of(&self, stage: Stage) -> PathBuf {
@@ -96,13 +122,30 @@ impl Store {
         (found, remarks)
     }
 
-    /// Writes a state durably, then removes the oldest ones of its stage.
+    /// Writes a state durably, then removes the oldest ones of its stage. On a full disk older ones make room for it.
     ///
     /// # Errors
-    /// The disk is full or may not be written; what was there stays.
+    /// The disk is full or may not be written; the newest one that was there stays.
     pub fn write(&self, version: Version, root: Digest, state: &[u8]) -> Result<(), HomeError> {
         let dir = self.dir_of(version.stage);
         let known = files(&dir);
+        match (self.put(&dir, &known, version, root, state), known.as_slice()) {
+            (Err(HomeError::DiskFull { .. }), [older @ .., newest]) if !older.is_empty() => {
+                remove(older);
+                self.put(&dir, std::slice::from_ref(newest), version, root, state)
+            }
+            (done, _) => done,
+        }
+    }
+
+    fn put(
+        &self,
+        dir: &Path,
+        known: &[(u64, PathBuf)],
+        version: Version,
+        root: Digest,
+        state: &[u8],
+    ) -> Result<(), HomeError> {
         let number = known.last().map_or(1, |(number, _)| number + 1);
         let header = minicbor::to_vec(Header { version, root, len: state.len() as u64 }).expect("writing to a Vec");
         let header_len = (header.len() as u32).to_le_bytes();
@@ -113,20 +156,30 @@ impl Store {
             parts.iter().try_for_each(|part| file.write_all(part))?;
             file.write_all(&hash.0)
         })?;
-        let surplus = (known.len() + 1).saturating_sub(self.keep);
-        for (_, old) in known.into_iter().take(surplus) {
-            let _ = fs::remove_file(old);
-        }
+        remove(&known[..(known.len() + 1).saturating_sub(self.keep).min(known.len())]);
         Ok(())
+    }
+}
+
+fn remove(old: &[(u64, PathBuf)]) {
+    for (_, path) in old {
+        let _ = fs::remove_file(path);
     }
 }
 
 impl Saves for Store {
     fn save(&mut self, version: Version, root: Digest, state: &[u8]) -> Result<(), SaveError> {
-        self.write(version, root, state).map_err(|error| {
-            let disk_full = matches!(error, HomeError::DiskFull { .. });
-            SaveError { why: error.to_string(), disk_full }
-        })
+        let error = match self.write(version, root, state) {
+            Ok(()) => {
+                self.unsaved.list().remove(&version.stage);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let disk_full = matches!(error, HomeError::DiskFull { .. });
+        let why = error.to_string();
+        self.unsaved.list().insert(version.stage, error);
+        Err(SaveError { why, disk_full })
     }
 }
 
@@ -186,7 +239,7 @@ mod tests {
     use super::*;
 
     fn store(dir: &Path) -> Store {
-        Store { dir: dir.into(), keep: 2 }
+        Store { dir: dir.into(), keep: 2, unsaved: Unsaved::default() }
     }
 
     fn version(stage: Stage, own_step: u32) -> Version {
@@ -258,7 +311,16 @@ mod tests {
     fn a_folder_that_cannot_be_written_is_an_error_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("stage-0"), b"in the way").unwrap();
-        let error = store(dir.path()).save(version(0, 1), Digest::default(), &[1]).unwrap_err();
+        let mut store = store(dir.path());
+        let error = store.save(version(0, 1), Digest::default(), &[1]).unwrap_err();
         assert!(!error.disk_full && error.why.contains("stage-0"), "{error}");
+        let unsaved = store.unsaved();
+        let mut seen = Vec::new();
+        unsaved.each(|stage, why| seen.push((stage, why.to_string())));
+        assert_eq!(seen, [(0, error.why)]);
+        // What was saved after all is no trouble any more.
+        fs::remove_file(dir.path().join("stage-0")).unwrap();
+        store.save(version(0, 2), Digest::default(), &[1]).unwrap();
+        assert!(unsaved.take().is_none());
     }
 }

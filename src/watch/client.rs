@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use ureq::{Agent, Body, http::Response};
+use ureq::{
+    Agent, Body,
+    http::{Response, StatusCode},
+};
 
 use super::{
     order::{ExportNote, ExportRequest, GenerateRequest, InviteRequest, Made, Piece, Refusal},
@@ -134,6 +137,10 @@ impl Client {
             return Ok(response);
         }
         let status = response.status();
+        if status == StatusCode::UNAUTHORIZED {
+            let why = format!("says {}, where another peer answers", self.control.address);
+            return Err(ClientError::NobodyHere { control: self.file.clone(), why });
+        }
         match response.body_mut().read_json::<Refusal>() {
             Ok(refusal) => Err(refusal.into()),
             Err(_) => Err(ClientError::Garbled(format!("status {status}"))),

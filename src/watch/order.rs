@@ -71,7 +71,8 @@ pub struct GenerateRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Piece {
-    /// Who computes what, before the first text: `(stage, peer)`.
+    /// Who computes what from here on: `(stage, peer)`. The first one comes before the first text; another follows where a
+    /// replica was lost.
     Route(Vec<(Stage, PeerId)>),
     Text(String),
     End(Finish),
@@ -120,6 +121,10 @@ pub enum Refusal {
     NotOwner { owner: PeerId },
     #[error("{}: {error}", path.display())]
     Unwritable { path: PathBuf, error: String },
+    #[error("{} is not empty", path.display())]
+    NotEmpty { path: PathBuf },
+    #[error("the disk of {} is full: {free} bytes free, {needed} needed", path.display())]
+    DiskFull { path: PathBuf, free: u64, needed: u64 },
     #[error("{why}")]
     Other { why: String },
 }

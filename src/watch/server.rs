@@ -133,6 +133,10 @@ async fn bind(wanted: SocketAddr, fixed: bool) -> Result<TcpListener, ServeError
 /// Who may come in.
 async fn door(Shared(desk): Shared<Arc<Desk>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
+    // Whoever holds another peer's token wants that one: its process is gone, and its port is ours now.
+    if headers.contains_key(header::AUTHORIZATION) && !desk.has_token(headers) {
+        return refuse(StatusCode::UNAUTHORIZED, "this token is of another peer");
+    }
     let open_to_all = matches!(request.uri().path(), "/healthz" | "/readyz");
     if !open_to_all && !desk.address.ip().is_loopback() && !desk.has_token(headers) {
         return refuse(StatusCode::UNAUTHORIZED, "the token is needed");

@@ -325,3 +325,142 @@ fn an_invite_is_read_without_asking_anybody() {
         assert_eq!((said.exit, &json(&said)["error"]["code"]), (exit, &code.into()), "{word}");
     }
 }
+
+/// `train` with data that can be used, up to where `args` are wrong.
+fn train(home: &Path, args: &[&str]) -> Said {
+    fs::write(home.join("tale.txt"), "The fox wished to own the moon. ".repeat(100)).unwrap();
+    let common = ["train", "--data", "tale.txt", "--json"];
+    let mut command = skein(home);
+    command
+        .env("SKEIN_NET__LISTEN", "127.0.0.1")
+        .env("SKEIN_NET__LAN", "false")
+        .env("SKEIN_WATCH__LISTEN", "127.0.0.1:0");
+    said(command.args(common).args(args).output().unwrap())
+}
+
+fn refusal(said: &Said) -> (i32, String) {
+    let last = said.stdout.lines().last().unwrap_or_else(|| panic!("{}", said.stderr));
+    let document: Value = serde_json::from_str(last).unwrap();
+    let error = &document["error"];
+    for part in ["what", "why"] {
+        assert!(!error[part].as_str().unwrap().is_empty(), "{part}: {error}");
+    }
+    assert!(!error["next"].as_array().unwrap().is_empty(), "{error}");
+    (said.exit, error["code"].as_str().unwrap().to_string())
+}
+
+#[test]
+fn data_that_is_none_is_refused_before_anything_is_made() {
+    let home = home();
+    let dir = home.path();
+    fs::create_dir(dir.join("empty")).unwrap();
+    fs::write(dir.join("nothing.txt"), "").unwrap();
+    fs::write(dir.join("no-text.jsonl"), "{\"title\":1}\n").unwrap();
+    fs::write(dir.join("latin.txt"), b"h\xf6ren").unwrap();
+    fs::write(dir.join("binary.txt"), [0, 159, 146, 150]).unwrap();
+    for (data, code) in [
+        ("missing.txt", "SK413"),
+        ("empty", "SK404"),
+        ("nothing.txt", "SK404"),
+        ("no-text.jsonl", "SK404"),
+        ("latin.txt", "SK405"),
+        ("binary.txt", "SK405"),
+    ] {
+        let said = ask(dir, &["train", "--data", data, "--json"]);
+        assert_eq!(refusal(&said), (7, code.into()), "{data}: {}", said.stdout);
+    }
+    assert!(!dir.join("key").exists() && !dir.join("runs").exists());
+}
+
+#[test]
+fn what_this_machine_cannot_give_is_said_before_the_run_begins() {
+    let home = home();
+    let dir = home.path();
+    assert_eq!(refusal(&train(dir, &["--preset", "350m", "--memory", "256MiB"])), (4, "SK125".into()));
+    let held = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = held.local_addr().unwrap().port().to_string();
+    let said = train(dir, &["--preset", "demo", "--memory", "256MiB", "--port", &port]);
+    assert_eq!(refusal(&said), (4, "SK101".into()), "{}", said.stderr);
+    let lock = skein::home::Home::at(dir).lock().unwrap();
+    assert_eq!(refusal(&train(dir, &["--preset", "demo"])), (4, "SK110".into()));
+    drop(lock);
+    // A home inside a file cannot be made, whoever asks.
+    let inside = dir.join("tale.txt").join("home").display().to_string();
+    assert_eq!(refusal(&train(dir, &["--preset", "demo", "--home", &inside])), (4, "SK127".into()));
+    assert!(!dir.join("runs").exists(), "no run was begun");
+}
+
+#[test]
+fn wrong_values_say_what_to_type_instead() {
+    let home = home();
+    let dir = home.path();
+    for (args, exit, code, next) in [
+        (&["--memory", "4"][..], 3, "SK142", "--memory 4MiB"),
+        (&["--memory", "1MiB"], 3, "SK141", "--memory auto"),
+        (&["--preset", "tinny"], 3, "SK145", "skein config show --profile laptop"),
+        (&["--run-name", "No Good"], 2, "SK100", "skein --help"),
+        (&["--stages", "99"], 2, "SK100", "skein --help"),
+        (&["--epochs", "0"], 2, "SK100", "skein --help"),
+        (&["--run", "unheard-of"], 2, "SK312", "skein join skein1…"),
+    ] {
+        let said = train(dir, args);
+        assert_eq!(refusal(&said), (exit, code.into()), "{args:?}: {}", said.stderr);
+        let document: Value = serde_json::from_str(said.stdout.lines().last().unwrap()).unwrap();
+        assert_eq!(document["error"]["next"][0], next, "{args:?}");
+    }
+}
+
+#[test]
+fn who_has_no_usable_invite_is_told_how_to_get_one() {
+    let home = home();
+    for (args, exit, code) in [
+        (&["join"][..], 2, "SK316"),
+        (&["join", "tiny-verse"], 2, "SK312"),
+        (&["join", "skein1abcdef"], 6, "SK302"),
+        (&["host", "skien1abcdefghabcdefghabcdefghabcdefghabcdefgh", "--stage", "0"], 2, "SK301"),
+    ] {
+        let said = ask(home.path(), &[args, &["--json"]].concat());
+        assert_eq!(refusal(&said), (exit, code.into()), "{args:?}");
+    }
+    assert_eq!(files(home.path()), 0);
+}
+
+#[test]
+fn an_invite_of_peers_that_are_gone_ends_with_what_each_answered() {
+    use skein_protocol::invite::{Address, Invite, InvitePeer, Transport, VERSION};
+    let home = home();
+    let address = Address { transport: Transport::Quic, ip: [127, 0, 0, 1].into(), port: 9 };
+    let id = skein_protocol::key::Key::from_secret([9; 32]).peer();
+    let peers = vec![InvitePeer { id, addresses: vec![address] }];
+    let invite = Invite { version: VERSION, run: Default::default(), label: "gone".into(), peers, token: None };
+    let mut command = skein(home.path());
+    command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
+    let said = said(command.args(["join", &invite.encode().unwrap(), "--wait", "1s", "--json"]).output().unwrap());
+    assert_eq!(refusal(&said), (5, "SK201".into()), "{}", said.stderr);
+    assert!(said.stdout.contains("/ip4/127.0.0.1/udp/9/quic-v1"), "{}", said.stdout);
+}
+
+/// What the libraries beneath say is no news for a person.
+#[test]
+fn only_our_own_words_are_on_the_terminal() {
+    let home = home();
+    let mut command = skein(home.path());
+    fs::write(home.path().join("tale.txt"), "The fox wished to own the moon. ".repeat(100)).unwrap();
+    command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
+    command.env("SKEIN_WATCH__LISTEN", "127.0.0.1:0");
+    let said =
+        said(command.args(["train", "--data", "tale.txt", "--preset", "demo", "--steps", "1"]).output().unwrap());
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    assert!(!said.stderr.contains("libp2p") && !said.stderr.contains("yamux"), "{}", said.stderr);
+    assert!(!said.stderr.contains("port  0 ") && !said.stderr.contains("left out"), "{}", said.stderr);
+    assert!(said.stderr.contains("from 1 document\n") && said.stderr.contains("left in good order"), "{}", said.stderr);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_does_not_fit_is_a_failure() {
+    let home = home();
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let said = said(skein(home.path()).args(["run", "new"]).stdout(full).output().unwrap());
+    assert!(said.exit == 4 && said.stderr.contains("SK129"), "{}", said.stderr);
+}

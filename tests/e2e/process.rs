@@ -78,6 +78,19 @@ impl Skein {
         std::fs::read_to_string(self.home.join("stderr")).unwrap_or_default()
     }
 
+    /// Asks it to leave, and waits until it has.
+    pub fn leave(self) {
+        let asked = Command::new(env!("CARGO_BIN_EXE_skein"))
+            .arg("stop")
+            .env_clear()
+            .env("SKEIN_HOME", &self.home)
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(asked.success());
+        assert!(self.finish().1.success());
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -10,7 +10,7 @@ use libp2p::{
     Swarm, SwarmBuilder, identify, ping,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use skein::net::{self, Admit, Code, NetConfig, NetError, NetEvent, Path, SendError, Verdict};
+use skein::net::{self, Admit, Code, Limits, NetConfig, NetError, NetEvent, Path, SendError, Verdict};
 use skein_protocol::{Lane, PeerId, key::Key};
 
 use swarm::{Node, TakeAll, body, config, eventually, exchange, exchange_one_way, pair};
@@ -26,6 +26,16 @@ async fn messages_of_all_sizes_arrive_whole_in_both_directions() {
         let whole = |body: Bytes| Some(body).filter(|body| !body.is_empty());
         assert_eq!(b.message().await, (a.me, lane, frame.clone(), whole(there)));
         assert_eq!(a.message().await, (b.me, lane, frame, whole(back)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_larger_than_a_lane_and_all_windows_arrives_whole() {
+    let whole = body(160 << 20, 1);
+    for tcp in [false, true] {
+        let (a, mut b) = pair(1, 2, tcp).await;
+        a.net.send(b.me, Lane::Average, Bytes::from_static(b"round"), Some(whole.clone())).expect("b is up");
+        assert!(b.message().await.3.as_ref() == Some(&whole), "tcp {tcp}");
     }
 }
 
@@ -60,6 +70,58 @@ async fn a_peer_that_shuts_down_says_so() {
     a.net.shutdown().await;
     assert_eq!(b.message().await.2, "goodbye");
     assert_eq!(b.lost(me).await, "closed by the peer: shutting down");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_turned_away_hears_why() {
+    let (mut a, mut b) = pair(1, 2, false).await;
+    a.net.turn_away(b.me, "the run is full");
+    assert_eq!(b.lost(a.me).await, "closed by the peer: the run is full");
+    assert_eq!(a.lost(b.me).await, "the run is full");
+}
+
+/// A node that ends reads no events any more, while others still talk to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shutdown_ends_although_nobody_reads_the_events() {
+    let small = Limits { events: 8, ..Limits::default() };
+    let mut a = Node::start(NetConfig { limits: small, ..config(1) }).await;
+    let mut b = Node::start(config(2)).await;
+    b.net.dial_address(a.address(false));
+    a.up(b.me).await;
+    b.up(a.me).await;
+    while b.net.send(a.me, Lane::Control, Bytes::from_static(b"talk"), None).is_ok() {}
+    eventually(|| a.net.stats().received[Lane::Control as usize] >= 4 * 9).await;
+    let mut third = Node::start(config(3)).await;
+    third.net.dial_address(a.address(false));
+    third.up(a.me).await;
+    let (net, _events) = a.unread();
+    net.shutdown().await;
+}
+
+/// What was read whole gives its stream back to the sender: without a bound of ours a busy node would collect messages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_does_not_read_slows_its_peers_down() {
+    let small = Limits { events: 4, streams: 8, ..Limits::default() };
+    let mut a = Node::start(NetConfig { limits: small, ..config(1) }).await;
+    let mut b = Node::start(config(2)).await;
+    b.net.dial_address(a.address(false));
+    a.up(b.me).await;
+    b.up(a.me).await;
+    let part = body(1 << 10, 1);
+    let mut sent = 0;
+    while b.net.send(a.me, Lane::Gradient, Bytes::from_static(b"part"), Some(part.clone())).is_ok() {
+        sent += 1;
+    }
+    // The lane is full and stays so: a has taken as many as it has readers and room for events, and no more.
+    let taken = || a.net.stats().received[Lane::Gradient as usize] / (4 + part.len() as u64);
+    eventually(|| taken() >= 8).await;
+    for _ in 0..20 {
+        exchange_one_way(&a, &mut b).await;
+    }
+    assert!(taken() <= 4 + 8, "{} of {sent} were taken", taken());
+    for _ in 0..sent {
+        a.message().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -60,6 +60,11 @@ impl Node {
         node
     }
 
+    /// The network and its events, which nobody reads from now on.
+    pub fn unread(self) -> (Net, mpsc::Receiver<NetEvent>) {
+        (self.net, self.events)
+    }
+
     /// The next event for which `wanted` gives something; others are dropped.
     pub async fn until<T>(&mut self, mut wanted: impl FnMut(&NetEvent) -> Option<T>) -> T {
         let deadline = tokio::time::Instant::now() + PATIENCE;

@@ -1,4 +1,5 @@
 //! Kernels of averaging: slices in, slices out, one order of summation.
 
+pub mod clip;
 pub mod noloco;
 pub mod staleness;

@@ -273,6 +273,11 @@ impl Generate {
         }
     }
 
+    /// Who computes a session of mine, one peer a stage.
+    pub fn route(&self, number: u64) -> Option<&[PeerId]> {
+        self.asked.get(&number).map(|asked| asked.route.as_slice())
+    }
+
     pub fn partners(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.asked.values().flat_map(|asked| asked.route.iter().copied())
     }

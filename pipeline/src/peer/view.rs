@@ -84,6 +84,11 @@ impl Peer {
         self.source.as_ref().map(|source| source.feed_next())
     }
 
+    /// Who computes a session that was asked for here, one peer a stage; nothing once it is over or lost.
+    pub fn generation_route(&self, session: u64) -> Option<&[PeerId]> {
+        self.generate.route(session)
+    }
+
     pub fn view(&self) -> View {
         let manifest = &self.config.manifest;
         let samples = self.run_samples();

@@ -125,7 +125,8 @@ impl Hosted {
             }
             Job::RoundPrepare { partner, .. } => {
                 let theirs = bytes_of(partner.tensors, blobs)?;
-                self.rounds.prepare(&manifest.averaging, &partner, &theirs)
+                let blocks: Vec<_> = self.engine.model().blocks().iter().map(|(_, range)| range.clone()).collect();
+                self.rounds.prepare(&manifest.averaging, &blocks, &partner, &theirs)
             }
             Job::RoundAdopt { .. } => {
                 let theta = self.rounds.adopt(self.engine.params())?;

@@ -3,10 +3,15 @@
 //! In: the engine's parameters, the partner's bytes. Out: bytes for the partner, and new parameters when a round is adopted.
 //! Nothing changes before `adopt`, so a round can be rolled back at any moment.
 
-use skein_gossip::kernel::noloco::{self, Rule, Side};
+use std::ops::Range;
+
+use skein_gossip::kernel::{
+    clip::{self, Clipped},
+    noloco::{self, Rule, Side},
+};
 use skein_protocol::{
     codec::{self, BadTensor},
-    run::{Averaging, Codec},
+    run::{Averaging, Codec, Robust},
 };
 
 use super::{bad, failed};
@@ -69,8 +74,14 @@ impl Rounds {
         Ok(out)
     }
 
-    /// Computes what the round would leave here; changes nothing.
-    pub fn prepare(&mut self, averaging: &Averaging, partner: &RoundPartner, tensors: &[u8]) -> Result<Done, Done> {
+    /// Computes what the round would leave here; changes nothing. `blocks` are the stage's, whose sizes are bounded apart.
+    pub fn prepare(
+        &mut self,
+        averaging: &Averaging,
+        blocks: &[Range<usize>],
+        partner: &RoundPartner,
+        tensors: &[u8],
+    ) -> Result<Done, Done> {
         let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
         let [their_d, their_phi, their_momentum] = read(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
         let before = noloco::disagreement(&self.phi, &their_phi);
@@ -82,14 +93,20 @@ impl Rounds {
         let rule = Rule { alpha: averaging.alpha as f32, beta: averaging.beta as f32, gamma: averaging.gamma as f32 };
         let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
         let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
-        let (first, second) = if partner.first { (mine, theirs) } else { (theirs, mine) };
-        let step = |i_am_first: bool, mut momentum: Vec<f32>| {
+        // One side's step, with what it accepts of the other.
+        let step = |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>| {
+            let clipped = match averaging.robust {
+                Robust::Clip => clip::partner(own, other, blocks),
+                Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
+            };
+            let other = clipped.as_ref().map_or(other, |Clipped { phi, d }| Side { phi, d, ..other });
+            let (first, second) = if own_is_first { (own, other) } else { (other, own) };
             let mut phi = vec![0.0; momentum.len()];
-            noloco::step(rule, first, second, i_am_first, &mut momentum, &mut phi);
+            noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
             Prepared { phi, momentum }
         };
-        let here = step(partner.first, self.momentum.clone());
-        let there = step(!partner.first, their_momentum);
+        let here = step(mine, theirs, partner.first, self.momentum.clone());
+        let there = step(theirs, mine, !partner.first, their_momentum);
         codec::gate(&here.phi).map_err(|error| Done::NotFinite { why: error.to_string() })?;
         let after = noloco::disagreement(&here.phi, &there.phi);
         self.prepared = Some(here);
@@ -138,5 +155,42 @@ fn read(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>; 3], BadT
     match rest.is_empty() {
         true => Ok(tensors),
         false => Err(short),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_protocol::{Blob, run::preset};
+
+    use super::*;
+
+    /// phi after a round of equal samples with a partner whose weights are `theirs`, mine having moved by 0.1 since the last one.
+    fn phi_after(robust: Robust, theirs: f32) -> f32 {
+        let averaging = Averaging { robust, codec: Codec::F32, ..preset("demo").expect("a preset").averaging };
+        let mut mine = Rounds::fresh(vec![1.0; 64]);
+        mine.freeze(&[1.1; 64], averaging.codec).unwrap();
+        let tensors = Rounds::fresh(vec![1.0; 64]).freeze(&[theirs; 64], averaging.codec).unwrap();
+        let partner = RoundPartner {
+            tensors: Blob { id: 1, len: tensors.len() as u64 },
+            my_samples: 10,
+            their_samples: 10,
+            first: true,
+            copy: false,
+        };
+        mine.prepare(&averaging, &[0..32, 32..64], &partner, &tensors).unwrap();
+        mine.adopt(&[1.1; 64]).unwrap()[0]
+    }
+
+    #[test]
+    fn clip_bounds_what_a_partner_does_and_leaves_an_honest_one_alone() {
+        let honest = [Robust::Clip, Robust::None].map(|robust| phi_after(robust, 1.2));
+        assert_eq!(honest[0].to_bits(), honest[1].to_bits());
+        assert!(phi_after(Robust::None, 1e3) > 1e2, "without it a partner may do anything");
+        // Half of beta times (0.1 + 4 * 0.1).
+        assert!(
+            (phi_after(Robust::Clip, 1e3) - 1.0 - 0.5 * 0.7 * 0.5).abs() < 1e-4,
+            "{}",
+            phi_after(Robust::Clip, 1e3)
+        );
     }
 }

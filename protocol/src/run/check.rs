@@ -363,6 +363,9 @@ impl Found {
         self.whole("admission.peers_max", admission.peers_max, 1..=1_000_000);
         self.whole("admission.per_subnet_max", admission.per_subnet_max, 1..=1_000_000);
         self.whole("admission.memory_min", admission.memory_min.0, 0..=1 << 50);
+        if admission.memory_min.0 > 0 {
+            self.remark("admission.memory_min", "is checked by each peer for itself: nobody else can measure it");
+        }
         self.real("privacy.noise.sigma", privacy.noise.sigma, 0.0..=1e3);
         self.real("privacy.noise.clip", privacy.noise.clip, 1e-6..=1e6);
         self.real("privacy.noise.delta", privacy.noise.delta, 1e-20..=0.5);
@@ -507,7 +510,10 @@ mod tests {
         let lora = || Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent: 0 };
         assert!(errors(|m| m.averaging.every = m.checkpoint.every as u32 + 1).contains(&"averaging.every"));
         assert!(errors(|m| m.train.sequence = m.model.config.context + 1).contains(&"train.sequence"));
-        assert!(errors(|m| m.train.in_flight_max = 17).contains(&"train.in_flight_max"));
+        let too_many = |m: &mut Manifest| {
+            m.train.in_flight_max = m.staleness.bound * u32::from(m.train.micro_batches_per_step) + 1;
+        };
+        assert!(errors(too_many).contains(&"train.in_flight_max"));
         assert!(errors(|m| (m.stages.pin_ends, m.stages.count) = (true, 2)).contains(&"stages.pin_ends"));
         assert!(errors(|m| m.model.config.vocab = 255).contains(&"model.config.vocab"));
         assert!(errors(|m| m.stages.split[0] += 1).contains(&"stages.split"));

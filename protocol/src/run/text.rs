@@ -507,7 +507,7 @@ mod tests {
         let parsed = parse(&write_signed(&m, &signature), Some(PeerId([9; 32]))).unwrap();
         assert_eq!((parsed.manifest, parsed.signature), (m, Some(signature)));
         let keys: Vec<String> = parsed.remarks.into_iter().map(|p| p.key).collect();
-        assert_eq!(keys, ["model.chat_template", "train.lora"]);
+        assert_eq!(keys, ["model.chat_template", "train.lora", "admission.memory_min"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
         args,
         context::Context,
         failure::{Document, Failure, Report},
+        show::counted,
         table::{Column, Table},
     },
     config::{KEYS, Origin, Setting, Settings, nearest, shown},
@@ -119,7 +120,7 @@ fn check(file: Option<&Path>, context: &Context) -> Result<u8, Report> {
         out.print(&format!("{}: nothing wrong", path.display()));
     } else {
         let count = problems.len();
-        out.print(&format!("{}: {count} problem{}", path.display(), if count == 1 { "" } else { "s" }));
+        out.print(&format!("{}: {}", path.display(), counted(count as u64, "problem")));
     }
     let exit = if problems.is_empty() { 0 } else { 3 };
     if !out.style().json {

@@ -19,7 +19,7 @@ use crate::{
         context::Context,
         failure::{Failure, Report},
         out::Out,
-        show::{Count, Peer, Span, tokens_per_s},
+        show::{Count, Peer, Span, counted, tokens_per_s},
     },
     node::{
         generate::{Sampling, Why},
@@ -157,7 +157,7 @@ fn from_swarm(
     let mut begun = false;
     let asked = client.generate(&request, |piece| match piece {
         Piece::Route(stages) => {
-            if route.is_empty() {
+            if who_sees(&stages, state) != who_sees(&route, state) || route.is_empty() {
                 out.note(&who_sees(&stages, state));
             }
             route = stages;
@@ -198,33 +198,37 @@ fn from_swarm(
 fn stats(finish: &Finish, out: &Out) {
     let rate = finish.tokens as f64 * 1000.0 / finish.duration_ms.max(1) as f64;
     out.note(&format!(
-        "{} tokens in {} ({}), the first after {}{}",
-        Count(finish.tokens),
+        "{} in {} ({}), the first after {}{}",
+        counted(finish.tokens, "token"),
         Span::from(finish.duration_ms),
         tokens_per_s(rate),
         Span::from(finish.first_token_ms),
         if finish.replaced > 0 {
-            format!("; {} replicas were replaced on the way", finish.replaced)
+            format!("; {} replaced on the way", counted(finish.replaced, "replica"))
         } else {
             String::new()
         }
     ));
 }
 
-/// Who can read the prompt. Said once, before the first text.
+/// Who can read the prompt and the answer. Said before the first text, and when others take over.
 fn who_sees(route: &[(Stage, PeerId)], state: &State) -> String {
-    let first = route.iter().min_by_key(|(stage, _)| *stage).map(|(_, peer)| *peer);
-    let others = route.iter().any(|(_, peer)| *peer != state.me.peer);
-    match first {
-        Some(peer) if peer != state.me.peer => {
-            format!(
-                "stage 0 ({}) can read this prompt, and the last stage the answer: skein explain privacy",
-                Peer(peer)
-            )
-        }
-        Some(_) if others => "stage 0 is this machine; the other stages see activations: skein explain privacy".into(),
-        _ => "every stage is this machine: nobody else sees this prompt".into(),
+    let me = |peer: &PeerId| *peer == state.me.peer;
+    let ends = (route.iter().min_by_key(|(stage, _)| *stage), route.iter().max_by_key(|(stage, _)| *stage));
+    let (Some((_, first)), Some((_, last))) = ends else { return String::new() };
+    if route.iter().all(|(_, peer)| me(peer)) {
+        return "every stage is this machine: nobody else sees this prompt".into();
     }
+    let sees = match (me(first), me(last)) {
+        (true, true) => "the first and the last stage are this machine; those between see activations".into(),
+        (true, false) => format!("stage 0 is this machine; the last stage ({}) can read the answer", Peer(*last)),
+        (false, true) => format!("stage 0 ({}) can read this prompt", Peer(*first)),
+        (false, false) if first == last => format!("{} can read this prompt and the answer", Peer(*first)),
+        (false, false) => {
+            format!("stage 0 ({}) can read this prompt, the last stage ({}) the answer", Peer(*first), Peer(*last))
+        }
+    };
+    format!("{sees}: skein explain privacy")
 }
 
 fn open(folder: &Path, threads: usize) -> Result<Local, Report> {
@@ -266,7 +270,8 @@ mod tests {
         let (me, other) = (PeerId([1; 32]), PeerId([2; 32]));
         let state = State::starting(Me { peer: me, ..Me::default() }, 0);
         assert!(who_sees(&[(0, other), (1, me)], &state).starts_with("stage 0 ("));
-        assert!(who_sees(&[(1, other), (0, me)], &state).contains("activations"));
+        assert!(who_sees(&[(1, other), (0, me)], &state).contains("can read the answer"));
+        assert!(who_sees(&[(0, me), (1, other), (2, me)], &state).contains("activations"));
         assert!(who_sees(&[(0, me), (1, me)], &state).contains("nobody else"));
     }
 }

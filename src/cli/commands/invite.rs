@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use serde_json::json;
-use skein_protocol::{Invite, invite::BadInvite};
+use skein_protocol::Invite;
 
 use super::ask;
 use crate::{
@@ -75,18 +75,7 @@ fn text(invite: &Invite, expires_utc_ms: Option<u64>) -> String {
 
 /// What an invite says, or in which of the catalogue's ways it is none.
 pub(super) fn read(word: &str) -> Result<Invite, Report> {
-    Invite::decode(word).map_err(|error| {
-        let failure = match &error {
-            BadInvite::NotAnInvite { starts } => Failure::NotAnInvite { prefix: format!("{starts}…") },
-            BadInvite::TooLong(bytes) => Failure::DamagedInvite { reason: format!("it is {bytes} bytes long") },
-            BadInvite::Damaged => Failure::DamagedInvite { reason: "its checksum does not match".into() },
-            BadInvite::Newer(format) => {
-                Failure::DamagedInvite { reason: format!("it has format {format}, newer than this") }
-            }
-            BadInvite::Malformed(why) => Failure::DamagedInvite { reason: why.clone() },
-        };
-        Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
-    })
+    Invite::decode(word).map_err(|error| Failure::from(error).into())
 }
 
 fn utc(millis: u64) -> Option<String> {

@@ -83,7 +83,7 @@ fn find(context: &Context, run: Option<&str>) -> Result<Found, Report> {
     match run {
         None => match runs.last() {
             Some(folder) => known(&folder),
-            None => Err(Failure::NotAnInvite { prefix: "nothing, and no run is known here".into() }.into()),
+            None => Err(Failure::NothingToJoin {}.into()),
         },
         Some(text) => match Invite::decode(text) {
             Ok(invite) => {

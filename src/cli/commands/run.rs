@@ -7,7 +7,7 @@ use skein_pipeline::model::cost;
 use skein_protocol::{
     Manifest, PeerId, RunId,
     run::{
-        PRESETS, Severity, preset,
+        Severity, preset,
         text::{self, Parsed, TextProblem},
     },
 };
@@ -19,7 +19,7 @@ use crate::{
         context::Context,
         failure::{Failure, Report},
         out::Out,
-        show::{About, Bytes, Peer, Traffic},
+        show::{About, Bytes, Peer, Traffic, counted},
     },
     config::nearest,
     home::{
@@ -59,10 +59,7 @@ fn new(args: &args::RunNew, out: &Out) -> Result<u8, Report> {
 }
 
 fn new_text(args: &args::RunNew) -> Result<String, Report> {
-    let mut manifest = preset(&args.preset).ok_or_else(|| {
-        let hint = nearest(&args.preset, PRESETS.iter().map(ToString::to_string));
-        Failure::NoProfile { name: args.preset.clone(), known: PRESETS.join(", "), hint: hint.into() }
-    })?;
+    let mut manifest = preset(&args.preset).ok_or_else(|| super::train::no_preset(&args.preset))?;
     if let Some(name) = &args.name {
         manifest.run.name = name.clone();
         manifest.run.about = String::new();
@@ -113,11 +110,10 @@ fn problem_document(problem: &TextProblem) -> serde_json::Value {
 
 fn headline(path: &Path, problems: &[TextProblem]) -> String {
     let count = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
-    let words = |n: usize, word: &str| format!("{n} {word}{}", if n == 1 { "" } else { "s" });
     let counts: Vec<String> = [(count(Severity::Error), "problem"), (count(Severity::Remark), "remark")]
         .into_iter()
         .filter(|(n, _)| *n > 0)
-        .map(|(n, word)| words(n, word))
+        .map(|(n, word)| counted(n as u64, word))
         .collect();
     let counts = if counts.is_empty() { "nothing wrong".into() } else { counts.join(", ") };
     format!("{}: {counts}", path.display())
@@ -149,9 +145,9 @@ fn costs(manifest: &Manifest) -> Vec<String> {
     let stages = 0..manifest.stages.count;
     let parameters: u64 = stages.clone().map(|stage| cost::stage_parameters(manifest, stage)).sum();
     let mut lines = vec![format!(
-        "{} parameters in {} stages; a step has {} tokens",
+        "{} parameters in {}; a step has {} tokens",
         About(parameters as f64),
-        manifest.stages.count,
+        counted(manifest.stages.count.into(), "stage"),
         About((manifest.samples_per_step() * u64::from(manifest.train.sequence)) as f64)
     )];
     // Stages that cost the same stand in one line.
@@ -296,6 +292,7 @@ fn of_invite(word: &str, context: &Context) -> Result<u8, Report> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skein_protocol::run::PRESETS;
 
     fn args(name: &str, preset: &str) -> args::RunNew {
         args::RunNew { name: Some(name.into()), preset: preset.into(), out: None, force: false }

@@ -15,7 +15,7 @@ use crate::{
         failure::{Failure, Report},
         out::Out,
         petname,
-        show::{About, Count, Peer, Span, Traffic, tokens_per_s},
+        show::{About, Count, Peer, Span, Traffic, counted, tokens_per_s},
     },
     watch::{ClientError, MyStage, MyStageState, Phase, State},
 };
@@ -171,8 +171,7 @@ fn text(state: &State) -> String {
     head.extend(state.tokens_per_s.map(tokens_per_s));
     head.push(match state.peers.len() {
         0 => "alone".into(),
-        1 => "1 other peer".into(),
-        count => format!("{count} other peers"),
+        count => counted(count as u64, "other peer"),
     });
     head.extend(remaining(state).map(|left| format!("ETA {}", Span(left))));
     let mut lines = vec![head.join("   ")];
@@ -183,8 +182,9 @@ fn text(state: &State) -> String {
         lines.push(format!("  stage {}  {}  {replicas}", stage.stage, layers(stage.first_layer, stage.layers)));
     }
     if let Some(feeding) = &state.feeding {
-        let (open, completed, voided) = (Count(feeding.open), Count(feeding.completed), Count(feeding.voided));
-        lines.push(format!("  feeds  {completed} micro-batches completed, {open} open, {voided} voided"));
+        let (open, voided) = (Count(feeding.open), Count(feeding.voided));
+        let completed = counted(feeding.completed, "micro-batch");
+        lines.push(format!("  feeds  {completed} completed, {open} open, {voided} voided"));
     }
     let given = &state.given;
     lines.push(format!(
@@ -215,11 +215,11 @@ fn me(state: &State) -> Vec<String> {
         };
         let who = if i == 0 { format!("me     {name}") } else { " ".repeat(7 + name.chars().count()) };
         format!(
-            "  {who}   stage {} {what}, 1 of {replicas}   {} micro-batches   {}   {} rounds",
+            "  {who}   stage {} {what}, 1 of {replicas}   {}   {}   {}",
             mine.stage,
-            Count(mine.micro_batches),
+            counted(mine.micro_batches, "micro-batch"),
             tokens_per_s(mine.tokens_per_s),
-            Count(mine.rounds)
+            counted(mine.rounds, "round")
         )
     };
     state.mine.iter().enumerate().map(line).collect()

@@ -19,8 +19,9 @@ use crate::{
         context::Context,
         failure::{Failure, Report},
         session::{self, Plan},
-        show::{About, Bytes, Count},
+        show::{About, Bytes, Count, counted},
     },
+    config::nearest,
     corpus::Corpus,
     node::{Role, Serve, Way, feed::Data, signed},
 };
@@ -34,15 +35,15 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
     let corpus = Corpus::read(&args.data)?;
     let out = &context.out;
     out.done(&format!(
-        "data  {} tokens from {} documents{}",
+        "data  {} tokens from {}{}",
         About(corpus.len() as f64),
-        Count(corpus.documents),
-        match corpus.skipped.to_string() {
-            none if none.is_empty() => String::new(),
-            skipped => format!(" (left out: {skipped})"),
+        counted(corpus.documents, "document"),
+        match corpus.skipped.total() {
+            0 => String::new(),
+            _ => format!(" (left out: {})", corpus.skipped),
         }
     ));
-    out.note(&format!("first record: {:?}", corpus.preview(PREVIEW)));
+    out.note(&format!("begins: {}", preview(&corpus)));
 
     let identity = {
         let _lock = context.home.lock()?;
@@ -57,7 +58,7 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
             (manifest, signed)
         }
     };
-    refuse_problems(&manifest, "the manifest")?;
+    refuse_problems(&manifest, args.run.as_deref())?;
     let run = signed::run_of(&signed).map_err(|error| Failure::Other { message: error.to_string() })?;
     describe(context, &manifest);
     if args.dry_run {
@@ -87,6 +88,14 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
             until_stdin_closes: args.give.until_stdin_closes,
         },
     )
+}
+
+/// The beginning of the data on one line.
+fn preview(corpus: &Corpus) -> String {
+    let head = corpus.preview(PREVIEW);
+    let words: Vec<&str> = head.split_whitespace().collect();
+    let more = if (head.len() as u64) < corpus.len() { "…" } else { "" };
+    format!("\"{}{more}\"", words.join(" "))
 }
 
 /// A lone owner serves every stage, so that training starts at once; where they do not all fit, the plan decides.
@@ -133,7 +142,8 @@ fn usage(message: String) -> Report {
 
 /// What is no preset, and what is.
 pub fn no_preset(name: &str) -> Report {
-    usage(format!("--preset {name}: the presets are {}", PRESETS.join(", ")))
+    let hint = nearest(name, PRESETS.iter().map(ToString::to_string));
+    Failure::NoProfile { name: name.into(), known: PRESETS.join(", "), hint: hint.into() }.into()
 }
 
 /// `war-and-peace-tiny` from `War and Peace.txt`.
@@ -177,21 +187,23 @@ fn existing(
     })?;
     if parsed.manifest.run.owner != me {
         let owner = crate::cli::show::Peer(parsed.manifest.run.owner);
-        return Err(Failure::NotPossible { why: format!("the run in {run} belongs to {owner}") }.into());
+        return Err(Failure::NotYours { run: run.into(), owner: owner.to_string() }.into());
     }
     let (_, signed) = signed::sign(&parsed.manifest, key);
     Ok((parsed.manifest, signed))
 }
 
-fn refuse_problems(manifest: &Manifest, path: &str) -> Result<(), Report> {
+/// `source`: the file or the run it came from; nothing where the flags made it.
+fn refuse_problems(manifest: &Manifest, source: Option<&str>) -> Result<(), Report> {
     let problems: Vec<String> = check::check(manifest)
         .into_iter()
         .filter(|problem| problem.severity == Severity::Error)
         .map(|problem| format!("{} {}", problem.key, problem.what))
         .collect();
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::BadManifest { path: path.into(), problems: problems.join("\n") }.into()),
+    match source {
+        _ if problems.is_empty() => Ok(()),
+        None => Err(usage(format!("the run would not be valid: {}", problems.join("; ")))),
+        Some(path) => Err(Failure::BadManifest { path: path.into(), problems: problems.join("\n") }.into()),
     }
 }
 
@@ -200,9 +212,9 @@ fn describe(context: &Context, manifest: &Manifest) {
     let parameters: u64 = (0..stages).map(|s| skein_pipeline::model::cost::stage_parameters(manifest, s)).sum();
     let largest = (0..stages).map(|s| skein_pipeline::model::cost::memory(manifest, s).peak()).max().unwrap_or(0);
     context.out.done(&format!(
-        "plan  {} parameters, {} stages of at most {}, {} tokens a step",
+        "plan  {} parameters in {} (at most {} of memory each), {} tokens a step",
         About(parameters as f64),
-        stages,
+        counted(stages.into(), "stage"),
         Bytes(largest),
         Count(manifest.samples_per_step() * u64::from(manifest.train.sequence)),
     ));

@@ -258,7 +258,7 @@ async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
         prompt: corpus::encode(PROMPT),
         // The model reads no further than its context.
         tokens_max: SAMPLE_TOKENS,
-        sampling: Sampling { temperature: 0.6, top_p: 0.9, seed },
+        sampling: Sampling { temperature: 0.5, top_p: 0.9, seed },
         stop: None,
     };
     let mut text = PROMPT.to_string();
@@ -267,8 +267,12 @@ async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
     }
     let mut decoder = corpus::Decoder::default();
     let _ = timeout(Duration::from_secs(5), async {
-        while let Some(Said::Token(token)) = said.recv().await {
-            text.push_str(&decoder.push(token));
+        while let Some(word) = said.recv().await {
+            match word {
+                Said::Token(token) => text.push_str(&decoder.push(token)),
+                Said::Route(_) | Said::Replayed => {}
+                Said::Ended(_) => break,
+            }
         }
     })
     .await;

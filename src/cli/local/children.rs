@@ -16,8 +16,8 @@ use crate::{
     node::log,
 };
 
-/// Who was asked to leave is given so long.
-const LEAVE: Duration = Duration::from_secs(15);
+/// Who was asked to leave is given so long: a drain's own deadlines together.
+const LEAVE: Duration = Duration::from_secs(35);
 
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -65,16 +65,14 @@ impl Desk {
     }
 
     async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {
-        let route: Vec<(u16, PeerId)> = match self.snapshots.borrow().as_ref() {
-            Some(snapshot) => {
-                let stages = snapshot.peer.stages.iter();
-                stages.filter_map(|stage| Some((stage.stage, *stage.replicas.first()?))).collect()
-            }
-            None => Vec::new(),
-        };
-        let _ = reply.send(Ok(Piece::Route(route))).await;
         let began = Instant::now();
         let prompt = corpus::encode(if request.prompt.is_empty() { "\n" } else { &request.prompt });
+        let context = self.manifest.model.config.context as usize;
+        if prompt.len() >= context {
+            let why = format!("the prompt has {} tokens, this model reads {context}", prompt.len());
+            let _ = reply.send(Err(Refusal::Other { why })).await;
+            return;
+        }
         let sampling = Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed };
         let ask = Ask { prompt, tokens_max: request.tokens_max, sampling, stop: None };
         let (say, mut said) = mpsc::unbounded_channel();
@@ -86,6 +84,13 @@ impl Desk {
         let mut finish = Finish::default();
         while let Some(word) = said.recv().await {
             let piece = match word {
+                Said::Route(peers) => {
+                    let route = (0..).zip(peers).collect();
+                    if reply.send(Ok(Piece::Route(route))).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 Said::Token(token) => {
                     if finish.tokens == 0 {
                         finish.first_token_ms = began.elapsed().as_millis() as u64;
@@ -132,9 +137,17 @@ impl Desk {
         overwrite: bool,
         reply: &mpsc::Sender<Result<ExportNote, Refusal>>,
     ) -> Result<ExportNote, Refusal> {
-        let written = collect_and_write(&self.orders, self.manifest.clone(), out, overwrite).await?;
         let of = self.manifest.stages.count;
-        let _ = reply.send(Ok(ExportNote::Collected { stages: of, of })).await;
+        let (notes, mut noted) = mpsc::unbounded_channel();
+        let told = async {
+            // Ends when every stage is complete, or nothing more comes.
+            while let Some(stages) = noted.recv().await {
+                let _ = reply.send(Ok(ExportNote::Collected { stages, of })).await;
+            }
+        };
+        let work = collect_and_note(&self.orders, self.manifest.clone(), out, overwrite, notes);
+        let (written, ()) = tokio::join!(work, told);
+        let written = written?;
         let step = self.snapshots.borrow().as_ref().map_or(0, |snapshot| snapshot.peer.step);
         Ok(ExportNote::Done { files: written.files, bytes: written.bytes, parameters: written.parameters, step })
     }
@@ -147,8 +160,20 @@ pub async fn collect_and_write(
     out: &std::path::Path,
     overwrite: bool,
 ) -> Result<save::Written, Refusal> {
+    let (notes, _) = mpsc::unbounded_channel();
+    collect_and_note(orders, manifest, out, overwrite, notes).await
+}
+
+/// As [`collect_and_write`]; `notes` hears how many stages are complete, as they come.
+async fn collect_and_note(
+    orders: &mpsc::Sender<node::Order>,
+    manifest: Arc<Manifest>,
+    out: &std::path::Path,
+    overwrite: bool,
+    notes: mpsc::UnboundedSender<u16>,
+) -> Result<save::Written, Refusal> {
     let (reply, answer) = oneshot::channel();
-    let _ = orders.send(node::Order::Export { reply }).await;
+    let _ = orders.send(node::Order::Export { notes, reply }).await;
     let collected = answer.await.unwrap_or(Err(ExportError::Stopped)).map_err(|error| match error {
         ExportError::NoReplica(stages) => Refusal::NoReplica { stages },
         other => Refusal::Other { why: other.to_string() },
@@ -157,8 +182,18 @@ pub async fn collect_and_write(
     let written = tokio::task::spawn_blocking(move || save::write(&path, &manifest, &collected, overwrite)).await;
     match written {
         Ok(Ok(written)) => Ok(written),
-        Ok(Err(error)) => Err(Refusal::Unwritable { path: out.to_path_buf(), error: error.to_string() }),
+        Ok(Err(error)) => Err(unwritten(out, error)),
         Err(bug) => Err(Refusal::Other { why: bug.to_string() }),
+    }
+}
+
+fn unwritten(out: &std::path::Path, error: save::SaveError) -> Refusal {
+    let path = out.to_path_buf();
+    match error {
+        save::SaveError::NotEmpty(path) => Refusal::NotEmpty { path },
+        save::SaveError::Full { free, needed } => Refusal::DiskFull { path, free, needed },
+        save::SaveError::Io { source, .. } => Refusal::Unwritable { path, error: source.to_string() },
+        other => Refusal::Other { why: format!("the model was not written: {other}") },
     }
 }
 

@@ -6,6 +6,7 @@ mod picture;
 mod story;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     pin::pin,
     sync::Arc,
@@ -16,11 +17,10 @@ use skein_pipeline::{
     compute::{Device, OnDevice},
     peer::io::Command,
 };
-use skein_protocol::event::Event;
 use tokio::{
     runtime::Runtime,
     sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
 pub use self::desk::{Desk, collect_and_write};
@@ -30,13 +30,17 @@ use super::{
     failure::{Failure, Report},
     out::Mark,
     refused::Circumstances,
-    show::{Bytes, Peer},
+    show::{Bytes, Peer, Span, counted},
 };
 use crate::{
     config::{self, Origin, Token},
     home::Control,
-    node::{self, Ended, Give, Left, NetSetup, Node, Progress, Role, Setup, Way, worker::Niceness},
-    watch::{Me, Server, ServerConfig, State},
+    node::{
+        self, Ended, Give, Left, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
+        lobby::{LobbyError, Tried},
+        worker::Niceness,
+    },
+    watch::{Me, ServeError, Server, ServerConfig, State},
 };
 
 /// Who joined a run that has ended stays so long, so that its owner can collect the weights.
@@ -145,9 +149,11 @@ pub async fn start(context: &Context, plan: &Plan) -> Result<Node, Report> {
             let note = if made_now { "        a new key, made just now" } else { "" };
             out.say(Mark::Done, &format!("you   {}{note}", Peer(me)), &[("peer", &me)]);
         }
+        Progress::Listening { port: 0 } => out.note("port  none: others reach this peer through relays only"),
         Progress::Listening { port } => out.say(Mark::Done, &format!("port  {port} (UDP and TCP)"), &[("port", &port)]),
         Progress::Meeting { peers } => {
-            out.say(Mark::Note, &format!("looking for {peers} peers of the invite"), &[("peers", &peers)]);
+            let sentence = format!("looking for {} of the invite", counted(peers as u64, "peer"));
+            out.say(Mark::Note, &sentence, &[("peers", &peers)]);
         }
         Progress::StillTrying(error) => {
             let report = retry.report(error.into());
@@ -198,8 +204,17 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     let mut picture = Picture::new(node.manifest.clone(), me, utc_ms());
     let (show, shown) = watch::channel(Arc::new(picture.state().clone()));
     let (ask, mut asked) = mpsc::channel(16);
-    let _server = serve(context, shown, ask).await?;
+    let _server = match serve(context, shown, ask).await {
+        Ok(server) => server,
+        Err(report) => {
+            node.order(node::Order::Stop).await;
+            let _ = node.wait().await;
+            return Err(report);
+        }
+    };
     let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
+    let unsaved = node.unsaved.clone();
+    let mut told = BTreeSet::new();
     let orders = node.orders();
     let mut records = node.records();
     let mut snapshots = node.state();
@@ -217,25 +232,40 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     let mut tick = interval(SHOW);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ending = false;
+    // With a limit for silence: until somebody is met.
+    let mut alone_until = (!plan.keep_trying).then(|| Instant::now() + plan.patience);
+    let mut nobody = None;
     let mut saved: Option<Result<(), Report>> = None;
     let (save_done, mut save_answer) = mpsc::channel(1);
     let ended = loop {
         tokio::select! {
             ended = &mut left => break ended,
             record = records.recv() => match record {
-                Ok(record) => {
-                    story.hear(&record);
-                    if matches!(record.event, Event::RunEnded { .. }) && !ending {
-                        ending = true;
-                        end(&plan, &desk, save_done.clone());
-                    }
-                }
+                Ok(record) => story.hear(&record),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => sleep(SHOW).await,
             },
             _ = tick.tick() => {
                 let snapshot = snapshots.borrow_and_update().clone();
                 if let Some(snapshot) = snapshot {
+                    // Not by its event: whoever lags behind misses some.
+                    if snapshot.peer.ended && !ending {
+                        ending = true;
+                        end(&plan, &desk, save_done.clone());
+                    }
+                    if !snapshot.net.peers.is_empty() {
+                        alone_until = None;
+                    }
+                    if alone_until.take_if(|until| *until <= Instant::now()).is_some() {
+                        nobody = Some(silent(&plan));
+                        let _ = orders.send(node::Order::Stop).await;
+                    }
+                    unsaved.each(|stage, why| {
+                        let failure = Failure::from(why);
+                        if told.insert((stage, failure.code())) {
+                            out.warn(&format!("stage {stage} is not saved: {} {}", failure.what(), failure.why()));
+                        }
+                    });
                     story.show(picture.update(&snapshot));
                     let _ = show.send(Arc::new(picture.state().clone()));
                 }
@@ -262,8 +292,32 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
     };
     match ended.map_err(|error| circumstances.report(error))? {
         Left::AtOnce => Ok(130),
-        Left::Ended(Ended::Drained | Ended::Stopped) => saved.unwrap_or(Ok(())).map(|()| 0),
+        Left::Ended(_) if let Some(nobody) = nobody => Err(circumstances.report(NodeError::Lobby(nobody))),
+        Left::Ended(ended) => {
+            saved.unwrap_or(Ok(()))?;
+            // What nobody else holds is lost with this process: that must not look like a good end.
+            if let Some(why) = unsaved.take() {
+                return Err(why.into());
+            }
+            if ended == Ended::Drained {
+                out.done("left in good order");
+            }
+            Ok(0)
+        }
     }
+}
+
+/// What is said when none of the peers that the plan names has answered.
+fn silent(plan: &Plan) -> LobbyError {
+    let named = match &plan.way {
+        Way::Known { meet, .. } => meet,
+        Way::Invited(invited) => &invited.peers,
+    };
+    let tried = named.iter().map(|(peer, addresses)| {
+        let address = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        Tried { peer: Some(*peer), address, why: format!("silent for {}", Span(plan.patience)) }
+    });
+    LobbyError::NobodyAnswers(tried.collect())
 }
 
 /// What happens when the run has ended: its owner saves the model, the others give it time for that; then everybody leaves.
@@ -271,10 +325,10 @@ fn end(plan: &Plan, desk: &Desk, done: mpsc::Sender<Result<(), Report>>) {
     let (desk, save_to, owner) = (desk.clone(), plan.save_to.clone(), plan.owner);
     tokio::spawn(async move {
         let outcome = match save_to {
-            Some(path) => collect_and_write(&desk.orders, desk.manifest.clone(), &path, false)
-                .await
-                .map(drop)
-                .map_err(|refusal| Failure::from(refusal).into()),
+            Some(path) => {
+                let written = collect_and_write(&desk.orders, desk.manifest.clone(), &path, false).await;
+                written.map(drop).map_err(|refusal| Failure::from(refusal).into())
+            }
             None => {
                 if !owner {
                     sleep(AFTER_THE_END).await;
@@ -308,7 +362,13 @@ async fn serve(
         .map(|setting| (setting.key.to_string(), serde_json::to_value(&setting.value).unwrap_or_default()))
         .collect();
     let config = ServerConfig { listen, fixed, token: token.clone(), config: values.into() };
-    let server = Server::start(config, shown, ask).await?;
+    let server = Server::start(config, shown, ask).await.map_err(|error| match error {
+        ServeError::Taken(address) => {
+            let origin = context.settings.get("watch.listen").map_or(String::new(), |setting| place(&setting.origin));
+            Failure::ControlPortTaken { address: address.to_string(), origin }.into()
+        }
+        other => Report::from(other),
+    })?;
     let control = Control { address: server.address, token, pid: std::process::id() };
     let published = control.publish(&context.home.control_file())?;
     Ok(Some((server, published)))

@@ -12,7 +12,7 @@ use skein_protocol::{
 use crate::{
     cli::{
         out::{Mark, Out},
-        show::{self, Bytes, Count, Peer, Span},
+        show::{self, Bytes, Count, Peer, Span, counted},
     },
     watch::{Phase, State},
 };
@@ -99,7 +99,6 @@ impl Story {
                 out.say(Mark::Warning, &format!("{} is kept away: {why}", Peer(*peer)), &[("peer", peer)]);
             }
             Event::RunEnded { why } => out.say(Mark::Done, &format!("the run has ended: {why}"), &[]),
-            Event::Drained => out.say(Mark::Done, "left in good order", &[]),
             _ => {}
         }
     }
@@ -143,8 +142,7 @@ impl Story {
         let others = state.peers.iter().filter(|peer| peer.connected).count();
         text.push_str(&match others {
             0 => "  alone".to_string(),
-            1 => "  1 other peer".to_string(),
-            n => format!("  {n} other peers"),
+            n => format!("  {}", counted(n as u64, "other peer")),
         });
         if let Some(left) = state.remaining(self.samples_per_step, self.sequence) {
             text.push_str(&format!("  {} left", Span(left)));

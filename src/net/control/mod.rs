@@ -50,6 +50,8 @@ const REDIAL_LAST: Duration = Duration::from_secs(60);
 /// Relays that carry for us at one time, and that are remembered.
 const RESERVATIONS: usize = 2;
 const RELAYS: usize = 16;
+/// Addresses of one peer in the routing table. Dead ones leave it when they are dialled.
+const ADDRESSES_PEER: usize = 16;
 /// A relay that refused is asked again after this.
 const RELAY_PAUSE: Duration = Duration::from_secs(30);
 /// While the table is smaller than this, what we provide is said again for each newcomer, since it belongs nearer to it.
@@ -82,14 +84,19 @@ pub enum Command {
 }
 
 /// Builds the swarm and lets it listen, so that a port that cannot be had is an error of the start.
-pub fn listening_swarm(config: &NetConfig, shared: &Arc<Shared>) -> Result<(Swarm<Behaviour>, Endpoints), NetError> {
+/// The port is the one that it listens at.
+pub fn listening_swarm(
+    config: &NetConfig,
+    shared: &Arc<Shared>,
+) -> Result<(Swarm<Behaviour>, Endpoints, u16), NetError> {
     let (mut swarm, endpoints) = swarm(config, shared)?;
-    for address in listen_addresses(config)? {
+    let (addresses, port) = listen_addresses(config)?;
+    for address in addresses {
         swarm
             .listen_on(address.clone())
             .map_err(|error| NetError::Listen { address, source: io::Error::other(error) })?;
     }
-    Ok((swarm, endpoints))
+    Ok((swarm, endpoints, port))
 }
 
 fn swarm(config: &NetConfig, shared: &Arc<Shared>) -> Result<(Swarm<Behaviour>, Endpoints), NetError> {
@@ -124,7 +131,7 @@ fn swarm(config: &NetConfig, shared: &Arc<Shared>) -> Result<(Swarm<Behaviour>, 
 }
 
 /// Addresses for UDP and TCP on one port, which was seen to be free.
-fn listen_addresses(config: &NetConfig) -> Result<Vec<Multiaddr>, NetError> {
+fn listen_addresses(config: &NetConfig) -> Result<(Vec<Multiaddr>, u16), NetError> {
     let mut port = config.port;
     for attempt in 1.. {
         match probe(&config.listen, &mut port) {
@@ -133,7 +140,7 @@ fn listen_addresses(config: &NetConfig) -> Result<Vec<Multiaddr>, NetError> {
                     let at = SocketAddr::new(*ip, port);
                     [quic::to_multiaddr(at), Multiaddr::from(*ip).with(Protocol::Tcp(port))]
                 });
-                return Ok(addresses.collect());
+                return Ok((addresses.collect(), port));
             }
             // The system chose a UDP port whose TCP twin is taken.
             Err((_, error))
@@ -426,11 +433,11 @@ impl Control {
             for address in info.listen_addrs.iter().filter(|address| address::worth_keeping(address, &at)).take(8) {
                 // Circuits lead to peers that cannot answer others' questions.
                 if !address::is_relayed(address) {
-                    self.swarm.behaviour_mut().kad.add_address(&peer, address::without_peer(address));
+                    self.remember_address(&peer, address);
                 }
             }
             if dialled {
-                self.swarm.behaviour_mut().kad.add_address(&peer, address::without_peer(&at));
+                self.remember_address(&peer, &at);
             }
         }
         if dialled && address::is_quic(&at) && !self.config.offline_loopback {
@@ -441,9 +448,32 @@ impl Control {
                 self.swarm.behaviour_mut().observed.offer(info.observed_addr);
             }
         }
-        if dialled && info.protocols.iter().any(|protocol| protocol.as_ref() == HOP) && self.relays.len() < RELAYS {
+        if dialled && info.protocols.iter().any(|protocol| protocol.as_ref() == HOP) && self.remembers_relay(peer) {
             self.relays.insert(peer, address::with_peer(at, peer));
             self.reserve();
+        }
+    }
+
+    /// Whether there is room to remember `peer` as a relay. One that refused or is gone makes room, so that a peer behind NAT
+    /// which outlives all relays of its youth finds new ones.
+    fn remembers_relay(&mut self, peer: libp2p::PeerId) -> bool {
+        if self.relays.len() < RELAYS || self.relays.contains_key(&peer) {
+            return true;
+        }
+        let refused = |relay: &libp2p::PeerId| matches!(self.reservations.get(relay), Some(Reservation::Refused(_)));
+        let of_no_use = self.relays.keys().find(|relay| refused(relay) || !self.swarm.is_connected(relay)).copied();
+        of_no_use.is_some_and(|relay| self.relays.remove(&relay).is_some())
+    }
+
+    /// Remembers an address of a peer for look-ups; of one peer no more than it can reasonably have.
+    fn remember_address(&mut self, peer: &libp2p::PeerId, address: &Multiaddr) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let known = kad.kbucket(*peer).and_then(|bucket| {
+            let entry = bucket.iter().find(|entry| entry.node.key.preimage() == peer)?;
+            Some(entry.node.value.len())
+        });
+        if known.unwrap_or(0) < ADDRESSES_PEER {
+            kad.add_address(peer, address::without_peer(address));
         }
     }
 

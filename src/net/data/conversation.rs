@@ -97,6 +97,11 @@ pub trait Lanes: Send {
         kind: Kind,
         payload: BytesMut,
     ) -> impl Future<Output = Result<(), End>> + Send;
+
+    /// Asked at every record: an end, when a message has been arriving for too long.
+    fn stalled(&self) -> Option<End> {
+        None
+    }
 }
 
 impl Conversation {
@@ -114,6 +119,9 @@ impl Conversation {
                 Ok(record) => record,
                 Err(end) => return end,
             };
+            if let Some(end) = lanes.stalled() {
+                return end;
+            }
             let Some(kind) = kind else { continue };
             let step = match kind {
                 Kind::Frame => self.on_frame(payload.freeze()).await,
@@ -243,8 +251,8 @@ impl Conversation {
     pub async fn ordered_to_close(&self) -> End {
         let mut orders = self.link.orders();
         loop {
-            if let Order::Close(code) = *orders.borrow_and_update() {
-                return End::new(code, code.words());
+            if let Order::Close(code, why) = *orders.borrow_and_update() {
+                return End::new(code, why);
             }
             // The link, which holds the sender, is ours.
             let _ = orders.changed().await;
@@ -323,7 +331,7 @@ impl Conversation {
         }
         let ending = *self.ending.borrow();
         match order {
-            Order::Wait | Order::Close(_) => Ok(false),
+            Order::Wait | Order::Close(..) => Ok(false),
             Order::Send => Ok(true),
             Order::Drain | Order::Finish => {
                 let waiting = order == Order::Finish && self.peering.outbox.has_frames();

@@ -43,8 +43,11 @@ pub enum Happened {
         number: u32,
         by: u64,
     },
+    /// Leave the peer; it is told why.
     Hangup {
         peer: PeerId,
+        code: Code,
+        why: &'static str,
     },
     Banned {
         peer: PeerId,
@@ -95,7 +98,7 @@ pub async fn run(shared: Arc<Shared>, mut happened: mpsc::Receiver<Happened>) {
             }
             Happened::EndRead { .. } => {}
             Happened::Broken { peer, number, by } => hub.on_broken(peer, number, by),
-            Happened::Hangup { peer } => hub.leave(peer, Code::Done, "hung up"),
+            Happened::Hangup { peer, code, why } => hub.leave(peer, code, why),
             Happened::Banned { peer } => hub.leave(peer, Code::NotWanted, "banned"),
             Happened::Shutdown { within, done } => return hub.shutdown(happened, within, done).await,
         }
@@ -181,7 +184,7 @@ impl Hub {
         for link in entry.links.values().filter(|link| link.id != by) {
             let reading = link.reading.load(std::sync::atomic::Ordering::Relaxed);
             if reading > 0 && reading <= number {
-                link.order(Order::Close(Code::Cancelled));
+                link.order(Order::Close(Code::Cancelled, Code::Cancelled.words()));
             }
         }
     }
@@ -191,7 +194,7 @@ impl Hub {
         if let Some(entry) = self.peers.get_mut(&peer) {
             entry.leaving = Some(why);
             for link in entry.links.values() {
-                link.order(Order::Close(code));
+                link.order(Order::Close(code, why));
             }
         }
     }
@@ -207,7 +210,7 @@ impl Hub {
         }
         entry.peering.outbox.clear();
         for link in entry.links.values() {
-            link.order(Order::Close(Code::Done));
+            link.order(Order::Close(Code::Done, Code::Done.words()));
         }
     }
 
@@ -260,7 +263,7 @@ impl Hub {
         })
         .await;
         for link in open.values() {
-            link.order(Order::Close(Code::ShuttingDown));
+            link.order(Order::Close(Code::ShuttingDown, Code::ShuttingDown.words()));
         }
         let _ = done.send(());
     }

@@ -75,8 +75,8 @@ pub enum Order {
     Drain,
     /// As `Drain`, but there is no other connection: send what waits.
     Finish,
-    /// Close now.
-    Close(Code),
+    /// Close now, and say why.
+    Close(Code, &'static str),
 }
 
 impl Order {
@@ -131,7 +131,7 @@ impl Link {
     pub fn order(&self, order: Order) {
         self.order.send_if_modified(|now| {
             // Nothing comes after an order to close.
-            let change = !matches!(now, Order::Close(_)) && *now != order;
+            let change = !matches!(now, Order::Close(..)) && *now != order;
             if change {
                 *now = order;
             }
@@ -205,8 +205,8 @@ mod tests {
         let rank = Rank::new(Path::Direct, PeerId([1; 32]), PeerId([2; 32]), true, 1);
         let rtt = Rtt::Pings(AtomicU64::new(0));
         let link = Link::new(1, PeerId([2; 32]), 1, rank, Path::Direct, String::new(), rtt);
-        link.order(Order::Close(Code::Done));
+        link.order(Order::Close(Code::Done, "done"));
         link.send_as(Segment { number: 0, broken: false });
-        assert_eq!(*link.orders().borrow(), Order::Close(Code::Done));
+        assert_eq!(*link.orders().borrow(), Order::Close(Code::Done, "done"));
     }
 }

@@ -35,6 +35,10 @@ use crate::net::{
 
 /// A stream that says nothing for this long holds memory for nothing.
 const STALLED: Duration = Duration::from_secs(20);
+/// Bytes a second below which a body is given up: what trickles holds room that others wait for.
+const SLOWEST: u64 = 16 << 10;
+/// Nothing in the protocol waits longer for a body, however large.
+const LONGEST: Duration = Duration::from_secs(300);
 /// How long messages that arrived whole may take to reach the node after their connection ended.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 /// Messages whose refusal can still be told to the node: more than can be on their way.
@@ -298,11 +302,13 @@ async fn try_send(wire: &Wire, message: &Message) -> Result<Option<quinn::VarInt
     })
 }
 
-/// Accepts messages. quinn bounds how many streams there are, and so how many readers.
+/// Accepts messages. A message that was read whole gives its stream back to the peer while it may still wait for the node, so
+/// the readers are bounded here: a node that is busy slows its peers down.
 async fn receive(wire: &Arc<Wire>, readers: &mut JoinSet<()>) -> End {
+    let readers_max = wire.conversation.shared.limits.streams as usize;
     loop {
         tokio::select! {
-            stream = wire.connection.accept_uni() => match stream {
+            stream = wire.connection.accept_uni(), if readers.len() < readers_max => match stream {
                 Ok(stream) => {
                     readers.spawn(read_message(wire.clone(), stream));
                 }
@@ -325,7 +331,8 @@ enum Dropped {
 async fn read_message(wire: Arc<Wire>, mut stream: quinn::RecvStream) {
     let Conversation { shared, peering, link, .. } = &wire.conversation;
     let code = match try_read(&wire, &mut stream).await {
-        Ok(message) => {
+        // The room in memory is held until the node has it.
+        Ok((message, _room)) => {
             shared.count_received(message.lane, message.size());
             let Message { lane, frame, body } = message;
             return peering.deliver(shared, NetEvent::Message { from: link.peer, lane, frame, body }).await;
@@ -340,7 +347,7 @@ async fn read_message(wire: Arc<Wire>, mut stream: quinn::RecvStream) {
     let _ = stream.stop(code.into());
 }
 
-async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<Message, Dropped> {
+async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<(Message, Option<Held>), Dropped> {
     let Conversation { shared, peering, link, .. } = &wire.conversation;
     let mut head = [0; HEAD_LEN];
     exact(stream, &mut head).await?;
@@ -349,7 +356,7 @@ async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<Message
     exact(stream, &mut frame).await?;
     let frame = frame.freeze();
     if head.body_len == 0 {
-        return Ok(Message { lane: head.lane, frame, body: None });
+        return Ok((Message { lane: head.lane, frame, body: None }, None));
     }
     if let Err(code) = admit(shared, link.peer, head, &frame) {
         let refusal = Refusal { number: stream.id().index(), code };
@@ -357,9 +364,10 @@ async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<Message
         return Err(Dropped::Stop(code));
     }
     wire.granted.grant(shared, &wire.connection);
-    let _room = room(shared, peering, head.body_len).await.ok_or(Dropped::Gone)?;
-    let body = body(stream, head.body_len as usize).await?;
-    Ok(Message { lane: head.lane, frame, body: Some(body) })
+    let room = room(shared, peering, head.body_len).await.ok_or(Dropped::Gone)?;
+    let whole = timeout(slowest(head.body_len), body(stream, head.body_len as usize)).await;
+    let body = whole.map_err(|_| Dropped::Stop(Code::Cancelled))??;
+    Ok((Message { lane: head.lane, frame, body: Some(body) }, Some(room)))
 }
 
 fn check_head(shared: &Shared, head: Option<Head>) -> Result<Head, Dropped> {
@@ -387,12 +395,16 @@ pub fn admit(shared: &Shared, from: PeerId, head: Head, frame: &[u8]) -> Result<
     }
 }
 
+/// Room in memory, until it is dropped.
+pub type Held = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// How long a body of `bytes` may take once there is room for it.
+pub fn slowest(bytes: u64) -> Duration {
+    STALLED + Duration::from_secs(bytes / SLOWEST).min(LONGEST)
+}
+
 /// Room in memory for a body, first in the peer's share and then in all. Waiting for it slows the sender down.
-pub async fn room(
-    shared: &Shared,
-    peering: &Peering,
-    bytes: u64,
-) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+pub async fn room(shared: &Shared, peering: &Peering, bytes: u64) -> Option<Held> {
     let wanted = |limit: u64| units(bytes).min(units(limit));
     let own = peering.receiving.clone().acquire_many_owned(wanted(shared.limits.receiving_peer)).await.ok()?;
     let all = shared.receiving.clone().acquire_many_owned(wanted(shared.limits.receiving_total)).await.ok()?;

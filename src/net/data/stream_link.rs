@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     io,
     sync::{Arc, Mutex, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -15,7 +15,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{StreamProtocol, swarm::ConnectionId};
 use skein_protocol::{Lane, event::Severity};
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, mpsc},
+    sync::{Notify, mpsc},
     time::timeout,
 };
 
@@ -25,7 +25,7 @@ use super::{
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
-    quic_link::{admit, refused, room},
+    quic_link::{Held, admit, refused, room, slowest},
     silence::{AT_REST, Pace},
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
@@ -37,6 +37,8 @@ pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/skein/data/1");
 const PIECE: usize = 32 << 10;
 /// Messages whose refusal can still be told to the node after they were written.
 const REMEMBERED: usize = 64;
+/// How long a body may wait for room in memory before its sender is told that we are busy.
+const ROOM_PATIENCE: Duration = Duration::from_secs(2);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pongs wait behind megabytes of body in the buffers below us, so silence must last longer here than on QUIC. A process
 /// that dies closes its TCP connections, which shows at once.
@@ -127,7 +129,9 @@ struct Arriving {
     body: BytesMut,
     missing: u64,
     /// Nothing where the message was refused and its pieces are skipped.
-    room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    room: Option<Held>,
+    /// When it must have arrived.
+    until: Instant,
 }
 
 impl Lanes for Incoming<'_> {
@@ -142,6 +146,12 @@ impl Lanes for Incoming<'_> {
             Kind::Refused(lane) => self.on_refused(conversation, lane, &payload),
             Kind::Frame | Kind::Ping | Kind::Pong | Kind::Segment | Kind::End | Kind::EndRead => Ok(()),
         }
+    }
+
+    fn stalled(&self) -> Option<End> {
+        let now = Instant::now();
+        let late = self.lanes.iter().flatten().any(|arriving| arriving.room.is_some() && arriving.until < now);
+        late.then(|| End::new(Code::Cancelled, "a message stalled"))
     }
 }
 
@@ -167,10 +177,20 @@ impl Incoming<'_> {
         if head.body_len == 0 {
             return deliver(conversation, Message { lane, frame: payload, body: None }).await;
         }
-        let mut arriving = Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None };
-        match admit(shared, conversation.link.peer, head, &arriving.frame) {
-            Ok(()) => {
-                arriving.room = room(shared, &conversation.peering, head.body_len).await;
+        let until = Instant::now() + slowest(head.body_len);
+        let mut arriving =
+            Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None, until };
+        let wanted = match admit(shared, conversation.link.peer, head, &arriving.frame) {
+            // While we wait nothing else is read, not even the pieces of other lanes whose end would make room.
+            Ok(()) => match timeout(ROOM_PATIENCE, room(shared, &conversation.peering, head.body_len)).await {
+                Ok(room) => Ok(room),
+                Err(_) => Err(Code::Busy),
+            },
+            Err(code) => Err(code),
+        };
+        match wanted {
+            Ok(room) => {
+                arriving.room = room;
                 arriving.body.reserve(head.body_len as usize);
             }
             Err(code) => {

@@ -173,11 +173,12 @@ async fn tokens_per_s(
         tokens += u64::from(completed(&mut records).await?);
     }
     let rate = tokens as f64 / began.elapsed().as_secs_f64();
+    // They finish what is open, which needs the feeder; its own drain would wait for them in turn.
     let _ = orders.send(Order::Command(Command::StopFeeding)).await;
-    let _ = orders.send(Order::Stop).await;
     for late in local::part(&mut swarm.peers) {
         context.out.warn(&format!("peer {late} did not leave in time and was ended"));
     }
+    let _ = orders.send(Order::Stop).await;
     let _ = timeout(PATIENCE, swarm.node.wait()).await;
     Ok(rate)
 }

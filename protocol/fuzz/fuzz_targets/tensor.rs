@@ -1,0 +1,7 @@
+#![no_main]
+
+#[path = "../../tests/it/decoders.rs"]
+#[allow(dead_code)]
+mod decoders;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| decoders::tensor(bytes));

@@ -1,0 +1,78 @@
+//! The seeds of the fuzz targets, in `fuzz/corpus`: written by this test, and replayed by it with whatever fuzzing has added.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use skein_protocol::{
+    codec,
+    hash::Digest,
+    invite::{Address, Invite, InvitePeer, Transport, VERSION},
+    key::Key,
+    run::{Codec, PRESETS, preset, text},
+};
+
+use crate::{
+    decoders,
+    samples::{Draw, FRAMES, frame},
+};
+
+fn folder(target: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+}
+
+/// What a target starts from: names and bytes.
+pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+    let named = |name: &str, bytes: Vec<u8>| (name.to_string(), bytes);
+    match target {
+        "frame" => (0..FRAMES).map(|n| (format!("{n:02}"), frame(n, &mut Draw::new(n as u64)).encode())).collect(),
+        "item" => (0..6).map(|n| (n.to_string(), minicbor::to_vec(Draw::new(n).signed()).unwrap())).collect(),
+        "manifest" => {
+            PRESETS.iter().map(|name| named(name, minicbor::to_vec(preset(name).unwrap()).unwrap())).collect()
+        }
+        "run_toml" => {
+            let mut all: Vec<_> =
+                PRESETS.iter().map(|name| named(name, text::write(&preset(name).unwrap()).into_bytes())).collect();
+            all.push(named("nonsense", b"[run]\nname = 3\n[averagin]\n".to_vec()));
+            all
+        }
+        "invite" => vec![named("whole", invite().encode().unwrap().into_bytes()), named("prefix", b"skein1".to_vec())],
+        "tensor" => {
+            let values: Vec<f32> = (0..100).map(|i| (i as f32 - 50.0) / 7.0).collect();
+            let coded = |codec, zstd| [&100u16.to_le_bytes()[..], &codec::encode(&values, codec, zstd)].concat();
+            let codecs = [("f32", Codec::F32), ("bf16", Codec::Bf16), ("int8", Codec::Int8)];
+            let both = codecs.iter().flat_map(|(name, codec)| {
+                [named(name, coded(*codec, false)), named(&format!("{name}-zstd"), coded(*codec, true))]
+            });
+            both.collect()
+        }
+        other => panic!("{other} is no target"),
+    }
+}
+
+fn invite() -> Invite {
+    let peers = (1..=2).map(|n| InvitePeer {
+        id: Key::from_secret([n; 32]).peer(),
+        addresses: vec![Address { transport: Transport::Quic, ip: [192, 0, 2, n].into(), port: 4747 }],
+    });
+    Invite { version: VERSION, run: Digest([9; 32]), label: "tiny-verse".into(), peers: peers.collect(), token: None }
+}
+
+#[test]
+fn every_seed_is_in_the_corpus_and_no_decoder_minds_any_of_it() {
+    let update = std::env::var("INSTA_UPDATE").is_ok_and(|update| update == "always");
+    for (target, decoder) in decoders::ALL {
+        let folder = folder(target);
+        if update {
+            fs::create_dir_all(&folder).unwrap();
+            seeds(target).iter().for_each(|(name, bytes)| fs::write(folder.join(name), bytes).unwrap());
+        }
+        let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let kept: BTreeMap<String, Vec<u8>> = entries
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+            .collect();
+        for (name, bytes) in seeds(target) {
+            assert_eq!(kept.get(&name), Some(&bytes), "{target}/{name}; INSTA_UPDATE=always writes the seeds anew");
+        }
+        kept.values().for_each(|bytes| decoder(bytes));
+    }
+}

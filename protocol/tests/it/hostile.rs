@@ -1,0 +1,183 @@
+//! Round trips, and bytes that are cut, changed, lengthened, made up, or that lie about their own length.
+
+use proptest::prelude::*;
+use skein_protocol::{
+    Manifest,
+    codec::{self, coded_len},
+    invite::Invite,
+    key::Signed,
+    run::{Codec, preset},
+    wire::{BadFrame, Frame, exact, limits::FRAME_MAX, membership::Item},
+};
+
+use crate::{
+    allocation::largest_block,
+    decoders,
+    samples::{Draw, FRAMES, frame},
+};
+
+/// A decoder may ask for blocks of this many times the bytes it reads, and a little besides: values in memory are larger than
+/// on the wire, and an error has a text.
+const TIMES: usize = 64;
+const BESIDES: usize = 4 << 10;
+
+fn assert_frugal(bytes: &[u8], decode: impl FnOnce(&[u8])) {
+    let largest = largest_block(|| decode(bytes));
+    assert!(largest <= TIMES * bytes.len() + BESIDES, "{} bytes made it ask for {largest}", bytes.len());
+}
+
+proptest! {
+    #[test]
+    fn every_frame_comes_back_as_it_was(seed: u64) {
+        for n in 0..FRAMES {
+            let sent = frame(n, &mut Draw::new(seed));
+            prop_assert_eq!(Frame::decode(&sent.encode()), Ok(sent));
+        }
+    }
+
+    #[test]
+    fn an_item_comes_back_as_it_was_and_no_byte_of_it_can_be_changed(seed: u64, at: usize, bit in 0..8u8) {
+        let (item, signed) = (Draw::new(seed).item(), Draw::new(seed).signed());
+        prop_assert!(Item::open(&signed).is_some());
+        let bytes = minicbor::to_vec(&item).unwrap();
+        prop_assert_eq!(exact::<Item>(&bytes, usize::MAX), Ok(item));
+        let mut forged: Vec<u8> = signed.body.to_vec();
+        let at = at % forged.len();
+        forged[at] ^= 1u8 << bit;
+        prop_assert_eq!(Item::open(&Signed { body: forged.into(), ..signed }), None);
+    }
+
+    #[test]
+    fn a_frame_with_changed_bytes_is_refused_or_another_frame(n in 0..FRAMES, seed: u64, changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4)) {
+        let mut bytes = frame(n, &mut Draw::new(seed)).encode();
+        for (at, byte) in changes {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        assert_frugal(&bytes, decoders::frame);
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_or_followed_is_refused(n in 0..FRAMES, seed: u64, more in 1..20usize) {
+        let mut bytes = frame(n, &mut Draw::new(seed)).encode();
+        for end in 0..bytes.len() {
+            prop_assert!(matches!(Frame::decode(&bytes[..end]), Err(BadFrame::Malformed(_))), "cut at {}", end);
+        }
+        bytes.resize(bytes.len() + more, 0);
+        prop_assert_eq!(Frame::decode(&bytes), Err(BadFrame::Trailing(more)));
+    }
+
+    #[test]
+    fn no_decoder_minds_noise(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        for (_, decoder) in decoders::ALL {
+            decoder(&bytes);
+        }
+        assert_frugal(&bytes, decoders::frame);
+        assert_frugal(&bytes, decoders::item);
+        assert_frugal(&bytes, decoders::manifest);
+    }
+
+    #[test]
+    fn no_decoder_minds_text(text in "[ -~\n]{0,300}", word in "skein1[a-z2-7]{0,200}") {
+        for (_, decoder) in decoders::ALL {
+            decoder(text.as_bytes());
+            decoder(word.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_tensor_is_refused_unless_its_length_is_the_one_that_is_known(
+        values in proptest::collection::vec(-10.0f32..10.0, 1..300),
+        which in 0..3usize,
+        zstd: bool,
+        more in 1..9usize,
+        wrong in 0..600usize,
+    ) {
+        let codec = [Codec::F32, Codec::Bf16, Codec::Int8][which];
+        let mut bytes = codec::encode(&values, codec, zstd);
+        prop_assert_eq!(codec::decode(&bytes, values.len(), &[codec]).map(|back| back.len()), Ok(values.len()));
+        if coded_len(wrong as u64, codec) != coded_len(values.len() as u64, codec) {
+            prop_assert!(codec::decode(&bytes, wrong, &[codec]).is_err());
+        }
+        for end in 0..bytes.len() {
+            prop_assert!(codec::decode(&bytes[..end], values.len(), &[codec]).is_err(), "cut at {}", end);
+        }
+        bytes.resize(bytes.len() + more, 0);
+        prop_assert!(codec::decode(&bytes, values.len(), &[codec]).is_err(), "{} more bytes", more);
+    }
+}
+
+/// The head of a CBOR item of a major type that says it has `len` elements or bytes.
+fn claim(major: u8, len: u64) -> Vec<u8> {
+    let mut head = vec![major << 5 | 27];
+    head.extend_from_slice(&len.to_be_bytes());
+    head
+}
+
+#[test]
+fn a_length_that_lies_is_refused_before_memory_is_taken_for_it() {
+    for n in 0..FRAMES {
+        let bytes = frame(n, &mut Draw::new(n as u64)).encode();
+        // Wherever a head may stand: what follows says that it is a string, a text, an array or a map of absurd length.
+        for at in 0..bytes.len() {
+            for len in [1 << 16, 1 << 32, 1 << 60, u64::MAX] {
+                for major in 2..=5 {
+                    let lying = [&bytes[..at], &claim(major, len), &bytes[at + 1..]].concat();
+                    let largest = largest_block(|| drop(Frame::decode(&lying)));
+                    assert!(largest <= TIMES * lying.len() + BESIDES, "frame {n}, byte {at}, {len}: {largest}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_manifest_of_lying_lengths_takes_no_memory() {
+    let bytes = minicbor::to_vec(preset("demo").unwrap()).unwrap();
+    for at in 0..bytes.len() {
+        for major in 2..=5 {
+            let lying = [&bytes[..at], &claim(major, 1 << 40), &bytes[at + 1..]].concat();
+            assert_frugal(&lying, |bytes| drop(exact::<Manifest>(bytes, usize::MAX)));
+        }
+    }
+    for end in 0..bytes.len() {
+        assert!(exact::<Manifest>(&bytes[..end], usize::MAX).is_err());
+    }
+}
+
+#[test]
+fn a_frame_above_the_limit_is_not_read() {
+    let bytes = vec![0x9f; FRAME_MAX + 1];
+    assert_eq!(Frame::decode(&bytes), Err(BadFrame::TooLarge { got: FRAME_MAX + 1, limit: FRAME_MAX }));
+    // Arrays in arrays, as deep as a frame is long.
+    for byte in [0x81, 0x9f, 0xa1, 0xc1, 0xd8] {
+        assert!(Frame::decode(&vec![byte; FRAME_MAX]).is_err());
+    }
+}
+
+#[test]
+fn a_bomb_of_zstd_is_stopped_at_the_length_that_is_known() {
+    let bomb = codec::encode(&vec![0.0; 4 << 20], Codec::F32, true);
+    assert!(bomb.len() < 64 << 10, "it is small: {}", bomb.len());
+    let mut refused = false;
+    let largest = largest_block(|| refused = codec::decode(&bomb, 100, &[Codec::F32]).is_err());
+    assert!(refused);
+    // A decompressor has a window of its own; the sixteen mebibytes are never reserved.
+    assert!(largest < 4 << 20, "{largest}");
+}
+
+#[test]
+fn an_invite_with_a_changed_character_is_refused() {
+    let key = skein_protocol::key::Key::from_secret([3; 32]);
+    let peers = format!("{}", key.peer());
+    assert!(Invite::decode(&peers).is_err());
+    let corpus = crate::corpus::seeds("invite");
+    let (_, bytes) = corpus.iter().find(|(name, _)| name == "whole").expect("a whole invite");
+    let text = String::from_utf8(bytes.clone()).unwrap();
+    Invite::decode(&text).unwrap();
+    for at in "skein1".len()..text.len() {
+        let mut changed = text.clone().into_bytes();
+        changed[at] = if changed[at] == b'a' { b'b' } else { b'a' };
+        assert!(Invite::decode(&String::from_utf8(changed).unwrap()).is_err(), "character {at}");
+    }
+}
