@@ -31,6 +31,7 @@ pub enum Drain {
     LastRound {
         since: Instant,
     },
+    /// States are saved, and where nobody else serves the stage given to a keeper.
     Saving {
         since: Instant,
     },
@@ -94,12 +95,13 @@ impl Peer {
                 if !self.rounds_busy() || late(since, LAST_ROUND) {
                     self.drain = Some(Drain::Saving { since: now });
                     self.save_all();
+                    self.push_last_snapshots();
                     self.go_on_draining(now, out);
                 }
             }
             Some(Drain::Saving { since }) => {
                 let saving = self.jobs.has(|purpose| matches!(purpose, Purpose::Save { .. }));
-                if !saving || late(since, PATIENCE) {
+                if !saving && !self.is_pushing() || late(since, PATIENCE) {
                     self.leave(out);
                 }
             }

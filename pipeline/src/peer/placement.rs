@@ -30,6 +30,9 @@ const PLAN_EVERY: Duration = Duration::from_millis(500);
 /// A peer with room waits this long for a newcomer, or for somebody before it in the order of adoption.
 const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
+/// A replica that leaves is gone after this, whatever it waits for.
+const LEAVES_WITHIN: Duration = Duration::from_secs(45);
+
 impl Peer {
     /// Whether what the directory says can be relied on: who is there has spoken.
     fn is_settled(&self, now: Instant) -> bool {
@@ -165,6 +168,7 @@ impl Peer {
         let replica = Replica {
             stage,
             phase: Phase::Looking { since: now },
+            wait_until: Instant::ZERO,
             tried: BTreeSet::new(),
             pinned,
             average,
@@ -215,7 +219,14 @@ impl Peer {
             replica.tried.clear();
             return;
         }
-        self.look_for_snapshot(now, stage, out);
+        // Whoever leaves gives its last state to a keeper before it goes.
+        let Some(replica) = self.replicas.get_mut(&stage) else { return };
+        if self.route.is_left(stage) && now.since(since) < LEAVES_WITHIN {
+            replica.wait_until = now + SETTLED;
+        }
+        if now >= replica.wait_until {
+            self.look_for_snapshot(now, stage, out);
+        }
     }
 
     fn look_for_snapshot(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {

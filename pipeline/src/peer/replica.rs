@@ -38,6 +38,8 @@ pub enum Origin {
 pub struct Replica {
     pub stage: Stage,
     pub phase: Phase,
+    /// A replica leaves, and its last snapshot is waited for: no other is taken before this.
+    pub wait_until: Instant,
     /// Donors that failed.
     pub tried: BTreeSet<PeerId>,
     /// The planner may not move it.

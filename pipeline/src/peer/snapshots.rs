@@ -191,6 +191,25 @@ impl Peer {
         self.encode_state(stage, version, true, StateFor::Keeper);
     }
 
+    /// Before leaving: whoever takes a stage over that nobody else serves is to go on from its last step.
+    pub(super) fn push_last_snapshots(&mut self) {
+        let last = |stage: &Stage| self.directory.replicas(*stage).iter().all(|(peer, _)| *peer == self.me);
+        let stages: Vec<Stage> = self.replicas.keys().copied().filter(last).collect();
+        for stage in stages {
+            let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
+                continue;
+            };
+            if self.keeper_for(stage).is_some() {
+                self.encode_state(stage, version, true, StateFor::Keeper);
+            }
+        }
+    }
+
+    /// Whether a snapshot is on its way to a keeper.
+    pub(super) fn is_pushing(&self) -> bool {
+        self.states.values().any(|(whom, _)| *whom == StateFor::Keeper) || self.transfer.is_offering()
+    }
+
     /// The neighbour that comes first for this stage (rendezvous order) and does not serve it.
     fn keeper_for(&self, stage: Stage) -> Option<PeerId> {
         let serving: Vec<PeerId> = self.directory.replicas(stage).into_iter().map(|(peer, _)| peer).collect();

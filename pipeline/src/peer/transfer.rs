@@ -316,6 +316,11 @@ impl Transfer {
         send(desk, to, Lane::Control, Frame::Keep(Is { request, version, len: blob.len, root }), None);
     }
 
+    /// Whether somebody fetches, or is asked to, what I want to be held.
+    pub fn is_offering(&self) -> bool {
+        self.serves.keys().any(|(_, request)| request & INVENTED != 0)
+    }
+
     /// Takes what `from` offered, of at most `most` bytes. False: it was refused, and `ticket` never comes back.
     pub fn keep(&mut self, desk: &mut Desk<'_>, ticket: u64, from: PeerId, is: Is, most: u64) -> bool {
         let key = (from, is.request);

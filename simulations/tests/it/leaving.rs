@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use skein_pipeline::peer::io::Command;
 use skein_protocol::event::Event;
-use skein_simulations::{Fault, Plan, Role, Scenario, Simulation, Small, worker::learning::Learning, world::Corpus};
+use skein_simulations::{
+    Fault, Plan, Role, Scenario, Simulation, Small,
+    checker::Line,
+    worker::{learning::Learning, modelled::Device},
+    world::Corpus,
+};
 
-use crate::common::{demo, seconds, unsound};
+use crate::common::{assert_sound, demo, seconds, swarm, unsound};
 
 #[test]
 fn a_death_upstream_of_a_replica_that_leaves_doubles_and_overlaps_nothing() {
@@ -34,12 +39,15 @@ fn a_death_upstream_of_a_replica_that_leaves_doubles_and_overlaps_nothing() {
 #[test]
 fn a_version_that_is_saved_again_and_again_never_has_two_roots() {
     let manifest = Small { round_every: 2, ..Small::tiny(1) }.manifest();
-    let peers = vec![Plan::new(Role::feeder()), Plan::new(Role::host(0)), Plan::new(Role::host(0))];
+    // So slow that jobs wait: a save may be asked for before a round is adopted, and made after.
+    let slow = Device { flops: 5e7, ..Device::CORE };
+    let host = || Plan::new(Role::host(0)).device(slow);
+    let peers = vec![Plan::new(Role::feeder()), host(), host()];
     let scenario = Scenario::new(17, manifest, peers);
     let mut sim =
         Simulation::new(Scenario { corpus: Corpus::Cycle { period: 11 }, make_worker: Learning::make(), ..scenario });
-    assert!(sim.run_completed(seconds(60), 8));
-    for _ in 0..4000 {
+    assert!(sim.run_completed(seconds(600), 8));
+    for _ in 0..20_000 {
         for peer in [1, 2] {
             sim.command(peer, Command::Save);
         }
@@ -48,8 +56,36 @@ fn a_version_that_is_saved_again_and_again_never_has_two_roots() {
     let saved = sim.lines().iter().filter(|line| matches!(line.record.event, Event::Saved { .. })).count();
     let rounds = sim.summary().rounds;
     println!("{saved} saved, {rounds} rounds");
-    assert!(saved > 500 && rounds > 100, "{saved} saved, {rounds} rounds");
+    assert!(saved > 300 && rounds > 50, "{saved} saved, {rounds} rounds");
     if let Some(wrong) = unsound(&sim) {
         panic!("{wrong}");
+    }
+}
+
+#[test]
+fn the_last_replica_of_a_stage_leaves_its_last_step_to_whoever_takes_over() {
+    for seed in 0..12u64 {
+        let mut peers = swarm(3, 1);
+        peers[3].role.joins = true;
+        let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
+        assert!(sim.run_completed(seconds(60), 60));
+        sim.run_for(Duration::from_millis(137 * seed));
+        sim.command(2, Command::Drain);
+        let restored = |line: &Line| matches!(line.record.event, Event::Restored { stage: 1, .. });
+        assert!(sim.run_until(seconds(40), restored).is_some(), "seed {seed}: {:#?}", sim.summary());
+        let steps = sim.lines().iter().filter_map(|line| match line.record.event {
+            Event::Stepped { own_step, .. } if line.record.peer == sim.id(2) => Some(own_step),
+            _ => None,
+        });
+        let goes_on = sim.lines().iter().find_map(|line| match &line.record.event {
+            Event::Restored { stage: 1, version, .. } => Some(version.own_step),
+            _ => None,
+        });
+        assert_eq!(goes_on, steps.max(), "seed {seed}");
+        assert!(sim.run_completed(seconds(60), 40), "seed {seed}");
+        sim.command(0, Command::StopFeeding);
+        sim.run_for(seconds(15));
+        let summary = assert_sound(&sim, &format!("seed {seed}"));
+        assert_eq!(summary.perished, 0, "seed {seed}");
     }
 }
