@@ -20,6 +20,9 @@ use skein_protocol::{
 const WINDOW: usize = 64;
 /// Answers before a newcomer gets more than a tenth of the picks.
 const PROVEN: u32 = 8;
+/// Micro-batches that a newcomer has at a time while somebody proven is there: one that never answers must not end up with the
+/// whole window.
+const NEWCOMER_MOST: u32 = 2;
 /// Answers older than this half-life count half in the speed.
 const SPEED_HALF_LIFE: Duration = Duration::from_secs(5);
 
@@ -99,17 +102,21 @@ impl Route {
         self.picks += 1;
         let proven = |route: &Self, peer| route.measured.get(&(stage, peer)).is_some_and(|m| m.answers >= PROVEN);
         let any_proven = candidates.iter().any(|(peer, _)| proven(self, *peer));
-        let newcomers_turn = self.picks.is_multiple_of(10);
+        let in_flight = |route: &Self, peer| route.measured.get(&(stage, peer)).map_or(0, |m| m.in_flight);
+        let may_try = |route: &Self, peer| !proven(route, peer) && in_flight(route, peer) < NEWCOMER_MOST;
+        // A newcomer gets its first micro-batch at once, then every tenth pick, and no other, while somebody proven is there.
+        let is_new = |peer: &PeerId| !self.measured.contains_key(&(stage, *peer));
+        let newcomers_turn = candidates.iter().any(|(peer, _)| is_new(peer))
+            || self.picks.is_multiple_of(10) && candidates.iter().any(|(peer, _)| may_try(self, *peer));
         let mut best: Option<(f64, PeerId)> = None;
         for (peer, claim) in candidates {
-            let known = proven(self, peer);
-            // A newcomer gets every tenth pick, and no other, while somebody proven is there.
-            if any_proven && known == newcomers_turn && self.has_newcomer(stage) {
+            let is_asked = if newcomers_turn { may_try(self, peer) } else { proven(self, peer) };
+            if any_proven && !is_asked {
                 continue;
             }
-            let measured = self.measured.get(&(stage, peer));
-            let in_flight = measured.map_or(0, |m| m.in_flight);
-            let speed = measured.and_then(Measured::speed).unwrap_or(if claim > 0.0 { claim } else { 1.0 });
+            let in_flight = in_flight(self, peer);
+            let claim = if claim > 0.0 { claim } else { 1.0 };
+            let speed = self.measured.get(&(stage, peer)).and_then(Measured::speed).unwrap_or(claim);
             let jitter: f64 = self.rng.random_range(0.75..1.25);
             let wait = (f64::from(in_flight) + 1.0) / speed * jitter;
             if best.is_none_or(|(least, _)| wait < least) {
@@ -117,10 +124,6 @@ impl Route {
             }
         }
         best.map(|(_, peer)| peer)
-    }
-
-    fn has_newcomer(&self, stage: Stage) -> bool {
-        self.replicas(stage).any(|peer| self.measured.get(&(stage, peer)).is_none_or(|m| m.answers < PROVEN))
     }
 
     pub fn sent(&mut self, now: Instant, stage: Stage, peer: PeerId) {
@@ -240,8 +243,27 @@ mod tests {
             route.sent(Instant(u64::from(i)), 0, PeerId([0; 32]));
             route.answered(Instant(u64::from(i) + 1_000_000), 0, PeerId([0; 32]));
         }
-        let new = (0..100).filter(|_| route.choose(0, None, &[]) == Some(PeerId([1; 32]))).count();
-        assert_eq!(new, 10);
+        let new = PeerId([1; 32]);
+        assert_eq!(route.choose(0, None, &[]), Some(new), "at once");
+        route.sent(Instant(1), 0, new);
+        let picks = (0..100).filter(|_| route.choose(0, None, &[]) == Some(new)).count();
+        assert_eq!(picks, 10);
+    }
+
+    #[test]
+    fn a_newcomer_that_does_not_answer_gets_no_more() {
+        let mut route = route(&[0, 1]);
+        let (proven, silent) = (PeerId([0; 32]), PeerId([1; 32]));
+        let mut given = 0;
+        for i in 0..1000u64 {
+            let peer = route.choose(0, None, &[]).unwrap();
+            route.sent(Instant(i * 1_000_000), 0, peer);
+            if peer == proven {
+                route.answered(Instant(i * 1_000_000 + 900_000), 0, peer);
+            }
+            given += u32::from(i >= 100 && peer == silent);
+        }
+        assert!(given <= NEWCOMER_MOST, "{given}");
     }
 
     #[test]

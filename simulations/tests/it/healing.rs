@@ -49,7 +49,10 @@ fn a_late_joiner_serves_within_five_seconds_of_its_start() {
     for (access, seed) in [(Access::LOOPBACK, 31), (Access::HOME, 32)] {
         let late = Plan::new(Role::joiner()).starts(seconds(20));
         let peers = swarm(3, 2).into_iter().chain([late]).map(|plan| plan.access(access)).collect();
-        let mut sim = start(seed, peers);
+        // As large as the demo's: three layers of 0.3 M parameters.
+        let model = Small { layers: 3, hidden: 160, ffn: 448, ..Small::demo(3) };
+        let mut sim = Simulation::new(Scenario::new(seed, model.manifest(), peers));
+        assert!(sim.run_completed(seconds(60), 20), "{:#?}", sim.summary());
         let (joiner, now) = (sim.id(7), sim.now());
         let first = sim.run_until(seconds(60) - now, |line| {
             line.record.peer == joiner && matches!(line.record.event, Event::Accepted { .. })

@@ -8,6 +8,7 @@ mod healing;
 mod large;
 mod learning;
 mod leaving;
+mod rare;
 mod rounds;
 mod standby;
 mod steps;
