@@ -3,11 +3,16 @@
 use std::{
     io::{BufRead, BufReader},
     path::Path,
-    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+
+/// What has not come after this does not come: the longest wait that is right is a tenth of it.
+const NEVER: Duration = Duration::from_secs(300);
 
 /// Swarms share two cores: one at a time.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -18,7 +23,7 @@ pub fn alone() -> MutexGuard<'static, ()> {
 pub struct Skein {
     home: std::path::PathBuf,
     child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Skein {
@@ -43,7 +48,9 @@ impl Skein {
             .stderr(stderr)
             .spawn()
             .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (said, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
         Skein { home: home.into(), child, lines }
     }
 
@@ -54,13 +61,18 @@ impl Skein {
     }
 
     pub fn wait_until(&mut self, mut wanted: impl FnMut(&Value) -> bool) -> Option<Value> {
-        for line in self.lines.by_ref() {
-            let line: Value = serde_json::from_str(&line.unwrap()).expect("each line is JSON");
+        let until = Instant::now() + NEVER;
+        loop {
+            let line = match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(mpsc::RecvTimeoutError::Timeout) => panic!("it never said what was waited for: {}", self.words()),
+            };
+            let line: Value = serde_json::from_str(&line).expect("each line is JSON");
             if wanted(&line) {
                 return Some(line);
             }
         }
-        None
     }
 
     /// All lines until it ends, and how it ended.

@@ -6,6 +6,7 @@ use skein_protocol::{Stage, event::Event};
 use skein_simulations::{
     Fault, Plan, Role, Scenario, Simulation, Small,
     checker::{Line, progress::rate},
+    worker::modelled::Device,
     world::Access,
 };
 
@@ -85,6 +86,28 @@ fn a_late_joiner_takes_the_stage_that_lost_a_replica() {
             });
             assert_eq!(takes, Some(stage), "seed {seed}, stage {stage}");
         }
+    }
+}
+
+#[test]
+fn a_replica_that_crawls_holds_nobody_up() {
+    let rate_with = |seed: u64, crawls: bool| {
+        let mut peers = swarm(3, 2);
+        if crawls {
+            peers[5].device = Device { flops: Device::CORE.flops / 50.0, ..Device::CORE };
+        } else {
+            peers.remove(5);
+        }
+        let mut sim = start(seed, peers);
+        let begin = sim.now();
+        sim.run_for(seconds(40));
+        let summary = assert_sound(&sim, "crawls");
+        (rate_over(&sim, begin + seconds(10), begin + seconds(40)), summary.refused)
+    };
+    for seed in 70..73 {
+        let ((with, refused), (without, _)) = (rate_with(seed, true), rate_with(seed, false));
+        println!("seed {seed}: {with:.1}/s with a peer fifty times slower, {without:.1}/s without; {refused} too old");
+        assert!(with > 0.9 * without, "seed {seed}: {with:.1}/s, {without:.1}/s without it");
     }
 }
 

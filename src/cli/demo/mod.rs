@@ -435,13 +435,14 @@ fn conclude(done: &DemoDone, known: &Known, folder: &Folder, out: &Out) -> u8 {
         n => format!(" ({n} rolled back)"),
     };
     out.done(&format!("{} averaging rounds{back}{apart}", done.rounds));
-    if let Some(ms) = done.repair_ms_max {
+    if !done.killed.is_empty() {
+        let repair = match done.repair_ms_max {
+            Some(ms) => format!("what the dead peer held went on after {}", Span::from(ms)),
+            None => "the dead peer held nothing that others waited for".into(),
+        };
         out.done(&format!(
-            "repair: what the dead peer held went on after {}; {} gradients perished with it, {} lost, {} counted twice",
-            Span::from(ms),
-            done.perished,
-            done.lost,
-            done.doubled
+            "repair: {repair}; {} gradients perished with it, {} lost, {} counted twice",
+            done.perished, done.lost, done.doubled
         ));
     }
     for shortfall in &shortfalls {
