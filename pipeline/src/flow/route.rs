@@ -78,6 +78,11 @@ impl Route {
         self.serving.get(&stage).is_some_and(|peers| peers.contains_key(&peer))
     }
 
+    /// Whether `peer` serves `stage`, or finishes what it has of it.
+    pub fn may_hold(&self, stage: Stage, peer: PeerId) -> bool {
+        self.serves(stage, peer) || self.leaving.contains(&(stage, peer))
+    }
+
     /// Whether somebody is there who finishes what it has of a stage.
     pub fn is_left(&self, stage: Stage) -> bool {
         self.leaving.iter().any(|(of, _)| *of == stage)
@@ -85,8 +90,7 @@ impl Route {
 
     /// The next replica of `stage`; `hint` first when it is there, though it may be leaving; never one of `without`.
     pub fn choose(&mut self, stage: Stage, hint: Option<PeerId>, without: &[PeerId]) -> Option<PeerId> {
-        let is_there = |peer: PeerId| self.serves(stage, peer) || self.leaving.contains(&(stage, peer));
-        if let Some(hint) = hint.filter(|hint| is_there(*hint) && !without.contains(hint)) {
+        if let Some(hint) = hint.filter(|hint| self.may_hold(stage, *hint) && !without.contains(hint)) {
             return Some(hint);
         }
         let candidates: Vec<(PeerId, f64)> = self

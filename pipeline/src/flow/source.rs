@@ -258,10 +258,16 @@ impl Source {
         self.end(desk, position);
     }
 
-    pub fn on_void(&mut self, desk: &mut Desk<'_>, void: &Void) {
-        let Some(position) = self.position(&void.id) else { return };
-        if self.open.contains_key(&position) {
+    /// A replica found a value that is not finite.
+    pub fn on_void(&mut self, desk: &mut Desk<'_>, from: PeerId, void: &Void) {
+        let Some(position) = self.position(&void.id).filter(|position| self.open.contains_key(position)) else {
+            return;
+        };
+        if desk.route.may_hold(void.stage, from) {
             self.void(desk, position, void.stage, "a value is not finite");
+        } else {
+            let why = "a micro-batch voided by a peer that does not serve the stage".to_string();
+            desk.out.push(Output::Blame { peer: from, severity: Severity::Odd, why });
         }
     }
 

@@ -299,7 +299,7 @@ impl Peer {
                 self.feed(now, out);
             }
             (F::Void(void), None) => {
-                self.with_source(now, out, |source, desk| source.on_void(desk, &void));
+                self.with_source(now, out, |source, desk| source.on_void(desk, from, &void));
                 self.feed(now, out);
             }
             (_, body) => {

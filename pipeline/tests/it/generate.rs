@@ -30,6 +30,8 @@ fn lost(one: &One, asker: u8) -> usize {
 #[test]
 fn a_peer_that_leaves_tells_the_askers_at_once_and_takes_no_more_sessions() {
     let mut one = One::serving(manifest(3, 4), 2, &[1, 3, 4], &[1]);
+    // Somebody else serves the stage: no state is handed over.
+    one.offers(4, 1, State::Serving, 0, 0);
     one.hear(3, piece(1, 0), Some(512));
     one.work();
     one.hear(3, piece(2, 0), Some(512));

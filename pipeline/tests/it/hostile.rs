@@ -110,6 +110,22 @@ fn a_feeder_is_not_moved_by_words_about_ids_it_has_not_minted() {
 }
 
 #[test]
+fn a_feeder_gives_an_id_up_only_at_the_word_of_who_serves_the_stage() {
+    let mut one = One::new(manifest(3, 4), 1, &[2, 3]);
+    one.offers(2, 0, State::Serving, 0, 0);
+    one.command(Command::Feed);
+    one.wait(Duration::from_secs(1));
+    assert!(one.count(|event| matches!(event, Event::Minted { .. })) > 0);
+    let void = |stage| flow::Frame::Void(flow::Void { id: batch(0), stage });
+    one.hear_flow(3, void(0), None);
+    one.hear_flow(2, void(1), None);
+    assert_eq!(one.count(|event| matches!(event, Event::Voided { .. })), 0);
+    assert_eq!(one.blamed, vec![id(3), id(2)]);
+    one.hear_flow(2, void(0), None);
+    assert_eq!(one.count(|event| matches!(event, Event::Voided { .. })), 1);
+}
+
+#[test]
 fn what_the_worker_was_told_not_to_add_is_not_said_to_be_added() {
     // Staleness bound 8: nine steps between forward and backward, then the id is over while the worker has it.
     let mut one = sent_on();

@@ -221,6 +221,10 @@ impl One {
                     }
                 }
                 Output::Compute { job, job_spec } => self.jobs.push_back((job, job_spec)),
+                Output::Records { request, .. } => {
+                    let (tokens, labels) = (self.blob(128), self.blob(128));
+                    mine.push(Input::Records { request, tokens, labels });
+                }
                 Output::Slice { new, .. } => drop(self.held.insert(new.id, new.len)),
                 Output::Release { blob } => {
                     assert!(self.held.remove(&blob.id).is_some(), "releases {blob:?} twice");
