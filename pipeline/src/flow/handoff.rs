@@ -38,6 +38,8 @@ enum Phase {
     },
     /// Accepted and confirmed; `next` is where it goes from there.
     Held { next: Option<PeerId>, asked: Instant },
+    /// Answered, or given up: nothing more is asked of anybody.
+    Over,
 }
 
 /// Constant facts of the id that every send repeats.
@@ -103,8 +105,9 @@ impl Handoff {
         self.to
     }
 
-    pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Ready
+    /// Not sent, and not about to be: it may still be taken from who holds it.
+    pub fn is_unsent(&self) -> bool {
+        matches!(self.phase, Phase::Unrouted { .. } | Phase::Named)
     }
 
     /// The other side has it and may have sent it on.
@@ -135,6 +138,9 @@ impl Handoff {
             Some(_) if self.needs_confirmation => Phase::Named,
             Some(_) => Phase::Ready,
         };
+        if let Some(to) = self.to {
+            desk.route.named(self.stage, to);
+        }
         self.to.is_some()
     }
 
@@ -204,6 +210,10 @@ impl Handoff {
         if let Some(pause) = pause {
             self.pauses.push((from, desk.now + pause));
         }
+        if let Phase::Held { next: Some(next), .. } = self.phase {
+            // Who had it may have added it already.
+            self.hint = Some(next);
+        }
         self.again(desk, from, None);
     }
 
@@ -212,7 +222,7 @@ impl Handoff {
         if self.hint == Some(peer) {
             self.hint = None;
         }
-        if self.to != Some(peer) {
+        if self.to != Some(peer) || self.phase == Phase::Over {
             return false;
         }
         if let Phase::Held { next, .. } = self.phase {
@@ -224,8 +234,8 @@ impl Handoff {
     }
 
     fn again(&mut self, desk: &mut Desk<'_>, from: PeerId, lost: Option<&str>) {
+        self.take_back(desk);
         if self.is_out() {
-            desk.route.withdrawn(desk.now, self.stage, from);
             self.counter = self.counter.saturating_add(1);
             if let Some(why) = lost {
                 self.lost = Some((from, why.to_string()));
@@ -239,20 +249,25 @@ impl Handoff {
     pub fn on_answered(&mut self, desk: &mut Desk<'_>, from: PeerId) {
         if self.is_out() && self.to == Some(from) {
             desk.route.answered(desk.now, self.stage, from);
-        } else if self.is_out()
-            && let Some(to) = self.to
-        {
-            desk.route.withdrawn(desk.now, self.stage, to);
+        } else {
+            self.take_back(desk);
         }
-        self.phase = Phase::Held { next: None, asked: desk.now };
+        self.phase = Phase::Over;
     }
 
     /// It is over: what is still out counts no longer.
     pub fn abandon(&mut self, desk: &mut Desk<'_>) {
-        if self.is_out()
-            && let Some(to) = self.to
-        {
-            desk.route.withdrawn(desk.now, self.stage, to);
+        self.take_back(desk);
+        self.phase = Phase::Over;
+    }
+
+    /// The route no longer counts it.
+    fn take_back(&self, desk: &mut Desk<'_>) {
+        let Some(to) = self.to else { return };
+        match self.phase {
+            Phase::Named | Phase::Ready => desk.route.unnamed(self.stage, to),
+            Phase::Sent { .. } | Phase::Held { .. } => desk.route.withdrawn(desk.now, self.stage, to),
+            Phase::Unrouted { .. } | Phase::Over => {}
         }
     }
 
@@ -279,7 +294,49 @@ impl Handoff {
             Phase::Unrouted { retry } => Some(retry),
             Phase::Sent { deadline, .. } => deadline,
             Phase::Held { asked, .. } => Some(asked + ASK_AFTER),
-            Phase::Named | Phase::Ready => None,
+            Phase::Named | Phase::Ready | Phase::Over => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use skein_protocol::{Incarnation, Outbox, rng::Streams};
+
+    use super::*;
+    use crate::flow::{route::Route, schedule::Schedule};
+
+    #[test]
+    fn what_is_out_counts_until_it_is_answered_and_once() {
+        let (me, to) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut route = Route::new(&Streams::new(1, me), false);
+        route.set_serving(BTreeMap::from([(1, BTreeMap::from([(to, 0.0)]))]), BTreeSet::new());
+        let (mut out, mut jobs) = (Outbox::new(), Schedule::default());
+        let mut desk = Desk { now: Instant::ZERO, me, out: &mut out, jobs: &mut jobs, route: &mut route };
+        let incarnation: Incarnation = 1;
+        let cargo = |index| Cargo {
+            id: MicroBatchId { feeder: me, incarnation, step: 0, index },
+            samples: 0,
+            close: false,
+            attempt: None,
+        };
+        let mut handoffs: Vec<Handoff> = (0..3).map(|_| Handoff::new(1, false)).collect();
+        for (index, handoff) in (0u16..).zip(&mut handoffs) {
+            assert!(handoff.choose(&mut desk));
+            if index < 2 {
+                assert!(handoff.send(&mut desk, &cargo(index), Blob { id: 1, len: 1 }));
+            }
+        }
+        assert_eq!(desk.route.load(1, to), 3, "named counts as well");
+        handoffs[0].on_answered(&mut desk, to);
+        assert_eq!(desk.route.load(1, to), 2);
+        handoffs[0].abandon(&mut desk);
+        assert_eq!(desk.route.load(1, to), 2, "it was answered already");
+        handoffs[2].abandon(&mut desk);
+        handoffs[2].abandon(&mut desk);
+        assert_eq!(desk.route.load(1, to), 1);
+        assert!(!handoffs[0].on_lost(&mut desk, to, "gone"), "nothing of it is out");
     }
 }

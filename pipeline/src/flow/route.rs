@@ -29,6 +29,8 @@ const SPEED_HALF_LIFE: Duration = Duration::from_secs(5);
 /// What we measured of one replica of one stage.
 #[derive(Clone, Debug, Default)]
 struct Measured {
+    /// Chosen, and not sent yet.
+    named: u32,
     in_flight: u32,
     answers: u32,
     /// Exponentially weighted answers, and the busy seconds they took.
@@ -106,8 +108,7 @@ impl Route {
         self.picks += 1;
         let proven = |route: &Self, peer| route.measured.get(&(stage, peer)).is_some_and(|m| m.answers >= PROVEN);
         let any_proven = candidates.iter().any(|(peer, _)| proven(self, *peer));
-        let in_flight = |route: &Self, peer| route.measured.get(&(stage, peer)).map_or(0, |m| m.in_flight);
-        let may_try = |route: &Self, peer| !proven(route, peer) && in_flight(route, peer) < NEWCOMER_MOST;
+        let may_try = |route: &Self, peer| !proven(route, peer) && route.load(stage, peer) < NEWCOMER_MOST;
         // A newcomer gets its first micro-batch at once, then every tenth pick, and no other, while somebody proven is there.
         let is_new = |peer: &PeerId| !self.measured.contains_key(&(stage, *peer));
         let newcomers_turn = candidates.iter().any(|(peer, _)| is_new(peer))
@@ -118,11 +119,11 @@ impl Route {
             if any_proven && !is_asked {
                 continue;
             }
-            let in_flight = in_flight(self, peer);
+            let load = self.load(stage, peer);
             let claim = if claim > 0.0 { claim } else { 1.0 };
             let speed = self.measured.get(&(stage, peer)).and_then(Measured::speed).unwrap_or(claim);
             let jitter: f64 = self.rng.random_range(0.75..1.25);
-            let wait = (f64::from(in_flight) + 1.0) / speed * jitter;
+            let wait = (f64::from(load) + 1.0) / speed * jitter;
             if best.is_none_or(|(least, _)| wait < least) {
                 best = Some((wait, peer));
             }
@@ -130,8 +131,27 @@ impl Route {
         best.map(|(_, peer)| peer)
     }
 
+    /// Micro-batches that go to `peer`, sent or not, and have no answer yet.
+    pub fn load(&self, stage: Stage, peer: PeerId) -> u32 {
+        self.measured.get(&(stage, peer)).map_or(0, |measured| measured.named + measured.in_flight)
+    }
+
+    /// A micro-batch will go to `peer`, which counts at once.
+    pub fn named(&mut self, stage: Stage, peer: PeerId) {
+        self.measured.entry((stage, peer)).or_default().named += 1;
+    }
+
+    /// What was named goes elsewhere.
+    pub fn unnamed(&mut self, stage: Stage, peer: PeerId) {
+        if let Some(measured) = self.measured.get_mut(&(stage, peer)) {
+            measured.named = measured.named.saturating_sub(1);
+        }
+    }
+
+    /// What was named is on its way.
     pub fn sent(&mut self, now: Instant, stage: Stage, peer: PeerId) {
         let measured = self.measured.entry((stage, peer)).or_default();
+        measured.named = measured.named.saturating_sub(1);
         measured.in_flight += 1;
         measured.busy_since.get_or_insert(now);
     }
@@ -261,8 +281,9 @@ mod tests {
         let mut given = 0;
         for i in 0..1000u64 {
             let peer = route.choose(0, None, &[]).unwrap();
-            route.sent(Instant(i * 1_000_000), 0, peer);
+            route.named(0, peer);
             if peer == proven {
+                route.sent(Instant(i * 1_000_000), 0, peer);
                 route.answered(Instant(i * 1_000_000 + 900_000), 0, peer);
             }
             given += u32::from(i >= 100 && peer == silent);

@@ -309,7 +309,7 @@ impl StageFlow {
         let Some(kept) = self.kept.get(&about.id) else { return };
         // Once it was confirmed it is not upstream's to take back.
         let unsent = match &kept.handoff {
-            Some(handoff) => !handoff.is_out() && !handoff.is_ready(),
+            Some(handoff) => handoff.is_unsent(),
             None => matches!(kept.work, Work::Queued { .. }),
         };
         if kept.upstream == from && kept.attempt == about.attempt && unsent && kept.is_open() {

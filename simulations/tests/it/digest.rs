@@ -39,12 +39,12 @@ fn assert_digest(sim: &Simulation, happenings: u64, digest: &str) {
 
 #[test]
 fn the_digest_of_seed_1_is_the_same_everywhere() {
-    assert_digest(&eventful(1), 8547, "b3:343d4ec1dfc559dd4ef23c88f7927a480ffce07489254e2efcf439cf4276708b");
+    assert_digest(&eventful(1), 10_002, "b3:8c0c27d8459302f85f66d58619aa0dabe55df70ce5278ded67a329241ddbb9b4");
 }
 
 #[test]
 fn the_digest_of_seed_2_is_the_same_everywhere() {
-    assert_digest(&eventful(2), 8458, "b3:113a5366493b04a5f4dfb0e59a5aed21d5a8c14591a8855e6aea3f146a08494f");
+    assert_digest(&eventful(2), 20_647, "b3:c26a08f28232558276e50f283bf519c3f798b8ef8ab26ddabf12732331f6d5b6");
 }
 
 #[test]
