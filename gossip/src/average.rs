@@ -17,8 +17,11 @@ use skein_protocol::{
 const CANDIDATES: usize = 3;
 /// A proposal without an answer is over after this.
 const PROPOSAL: Duration = Duration::from_secs(2);
-/// The longest a phase of the exchange takes before it is rolled back.
+/// The longest a phase of the exchange takes before it is rolled back, beside what its tensors need on a slow link.
 const PHASE: Duration = Duration::from_secs(60);
+/// Bytes a second of the slowest link over which tensors still arrive in time: 2 Mbit/s. A partner that is gone is noticed long
+/// before; this only ends an exchange with one that stays and never sends.
+const RATE_MIN: u64 = 250_000;
 /// How long the last word of the partner is waited for.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// Replicas further apart than this many rounds copy rather than average: a mean with slow weights that old pulls back.
@@ -113,6 +116,8 @@ pub struct Average {
     stage: Stage,
     /// Own steps between rounds; 0 = averaging is off.
     every: u32,
+    /// The longest that a phase of an exchange takes.
+    phase: Duration,
     state: State,
     round: u32,
     steps: u32,
@@ -120,6 +125,8 @@ pub struct Average {
     /// Steps since the last round or copy, for `is_stale`.
     due: bool,
     members: Vec<PeerId>,
+    /// Replicas that leave: a last round is done with them if they ask.
+    leavers: Vec<PeerId>,
     sessions: u64,
     pub rounds: u64,
     pub rolled_back: u64,
@@ -127,18 +134,21 @@ pub struct Average {
 }
 
 impl Average {
-    pub fn new(me: PeerId, run: RunId, stage: Stage, every: u32, round: u32) -> Self {
+    /// `every`: own steps between rounds, 0 = never. `body_max`: bytes that one side sends in a round, at most.
+    pub fn new(me: PeerId, run: RunId, stage: Stage, every: u32, body_max: u64) -> Self {
         Average {
             me,
             run,
             stage,
             every,
+            phase: PHASE + Duration::from_secs(body_max / RATE_MIN),
             state: State::Idle,
-            round,
+            round: 0,
             steps: 0,
             samples: 0,
             due: false,
             members: Vec::new(),
+            leavers: Vec::new(),
             sessions: 0,
             rounds: 0,
             rolled_back: 0,
@@ -175,8 +185,9 @@ impl Average {
     }
 
     /// Living replicas of the stage without me.
-    pub fn set_members(&mut self, members: Vec<PeerId>) {
+    pub fn set_members(&mut self, members: Vec<PeerId>, leavers: Vec<PeerId>) {
         self.members = members;
+        self.leavers = leavers;
     }
 
     /// The last round lies more than two intervals back: phi must not be given to anybody as it is.
@@ -293,7 +304,7 @@ impl Average {
             // The partner began the next round before its last word arrived: it has adopted.
             State::Adopted { exchange, .. } => exchange.with == from,
         };
-        let member = self.every > 0 && self.members.contains(&from);
+        let member = self.every > 0 && (self.members.contains(&from) || self.leavers.contains(&from));
         if !free || !member {
             let mutual = matches!(&self.state, State::Proposed { to, .. } if *to == from);
             if !mutual {
@@ -344,7 +355,7 @@ impl Average {
             asked: false,
             prepared: None,
             they_are_ready: false,
-            until: now + PHASE,
+            until: now + self.phase,
             began,
         });
         out.push(Act::Snapshot { round });
@@ -368,10 +379,11 @@ impl Average {
     }
 
     fn on_tensors(&mut self, now: Instant, from: PeerId, terms: Terms, body: Blob, out: &mut Outbox<Act>) {
+        let phase = self.phase;
         match self.exchanging(from, terms.name) {
             Some(exchange) if exchange.theirs.is_none() => {
                 exchange.theirs = Some((body, terms.samples));
-                exchange.until = now + PHASE;
+                exchange.until = now + phase;
                 self.prepare_if_complete(out);
             }
             _ => out.push(Act::Release(body)),
@@ -397,9 +409,10 @@ impl Average {
     }
 
     fn on_ready(&mut self, now: Instant, from: PeerId, name: Name, out: &mut Outbox<Act>) {
+        let phase = self.phase;
         if let Some(exchange) = self.exchanging(from, name) {
             exchange.they_are_ready = true;
-            exchange.until = now + PHASE;
+            exchange.until = now + phase;
             self.adopt_if_both_ready(now, out);
         }
     }
@@ -492,6 +505,7 @@ impl Average {
 
     /// The result is computed, with the disagreement after it; nothing when it is not finite or the tensors did not fit.
     pub fn on_prepared(&mut self, now: Instant, round: u32, disagreement: Option<f32>, out: &mut Outbox<Act>) {
+        let phase = self.phase;
         let State::Exchanging(exchange) = &mut self.state else { return };
         if exchange.round != round {
             return;
@@ -500,7 +514,7 @@ impl Average {
             None => self.abort(out),
             Some(disagreement) => {
                 exchange.prepared = Some(disagreement);
-                exchange.until = now + PHASE;
+                exchange.until = now + phase;
                 out.push(Act::Send { to: exchange.with, frame: Frame::Ready(exchange.name), body: None });
                 self.adopt_if_both_ready(now, out);
             }
@@ -518,6 +532,7 @@ impl Average {
 
     pub fn on_lost(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Act>) {
         self.members.retain(|member| *member != peer);
+        self.leavers.retain(|leaver| *leaver != peer);
         match &mut self.state {
             State::Proposed { to, others, began, .. } if *to == peer => {
                 let (others, began) = (std::mem::take(others), *began);

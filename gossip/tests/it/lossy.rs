@@ -14,7 +14,7 @@ fn whatever_the_network_does_rounds_end_one_way_and_nothing_is_left_over() {
         world.trouble = match seed % 3 {
             0 => Trouble { lost: 0.15, ..Trouble::default() },
             1 => Trouble { doubled: 0.3, late: Duration::from_millis(400), ..Trouble::default() },
-            _ => Trouble { lost: 0.1, doubled: 0.1, late: Duration::from_secs(3) },
+            _ => Trouble { lost: 0.1, doubled: 0.1, late: Duration::from_secs(3), ..Trouble::default() },
         };
         for step in 0..60 {
             for n in 0..world.replicas.len() {

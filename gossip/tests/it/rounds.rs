@@ -68,6 +68,18 @@ fn partners_at_different_steps_average_and_both_get_the_same_mean() {
 }
 
 #[test]
+fn tensors_that_take_minutes_on_a_slow_link_are_waited_for_but_not_for_ever() {
+    for (minutes, wanted) in [(2, RoundOutcome::Both), (10, RoundOutcome::Neither)] {
+        let mut world = World::new(8, 2, 4);
+        world.trouble.tensors = Duration::from_secs(60 * minutes);
+        all_step(&mut world, 0.1);
+        world.run_for(Duration::from_secs(700));
+        world.assert_settled("slow link");
+        assert!((0..2).all(|n| outcomes(&world, n) == [wanted]), "{minutes} minutes: {:?}", outcomes(&world, 0));
+    }
+}
+
+#[test]
 fn what_is_trained_while_a_round_is_in_the_air_is_kept() {
     let mut world = World::new(4, 2, 3);
     for _ in 0..EVERY {

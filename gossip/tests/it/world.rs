@@ -17,6 +17,8 @@ use skein_protocol::{Blob, Instant, Outbox, PeerId, event::RoundOutcome, hash::D
 pub const RULE: Rule = Rule { alpha: 0.5, beta: 0.7, gamma: 0.7 };
 /// Own steps between rounds.
 pub const EVERY: u32 = 5;
+/// Bytes of a round that the machines are told of: two minutes on the slowest link that still averages.
+const BODY: u64 = 30_000_000;
 const SAMPLES_A_STEP: u64 = 8;
 
 /// What the network does to frames.
@@ -27,6 +29,8 @@ pub struct Trouble {
     pub doubled: f64,
     /// The longest delay; frames overtake each other within it.
     pub late: Duration,
+    /// How long tensors take beyond that.
+    pub tensors: Duration,
 }
 
 /// d and phi of a partner, as they lie in a blob.
@@ -86,8 +90,8 @@ impl World {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let make = |n: usize| {
             let phi: Vec<f32> = (0..width).map(|_| rng.random_range(-1.0f32..1.0)).collect();
-            let mut machine = Average::new(peer(n), Digest([7; 32]), 0, EVERY, 0);
-            machine.set_members((0..replicas).filter(|other| *other != n).map(peer).collect());
+            let mut machine = Average::new(peer(n), Digest([7; 32]), 0, EVERY, BODY);
+            machine.set_members((0..replicas).filter(|other| *other != n).map(peer).collect(), Vec::new());
             Replica {
                 id: peer(n),
                 alive: true,
@@ -209,6 +213,7 @@ impl World {
         for _ in 0..copies {
             let late = self.trouble.late.as_micros() as u64;
             let delay = Duration::from_micros(1000 + if late > 0 { self.rng.random_range(0..late) } else { 0 });
+            let delay = delay + if body.is_some() { self.trouble.tensors } else { Duration::ZERO };
             self.serial += 1;
             let flight = Flight { from, to, frame: frame.clone(), body: body.clone() };
             self.flights.insert((self.now + delay, self.serial), flight);

@@ -120,6 +120,11 @@ impl Handoff {
         matches!(self.phase, Phase::Sent { .. } | Phase::Held { .. })
     }
 
+    /// Every attempt has its number: there are no more.
+    pub fn is_spent(&self) -> bool {
+        self.counter == u8::MAX
+    }
+
     pub fn welcome(&self, from: PeerId) -> bool {
         self.offered.contains(&from)
     }
@@ -200,6 +205,8 @@ impl Handoff {
         let pause = match why {
             Why::Busy => Some(BUSY_PAUSE),
             Why::NotServing => Some(ABSENT_PAUSE),
+            // Who has just been sent it and says so would be asked again at once.
+            Why::Unknown if matches!(self.phase, Phase::Sent { .. }) => Some(ABSENT_PAUSE),
             Why::Unknown => None,
             // Somebody else brought it further, or it is over: the feeder's progress will end it here too.
             Why::Superseded | Why::Over | Why::NotFinite => {

@@ -85,11 +85,6 @@ impl Route {
         self.serves(stage, peer) || self.leaving.contains(&(stage, peer))
     }
 
-    /// Whether somebody is there who finishes what it has of a stage.
-    pub fn is_left(&self, stage: Stage) -> bool {
-        self.leaving.iter().any(|(of, _)| *of == stage)
-    }
-
     /// The next replica of `stage`; `hint` first when it is there, though it may be leaving; never one of `without`.
     pub fn choose(&mut self, stage: Stage, hint: Option<PeerId>, without: &[PeerId]) -> Option<PeerId> {
         if let Some(hint) = hint.filter(|hint| self.may_hold(stage, *hint) && !without.contains(hint)) {

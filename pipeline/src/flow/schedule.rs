@@ -144,6 +144,11 @@ impl Schedule {
         Some(Finished { stage, purpose, took })
     }
 
+    /// The process was suspended: what went before does not count as time of the worker.
+    pub fn fenced(&mut self, now: Instant) {
+        self.worker_since = now;
+    }
+
     /// Takes back jobs that were not handed over yet.
     pub fn cancel(&mut self, mut unwanted: impl FnMut(&Purpose) -> bool) -> Vec<Job> {
         let keys: Vec<_> = self.waiting.iter().filter(|(_, (_, _, p))| unwanted(p)).map(|(key, _)| *key).collect();

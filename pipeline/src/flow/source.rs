@@ -208,6 +208,9 @@ impl Source {
     fn push(&mut self, desk: &mut Desk<'_>, position: u64) {
         let cargo = self.cargo(position);
         let Some(open) = self.open.get_mut(&position) else { return };
+        if open.handoff.is_spent() {
+            return self.void(desk, position, 0, "given up after 255 attempts");
+        }
         open.handoff.choose(desk);
         open.handoff.send(desk, &cargo, open.tokens);
     }
@@ -234,6 +237,9 @@ impl Source {
 
     pub fn on_want_labels(&mut self, desk: &mut Desk<'_>, from: PeerId, id: MicroBatchId) {
         let Some(open) = self.position(&id).and_then(|p| self.open.get(&p)) else { return };
+        if !desk.route.may_hold(self.last, from) {
+            return;
+        }
         desk.send(from, Lane::Activation, Frame::Labels(id), Some(open.labels));
     }
 

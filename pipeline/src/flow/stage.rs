@@ -300,6 +300,12 @@ impl StageFlow {
         if matches!(kept.work, Work::Done { .. } | Work::Void | Work::Returning { .. }) {
             return;
         }
+        if kept.handoff.as_ref().is_some_and(Handoff::is_spent) {
+            // Two attempts of one number could not be told apart: upstream gives it a new one.
+            let (upstream, attempt) = (kept.upstream, kept.attempt.clone());
+            decline(desk, upstream, id, &attempt, self.stage, Why::NotServing);
+            return self.forget(desk, id);
+        }
         if kept.handoff.as_mut().is_some_and(|handoff| handoff.choose(desk)) {
             self.answer(desk, id);
         }

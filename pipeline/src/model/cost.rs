@@ -138,10 +138,7 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     // partner's is decoded, and what it leaves both sides with is computed.
     let round = match manifest.averaging.rule {
         AveragingRule::None => 0,
-        _ => {
-            let body = coded_bytes(values, manifest.averaging.codec).saturating_add(bytes(5));
-            bytes(8 + 12 + 16).saturating_add(body.saturating_mul(2))
-        }
+        _ => bytes(8 + 12 + 16).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
         weights: bytes(VALUE * (3 + lanes)),
@@ -158,6 +155,12 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
 pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
     const REST: u64 = 8 << 10;
     stage_parameters(manifest, stage).saturating_mul(5 * VALUE).saturating_add(REST)
+}
+
+/// Bytes that one side of an averaging round sends: the difference in its codec, phi in f32, the momentum in a byte.
+pub fn round_bytes(manifest: &Manifest, stage: Stage) -> u64 {
+    let values = stage_parameters(manifest, stage);
+    coded_bytes(values, manifest.averaging.codec).saturating_add(values.saturating_mul(5))
 }
 
 fn coded_bytes(values: u64, codec: Codec) -> u64 {

@@ -319,6 +319,10 @@ impl Directory {
         self.members.empty_since(stage)
     }
 
+    pub fn offer(&self, peer: PeerId) -> Option<&Offer> {
+        self.members.offer(peer)
+    }
+
     pub fn offers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
         self.members.peers()
     }

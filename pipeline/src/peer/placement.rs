@@ -30,6 +30,8 @@ const PLAN_EVERY: Duration = Duration::from_millis(500);
 /// A peer with room waits this long for a newcomer, or for somebody before it in the order of adoption.
 const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
+/// Fetches that may fail before a snapshot that somebody keeps is no longer asked for.
+const FAILURES_MAX: u32 = 4;
 /// A replica that leaves is gone after this, whatever it waits for.
 const LEAVES_WITHIN: Duration = Duration::from_secs(45);
 
@@ -160,7 +162,7 @@ impl Peer {
     }
 
     pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
-        if stage > self.rules.last || self.replicas.contains_key(&stage) {
+        if stage > self.rules.last || self.replicas.contains_key(&stage) || self.drain.is_some() {
             return;
         }
         out.push(Output::Emit(Event::Joining { stage, why: why.into() }));
@@ -169,6 +171,7 @@ impl Peer {
             stage,
             phase: Phase::Looking { since: now },
             wait_until: Instant::ZERO,
+            failures: 0,
             tried: BTreeSet::new(),
             pinned,
             average,
@@ -220,24 +223,39 @@ impl Peer {
             return;
         }
         // Whoever leaves gives its last state to a keeper before it goes.
+        let leaving = self.directory.leaving(|peer| !self.neighbours.is_gone(peer));
+        let is_left = leaving.iter().any(|(of, _)| *of == stage);
         let Some(replica) = self.replicas.get_mut(&stage) else { return };
-        if self.route.is_left(stage) && now.since(since) < LEAVES_WITHIN {
+        if is_left && now.since(since) < LEAVES_WITHIN {
             replica.wait_until = now + SETTLED;
         }
         if now >= replica.wait_until {
-            self.look_for_snapshot(now, stage, out);
+            self.look_for_snapshot(now, stage, since, out);
         }
     }
 
-    fn look_for_snapshot(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
-        let mine = self.transfer.held_of(stage).map(|held| (held.version, held.root, held.len));
-        let theirs = self
-            .directory
-            .held(stage)
-            .into_iter()
-            .filter(|(peer, _)| self.neighbours.is_up(*peer) && !self.replicas[&stage].tried.contains(peer))
-            .max_by_key(|(_, version)| (version.round, version.own_step));
+    fn look_for_snapshot(&mut self, now: Instant, stage: Stage, since: Instant, out: &mut Outbox<Output>) {
         let newness = |version: Version| (version.round, version.own_step);
+        let Some(replica) = self.replicas.get_mut(&stage) else { return };
+        let mine = self.transfer.held_of(stage).map(|held| (held.version, held.root, held.len));
+        let held = self.directory.held(stage);
+        let is_up = |peer: &PeerId| self.neighbours.is_up(*peer);
+        let newest = |held: &mut dyn Iterator<Item = &(PeerId, Version)>| {
+            held.max_by_key(|(_, version)| newness(*version)).copied()
+        };
+        let theirs = newest(&mut held.iter().filter(|(peer, _)| is_up(peer) && !replica.tried.contains(peer)));
+        // The seed, or an older snapshot, would throw away what somebody keeps: who keeps it is waited for, and asked again.
+        let best = mine.map(|(version, ..)| version).into_iter().chain(theirs.map(|(_, version)| version));
+        let best = best.map(newness).max();
+        let newer = |version: &Version| best.is_none_or(|best| newness(*version) > best);
+        let mut missing = held.iter().filter(|(_, version)| newer(version));
+        if missing.clone().any(|(peer, _)| is_up(peer)) && replica.failures <= FAILURES_MAX {
+            replica.tried.clear();
+            return;
+        }
+        if missing.any(|(peer, _)| !is_up(peer) && !self.neighbours.is_gone(*peer)) && now.since(since) < LONELY {
+            return;
+        }
         match (mine, theirs) {
             (Some((version, root, len)), theirs) if theirs.is_none_or(|(_, v)| newness(v) <= newness(version)) => {
                 let parts = self.transfer.held_parts(stage);
@@ -263,6 +281,8 @@ impl Peer {
     pub(super) fn fetch_failed(&mut self, now: Instant, stage: Stage, from: PeerId, out: &mut Outbox<Output>) {
         let Some(replica) = self.replicas.get_mut(&stage) else { return };
         replica.tried.insert(from);
+        replica.failures += 1;
+        replica.wait_until = now + SETTLED;
         replica.phase = Phase::Looking { since: now };
         self.place(now, out);
     }
@@ -325,7 +345,10 @@ impl Peer {
             Origin::Replica { version, .. } | Origin::Snapshot { version, .. } => version,
         };
         let version = Version { stage, peer: me, incarnation, ..inherited };
-        let flow = StageFlow::new(me, incarnation, version, self.rules.clone());
+        let mut flow = StageFlow::new(me, incarnation, version, self.rules.clone());
+        if self.drain.is_some() {
+            flow.standing = Standing::Draining;
+        }
         let restored = match origin {
             Origin::Replica { .. } => false,
             Origin::Snapshot { .. } => true,
@@ -338,6 +361,7 @@ impl Peer {
         if let Some(replica) = self.replicas.get_mut(&stage) {
             replica.phase = Phase::Serving(Box::new(flow));
             replica.tried.clear();
+            replica.failures = 0;
         }
         self.rounds_begin(stage, version);
         out.push(Output::Emit(Event::Serving { stage, version }));

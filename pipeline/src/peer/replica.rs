@@ -38,8 +38,10 @@ pub enum Origin {
 pub struct Replica {
     pub stage: Stage,
     pub phase: Phase,
-    /// A replica leaves, and its last snapshot is waited for: no other is taken before this.
+    /// No snapshot is taken before this: a replica leaves and its last one is awaited, or a fetch has just failed.
     pub wait_until: Instant,
+    /// Fetches that failed since it last served.
+    pub failures: u32,
     /// Donors that failed.
     pub tried: BTreeSet<PeerId>,
     /// The planner may not move it.

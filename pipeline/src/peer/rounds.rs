@@ -15,6 +15,7 @@ use crate::{
         stage::release_done,
     },
     job::{Done, Job, RoundPartner},
+    model::cost,
 };
 
 /// Which answer of the worker is awaited: a kind, beside the number of the exchange.
@@ -33,7 +34,7 @@ impl Peer {
         // Lock-step has one serving replica a stage: there is nobody to average with.
         let off = averaging.rule == AveragingRule::None || self.config.manifest.lock_step();
         let every = if off { 0 } else { averaging.every };
-        Average::new(self.me, self.config.run, stage, every, 0)
+        Average::new(self.me, self.config.run, stage, every, cost::round_bytes(&self.config.manifest, stage))
     }
 
     pub(super) fn rounds_begin(&mut self, stage: Stage, version: Version) {
@@ -56,9 +57,11 @@ impl Peer {
             .map(|(peer, _)| peer)
             .filter(|peer| *peer != self.me && self.neighbours.is_up(*peer))
             .collect();
+        let leaving = self.directory.leaving(|peer| self.neighbours.is_up(peer));
+        let leavers = leaving.into_iter().filter(|(of, _)| *of == stage).map(|(_, peer)| peer).collect();
         let Some(replica) = self.replicas.get_mut(&stage).filter(|replica| replica.is_serving()) else { return };
         let mut acts = Outbox::new();
-        replica.average.set_members(members);
+        replica.average.set_members(members, leavers);
         act(&mut replica.average, &mut acts);
         self.perform_rounds(now, stage, acts, out);
     }

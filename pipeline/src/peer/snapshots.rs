@@ -4,7 +4,10 @@ use skein_protocol::{
     Instant, Outbox, PeerId, Stage, Version,
     event::{Event, Safety},
     hash::keyed,
-    wire::state::{Is, Purpose as StatePurpose},
+    wire::{
+        membership::{Offer, State},
+        state::{Is, Purpose as StatePurpose},
+    },
 };
 
 use super::{
@@ -135,7 +138,7 @@ impl Peer {
                 self.transfer.serve(&mut desk, to, request, version, whole, blob, root);
             }
             (StateFor::Request { to, request, .. }, _) => self.transfer.refuse(&mut desk, to, request),
-            (StateFor::Keeper, Done::Encoded { blob, root }) => match self.keeper_for(stage) {
+            (StateFor::Keeper, Done::Encoded { blob, root }) => match self.keeper_for(stage, blob.len) {
                 Some(keeper) => {
                     let mut desk = desk!(self, now, out);
                     self.transfer.offer(&mut desk, keeper, version, blob, root);
@@ -154,7 +157,7 @@ impl Peer {
     }
 
     fn on_keep_asked(&mut self, now: Instant, from: PeerId, is: Is, out: &mut Outbox<Output>) {
-        let room = self.config.disk >= self.transfer.held_bytes().saturating_add(is.len);
+        let room = self.drain.is_none() && self.config.disk >= self.transfer.held_bytes().saturating_add(is.len);
         let newer = self
             .transfer
             .held_of(is.version.stage)
@@ -181,7 +184,7 @@ impl Peer {
         let due = replica.pushed_at.is_none_or(|at| run_step >= at + every);
         // Of the living replicas the one with the smallest id pushes.
         let first = self.directory.replicas(stage).iter().all(|(peer, _)| *peer >= self.me);
-        if living >= copies_min || !due || !first || self.keeper_for(stage).is_none() {
+        if living >= copies_min || !due || !first || self.keeper_for(stage, 0).is_none() {
             return;
         }
         let Some(version) = replica.flow().map(|flow| flow.version()) else { return };
@@ -193,13 +196,14 @@ impl Peer {
 
     /// Before leaving: whoever takes a stage over that nobody else serves is to go on from its last step.
     pub(super) fn push_last_snapshots(&mut self) {
-        let last = |stage: &Stage| self.directory.replicas(*stage).iter().all(|(peer, _)| *peer == self.me);
+        let is_other = |peer: PeerId| peer != self.me && self.neighbours.is_up(peer);
+        let last = |stage: &Stage| !self.directory.replicas(*stage).iter().any(|(peer, _)| is_other(*peer));
         let stages: Vec<Stage> = self.replicas.keys().copied().filter(last).collect();
         for stage in stages {
             let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
                 continue;
             };
-            if self.keeper_for(stage).is_some() {
+            if self.keeper_for(stage, 0).is_some() {
                 self.encode_state(stage, version, true, StateFor::Keeper);
             }
         }
@@ -210,12 +214,17 @@ impl Peer {
         self.states.values().any(|(whom, _)| *whom == StateFor::Keeper) || self.transfer.is_offering()
     }
 
-    /// The neighbour that comes first for this stage (rendezvous order) and does not serve it.
-    fn keeper_for(&self, stage: Stage) -> Option<PeerId> {
-        let serving: Vec<PeerId> = self.directory.replicas(stage).into_iter().map(|(peer, _)| peer).collect();
+    /// The neighbour that comes first for this stage (rendezvous order), does not serve it, does not leave, and has the disk for
+    /// so many bytes.
+    fn keeper_for(&self, stage: Stage, bytes: u64) -> Option<PeerId> {
+        let may_keep = |offer: &Offer| {
+            let serves = offer.stages.iter().any(|of| of.stage == stage && of.state == State::Serving);
+            let leaves = offer.stages.iter().any(|of| of.state == State::Draining);
+            !serves && !leaves && offer.disk > 0 && offer.disk >= bytes
+        };
         self.neighbours
             .up()
-            .filter(|peer| !serving.contains(peer) && *peer != self.me)
+            .filter(|peer| *peer != self.me && self.directory.offer(*peer).is_none_or(may_keep))
             .min_by_key(|peer| keyed("skein keeper 1", &[&self.root_of_run().0, &stage.to_le_bytes(), &peer.0]))
     }
 

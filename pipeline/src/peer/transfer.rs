@@ -19,8 +19,9 @@ use crate::{flow::Desk, peer::io::Output};
 
 /// Chunks asked for ahead.
 const AHEAD: u32 = 4;
-/// A transfer without a chunk for this long is given up.
-const SILENCE: Duration = Duration::from_secs(10);
+/// A transfer without a chunk for this long is given up. A chunk shares its uplink with activations, which go first; who is
+/// gone is noticed long before.
+const SILENCE: Duration = Duration::from_secs(30);
 /// States that one peer serves at a time.
 const SERVED_MAX: usize = 8;
 /// A version that claims more rounds or steps than this is a lie; counters go on from it without overflow.

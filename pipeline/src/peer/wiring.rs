@@ -311,11 +311,19 @@ impl Peer {
         }
     }
 
-    fn on_forward(&mut self, now: Instant, from: PeerId, forward: flow::Forward, body: Blob, out: &mut Outbox<Output>) {
+    fn on_forward(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        mut forward: flow::Forward,
+        body: Blob,
+        out: &mut Outbox<Output>,
+    ) {
         if let Some(why) = self.refusal(from, &forward) {
             out.push(Output::Release { blob: body });
             return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why: why.into() });
         }
+        forward.samples = self.believable_samples(from, forward.samples);
         let why = if self.directory.is_over(&forward.id, self.rules_per_step()) {
             flow::Why::Over
         } else if self.replicas.get(&forward.stage).is_some_and(Replica::is_serving) {
@@ -327,6 +335,19 @@ impl Peer {
         out.push(Output::Release { blob: body });
         let mut desk = desk!(self, now, out);
         decline(&mut desk, from, forward.id, &forward.attempt, forward.stage, why);
+    }
+
+    /// The samples of the run that a neighbour relays set the learning rate: as far from what the feeders signed as a late word of
+    /// theirs explains, and no farther. In lock-step they are taken as said, so that the bits are those of one process.
+    fn believable_samples(&self, from: PeerId, said: u64) -> u64 {
+        let known = self.run_samples();
+        if from == self.me || known == 0 || self.config.manifest.lock_step() {
+            return said;
+        }
+        let train = &self.config.manifest.train;
+        let window = u64::from(train.in_flight_max.max(train.micro_batches_per_step)) * u64::from(train.micro_batch);
+        let slack = known / 8 + 4 * window;
+        said.clamp(known.saturating_sub(slack), known.saturating_add(slack))
     }
 
     /// What is wrong with a forward that no honest peer sends.
@@ -508,6 +529,7 @@ impl Peer {
         let (old, new) = (self.incarnation, self.incarnation + 1);
         out.push(Output::Emit(Event::Fenced { old, new, why: why.into() }));
         self.silent = true;
+        self.jobs.fenced(now);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
             self.with_flow(now, out, stage, |flow, desk| flow.on_fenced(desk, new));

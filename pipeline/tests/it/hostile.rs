@@ -61,6 +61,92 @@ fn a_micro_batch_that_no_step_has_is_refused() {
     assert!(one.held.is_empty());
 }
 
+#[test]
+fn samples_that_a_neighbour_makes_up_move_the_learning_rate_little() {
+    let mut one = One::serving(manifest(3, 4), 2, &[1, 3, 4], &[1]);
+    one.offers(4, 2, State::Serving, 0, 0);
+    one.progress(0, 10_000);
+    for (index, said) in [(0, u64::MAX), (1, 0), (2, 10_020)] {
+        let offer = flow::Forward { samples: said, ..forward(index, 1) };
+        one.hear_flow(3, flow::Frame::Forward(offer.clone()), Some(1000));
+        let confirmed = flow::Accepted { id: offer.id, attempt: offer.attempt, stage: 1, next: Some(id(4)) };
+        one.hear_flow(3, flow::Frame::Confirmed(confirmed), None);
+        one.work();
+    }
+    let samples: Vec<u64> = one
+        .said_to(4)
+        .filter_map(|frame| match frame {
+            Frame::Flow(flow::Frame::Forward(forward)) => Some(forward.samples),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(samples.len(), 3);
+    assert!((10_000..12_000).contains(&samples[0]), "{samples:?}");
+    assert!((8_000..10_000).contains(&samples[1]), "{samples:?}");
+    assert_eq!(samples[2], 10_020);
+}
+
+#[test]
+fn a_declined_id_is_given_on_with_the_name_of_who_may_have_added_it() {
+    let mut one = One::serving(manifest(3, 4), 2, &[1, 4, 6], &[0]);
+    one.offers(4, 1, State::Serving, 0, 0);
+    one.offers(6, 1, State::Serving, 0, 0);
+    let offer = forward(0, 0);
+    one.hear_flow(1, flow::Frame::Forward(offer.clone()), Some(TOKENS));
+    // Confirms where it goes, and finds the forward that follows.
+    let sent = |one: &mut One| {
+        let next = one.said_to(1).find_map(|frame| match frame {
+            Frame::Flow(flow::Frame::Accepted(accepted)) => accepted.next,
+            _ => None,
+        });
+        let confirmed = flow::Accepted { id: offer.id, attempt: offer.attempt.clone(), stage: 0, next };
+        one.hear_flow(1, flow::Frame::Confirmed(confirmed), None);
+        one.work();
+        let said = std::mem::take(&mut one.said);
+        let forward = said.into_iter().find_map(|(to, frame)| match frame {
+            Frame::Flow(flow::Frame::Forward(forward)) => Some((to, forward)),
+            _ => None,
+        });
+        forward.expect("it is sent on")
+    };
+    let (first, forward) = sent(&mut one);
+    assert_eq!(forward.hint, None);
+    let who = if first == id(4) { 4 } else { 6 };
+    let (id_, attempt, stage) = (offer.id, forward.attempt, 1);
+    let accepted = flow::Accepted { id: id_, attempt: attempt.clone(), stage, next: Some(id(5)) };
+    one.hear_flow(who, flow::Frame::Accepted(accepted), None);
+    let declined = flow::Declined { id: id_, attempt, stage, why: flow::Why::NotServing };
+    one.hear_flow(who, flow::Frame::Declined(declined), None);
+    let (second, forward) = sent(&mut one);
+    assert_ne!(second, first);
+    assert_eq!(forward.hint, Some(id(5)));
+}
+
+#[test]
+fn no_two_attempts_have_one_number() {
+    let mut one = sent_on();
+    let offer = forward(0, 1);
+    let mut attempts = std::collections::BTreeSet::new();
+    for counter in 0..=255u8 {
+        let attempt = offer.attempt.hop(counter);
+        let declined = flow::Declined { id: offer.id, attempt: attempt.clone(), stage: 2, why: flow::Why::Busy };
+        one.hear_flow(4, flow::Frame::Declined(declined), None);
+        one.wait(Duration::from_millis(200));
+        let confirmed = flow::Accepted { id: offer.id, attempt: offer.attempt.clone(), stage: 1, next: Some(id(4)) };
+        one.hear_flow(3, flow::Frame::Confirmed(confirmed), None);
+        for frame in std::mem::take(&mut one.said) {
+            if let Frame::Flow(flow::Frame::Forward(forward)) = &frame.1 {
+                assert!(attempts.insert(forward.attempt.hops().to_vec()), "{:?}", forward.attempt);
+            }
+            if matches!(&frame.1, Frame::Flow(flow::Frame::Declined(_))) {
+                assert!(frame.0 == id(3) && counter >= 250, "{counter}");
+                return;
+            }
+        }
+    }
+    panic!("it never gives up");
+}
+
 /// A peer that serves the middle of three stages and has sent an id on to peer 4.
 fn sent_on() -> One {
     let mut one = One::serving(manifest(3, 4), 2, &[1, 3, 4], &[1]);
@@ -151,7 +237,7 @@ fn what_the_worker_was_told_not_to_add_is_not_said_to_be_added() {
     one.hear_flow(4, returned(4), Some(1000));
     let (job, spec) = one.jobs.pop_front().expect("its backward is asked for");
     assert!(matches!(spec, Job::Backward { weight: 0.0, .. }), "{spec:?}");
-    one.progress(100);
+    one.progress(100, 0);
     let done = one.done(&spec);
     one.fact(skein_pipeline::peer::io::Input::Done { job, done });
     let of_it = |event: &&Event| match event {
@@ -216,7 +302,7 @@ fn a_flood_of_requests_for_a_state_has_it_encoded_a_few_times_only() {
     };
     let (given, refused) = (count(|f| matches!(f, state::Frame::Is(_))), count(|f| matches!(f, state::Frame::None(_))));
     assert_eq!((given, refused), (8, 92));
-    one.wait(Duration::from_secs(15));
+    one.wait(Duration::from_secs(40));
     assert!(one.held.is_empty(), "nobody asks for their chunks: {:?}", one.held);
 }
 
@@ -245,6 +331,42 @@ fn joins(answer: impl Fn(u64) -> Is) -> One {
     one.said.clear();
     one.hear_state(3, state::Frame::Is(answer(request.expect("it asks the replica"))), None);
     one
+}
+
+#[test]
+fn a_stage_does_not_begin_again_from_the_seed_while_somebody_keeps_it() {
+    let mut one = One::new(manifest(3, 4), 2, &[1, 3]);
+    one.holds(3, version(1, 9, 50));
+    // Peer 4 keeps a newer one, and is not connected.
+    one.holds(4, version(1, 9, 60));
+    one.command(Command::Host { stage: 1 });
+    let mut wants = 0;
+    for _ in 0..30 {
+        let frames = std::mem::take(&mut one.said);
+        for (to, frame) in frames {
+            if let Frame::State(state::Frame::Want(want)) = frame {
+                assert_eq!(to, id(3));
+                wants += 1;
+                one.hear_state(3, state::Frame::None(want.request), None);
+            }
+        }
+        one.wait(Duration::from_millis(500));
+        one.work();
+        let serving = one.count(|event| matches!(event, Event::Serving { .. }));
+        assert!(wants > 1 || serving == 0, "it served after {wants} requests");
+    }
+    assert!(wants > 1, "{wants} requests");
+}
+
+#[test]
+fn a_stage_that_arrives_during_a_drain_takes_nothing() {
+    let mut one = One::new(manifest(3, 4), 2, &[1, 3]);
+    one.command(Command::Host { stage: 1 });
+    one.wait(Duration::from_secs(2));
+    one.command(Command::Drain);
+    one.work();
+    one.hear_flow(3, flow::Frame::Forward(forward(0, 1)), Some(1000));
+    assert_eq!(one.count(|event| matches!(event, Event::Accepted { .. })), 0);
 }
 
 fn asks_for_chunks(one: &One) -> bool {

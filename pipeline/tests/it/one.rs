@@ -21,7 +21,7 @@ use skein_protocol::{
     run::{Codec, PROTOCOL},
     wire::{
         Frame, flow, hello,
-        membership::{Item, Offer, Progress, StageOffer, Stamp, State, What},
+        membership::{Held, Item, Offer, Progress, StageOffer, Stamp, State, What},
         spread, state,
     },
 };
@@ -153,9 +153,14 @@ impl One {
         self.hear(from, Frame::Spread(spread::Frame::Items(spread::Items { items })), None);
     }
 
-    /// The feeder says that all below this position is over.
-    pub fn progress(&mut self, low: u64) {
-        let what = What::Progress(Progress { low, above: Vec::new().into(), samples: 0, loss_milli: None, open: 0 });
+    /// Another peer holds a snapshot.
+    pub fn holds(&mut self, from: u8, version: Version) {
+        self.hear_item(from, What::Held(Held { version, root: Digest([9; 32]), len: 1000 }));
+    }
+
+    /// The feeder says that all below this position is over, and how many samples it completed.
+    pub fn progress(&mut self, low: u64, samples: u64) {
+        let what = What::Progress(Progress { low, above: Vec::new().into(), samples, loss_milli: None, open: 0 });
         self.hear_item(1, what);
     }
 

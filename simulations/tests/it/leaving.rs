@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use skein_pipeline::peer::io::Command;
-use skein_protocol::event::Event;
+use skein_protocol::event::{Event, RoundOutcome};
 use skein_simulations::{
     Fault, Plan, Role, Scenario, Simulation, Small,
     checker::Line,
@@ -87,5 +87,24 @@ fn the_last_replica_of_a_stage_leaves_its_last_step_to_whoever_takes_over() {
         sim.run_for(seconds(15));
         let summary = assert_sound(&sim, &format!("seed {seed}"));
         assert_eq!(summary.perished, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn who_leaves_beside_others_does_a_last_round_with_them() {
+    for seed in 0..6u64 {
+        let mut sim = demo(40 + seed, 3, 2);
+        assert!(sim.run_completed(seconds(60), 60 + seed));
+        let leaves = sim.now();
+        sim.command(5, Command::Drain);
+        sim.run_for(seconds(20));
+        let last = sim.lines().iter().rev().find_map(|line| match line.record.event {
+            Event::Round { outcome, .. } if line.record.peer == sim.id(5) && line.at >= leaves.as_nanos() as u64 => {
+                Some(outcome)
+            }
+            _ => None,
+        });
+        assert_eq!(last, Some(RoundOutcome::Both), "seed {seed}");
+        assert_sound(&sim, &format!("seed {seed}"));
     }
 }
