@@ -546,6 +546,13 @@ impl Average {
         }
     }
 
+    /// What was sent to `peer` did not leave: a round with it comes to nothing, and it is told.
+    pub fn on_congested(&mut self, peer: PeerId, out: &mut Outbox<Act>) {
+        if self.in_air().is_some() && self.partner() == Some(peer) {
+            self.abort(out);
+        }
+    }
+
     /// A fence: whatever is in the air is over.
     pub fn on_fenced(&mut self, out: &mut Outbox<Act>) {
         match &self.state {

@@ -65,7 +65,12 @@ pub struct Handoff {
     to: Option<PeerId>,
     counter: u8,
     phase: Phase,
-    hint: Option<PeerId>,
+    /// Attempt under which it was sent last: the receiver knows it by this one.
+    sent: Option<Attempt>,
+    /// Replica of `stage` that may have the id already: the first choice.
+    prefer: Option<PeerId>,
+    /// Replica of the stage after, named by a receiver that is gone or no longer has it: its successor is told.
+    onward: Option<PeerId>,
     needs_confirmation: bool,
     /// Everybody it was sent to: a gradient from any of them is welcome.
     offered: BTreeSet<PeerId>,
@@ -83,7 +88,9 @@ impl Handoff {
             to: None,
             counter: 0,
             phase: Phase::Unrouted { retry: Instant::ZERO },
-            hint: None,
+            sent: None,
+            prefer: None,
+            onward: None,
             needs_confirmation,
             offered: BTreeSet::new(),
             pauses: Vec::new(),
@@ -92,9 +99,9 @@ impl Handoff {
         }
     }
 
-    pub fn with_hint(mut self, hint: Option<PeerId>) -> Self {
-        self.hint = hint;
-        self
+    /// Who had the id before its present holder sent it to `peer`. Nothing is no news.
+    pub fn prefer(&mut self, peer: Option<PeerId>) {
+        self.prefer = peer.or(self.prefer);
     }
 
     pub fn stage(&self) -> Stage {
@@ -137,7 +144,7 @@ impl Handoff {
         let now = desk.now;
         self.pauses.retain(|(_, until)| *until > now);
         let without: Vec<PeerId> = self.pauses.iter().map(|(peer, _)| *peer).collect();
-        self.to = desk.route.choose(self.stage, self.hint, &without);
+        self.to = desk.route.choose(self.stage, self.prefer, &without);
         self.phase = match self.to {
             None => Phase::Unrouted { retry: now + RETRY },
             Some(_) if self.needs_confirmation => Phase::Named,
@@ -159,8 +166,8 @@ impl Handoff {
     /// Sends it, when that is the next thing to do. `body` stays the holder's.
     pub fn send(&mut self, desk: &mut Desk<'_>, cargo: &Cargo, body: Blob) -> bool {
         let (Phase::Ready, Some(to)) = (self.phase, self.to) else { return false };
-        // Whom the hint names may have added the id: it is not given to anybody else while that one lives.
-        let patient = to == desk.me || self.hint == Some(to);
+        // Who may have added the id keeps it while it lives.
+        let patient = to == desk.me || self.prefer == Some(to);
         let deadline = (!patient).then(|| desk.now + desk.route.patience(self.stage, to));
         self.phase = Phase::Sent { at: desk.now, deadline };
         self.offered.insert(to);
@@ -168,14 +175,10 @@ impl Handoff {
             desk.emit(Event::Resent { id: cargo.id, stage: self.stage, from, to, why });
         }
         desk.route.sent(desk.now, self.stage, to);
-        let forward = Forward {
-            id: cargo.id,
-            attempt: cargo.attempt_with(self.counter),
-            stage: self.stage,
-            samples: cargo.samples,
-            close: cargo.close,
-            hint: self.hint,
-        };
+        let attempt = cargo.attempt_with(self.counter);
+        self.sent = Some(attempt.clone());
+        let Cargo { id, samples, close, .. } = *cargo;
+        let forward = Forward { id, attempt, stage: self.stage, samples, close, hint: self.onward };
         desk.send(to, Lane::Activation, Frame::Forward(forward), Some(body));
         true
     }
@@ -210,30 +213,29 @@ impl Handoff {
             Why::Unknown => None,
             // Somebody else brought it further, or it is over: the feeder's progress will end it here too.
             Why::Superseded | Why::Over | Why::NotFinite => {
-                self.phase = Phase::Held { next: None, asked: desk.now };
+                let next = self.next();
+                self.phase = Phase::Held { next, asked: desk.now };
                 return;
             }
         };
         if let Some(pause) = pause {
             self.pauses.push((from, desk.now + pause));
         }
-        if let Phase::Held { next: Some(next), .. } = self.phase {
-            // Who had it may have added it already.
-            self.hint = Some(next);
-        }
+        // Who had it may have added it already.
+        self.onward = self.next().or(self.onward);
         self.again(desk, from, None);
     }
 
     /// The connection to `peer` is gone. True when the id was there.
     pub fn on_lost(&mut self, desk: &mut Desk<'_>, peer: PeerId, why: &str) -> bool {
-        if self.hint == Some(peer) {
-            self.hint = None;
+        for named in [&mut self.prefer, &mut self.onward] {
+            named.take_if(|named| *named == peer);
         }
         if self.to != Some(peer) || self.phase == Phase::Over {
             return false;
         }
         if let Phase::Held { next, .. } = self.phase {
-            self.hint = next;
+            self.onward = next;
             self.losses = self.losses.saturating_add(1);
         }
         self.again(desk, peer, Some(why));
@@ -268,6 +270,14 @@ impl Handoff {
         self.phase = Phase::Over;
     }
 
+    /// Where the other side said that it goes.
+    fn next(&self) -> Option<PeerId> {
+        match self.phase {
+            Phase::Held { next, .. } => next,
+            _ => None,
+        }
+    }
+
     /// The route no longer counts it.
     fn take_back(&self, desk: &mut Desk<'_>) {
         let Some(to) = self.to else { return };
@@ -280,16 +290,17 @@ impl Handoff {
 
     pub fn on_tick(&mut self, desk: &mut Desk<'_>, cargo: &Cargo) {
         let Some(to) = self.to else { return };
-        let about = || About { id: cargo.id, attempt: cargo.attempt_with(self.counter), stage: self.stage };
+        let Some(attempt) = self.sent.clone() else { return };
+        let about = About { id: cargo.id, attempt, stage: self.stage };
         match self.phase {
             Phase::Sent { deadline: Some(deadline), .. } if desk.now >= deadline => {
                 // Not confirmed, so it went nowhere from there: it may be taken back.
-                desk.send(to, Lane::Control, Frame::Cancel(about()), None);
+                desk.send(to, Lane::Control, Frame::Cancel(about), None);
                 self.pauses.push((to, desk.now + ABSENT_PAUSE));
                 self.again(desk, to, Some("no answer"));
             }
             Phase::Held { next, asked } if desk.now.since(asked) >= ASK_AFTER => {
-                desk.send(to, Lane::Control, Frame::Ask(about()), None);
+                desk.send(to, Lane::Control, Frame::Ask(about), None);
                 self.phase = Phase::Held { next, asked: desk.now };
             }
             _ => {}

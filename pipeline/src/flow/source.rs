@@ -237,9 +237,6 @@ impl Source {
 
     pub fn on_want_labels(&mut self, desk: &mut Desk<'_>, from: PeerId, id: MicroBatchId) {
         let Some(open) = self.position(&id).and_then(|p| self.open.get(&p)) else { return };
-        if !desk.route.may_hold(self.last, from) {
-            return;
-        }
         desk.send(from, Lane::Activation, Frame::Labels(id), Some(open.labels));
     }
 
@@ -264,12 +261,12 @@ impl Source {
         self.end(desk, position);
     }
 
-    /// A replica found a value that is not finite.
-    pub fn on_void(&mut self, desk: &mut Desk<'_>, from: PeerId, void: &Void) {
+    /// Somebody, who `serves` the stage or does not, found a value that is not finite.
+    pub fn on_void(&mut self, desk: &mut Desk<'_>, from: PeerId, void: &Void, serves: bool) {
         let Some(position) = self.position(&void.id).filter(|position| self.open.contains_key(position)) else {
             return;
         };
-        if desk.route.may_hold(void.stage, from) {
+        if serves {
             self.void(desk, position, void.stage, "a value is not finite");
         } else {
             let why = "a micro-batch voided by a peer that does not serve the stage".to_string();

@@ -39,7 +39,7 @@ use crate::{
 const LABELS_AGAIN: Duration = Duration::from_secs(2);
 /// Lock-step: an id whose turn does not come (its predecessors died with another replica) goes ahead after this.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
-/// What is kept of a feeder that is gone is dropped after this.
+/// What is kept of a feeder that is not seen for this long is dropped.
 const KEPT_WITHOUT_FEEDER: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,8 @@ pub struct StageFlow {
     fences: u32,
     next_key: Key,
     turn: Turn,
+    /// When the feeders of what is kept were last connected.
+    feeders_seen: BTreeMap<PeerId, Instant>,
     /// Speed of this stage, micro-batches a second of the worker's time.
     pub busy: Busy,
 }
@@ -92,6 +94,7 @@ impl StageFlow {
             fences: 0,
             next_key: 0,
             turn: Turn::default(),
+            feeders_seen: BTreeMap::new(),
             busy: Busy::default(),
         }
     }
@@ -154,8 +157,8 @@ impl StageFlow {
                 kept.attempt = attempt.clone();
                 kept.upstream = from;
                 kept.confirmed = false;
-                if let Some(handoff) = kept.handoff.take() {
-                    kept.handoff = Some(handoff.with_hint(forward.hint));
+                if let Some(handoff) = &mut kept.handoff {
+                    handoff.prefer(forward.hint);
                 }
                 desk.release(body);
                 self.answer(desk, *id);
@@ -185,7 +188,8 @@ impl StageFlow {
         }
         let id = forward.id;
         self.next_key += 1;
-        let handoff = (!self.is_last()).then(|| Handoff::new(self.stage + 1, true).with_hint(forward.hint));
+        let mut handoff = (!self.is_last()).then(|| Handoff::new(self.stage + 1, true));
+        handoff.iter_mut().for_each(|handoff| handoff.prefer(forward.hint));
         self.kept.insert(
             id,
             Kept {
@@ -210,7 +214,7 @@ impl StageFlow {
             },
         );
         if self.rules.lock_step() {
-            self.turn.on_new(&id, forward.close);
+            self.turn.on_new(desk.now, &id, forward.close);
         }
         desk.emit(Event::Accepted { id, stage: self.stage, from });
         if self.is_last() {
@@ -426,14 +430,22 @@ impl StageFlow {
         moved
     }
 
-    pub fn on_tick(&mut self, desk: &mut Desk<'_>) {
+    /// `is_up`: who is connected, and me.
+    pub fn on_tick(&mut self, desk: &mut Desk<'_>, is_up: impl Fn(PeerId) -> bool) {
+        let feeders = self.feeders();
+        self.feeders_seen.retain(|feeder, _| feeders.contains(feeder));
+        for feeder in feeders {
+            let seen = self.feeders_seen.entry(feeder).or_insert(desk.now);
+            if is_up(feeder) {
+                *seen = desk.now;
+            }
+        }
         let ids: Vec<MicroBatchId> = self.kept.keys().copied().collect();
-        let mut overdue = false;
+        let mut open_in_turn = false;
         for id in ids {
             let Some(kept) = self.kept.get_mut(&id) else { continue };
-            let age = desk.now.since(kept.since);
-            overdue |= self.turn.is_of(&id) && age > TURN_PATIENCE && kept.is_open();
-            if age > KEPT_WITHOUT_FEEDER {
+            open_in_turn |= self.turn.is_of(&id) && kept.is_open();
+            if desk.now.since(self.feeders_seen[&id.feeder]) > KEPT_WITHOUT_FEEDER {
                 self.forget(desk, id);
                 continue;
             }
@@ -453,7 +465,7 @@ impl StageFlow {
             }
             self.reroute(desk, id);
         }
-        if self.rules.lock_step() && overdue {
+        if self.rules.lock_step() && open_in_turn && self.turn.stands_since(desk.now) > TURN_PATIENCE {
             self.advance_in_turn(desk, true);
             self.step_if_due(desk);
         }

@@ -53,6 +53,8 @@ pub struct Directory {
     progress_said: Option<(Instant, Progress)>,
     held_said: BTreeMap<Stage, (Instant, Held)>,
     progress_news: bool,
+    /// Who serves what may have changed.
+    news: bool,
     stages: Stage,
 }
 
@@ -74,6 +76,7 @@ impl Directory {
             progress_said: None,
             held_said: BTreeMap::new(),
             progress_news: false,
+            news: true,
             stages: manifest.stages.count,
         }
     }
@@ -189,6 +192,7 @@ impl Directory {
     pub fn on_lost(&mut self, now: Instant, peer: PeerId, incarnation: Option<Incarnation>) {
         self.spread.on_lost(now, peer, incarnation);
         self.members.on_lost(peer, incarnation);
+        self.news = true;
     }
 
     /// Says everything of mine again, newer: somebody had forgotten it with our connection.
@@ -223,7 +227,10 @@ impl Directory {
                     out.push(Output::Send { to, lane: Lane::Control, frame, body: None });
                 }
                 Act::New { author, item } => self.on_new(author, item, out),
-                Act::Expired { key } => self.members.on_expired(key),
+                Act::Expired { key } => {
+                    self.members.on_expired(key);
+                    self.news = true;
+                }
                 Act::Blame { peer, severity, why } => {
                     out.push(Output::Blame { peer, severity, why: why.to_string() });
                 }
@@ -241,6 +248,7 @@ impl Directory {
         let (owner, delegates) = (self.owner, &self.delegates);
         let change = self.members.on_item(author, item, |peer| peer == owner || delegates.contains(&peer));
         self.progress_news |= matches!(change, Change::Progress(_));
+        self.news |= matches!(change, Change::Offer(_));
     }
 
     // ---- answers ---------------------------------------------------------------------------------------------------------
@@ -248,6 +256,17 @@ impl Directory {
     /// Whether a progress arrived since this was last asked.
     pub fn take_progress_news(&mut self) -> bool {
         std::mem::take(&mut self.progress_news)
+    }
+
+    /// Whether somebody may serve something else than when this was last asked.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    /// Whether `peer` offers `stage`, or finishes what it has of it.
+    pub fn has_served(&self, peer: PeerId, stage: Stage) -> bool {
+        let of_stage = |offer: &StageOffer| offer.stage == stage && offer.state != State::Joining;
+        self.offer(peer).is_some_and(|offer| offer.stages.iter().any(of_stage))
     }
 
     pub fn is_over(&self, id: &MicroBatchId, per_step: u64) -> bool {

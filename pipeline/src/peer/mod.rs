@@ -142,11 +142,17 @@ pub struct Peer {
     active: Vec<PeerId>,
     drain: Option<Drain>,
     greeted_at: Option<Instant>,
+    /// When the last neighbour was lost, or this peer started.
+    alone_since: Instant,
+    /// Somebody's time of day is that of this machine.
+    clock_is_right: bool,
     lookup_at: Instant,
     plan_at: Instant,
     published_at: Instant,
     ended: bool,
     fences: BTreeMap<PeerId, Instant>,
+    /// Told once more to fence, too soon after the last time.
+    fence_again: bool,
 }
 
 /// Splits the borrow: a desk over the shared parts, beside the machine that writes on it.
@@ -189,11 +195,14 @@ impl Peer {
             active: Vec::new(),
             drain: None,
             greeted_at: None,
+            alone_since: now,
+            clock_is_right: false,
             lookup_at: now,
             plan_at: now,
             published_at: now,
             ended: false,
             fences: BTreeMap::new(),
+            fence_again: false,
             config,
         }
     }

@@ -38,9 +38,12 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(45);
 impl Peer {
     /// Whether what the directory says can be relied on: who is there has spoken.
     fn is_settled(&self, now: Instant) -> bool {
+        let met_before = self.alone_since > self.started;
         match self.greeted_at {
             Some(at) => now.since(at) >= SETTLED,
-            None => !self.config.expects_others || now.since(self.started) >= LONELY,
+            // Somebody is there who cannot be understood: what looks empty need not be.
+            None if !self.clock_is_right && self.neighbours.up().next().is_some() => false,
+            None => !self.config.expects_others && !met_before || now.since(self.alone_since) >= LONELY,
         }
     }
 
@@ -196,7 +199,7 @@ impl Peer {
     fn look(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
         let Some(replica) = self.replicas.get(&stage) else { return };
         let Phase::Looking { since } = replica.phase else { return };
-        let tried = replica.tried.clone();
+        let (tried, wait_until) = (replica.tried.clone(), replica.wait_until);
         if self.stands_by(now, stage, since) {
             return;
         }
@@ -217,9 +220,11 @@ impl Peer {
         }
         let failed = donors.iter().any(|(peer, _)| tried.contains(peer) && self.neighbours.is_up(*peer));
         if failed && let Some(replica) = self.replicas.get_mut(&stage) {
-            // Every donor failed once, and they are there: they are asked again. Older weights beside living ones would be
-            // another model.
-            replica.tried.clear();
+            // Every donor failed once, and they are there: they are asked again, after a while. Older weights beside living ones
+            // would be another model.
+            if now >= wait_until {
+                replica.tried.clear();
+            }
             return;
         }
         // Whoever leaves gives its last state to a keeper before it goes.
@@ -263,8 +268,15 @@ impl Peer {
                 self.load(stage, origin, parts, false, out);
             }
             (_, Some((from, version))) => self.fetch(now, stage, from, Some(version), out),
+            // A replica that others still hear may only be out of my reach: beside it the seed would be another model.
+            _ if self.run_samples() > 0 && self.is_offered(stage) => {}
             _ => self.load(stage, Origin::Seed, Vec::new(), false, out),
         }
+    }
+
+    /// Whether anybody else is said to serve the stage.
+    fn is_offered(&self, stage: Stage) -> bool {
+        self.directory.replicas(stage).iter().any(|(peer, _)| *peer != self.me)
     }
 
     fn fetch(&mut self, now: Instant, stage: Stage, from: PeerId, version: Option<Version>, out: &mut Outbox<Output>) {
@@ -279,12 +291,17 @@ impl Peer {
     }
 
     pub(super) fn fetch_failed(&mut self, now: Instant, stage: Stage, from: PeerId, out: &mut Outbox<Output>) {
+        self.weights_failed(now, stage, Some(from));
+        self.place(now, out);
+    }
+
+    /// What was fetched, found or made did not become an engine: others first, and not at once.
+    fn weights_failed(&mut self, now: Instant, stage: Stage, from: Option<PeerId>) {
         let Some(replica) = self.replicas.get_mut(&stage) else { return };
-        replica.tried.insert(from);
+        replica.tried.extend(from);
         replica.failures += 1;
         replica.wait_until = now + SETTLED;
         replica.phase = Phase::Looking { since: now };
-        self.place(now, out);
     }
 
     /// Has the engine of a stage made. `owned`: the parts are released when it is.
@@ -329,11 +346,16 @@ impl Peer {
             _ => false,
         };
         if !ok {
-            replica.phase = Phase::Looking { since: now };
-            if let Origin::Replica { from, .. } | Origin::Snapshot { from: Some(from), .. } = origin {
-                replica.tried.insert(from);
+            if let Origin::Snapshot { from: None, .. } = origin {
+                let mut desk = desk!(self, now, out);
+                self.transfer.discard(&mut desk, stage);
             }
-            return;
+            let from = match origin {
+                Origin::Replica { from, .. } => Some(from),
+                Origin::Snapshot { from, .. } => from,
+                Origin::Seed => None,
+            };
+            return self.weights_failed(now, stage, from);
         }
         self.begin_to_serve(now, stage, origin, out);
     }

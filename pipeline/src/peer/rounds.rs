@@ -195,6 +195,13 @@ impl Peer {
         self.replicas.get(&stage).map_or(0, |replica| replica.exchange)
     }
 
+    /// Tensors for `peer` found no place in the lane: the round with it ends at once rather than by its deadline.
+    pub(super) fn rounds_congested(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
+        for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.with_average(now, stage, out, |average, acts| average.on_congested(peer, acts));
+        }
+    }
+
     pub(super) fn rounds_on_lost(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
         for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
             self.with_average(now, stage, out, |average, acts| average.on_lost(now, peer, acts));

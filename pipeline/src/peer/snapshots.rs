@@ -157,7 +157,11 @@ impl Peer {
     }
 
     fn on_keep_asked(&mut self, now: Instant, from: PeerId, is: Is, out: &mut Outbox<Output>) {
-        let room = self.drain.is_none() && self.config.disk >= self.transfer.held_bytes().saturating_add(is.len);
+        // An older one of the stage makes room for it.
+        let replaced = self.transfer.held_of(is.version.stage).map_or(0, |held| held.len);
+        let bytes = self.transfer.held_bytes().saturating_sub(replaced).saturating_add(is.len);
+        let room =
+            self.drain.is_none() && self.config.disk >= bytes && self.directory.has_served(from, is.version.stage);
         let newer = self
             .transfer
             .held_of(is.version.stage)

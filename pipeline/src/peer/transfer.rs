@@ -355,6 +355,14 @@ impl Transfer {
         }
     }
 
+    /// No longer holds a snapshot of a stage: its bytes are not what they were said to be.
+    pub fn discard(&mut self, desk: &mut Desk<'_>, stage: Stage) {
+        if let Some(held) = self.held.remove(&stage) {
+            self.serves.retain(|_, serve| serve.version != held.version || matches!(serve.parts, Parts::Whole(_)));
+            desk.release_all(held.parts);
+        }
+    }
+
     /// Holds a snapshot whose bytes lie in one blob, which becomes the transfer's.
     pub fn hold_whole(&mut self, desk: &mut Desk<'_>, version: Version, root: Digest, blob: Blob) {
         let mut parts = Vec::new();

@@ -28,6 +28,8 @@ use crate::{
 const SUSPENDED: Duration = Duration::from_millis(1600);
 /// One peer fences me at most this often.
 const FENCE_PAUSE: Duration = Duration::from_secs(10);
+/// Clocks further apart than this do not understand each other: items are refused by their time.
+const APART: Duration = Duration::from_secs(90);
 /// A run that begins has empty stages; they are news only after this.
 const EMPTY_AFTER: Duration = Duration::from_secs(3);
 /// Ticks do their work at most this often.
@@ -44,7 +46,7 @@ impl Peer {
         match input {
             Input::Frame { from, frame, body } => self.on_frame(now, from, frame, body, out),
             Input::PeerUp { peer } => self.on_peer_up(now, peer, out),
-            Input::PeerLost { peer, why } => self.on_peer_lost(now, peer, &why, out),
+            Input::PeerLost { peer, why } => self.on_connection_lost(now, peer, &why, out),
             Input::Found { peers, .. } => self.on_found(now, peers, out),
             Input::Done { job, done } => self.on_done(now, job, done, out),
             Input::Records { request, tokens, labels } => self.on_records(now, request, tokens, labels, out),
@@ -89,6 +91,15 @@ impl Peer {
         self.forget_peer(now, peer, incarnation, why, out);
     }
 
+    fn on_connection_lost(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
+        let was_up = self.neighbours.is_up(peer);
+        self.on_peer_lost(now, peer, why, out);
+        if was_up && self.neighbours.up().next().is_none() && self.greeted_at.take().is_some() {
+            // It did not say goodbye, so it may be I who am cut off: what others serve is not free because they are not heard.
+            self.alone_since = now;
+        }
+    }
+
     /// What this incarnation of `peer` had of ours goes elsewhere.
     fn forget_peer(
         &mut self,
@@ -121,6 +132,7 @@ impl Peer {
             self.say(from, wire::Frame::Hello(hello::Frame::Unknown(self.config.run)), out);
             return out.push(Output::Hangup { peer: from });
         }
+        self.compare_clocks(from, hello.utc, out);
         match self.neighbours.on_hello(now, from, hello.incarnation) {
             Greeting::Stale => {}
             Greeting::Dead => self.say(from, wire::Frame::Hello(hello::Frame::Fence(hello.incarnation)), out),
@@ -138,6 +150,21 @@ impl Peer {
         }
     }
 
+    /// Items are taken within `APART` of the receiver's time of day: with a clock that is wrong nobody is heard, which looks like
+    /// an empty run.
+    fn compare_clocks(&mut self, from: PeerId, theirs: Utc, out: &mut Outbox<Output>) {
+        let apart = Duration::from_millis(self.utc.0.abs_diff(theirs.0));
+        self.clock_is_right |= apart <= APART;
+        if apart > APART {
+            let what = format!(
+                "clocks that agree: this machine's and that of {} are {} s apart",
+                from.short(),
+                apart.as_secs()
+            );
+            out.push(Output::Emit(Event::Waiting { what }));
+        }
+    }
+
     fn admits(&self, peer: PeerId) -> bool {
         let admission = &self.config.manifest.admission;
         let run = &self.config.manifest.run;
@@ -148,7 +175,9 @@ impl Peer {
     }
 
     fn meet(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
-        self.greeted_at.get_or_insert(now);
+        if self.clock_is_right {
+            self.greeted_at.get_or_insert(now);
+        }
         self.directory.on_up(peer, out);
         self.refresh_route(now, out);
         self.place(now, out);
@@ -175,7 +204,8 @@ impl Peer {
                 let mut desk = desk!(self, now, out);
                 self.generate.on_congested(&mut desk, peer);
             }
-            Lane::Average | Lane::Bulk => {}
+            Lane::Average => self.rounds_congested(now, peer, out),
+            Lane::Bulk => {}
         }
     }
 
@@ -292,14 +322,17 @@ impl Peer {
                 }
             }
             (F::WantLabels(id), None) => {
-                self.with_source(now, out, |source, desk| source.on_want_labels(desk, from, id));
+                if self.may_hold(self.rules.last, from) {
+                    self.with_source(now, out, |source, desk| source.on_want_labels(desk, from, id));
+                }
             }
             (F::Finished(returned), None) => {
                 self.with_source(now, out, |source, desk| source.on_finished(desk, from, returned));
                 self.feed(now, out);
             }
             (F::Void(void), None) => {
-                self.with_source(now, out, |source, desk| source.on_void(desk, from, &void));
+                let serves = self.may_hold(void.stage, from);
+                self.with_source(now, out, |source, desk| source.on_void(desk, from, &void, serves));
                 self.feed(now, out);
             }
             (_, body) => {
@@ -348,6 +381,14 @@ impl Peer {
         let window = u64::from(train.in_flight_max.max(train.micro_batches_per_step)) * u64::from(train.micro_batch);
         let slack = known / 8 + 4 * window;
         said.clamp(known.saturating_sub(slack), known.saturating_add(slack))
+    }
+
+    /// Whether `peer` serves `stage`, or finishes what it has of it, whoever leads it.
+    fn may_hold(&self, stage: Stage, peer: PeerId) -> bool {
+        match peer == self.me {
+            true => self.replicas.get(&stage).is_some_and(Replica::is_serving),
+            false => self.directory.has_served(peer, stage),
+        }
     }
 
     /// What is wrong with a forward that no honest peer sends.
@@ -516,12 +557,19 @@ impl Peer {
             return;
         }
         if recent {
-            let why = "fenced twice in 10 s".to_string();
-            return out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+            // It takes no word of mine until then, so this incarnation has to end; but not at its every whim.
+            return self.fence_again = true;
         }
         self.fences.retain(|_, at| now.since(*at) < FENCE_PAUSE);
         self.fences.insert(from, now);
         self.fence(now, out, "others had declared this peer dead");
+    }
+
+    /// Somebody said again that this peer is dead: it fences itself when the pause is over.
+    fn fence_when_due(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        if self.fence_again && self.fences.values().all(|at| now.since(*at) >= FENCE_PAUSE) {
+            self.fence(now, out, "others had declared this peer dead once more");
+        }
     }
 
     /// Drops the open work, and falls silent until a new incarnation is durable.
@@ -529,6 +577,7 @@ impl Peer {
         let (old, new) = (self.incarnation, self.incarnation + 1);
         out.push(Output::Emit(Event::Fenced { old, new, why: why.into() }));
         self.silent = true;
+        self.fence_again = false;
         self.jobs.fenced(now);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
@@ -609,13 +658,22 @@ impl Peer {
             return;
         }
         self.last_tick = now;
+        self.fence_when_due(now, out);
+        if self.silent {
+            return;
+        }
         self.hold_saved(now, out);
         let neighbours = &self.neighbours;
         self.directory.on_tick(now, utc, |peer| neighbours.is_gone(peer), out);
+        self.refresh_route(now, out);
         self.after_directory(now, out);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
-            self.with_flow(now, out, stage, |flow, desk| flow.on_tick(desk));
+            let mut desk = desk!(self, now, out);
+            let (me, neighbours) = (self.me, &self.neighbours);
+            if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
+                flow.on_tick(&mut desk, |peer| peer == me || neighbours.is_up(peer));
+            }
         }
         self.with_source(now, out, |source, desk| source.on_tick(desk));
         let mut desk = desk!(self, now, out);
@@ -650,7 +708,9 @@ impl Peer {
 
     /// Everything that may follow from news in the directory.
     pub(super) fn after_directory(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        self.refresh_route(now, out);
+        if self.directory.take_news() {
+            self.refresh_route(now, out);
+        }
         let per_step = self.rules_per_step();
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         if self.directory.take_progress_news() {

@@ -254,6 +254,7 @@ fn what_the_worker_was_told_not_to_add_is_not_said_to_be_added() {
 fn two_replicas_that_push_snapshots_under_the_same_number_are_both_kept() {
     let mut one = One::new(manifest(3, 4), 2, &[3, 4]);
     for (from, stage) in [(3, 0), (4, 1)] {
+        one.offers(from, stage, State::Serving, 0, 5);
         one.hear_state(from, state::Frame::Keep(is(INVENTED | 1, version(stage, from, 5), 1000)), None);
     }
     for from in [3, 4] {
@@ -266,7 +267,8 @@ fn two_replicas_that_push_snapshots_under_the_same_number_are_both_kept() {
 
 #[test]
 fn a_snapshot_that_no_stage_has_is_not_kept() {
-    let mut one = One::new(manifest(3, 4), 2, &[3]);
+    let mut one = One::new(manifest(3, 4), 2, &[3, 4]);
+    one.offers(3, 1, State::Serving, 0, 5);
     let long = is(INVENTED | 1, version(1, 3, 5), 1 << 29);
     let nowhere = is(INVENTED | 2, version(7, 3, 5), 1000);
     let far = is(INVENTED | 3, version(1, 3, u32::MAX), 1000);
@@ -278,12 +280,16 @@ fn a_snapshot_that_no_stage_has_is_not_kept() {
         let said: Vec<&Frame> = one.said_to(3).collect();
         assert!(matches!(said[..], [Frame::State(state::Frame::None(_))]), "{keep:?}: {said:?}");
     }
+    // Who does not serve a stage has no state of it to give.
+    one.hear_state(4, state::Frame::Keep(is(INVENTED | 1, version(1, 4, 5), 1000)), None);
+    assert!(one.said_to(4).any(|frame| matches!(frame, Frame::State(state::Frame::None(_)))));
 }
 
 #[test]
 fn of_one_stage_one_snapshot_at_a_time_is_on_its_way() {
     let mut one = One::new(manifest(3, 4), 2, &[3, 4, 5]);
     for from in [3, 4, 5] {
+        one.offers(from, 1, State::Serving, 0, 5);
         one.hear_state(from, state::Frame::Keep(is(INVENTED | 1, version(1, from, 5), 1000)), None);
     }
     let asked = one.said.iter().filter(|(_, frame)| matches!(frame, Frame::State(state::Frame::WantChunk(_)))).count();
@@ -356,6 +362,29 @@ fn a_stage_does_not_begin_again_from_the_seed_while_somebody_keeps_it() {
         assert!(wants > 1 || serving == 0, "it served after {wants} requests");
     }
     assert!(wants > 1, "{wants} requests");
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_loaded_is_asked_for_a_few_times_and_then_done_without() {
+    let mut one = One::new(manifest(3, 4), 2, &[1, 3]);
+    one.loads_nothing = true;
+    one.holds(3, version(1, 9, 50));
+    one.command(Command::Host { stage: 1 });
+    let mut wants = 0;
+    for _ in 0..60 {
+        for (_, frame) in std::mem::take(&mut one.said) {
+            if let Frame::State(state::Frame::Want(want)) = frame {
+                wants += 1;
+                one.hear_state(3, state::Frame::Is(is(want.request, version(1, 9, 50), 1000)), None);
+                one.hear_state(3, state::Frame::Chunk(Chunk { request: want.request, index: 0 }), Some(1000));
+            }
+        }
+        one.work();
+        one.wait(Duration::from_millis(500));
+    }
+    assert!((2..=8).contains(&wants), "{wants} times");
+    assert_eq!(one.count(|event| matches!(event, Event::Serving { .. })), 1);
+    assert!(one.held.is_empty());
 }
 
 #[test]

@@ -3,6 +3,8 @@
 mod generate;
 mod hostile;
 mod one;
+mod parted;
+mod turns;
 mod world;
 
 use std::time::Duration;

@@ -62,6 +62,8 @@ pub struct One {
     pub events: Vec<Event>,
     /// Sessions of generation that were lost.
     pub lost: Vec<u64>,
+    /// No state that the worker is given is what it was said to be.
+    pub loads_nothing: bool,
 }
 
 impl One {
@@ -93,12 +95,10 @@ impl One {
             blamed: Vec::new(),
             events: Vec::new(),
             lost: Vec::new(),
+            loads_nothing: false,
         };
         for other in others {
-            one.fact(Input::PeerUp { peer: id(*other) });
-            let (run, incarnation, utc) = (RunId::default(), 1, one.utc());
-            let hello = hello::Hello { run, protocol: PROTOCOL, incarnation, utc, token: None };
-            one.hear(*other, Frame::Hello(hello::Frame::Hello(hello)), None);
+            one.meets(*other, one.utc());
         }
         one.wait(Duration::from_secs(1));
         one
@@ -116,7 +116,18 @@ impl One {
         one
     }
 
-    fn utc(&self) -> Utc {
+    /// A connection to another peer, which says hello by its own clock.
+    pub fn meets(&mut self, other: u8, utc: Utc) {
+        self.fact(Input::PeerUp { peer: id(other) });
+        let hello = hello::Hello { run: RunId::default(), protocol: PROTOCOL, incarnation: 1, utc, token: None };
+        self.hear(other, Frame::Hello(hello::Frame::Hello(hello)), None);
+    }
+
+    pub fn loses(&mut self, other: u8) {
+        self.fact(Input::PeerLost { peer: id(other), why: "silent".into() });
+    }
+
+    pub fn utc(&self) -> Utc {
         Utc(1_000_000 + self.now.0 / 1_000_000)
     }
 
@@ -145,11 +156,21 @@ impl One {
         self.hear_item(from, What::Offer(Offer { stages: vec![offer], ..Offer::default() }));
     }
 
+    /// `from` passes on that another peer serves a stage.
+    pub fn passes_on(&mut self, from: u8, author: u8, stage: Stage) {
+        let offer = StageOffer { stage, state: State::Serving, round: 0, own_step: 5, speed_milli: 0 };
+        self.hear_item_by(from, author, What::Offer(Offer { stages: vec![offer], ..Offer::default() }));
+    }
+
     fn hear_item(&mut self, from: u8, what: What) {
+        self.hear_item_by(from, from, what);
+    }
+
+    fn hear_item_by(&mut self, from: u8, author: u8, what: What) {
         self.sequence += 1;
         let stamp = Stamp { incarnation: 1, sequence: self.sequence };
         let item = Item { run: RunId::default(), stamp, made_at: self.utc(), life_ms: 60_000, what };
-        let items = vec![item.sign(&key(from))];
+        let items = vec![item.sign(&key(author))];
         self.hear(from, Frame::Spread(spread::Frame::Items(spread::Items { items })), None);
     }
 
@@ -200,6 +221,7 @@ impl One {
                 Done::Encoded { blob: self.blob(1000), root: Digest([3; 32]) }
             }
             Job::RoundPrepare { .. } => Done::Prepared { before: 0.1, after: 0.05 },
+            Job::Load { .. } if self.loads_nothing => Done::BadInput { why: "its root is another".into() },
             Job::Load { root, stage, .. } => Done::Loaded {
                 version: Version { stage: *stage, own_step: u32::from(root.0[0]), ..Version::default() },
             },

@@ -1,6 +1,8 @@
 //! Lock-step: forwards, backwards and sums follow the index of the ids, so that one sum is built in one order everywhere.
 
-use skein_protocol::{Incarnation, MicroBatchId};
+use std::time::Duration;
+
+use skein_protocol::{Incarnation, Instant, MicroBatchId};
 
 use super::StageFlow;
 use crate::flow::{Desk, kept::Work};
@@ -15,13 +17,15 @@ pub(super) struct Turn {
     backward: u16,
     /// Index of the last id of the step, once that is here.
     close: Option<u16>,
+    /// When the turn last moved on.
+    moved: Instant,
 }
 
 impl Turn {
     /// An id came: with the first one of a later step that step's turn begins.
-    pub(super) fn on_new(&mut self, id: &MicroBatchId, close: bool) {
+    pub(super) fn on_new(&mut self, now: Instant, id: &MicroBatchId, close: bool) {
         if (id.incarnation, id.step) > self.of {
-            *self = Turn { of: (id.incarnation, id.step), ..Turn::default() };
+            *self = Turn { of: (id.incarnation, id.step), moved: now, ..Turn::default() };
         }
         if close {
             self.close = Some(id.index);
@@ -33,6 +37,10 @@ impl Turn {
         self.close.is_some_and(|close| self.backward > close)
     }
 
+    pub(super) fn stands_since(&self, now: Instant) -> Duration {
+        now.since(self.moved)
+    }
+
     pub(super) fn is_of(&self, id: &MicroBatchId) -> bool {
         (id.incarnation, id.step) == self.of
     }
@@ -40,25 +48,31 @@ impl Turn {
 
 impl StageFlow {
     /// Lock-step: forwards and backwards in the order of the index, so that every sum is built in the same order. `overdue`
-    /// lets the next one go whose predecessors never came here.
+    /// lets the next one go whose predecessors never came here; a predecessor that comes after all is late, and goes at once.
     pub(super) fn advance_in_turn(&mut self, desk: &mut Desk<'_>, overdue: bool) {
         let of_step: Vec<MicroBatchId> = self.kept.keys().copied().filter(|id| self.turn.is_of(id)).collect();
         let mut skip = overdue;
         for &id in &of_step {
-            if id.index == self.turn.forward || (skip && id.index > self.turn.forward) {
+            if id.index < self.turn.forward {
+                self.run_forward(desk, id);
+            } else if id.index == self.turn.forward || skip {
                 if !self.run_forward(desk, id) {
                     break;
                 }
-                self.turn.forward = id.index + 1;
+                (self.turn.forward, self.turn.moved) = (id.index + 1, desk.now);
                 skip = false;
             }
         }
         let mut skip = overdue;
         for &id in &of_step {
-            let due = id.index == self.turn.backward || (skip && id.index > self.turn.backward);
-            if due && self.has_returned(id) {
+            if !self.has_returned(id) {
+                continue;
+            }
+            if id.index < self.turn.backward {
                 self.run_backward(desk, id);
-                self.turn.backward = id.index + 1;
+            } else if id.index == self.turn.backward || skip {
+                self.run_backward(desk, id);
+                (self.turn.backward, self.turn.moved) = (id.index + 1, desk.now);
                 skip = false;
             }
         }
