@@ -161,6 +161,10 @@ pub enum Event {
         peer: PeerId,
         why: String,
     },
+    /// I serve it no longer, and somebody else does.
+    StageLeft {
+        stage: Stage,
+    },
     StageEmpty {
         stage: Stage,
     },

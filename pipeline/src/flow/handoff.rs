@@ -117,6 +117,16 @@ impl Handoff {
         matches!(self.phase, Phase::Unrouted { .. } | Phase::Named)
     }
 
+    /// Nobody can take it.
+    pub fn is_stranded(&self) -> bool {
+        matches!(self.phase, Phase::Unrouted { .. })
+    }
+
+    /// Who has it at the stage after the receiver's, as far as a lost receiver had said.
+    pub fn onward(&self) -> Option<PeerId> {
+        self.onward
+    }
+
     /// The other side has it and may have sent it on.
     pub fn held_by(&self) -> Option<PeerId> {
         matches!(self.phase, Phase::Held { .. }).then_some(self.to).flatten()

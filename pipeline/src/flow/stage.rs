@@ -70,6 +70,8 @@ pub struct StageFlow {
     fences: u32,
     next_key: Key,
     turn: Turn,
+    /// Replicas of the next stage that may have ids which are sent here without a hint.
+    heard: BTreeMap<MicroBatchId, PeerId>,
     /// When the feeders of what is kept were last connected.
     feeders_seen: BTreeMap<PeerId, Instant>,
     /// Speed of this stage, micro-batches a second of the worker's time.
@@ -94,6 +96,7 @@ impl StageFlow {
             fences: 0,
             next_key: 0,
             turn: Turn::default(),
+            heard: BTreeMap::new(),
             feeders_seen: BTreeMap::new(),
             busy: Busy::default(),
         }
@@ -122,6 +125,15 @@ impl StageFlow {
     /// may be on the way; who left now would have them computed, and added, once more elsewhere.
     pub fn needed_ids(&self, is_up: impl Fn(PeerId) -> bool) -> usize {
         self.kept.iter().filter(|(id, kept)| kept.is_open() || is_up(id.feeder)).count()
+    }
+
+    /// Ids that nobody else can finish or answer: open ones, and those whose answer went to somebody who is gone.
+    pub fn owed_ids(&self, is_up: impl Fn(PeerId) -> bool) -> usize {
+        let owed = |(id, kept): &(&MicroBatchId, &Kept)| {
+            let answered = kept.upstream == self.me || is_up(kept.upstream);
+            kept.is_open() || !answered && is_up(id.feeder)
+        };
+        self.kept.iter().filter(owed).count()
     }
 
     /// Nobody needs anything from here, and the worker has nothing of it.
@@ -189,7 +201,8 @@ impl StageFlow {
         let id = forward.id;
         self.next_key += 1;
         let mut handoff = (!self.is_last()).then(|| Handoff::new(self.stage + 1, true));
-        handoff.iter_mut().for_each(|handoff| handoff.prefer(forward.hint));
+        let hint = forward.hint.or(self.heard.remove(&id));
+        handoff.iter_mut().for_each(|handoff| handoff.prefer(hint));
         self.kept.insert(
             id,
             Kept {
@@ -315,6 +328,27 @@ impl StageFlow {
         }
     }
 
+    /// Gives ids that nobody at the next stage can take back to whoever sent them, and tells who has them beyond that stage.
+    pub fn hand_back(&mut self, desk: &mut Desk<'_>) -> BTreeMap<MicroBatchId, PeerId> {
+        let is_stranded = |kept: &Kept| kept.is_open() && kept.handoff.as_ref().is_some_and(Handoff::is_stranded);
+        let ids: Vec<MicroBatchId> =
+            self.kept.iter().filter(|(_, kept)| is_stranded(kept)).map(|(id, _)| *id).collect();
+        let mut beyond = BTreeMap::new();
+        for id in ids {
+            let Some(kept) = self.kept.get(&id) else { continue };
+            beyond.extend(kept.handoff.as_ref().and_then(Handoff::onward).map(|peer| (id, peer)));
+            let (upstream, attempt) = (kept.upstream, kept.attempt.clone());
+            decline(desk, upstream, id, &attempt, self.stage, Why::NotServing);
+            self.forget(desk, id);
+        }
+        beyond
+    }
+
+    /// Who may have ids that come to this stage, as the stage before knew it.
+    pub fn hear(&mut self, beyond: BTreeMap<MicroBatchId, PeerId>) {
+        self.heard = beyond;
+    }
+
     pub fn on_cancel(&mut self, desk: &mut Desk<'_>, from: PeerId, about: &About) {
         let Some(kept) = self.kept.get(&about.id) else { return };
         // Once it was confirmed it is not upstream's to take back.
@@ -388,6 +422,7 @@ impl StageFlow {
         for id in ids {
             self.forget(desk, id);
         }
+        self.heard.retain(|id, _| !over(id));
     }
 
     /// Drops everything of an id. A backward that the worker already has will still be added, and said.

@@ -44,6 +44,7 @@ impl Peer {
             return;
         }
         out.push(Output::Emit(Event::Draining));
+        self.moving = None;
         self.drain = Some(Drain::Finishing { since: now });
         if let Some(source) = &mut self.source {
             source.feeding = false;

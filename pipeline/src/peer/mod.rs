@@ -8,6 +8,7 @@ pub mod drain;
 pub mod export;
 pub mod generate;
 pub mod io;
+mod moving;
 pub mod neighbours;
 mod placement;
 pub mod replica;
@@ -23,8 +24,8 @@ use std::{
 };
 
 use skein_protocol::{
-    Blob, Incarnation, Instant, Machine, Manifest, Outbox, PeerId, RunId, Stage, Utc, Version, hash::Digest, key::Key,
-    machine::Why, rng::Streams,
+    Blob, Incarnation, Instant, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
+    hash::Digest, key::Key, machine::Why, rng::Streams,
 };
 
 use crate::{
@@ -42,6 +43,7 @@ use drain::Drain;
 use export::Export;
 use generate::Generate;
 use io::{Input, Output};
+use moving::Moving;
 use neighbours::Neighbours;
 use replica::Replica;
 use transfer::Transfer;
@@ -123,6 +125,9 @@ pub struct Peer {
     /// Waiting for a new incarnation to be durable: not a word until then.
     silent: bool,
     placement: Placement,
+    moving: Option<Moving>,
+    /// Of ids that were given back for a move: who has them two stages on.
+    beyond: BTreeMap<MicroBatchId, PeerId>,
     neighbours: Neighbours,
     directory: Directory,
     route: Route,
@@ -178,6 +183,8 @@ impl Peer {
             utc,
             silent: false,
             placement: Placement::Watch,
+            moving: None,
+            beyond: BTreeMap::new(),
             neighbours: Neighbours::default(),
             directory: Directory::new(&config, &streams, now),
             route: Route::new(&streams, manifest.lock_step()),

@@ -68,6 +68,7 @@ impl Peer {
         if self.config.manifest.lock_step() {
             self.stand_down(now, out);
         }
+        self.go_on_moving(now, out);
     }
 
     /// Lock-step: hosts that began beside each other settle who serves. Whoever has the older weights and no work stands by.
@@ -113,7 +114,6 @@ impl Peer {
     }
 
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        let stages = self.config.manifest.stages.count;
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
         let gone = self.absent(mine.is_empty());
         let mut planned = self.directory.planned(|peer| gone.contains(&peer) || self.neighbours.is_gone(peer));
@@ -121,11 +121,15 @@ impl Peer {
             let speed = self.replicas.get(stage).and_then(Replica::flow).map_or(0.0, |flow| flow.busy.speed());
             planned.entry(*stage).or_default().insert(self.me, speed);
         }
-        let need = self.stage_needs();
-        let used: u64 = mine.iter().filter_map(|stage| need.get(usize::from(*stage))).sum();
+        let costs = self.stage_costs();
+        let used: u64 = mine.iter().filter_map(|stage| costs.get(usize::from(*stage))).map(|cost| cost.memory).sum();
         let memory = self.config.memory.saturating_sub(used);
         let lock_step = self.config.manifest.lock_step();
-        for stage in assign::stages_for(self.me, stages, &planned, &mine, &need, memory) {
+        let wanted = assign::stages_for(self.me, &planned, &mine, &costs, memory);
+        if wanted.is_empty() && !lock_step {
+            self.consider_moving(now, &planned, &costs, out);
+        }
+        for stage in wanted {
             let empty = planned.get(&stage).is_none_or(|peers| peers.is_empty());
             if lock_step && !empty {
                 continue;
@@ -159,9 +163,13 @@ impl Peer {
         now.since(since) >= ADOPT_AFTER * (1 + before)
     }
 
-    /// Bytes of device memory that each stage needs.
-    pub(super) fn stage_needs(&self) -> Vec<u64> {
-        (0..self.config.manifest.stages.count).map(|stage| cost::memory(&self.config.manifest, stage).peak()).collect()
+    fn stage_costs(&self) -> Vec<assign::Cost> {
+        let manifest = &self.config.manifest;
+        let of_stage = |stage| assign::Cost {
+            memory: cost::memory(manifest, stage).peak(),
+            flops: cost::stage_flops(manifest, stage),
+        };
+        (0..manifest.stages.count).map(of_stage).collect()
     }
 
     pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
@@ -368,6 +376,7 @@ impl Peer {
         };
         let version = Version { stage, peer: me, incarnation, ..inherited };
         let mut flow = StageFlow::new(me, incarnation, version, self.rules.clone());
+        flow.hear(std::mem::take(&mut self.beyond));
         if self.drain.is_some() {
             flow.standing = Standing::Draining;
         }

@@ -220,8 +220,12 @@ impl Peer {
 
     pub(super) fn rounds_last(&mut self, now: Instant, out: &mut Outbox<Output>) {
         for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
-            self.with_average(now, stage, out, |average, acts| average.last_round(now, acts));
+            self.round_last(now, stage, out);
         }
+    }
+
+    pub(super) fn round_last(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        self.with_average(now, stage, out, |average, acts| average.last_round(now, acts));
     }
 
     pub(super) fn rounds_busy(&self) -> bool {

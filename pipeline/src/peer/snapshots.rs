@@ -253,12 +253,17 @@ impl Peer {
     /// Has every served stage saved. A save waits for the adoption of a round, and for a round alone: the version that it is
     /// given has them already.
     pub(super) fn save_all(&mut self) {
-        for replica in self.replicas.values() {
-            let Some(version) = replica.flow().map(|flow| flow.version()) else { continue };
-            let stage = replica.stage;
-            if !self.jobs.has(|purpose| *purpose == Purpose::Save { stage }) {
-                self.jobs.push(Priority::Backward, Job::Save { stage, version }, Purpose::Save { stage });
-            }
+        for stage in self.replicas.keys().copied().collect::<Vec<_>>() {
+            self.save(stage);
+        }
+    }
+
+    pub(super) fn save(&mut self, stage: Stage) {
+        let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
+            return;
+        };
+        if !self.jobs.has(|purpose| *purpose == Purpose::Save { stage }) {
+            self.jobs.push(Priority::Backward, Job::Save { stage, version }, Purpose::Save { stage });
         }
     }
 

@@ -14,8 +14,13 @@ use crate::common::{assert_settled, assert_sound, seconds, swarm};
 
 const SECOND: u64 = 1_000_000_000;
 
+/// As large as the demo's: three layers of 0.3 M parameters.
+fn demo_sized() -> Small {
+    Small { layers: 3, hidden: 160, ffn: 448, ..Small::demo(3) }
+}
+
 fn start(seed: u64, peers: Vec<Plan>) -> Simulation {
-    let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
+    let mut sim = Simulation::new(Scenario::new(seed, demo_sized().manifest(), peers));
     assert!(sim.run_completed(seconds(60), 20), "{:#?}", sim.summary());
     sim
 }
@@ -26,14 +31,14 @@ fn rate_over(sim: &Simulation, from: Duration, until: Duration) -> f64 {
 
 #[test]
 fn after_a_kill_its_work_is_finished_within_two_seconds_and_throughput_follows_the_replicas() {
-    for victim in [2, 3, 6] {
-        let mut sim = start(20 + victim as u64, swarm(3, 2));
+    for (victim, seed) in (1..=6).flat_map(|victim| [(victim, 20), (victim, 120)]) {
+        let mut sim = start(seed + victim as u64, swarm(3, 2));
         sim.run_for(seconds(10));
         let kill = sim.now();
         let before = rate_over(&sim, kill - seconds(8), kill);
         sim.act(Fault::Kill(victim));
         sim.run_for(seconds(20));
-        let what = format!("peer {victim}");
+        let what = format!("peer {victim}, seed {seed}");
         let summary = assert_sound(&sim, &what);
         let repair = &summary.repairs[0];
         assert!(repair.held > 0, "{what}: {repair:?}");
@@ -50,9 +55,7 @@ fn a_late_joiner_serves_within_five_seconds_of_its_start() {
     for (access, seed) in [(Access::LOOPBACK, 31), (Access::HOME, 32)] {
         let late = Plan::new(Role::joiner()).starts(seconds(20));
         let peers = swarm(3, 2).into_iter().chain([late]).map(|plan| plan.access(access)).collect();
-        // As large as the demo's: three layers of 0.3 M parameters.
-        let model = Small { layers: 3, hidden: 160, ffn: 448, ..Small::demo(3) };
-        let mut sim = Simulation::new(Scenario::new(seed, model.manifest(), peers));
+        let mut sim = Simulation::new(Scenario::new(seed, demo_sized().manifest(), peers));
         assert!(sim.run_completed(seconds(60), 20), "{:#?}", sim.summary());
         let (joiner, now) = (sim.id(7), sim.now());
         let first = sim.run_until(seconds(60) - now, |line| {

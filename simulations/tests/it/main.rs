@@ -8,6 +8,7 @@ mod healing;
 mod large;
 mod learning;
 mod leaving;
+mod moving;
 mod rare;
 mod rounds;
 mod standby;

@@ -1,0 +1,164 @@
+//! From one stage to another that needs this peer more.
+//!
+//! A stage is left only while another replica serves it, one stage at a time, and with what was done there safe: what was
+//! accepted is finished, the partial sum stepped, a last round done, the state saved. The plan says where to; here is when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use skein_protocol::{Instant, Outbox, PeerId, Stage, event::Event, hash::keyed};
+
+use super::{Peer, io::Output, replica::Replica};
+use crate::{
+    flow::{
+        schedule::{Priority, Purpose},
+        stage::{StageFlow, Standing},
+    },
+    job::Job,
+    plan::assign::{self, Move},
+};
+
+/// A stage without a replica is moved to after this: newcomers and peers with room come first.
+const EMPTY_FOR: Duration = Duration::from_secs(4);
+/// A stage that is merely slow must be so for this long.
+const SLOW_FOR: Duration = Duration::from_secs(30);
+/// Those who would make the same move begin so far apart, and see each other.
+const APART: Duration = Duration::from_secs(2);
+/// A last round may take this long.
+const LAST_ROUND: Duration = Duration::from_secs(5);
+
+/// A move that is wanted, or under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moving {
+    /// Wanted without a break since then, while so many served the stages between which it leads.
+    Wanted { what: Move, since: Instant, replicas: [usize; 2] },
+    /// What was accepted is finished.
+    Finishing { what: Move },
+    /// The partial sum is stepped.
+    Stepping { what: Move },
+    /// A last round with whoever stays.
+    LastRound { what: Move, since: Instant },
+    /// The state is saved.
+    Saving { what: Move },
+}
+
+impl Moving {
+    fn what(self) -> Move {
+        match self {
+            Moving::Wanted { what, .. }
+            | Moving::Finishing { what }
+            | Moving::Stepping { what }
+            | Moving::LastRound { what, .. }
+            | Moving::Saving { what } => what,
+        }
+    }
+}
+
+impl Peer {
+    /// The plan has nothing more for this peer as it stands: it may help more elsewhere.
+    pub(super) fn consider_moving(
+        &mut self,
+        now: Instant,
+        serving: &assign::Serving,
+        costs: &[assign::Cost],
+        out: &mut Outbox<Output>,
+    ) {
+        let since = match self.moving {
+            None => None,
+            Some(Moving::Wanted { what, since, replicas }) => Some((what, since, replicas)),
+            Some(_) => return,
+        };
+        // Who holds the only answer to an id whose sender is gone waits for its successor.
+        let is_up = |peer| self.neighbours.is_up(peer);
+        let free = |replica: &&Replica| {
+            let may_go =
+                |flow: &StageFlow| flow.standing == Standing::Serving && flow.owed_ids(is_up) <= flow.open_ids();
+            !replica.pinned && replica.flow().is_some_and(may_go)
+        };
+        let all_serve = self.replicas.values().all(Replica::is_serving);
+        let from: BTreeSet<Stage> = self.replicas.values().filter(free).map(|replica| replica.stage).collect();
+        let wanted = all_serve.then(|| assign::move_for(self.me, serving, &from, costs, self.config.memory)).flatten();
+        let Some(what) = wanted else { return self.moving = None };
+        let replicas = [what.from, what.to].map(|stage| serving.get(&stage).map_or(0, BTreeMap::len));
+        // Whenever somebody came or went, it is to be seen anew whether one more shall go.
+        let same = since.filter(|(before, _, then)| (*before, *then) == (what, replicas));
+        let since = same.map_or(now, |(_, since, _)| since);
+        self.moving = Some(Moving::Wanted { what, since, replicas });
+        let rank = |peer: PeerId| keyed("skein move 1", &[&self.config.run.0, &what.to.to_le_bytes(), &peer.0]);
+        let mine = rank(self.me);
+        let before = self.directory.replicas(what.from).iter().filter(|(peer, _)| rank(*peer) < mine).count() as u32;
+        let patience = if what.is_empty { EMPTY_FOR } else { SLOW_FOR };
+        if now.since(since) < patience + APART * before {
+            return;
+        }
+        self.set_standing(now, what.from, Standing::Draining, out);
+        self.moving = Some(Moving::Finishing { what });
+    }
+
+    /// Goes on with a move, or gives it up when the stage would be left without a replica.
+    pub(super) fn go_on_moving(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let Some(moving) = self.moving.filter(|moving| !matches!(moving, Moving::Wanted { .. })) else { return };
+        let what = moving.what();
+        let Move { from, to, .. } = what;
+        let stays = |(peer, _): &(_, _)| *peer != self.me && self.neighbours.is_up(*peer);
+        let Some(flow) = self.replicas.get(&from).and_then(Replica::flow) else { return self.moving = None };
+        let has_come = what.is_empty && !self.directory.replicas(to).is_empty();
+        if has_come || !self.directory.replicas(from).iter().any(stays) {
+            self.moving = None;
+            return self.set_standing(now, from, Standing::Serving, out);
+        }
+        match moving {
+            Moving::Wanted { .. } => {}
+            Moving::Finishing { .. } => {
+                let beyond = self.with_flow(now, out, from, |flow, desk| flow.hand_back(desk));
+                self.beyond.extend(beyond.unwrap_or_default());
+                let Some(flow) = self.replicas.get(&from).and_then(Replica::flow) else { return };
+                if flow.owed_ids(|peer| self.neighbours.is_up(peer)) == 0 {
+                    self.with_flow(now, out, from, |flow, desk| flow.step(desk));
+                    self.moving = Some(Moving::Stepping { what });
+                }
+            }
+            Moving::Stepping { .. } => {
+                if !flow.is_stepping() {
+                    self.round_last(now, from, out);
+                    self.moving = Some(Moving::LastRound { what, since: now });
+                }
+            }
+            Moving::LastRound { since, .. } => {
+                let idle = self.replicas.get(&from).is_some_and(|replica| replica.average.is_idle());
+                if idle || now.since(since) > LAST_ROUND {
+                    self.save(from);
+                    self.moving = Some(Moving::Saving { what });
+                }
+            }
+            Moving::Saving { .. } => {
+                let idle = self.replicas.get(&from).is_some_and(|replica| replica.average.is_idle());
+                if idle && !self.jobs.has(|purpose| *purpose == Purpose::Save { stage: from }) {
+                    self.moving = None;
+                    self.remove(now, from, out);
+                    self.want_stage(now, to, false, "it needs this peer more than the stage it served", out);
+                }
+            }
+        }
+    }
+
+    fn set_standing(&mut self, now: Instant, stage: Stage, standing: Standing, out: &mut Outbox<Output>) {
+        if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
+            flow.standing = standing;
+        }
+        self.publish_offer(now, out);
+        self.refresh_route(now, out);
+    }
+
+    /// Serves a stage no longer.
+    fn remove(&mut self, now: Instant, stage: Stage, out: &mut Outbox<Output>) {
+        self.with_flow(now, out, stage, |flow, desk| flow.on_over(desk, |_| true));
+        self.replicas.remove(&stage);
+        self.jobs.push(Priority::Weights, Job::Remove { stage }, Purpose::Forget);
+        out.push(Output::Emit(Event::StageLeft { stage }));
+        self.publish_offer(now, out);
+        self.refresh_route(now, out);
+    }
+}
