@@ -243,7 +243,7 @@ pub struct Train {
     /// What one replica accumulates before it steps its optimizer.
     #[n(4)]
     pub micro_batches_per_step: u32,
-    /// Ids that one feeder may have open.
+    /// Ids that one feeder may have open; a progress tells of at most 8,192.
     #[n(5)]
     pub in_flight_max: u32,
     #[n(6)]
