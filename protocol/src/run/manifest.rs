@@ -570,7 +570,8 @@ pub struct Codecs {
 pub enum Entropy {
     #[n(0)]
     None,
-    /// zstd where a measurement on the link says it pays.
+    /// zstd where it makes the tensors that one stage sends in one direction more than 5 % smaller: measured on all while it
+    /// does, on one of 16 while it does not.
     #[default]
     #[n(1)]
     Zstd,
