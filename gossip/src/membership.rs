@@ -143,13 +143,15 @@ impl Membership {
             .map(|((_, keeper), (_, held))| (*keeper, held))
     }
 
-    /// Samples that a feeder completed.
+    /// Samples that a feeder says it completed.
     pub fn samples_of(&self, feeder: PeerId) -> u64 {
         self.feeders.get(&feeder).map_or(0, |fed| fed.progress.samples)
     }
 
+    /// What all others say they completed. These are claims: their sum stops at the largest number.
     pub fn samples_without(&self, feeder: PeerId) -> u64 {
-        self.feeders.iter().filter(|(peer, _)| **peer != feeder).map(|(_, fed)| fed.progress.samples).sum()
+        let others = self.feeders.iter().filter(|(peer, _)| **peer != feeder);
+        others.map(|(_, fed)| fed.progress.samples).fold(0, u64::saturating_add)
     }
 
     pub fn feeders(&self) -> impl Iterator<Item = (PeerId, &Progress)> {
@@ -230,6 +232,15 @@ mod tests {
         members.on_item(A, item(2, progress(0, &[], 40)), |_| true);
         assert_eq!(members.samples_of(A), 50);
         assert_eq!(members.on_item(PeerId([2; 32]), item(1, progress(5, &[], 50)), |_| false), Change::Nothing);
+    }
+
+    #[test]
+    fn claims_of_absurd_counters_do_not_overflow() {
+        let mut members = Membership::default();
+        for author in 1..4 {
+            members.on_item(PeerId([author; 32]), item(1, progress(0, &[], u64::MAX)), |_| true);
+        }
+        assert_eq!(members.samples_without(A), u64::MAX);
     }
 
     #[test]

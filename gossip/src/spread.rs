@@ -1,28 +1,29 @@
 //! Passes signed items on until everybody has them, and repairs what was missed.
 //!
-//! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most four
-//! neighbours at once; every second one neighbour gets a digest of all I have, and sends or asks for the difference.
-//! It keeps at most [`ITEMS`] items and knows nothing of what they say.
+//! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most six
+//! neighbours at once; every second one neighbour gets a digest of what I have, and sends or asks for the difference. A digest that
+//! would be too long tells of a stretch of keys, the next one of the stretch behind it.
+//! It keeps at most [`ITEMS`] items of others, and of what they say it knows only whether the run has such a stage.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, ops::Bound, time::Duration};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use skein_protocol::{
-    Incarnation, Instant, Outbox, PeerId, RunId, Utc,
+    Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc,
     event::Severity,
     key::Signed,
     rng::{Purpose, Streams},
     wire::{
-        membership::{ITEM, Item, ItemKey, Stamp},
+        membership::{ITEM, Item, ItemKey, Stamp, What},
         spread::{Digest, Entry, Frame, ITEMS_MAX, Items, KEYS_MAX, Want},
     },
 };
 
-/// Items that are kept, and stamps of forgotten ones.
+/// Items of others that are kept, and stamps of forgotten ones.
 pub const ITEMS: usize = 4096;
-/// Neighbours that get a new item at once.
-const FANOUT: usize = 4;
+/// Neighbours that get a new item at once. Of random neighbours e^-6, one peer in four hundred, is missed; digests mend that.
+const FANOUT: usize = 6;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
 /// An item that is further from my clock than this is not taken.
 pub const SKEW_MAX: Duration = Duration::from_secs(90);
@@ -66,22 +67,28 @@ struct Stored {
 pub struct Spread {
     me: PeerId,
     run: RunId,
+    stages: Stage,
     items: BTreeMap<ItemKey, Stored>,
     remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
     neighbours: Vec<PeerId>,
     digest_at: Instant,
+    /// The last key that the last digest told of; nothing: it told of all to the end.
+    told_until: Option<ItemKey>,
     rng: ChaCha8Rng,
 }
 
 impl Spread {
-    pub fn new(me: PeerId, run: RunId, streams: &Streams, now: Instant) -> Self {
+    /// `stages`: how many the run has. An author has one item for each at most, and two besides.
+    pub fn new(me: PeerId, run: RunId, stages: Stage, streams: &Streams, now: Instant) -> Self {
         Spread {
             me,
             run,
+            stages,
             items: BTreeMap::new(),
             remembered: BTreeMap::new(),
             neighbours: Vec::new(),
             digest_at: now,
+            told_until: None,
             rng: streams.stream(Purpose::Spread),
         }
     }
@@ -142,6 +149,10 @@ impl Spread {
                 why: "an item that is not of this run",
             });
         }
+        if !self.is_of_a_stage(&item) {
+            let why = "an item of a stage that the run does not have";
+            return out.push(Act::Blame { peer: from, severity: Severity::Wrong, why });
+        }
         // Mine comes back to me: what I publish next is newer.
         if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
             return;
@@ -155,6 +166,14 @@ impl Spread {
         }
     }
 
+    fn is_of_a_stage(&self, item: &Item) -> bool {
+        match &item.what {
+            What::Offer(offer) => offer.stages.iter().all(|offer| offer.stage < self.stages),
+            What::Progress(_) => true,
+            What::Held(held) => held.version.stage < self.stages,
+        }
+    }
+
     fn is_newer(&self, item: &Item, author: PeerId) -> bool {
         let key = item.key(author);
         let known = self.items.get(&key).map(|stored| stored.stamp);
@@ -162,10 +181,10 @@ impl Spread {
         known.max(remembered).is_none_or(|stamp| item.stamp > stamp)
     }
 
-    /// Stores and pushes. False when there is no room.
+    /// Stores and pushes. False when there is no room; what is mine always fits, whoever filled the rest.
     fn take(&mut self, now: Instant, signed: Signed, item: &Item, from: Option<PeerId>, out: &mut Outbox<Act>) -> bool {
         let key = item.key(signed.by);
-        if self.items.len() >= ITEMS && !self.items.contains_key(&key) {
+        if signed.by != self.me && self.items.len() >= ITEMS && !self.items.contains_key(&key) {
             return false;
         }
         let expires = now + Duration::from_millis(item.life_ms.into());
@@ -180,18 +199,23 @@ impl Spread {
     fn some_neighbours(&mut self, from: Option<PeerId>, author: PeerId) -> Vec<PeerId> {
         let mut some: Vec<PeerId> =
             self.neighbours.iter().copied().filter(|peer| Some(*peer) != from && *peer != author).collect();
-        while some.len() > FANOUT.max(6) {
+        while some.len() > FANOUT {
             let i = self.rng.random_range(0..some.len());
             some.swap_remove(i);
         }
         some
     }
 
+    /// What I have behind the stretch of keys that the last digest told of, as much as fits.
     fn digest(&mut self) -> Frame {
-        let skip = self.items.len().saturating_sub(KEYS_MAX);
-        let skip = if skip > 0 { self.rng.random_range(0..=skip) } else { 0 };
-        let entries = self.items.iter().skip(skip).take(KEYS_MAX).map(|(key, s)| Entry { key: *key, stamp: s.stamp });
-        Frame::Digest(Digest { entries: entries.collect() })
+        let told =
+            self.told_until.take().filter(|told| self.items.last_key_value().is_some_and(|(last, _)| told < last));
+        let begin = told.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self.items.range((begin, Bound::Unbounded)).map(|(key, s)| Entry { key: *key, stamp: s.stamp });
+        let entries: Vec<Entry> = rest.by_ref().take(KEYS_MAX).collect();
+        let until = rest.next().and_then(|_| entries.last()).map(|entry| entry.key);
+        self.told_until = until;
+        Frame::Digest(Digest { entries, after: told, until })
     }
 
     fn on_digest(&mut self, from: PeerId, digest: &Digest, out: &mut Outbox<Act>) {
@@ -199,6 +223,7 @@ impl Spread {
         let newer_here = self
             .items
             .iter()
+            .filter(|(key, _)| digest.tells_of(key))
             .filter(|(key, stored)| theirs.get(key).is_none_or(|stamp| *stamp < stored.stamp))
             .map(|(_, stored)| stored.signed.clone())
             .collect();
@@ -245,9 +270,9 @@ fn send_items(to: PeerId, items: Vec<Signed>, out: &mut Outbox<Act>) {
 mod tests {
     use super::*;
     use skein_protocol::{
-        hash,
+        Version, hash,
         key::Key,
-        wire::membership::{Offer, What},
+        wire::membership::{Held, Offer, StageOffer, State},
     };
 
     const RUN: RunId = hash::Digest([1; 32]);
@@ -268,7 +293,7 @@ mod tests {
 
     fn spread(i: u8) -> Spread {
         let me = key(i).peer();
-        Spread::new(me, RUN, &Streams::new(1, me), Instant::ZERO)
+        Spread::new(me, RUN, 4, &Streams::new(1, me), Instant::ZERO)
     }
 
     /// Delivers until nobody has anything to say; returns how many items were new to somebody.
@@ -348,6 +373,96 @@ mod tests {
         spread.on_frame(later, Utc(1_061_000), from, frame(), &mut out);
         assert!(out.is_empty());
     }
+
+    fn held(stage: u16, sequence: u32) -> Item {
+        let version = Version { stage, ..Version::default() };
+        Item { what: What::Held(Held { version, root: hash::Digest([0; 32]), len: 1 }), ..item(sequence) }
+    }
+
+    /// `n` authors' items, one each, in `spread`, as if a neighbour had sent them.
+    fn fill(spread: &mut Spread, authors: std::ops::Range<u32>) {
+        let mut out = Outbox::new();
+        for n in authors {
+            let mut secret = [0; 32];
+            secret[..4].copy_from_slice(&n.to_le_bytes());
+            let items = vec![item(1).sign(&Key::from_secret(secret))];
+            let from = key(9).peer();
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), from, Frame::Items(Items { items }), &mut out);
+            out.drain().for_each(drop);
+        }
+    }
+
+    #[test]
+    fn digests_of_many_items_bring_what_is_missing_and_nothing_else() {
+        let (a, b) = (key(100).peer(), key(101).peer());
+        let mut spreads = BTreeMap::from([(a, spread(100)), (b, spread(101))]);
+        fill(spreads.get_mut(&a).expect("made above"), 0..2000);
+        fill(spreads.get_mut(&b).expect("made above"), 30..2030);
+        let mut out = Outbox::new();
+        for (at, peer) in [(a, b), (b, a)] {
+            let neighbour: &mut Spread = spreads.get_mut(&at).expect("made above");
+            neighbour.neighbours.push(peer);
+        }
+        let (mut sent, mut asked) = (0, 0);
+        for second in 0..8 {
+            let now = Instant::ZERO + Duration::from_secs(second);
+            for at in [a, b] {
+                spreads.get_mut(&at).expect("made above").on_tick(now, &mut out);
+                let mut queue: Vec<_> = out.drain().map(|act| (at, act)).collect();
+                while let Some((at, act)) = queue.pop() {
+                    let Act::Send { to, frame } = act else { continue };
+                    match &frame {
+                        Frame::Items(items) => sent += items.items.len(),
+                        Frame::Want(want) => asked += want.keys.len(),
+                        Frame::Digest(digest) => assert!(digest.entries.len() <= KEYS_MAX),
+                    }
+                    let spread = spreads.get_mut(&to).expect("one of the two");
+                    spread.on_frame(now, Utc(1_000_000), at, frame, &mut out);
+                    queue.extend(out.drain().map(|act| (to, act)));
+                }
+            }
+        }
+        assert!(spreads.values().all(|spread| spread.items.len() == 2030));
+        assert!(sent <= 60, "thirty are missing on each side, and {sent} were sent");
+        assert!(asked <= 60, "{asked}");
+    }
+
+    #[test]
+    fn nobody_fills_the_store_with_stages_that_the_run_does_not_have() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        let from = key(5).peer();
+        let mut say = |spread: &mut Spread, item: Item| {
+            let frame = Frame::Items(Items { items: vec![item.sign(&key(1))] });
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), from, frame, &mut out);
+            out.drain().collect::<Vec<_>>()
+        };
+        for stage in [4, 77, u16::MAX] {
+            assert!(matches!(say(&mut spread, held(stage, 1))[..], [Act::Blame { .. }]));
+            let offer = StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 0 };
+            let offer = Offer { stages: vec![offer], ..Offer::default() };
+            assert!(matches!(say(&mut spread, Item { what: What::Offer(offer), ..item(1) })[..], [Act::Blame { .. }]));
+        }
+        assert!(spread.items.is_empty());
+        for stage in 0..4 {
+            assert!(matches!(say(&mut spread, held(stage, 1))[..], [Act::New { .. }]));
+        }
+    }
+
+    #[test]
+    fn what_is_mine_fits_when_others_filled_the_store() {
+        let mut spread = spread(200);
+        fill(&mut spread, 0..ITEMS as u32 + 5);
+        assert_eq!(spread.items.len(), ITEMS);
+        let mut out = Outbox::new();
+        spread.on_up(key(1).peer(), &mut out);
+        out.drain().for_each(drop);
+        spread.publish(Instant::ZERO, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
+        let acts: Vec<Act> = out.drain().collect();
+        assert!(matches!(acts[..], [Act::Send { .. }, Act::New { .. }]), "told to a neighbour, and known here");
+        assert_eq!(spread.items.len(), ITEMS + 1);
+    }
+
     #[test]
     fn what_a_lost_neighbour_offered_comes_back_only_newer() {
         let mut spread = spread(0);

@@ -12,6 +12,7 @@ pub type Key = u64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coding {
     pub codec: Codec,
+    /// zstd may be used where it pays.
     pub zstd: bool,
 }
 

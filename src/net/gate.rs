@@ -9,6 +9,8 @@ use std::{
 
 use skein_protocol::{Lane, PeerId, event::Severity, wire::limits::BODY_MAX};
 
+pub use super::data::wire::Code;
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
@@ -114,51 +116,6 @@ pub fn priority(lane: Lane) -> i32 {
         Lane::Average => 1,
         Lane::Generation => 0,
         Lane::Bulk => -1,
-    }
-}
-
-/// Why a stream was stopped or a connection closed. The numbers are on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u32)]
-pub enum Code {
-    Done = 0,
-    Busy = 1,
-    Stale = 2,
-    Cancelled = 3,
-    Malformed = 4,
-    TooLarge = 5,
-    ShuttingDown = 6,
-    NotWanted = 7,
-}
-
-impl Code {
-    pub const ALL: [Code; 8] = [
-        Code::Done,
-        Code::Busy,
-        Code::Stale,
-        Code::Cancelled,
-        Code::Malformed,
-        Code::TooLarge,
-        Code::ShuttingDown,
-        Code::NotWanted,
-    ];
-
-    /// The code with this number; unknown numbers are those of a later version, and read as `Cancelled`.
-    pub fn from_number(number: u64) -> Code {
-        usize::try_from(number).ok().and_then(|n| Code::ALL.get(n)).copied().unwrap_or(Code::Cancelled)
-    }
-
-    pub fn words(self) -> &'static str {
-        match self {
-            Code::Done => "done",
-            Code::Busy => "busy",
-            Code::Stale => "stale",
-            Code::Cancelled => "cancelled",
-            Code::Malformed => "malformed",
-            Code::TooLarge => "too large",
-            Code::ShuttingDown => "shutting down",
-            Code::NotWanted => "not wanted",
-        }
     }
 }
 

@@ -70,7 +70,7 @@ impl Directory {
             disk: config.disk,
             addresses: config.addresses.clone(),
             stamp: Stamp { incarnation: config.incarnation, sequence: 0 },
-            spread: Spread::new(config.me(), config.run, streams, now),
+            spread: Spread::new(config.me(), config.run, manifest.stages.count, streams, now),
             members: Membership::default(),
             said: None,
             progress_said: None,

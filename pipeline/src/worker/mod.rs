@@ -14,6 +14,7 @@ use bytes::Bytes;
 use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
 
 use self::hosted::Hosted;
+pub use self::round::read_round;
 use crate::{
     exact::{Engine, EngineError},
     job::{Done, Job},

@@ -83,7 +83,7 @@ impl Rounds {
         tensors: &[u8],
     ) -> Result<Done, Done> {
         let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
-        let [their_d, their_phi, their_momentum] = read(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
+        let [their_d, their_phi, their_momentum] = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
         let before = noloco::disagreement(&self.phi, &their_phi);
         if partner.copy {
             let momentum = vec![0.0; their_phi.len()];
@@ -138,8 +138,11 @@ impl Rounds {
     }
 }
 
-/// A partner's d, phi and momentum of `values` numbers each.
-fn read(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>; 3], BadTensor> {
+/// A partner's d (in `codec`), phi and momentum, of `values` numbers each.
+///
+/// # Errors
+/// Anything but that, to the last byte. No more is allocated than these tensors take, whatever the lengths say.
+pub fn read_round(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>; 3], BadTensor> {
     let wanted = codec::coded_len_max(values as u64);
     let short = BadTensor::Length { got: bytes.len() as u64, wanted };
     let (lengths, mut rest) = bytes.split_at_checked(24).ok_or(short.clone())?;

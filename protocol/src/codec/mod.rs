@@ -1,5 +1,5 @@
-//! Codecs: how a tensor travels. In: f32 values, a codec, whether zstd pays on this link. Out: bytes that say what they are,
-//! and back, with every length checked before anything is allocated.
+//! Codecs: how a tensor travels. In: f32 values, a codec, whether to try zstd ([`Gain`] says where). Out: bytes that say what they
+//! are, and back, with every length checked before anything is allocated.
 //!
 //! A coded tensor is one format byte and its planes, the planes compressed as one zstd frame where the byte says so:
 //!
@@ -12,9 +12,10 @@
 //! Bit 4 (16) set: zstd. The number of values is never in the bytes: the receiver knows it from the manifest and the lane.
 
 mod bf16;
+mod gain;
 mod int8;
 
-pub use int8::BLOCK;
+pub use self::{gain::Gain, int8::BLOCK};
 
 use crate::run::Codec;
 

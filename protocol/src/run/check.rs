@@ -7,7 +7,10 @@ use std::ops::RangeInclusive;
 use super::manifest::*;
 use crate::{
     codec::coded_len_max,
-    wire::limits::{BODY_MAX, MANIFEST_MAX, STAGES_MAX, STATE_MAX},
+    wire::{
+        limits::{BODY_MAX, MANIFEST_MAX, STAGES_MAX, STATE_MAX},
+        membership::BITMAP_MAX,
+    },
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +49,8 @@ pub fn check(manifest: &Manifest) -> Vec<Problem> {
     found.list
 }
 
-/// What of `manifest` does not fit the wire's limits: its own bytes, an activation, a state, a round of averaging. A peer that
-/// accepts a stranger's Manifest reserves nothing by a size that has not passed this.
+/// What of `manifest` does not fit the wire's limits: its own bytes, the progress of a feeder, an activation, a state, a round of
+/// averaging. A peer that accepts a stranger's Manifest reserves nothing by a size that has not passed this.
 pub fn limits_of_wire(manifest: &Manifest) -> Vec<Problem> {
     let mut found = Found::default();
     let own = minicbor::to_vec(manifest).map_or(usize::MAX, |bytes| bytes.len());
@@ -59,6 +62,12 @@ pub fn limits_of_wire(manifest: &Manifest) -> Vec<Problem> {
         return found.list;
     }
     let (model, train) = (&manifest.model.config, &manifest.train);
+    let told = 8 * BITMAP_MAX;
+    if train.in_flight_max as usize > told {
+        let got = train.in_flight_max;
+        let what = format!("cannot be {got}: the progress that a feeder tells has a bit for each of {told} open ids");
+        found.error("train.in_flight_max", what);
+    }
     let hidden = u64::from(model.hidden);
     let activation = coded_len_max(manifest.tokens_per_micro_batch().saturating_mul(hidden));
     if activation > BODY_MAX {
@@ -253,7 +262,9 @@ impl Found {
         self.whole("train.sequence", train.sequence, 8..=u64::from(context.max(8)));
         self.whole("train.micro_batch", train.micro_batch, 1..=65_536);
         self.whole("train.micro_batches_per_step", train.micro_batches_per_step, 1..=65_535);
-        self.whole("train.in_flight_max", train.in_flight_max, 1..=65_536);
+        if train.in_flight_max == 0 {
+            self.error("train.in_flight_max", "cannot be 0: no micro-batch would ever be sent");
+        }
         self.real("train.clip", train.clip, 0.0..=1e6);
         if train.arithmetic.is_empty() {
             self.error("train.arithmetic", "peers must be allowed some arithmetic");
@@ -594,6 +605,19 @@ mod tests {
         assert_eq!(errors(|m| m.train.micro_batch = 32_768), ["train.micro_batch"]);
         assert_eq!(errors(|m| m.model.config.ffn = 262_144), ["stages.split"]);
         assert_eq!(errors(|m| (m.model.config.ffn, m.averaging.rule) = (262_144, AveragingRule::None)), [""; 0]);
+    }
+
+    #[test]
+    fn more_open_ids_than_a_progress_can_tell_are_refused() {
+        let wide = |open: u32| {
+            errors(|m| (m.train.in_flight_max, m.train.micro_batches_per_step, m.staleness.bound) = (open, 65_535, 64))
+        };
+        assert_eq!(wide(8 * BITMAP_MAX as u32), [""; 0]);
+        assert_eq!(wide(8 * BITMAP_MAX as u32 + 1), ["train.in_flight_max"]);
+        assert_eq!(wide(0), ["train.in_flight_max"]);
+        let mut manifest = demo();
+        manifest.train.in_flight_max = 65_536;
+        assert_eq!(limits_of_wire(&manifest).iter().map(|p| p.key).collect::<Vec<_>>(), ["train.in_flight_max"]);
     }
 
     #[test]

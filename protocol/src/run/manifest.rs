@@ -243,7 +243,7 @@ pub struct Train {
     /// What one replica accumulates before it steps its optimizer.
     #[n(4)]
     pub micro_batches_per_step: u32,
-    /// Ids that one feeder may have open.
+    /// Ids that one feeder may have open; a progress tells of at most 8,192.
     #[n(5)]
     pub in_flight_max: u32,
     #[n(6)]
@@ -570,7 +570,8 @@ pub struct Codecs {
 pub enum Entropy {
     #[n(0)]
     None,
-    /// zstd where a measurement on the link says it pays.
+    /// zstd where it makes the tensors that one stage sends in one direction more than 5 % smaller: measured on all while it
+    /// does, on one of 16 while it does not.
     #[default]
     #[n(1)]
     Zstd,

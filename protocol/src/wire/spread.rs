@@ -18,7 +18,7 @@ pub enum Frame {
     /// Items are pushed when they are new, and sent when they are wanted.
     #[n(0)]
     Items(#[n(0)] Items),
-    /// All that I have; whoever has newer sends it, whoever has older asks.
+    /// All that I have between two keys; whoever has newer or other there sends it, whoever has older asks.
     #[n(1)]
     Digest(#[n(0)] Digest),
     #[n(2)]
@@ -39,6 +39,19 @@ pub struct Digest {
     #[n(0)]
     #[cbor(encode_with = "limits::encode_list", decode_with = "entries_list")]
     pub entries: Vec<Entry>,
+    /// The entries tell of keys above this one; nothing: from the first. What lies outside is not missing.
+    #[n(1)]
+    pub after: Option<ItemKey>,
+    /// The greatest key that the entries tell of; nothing: to the last.
+    #[n(2)]
+    pub until: Option<ItemKey>,
+}
+
+impl Digest {
+    /// Whether an item of `key` would be among the entries if the sender had it.
+    pub fn tells_of(&self, key: &ItemKey) -> bool {
+        self.after.is_none_or(|after| after < *key) && self.until.is_none_or(|until| *key <= until)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]

@@ -1,6 +1,5 @@
-//! The seeds of the fuzz targets, in `fuzz/corpus`: written by this test, and replayed by it with whatever fuzzing has added.
-
-use std::{collections::BTreeMap, fs, path::PathBuf};
+//! The seeds of this crate's fuzz targets, in `fuzz/corpus`: written by this test, and replayed by it with whatever fuzzing has
+//! added.
 
 use skein_protocol::{
     codec,
@@ -12,15 +11,12 @@ use skein_protocol::{
 
 use crate::{
     decoders,
+    replay::{Seeds, replay},
     samples::{Draw, FRAMES, frame},
 };
 
-fn folder(target: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
-}
-
 /// What a target starts from: names and bytes.
-pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
+pub fn seeds(target: &str) -> Seeds {
     let named = |name: &str, bytes: Vec<u8>| (name.to_string(), bytes);
     match target {
         "frame" => (0..FRAMES).map(|n| (format!("{n:02}"), frame(n, &mut Draw::new(n as u64)).encode())).collect(),
@@ -58,21 +54,5 @@ fn invite() -> Invite {
 
 #[test]
 fn every_seed_is_in_the_corpus_and_no_decoder_minds_any_of_it() {
-    let update = std::env::var("INSTA_UPDATE").is_ok_and(|update| update == "always");
-    for (target, decoder) in decoders::ALL {
-        let folder = folder(target);
-        if update {
-            fs::create_dir_all(&folder).unwrap();
-            seeds(target).iter().for_each(|(name, bytes)| fs::write(folder.join(name), bytes).unwrap());
-        }
-        let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let kept: BTreeMap<String, Vec<u8>> = entries
-            .map(|entry| entry.unwrap())
-            .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
-            .collect();
-        for (name, bytes) in seeds(target) {
-            assert_eq!(kept.get(&name), Some(&bytes), "{target}/{name}; INSTA_UPDATE=always writes the seeds anew");
-        }
-        kept.values().for_each(|bytes| decoder(bytes));
-    }
+    decoders::ALL.into_iter().for_each(|(target, decoder)| replay(target, decoder, seeds(target)));
 }

@@ -6,5 +6,7 @@ mod allocation;
 mod corpus;
 mod decoders;
 mod hostile;
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
 mod samples;
 mod spec;

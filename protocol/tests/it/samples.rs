@@ -191,7 +191,9 @@ pub fn frame(n: usize, draw: &mut Draw) -> Frame {
         6 => Frame::Spread(spread::Frame::Items(spread::Items { items: draw.list(2, Draw::signed) })),
         7 => {
             let entry = |draw: &mut Draw| spread::Entry { key: draw.item_key(), stamp: draw.stamp() };
-            Frame::Spread(spread::Frame::Digest(spread::Digest { entries: draw.list(5, entry) }))
+            let entries = vec![entry(draw), entry(draw)];
+            let (after, until) = (draw.maybe(Draw::item_key), draw.maybe(Draw::item_key));
+            Frame::Spread(spread::Frame::Digest(spread::Digest { entries, after, until }))
         }
         8 => Frame::Spread(spread::Frame::Want(spread::Want { keys: draw.list(5, Draw::item_key) })),
         9 => Frame::Flow(flow::Frame::Forward(flow::Forward {

@@ -3,6 +3,8 @@
 //! A message is delivered, or its sender hears `Lost`. Knows no frame's content.
 
 mod conversation;
+#[cfg(test)]
+mod decoders;
 mod hub;
 mod link;
 mod outbox;

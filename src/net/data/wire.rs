@@ -4,8 +4,6 @@
 
 use skein_protocol::Lane;
 
-use crate::net::gate::Code;
-
 /// First bytes of a control stream; the last one is the version.
 const MAGIC: [u8; 4] = *b"SKN\x01";
 pub const GREETING_LEN: usize = 20;
@@ -154,6 +152,51 @@ impl Refusal {
         let (number, code) = bytes.split_first_chunk::<8>()?;
         let [code] = *code else { return None };
         Some(Refusal { number: u64::from_le_bytes(*number), code: Code::from_number(u64::from(code)) })
+    }
+}
+
+/// Why a stream was stopped or a connection closed. The numbers are on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Code {
+    Done = 0,
+    Busy = 1,
+    Stale = 2,
+    Cancelled = 3,
+    Malformed = 4,
+    TooLarge = 5,
+    ShuttingDown = 6,
+    NotWanted = 7,
+}
+
+impl Code {
+    pub const ALL: [Code; 8] = [
+        Code::Done,
+        Code::Busy,
+        Code::Stale,
+        Code::Cancelled,
+        Code::Malformed,
+        Code::TooLarge,
+        Code::ShuttingDown,
+        Code::NotWanted,
+    ];
+
+    /// The code with this number; unknown numbers are those of a later version, and read as `Cancelled`.
+    pub fn from_number(number: u64) -> Code {
+        usize::try_from(number).ok().and_then(|n| Code::ALL.get(n)).copied().unwrap_or(Code::Cancelled)
+    }
+
+    pub fn words(self) -> &'static str {
+        match self {
+            Code::Done => "done",
+            Code::Busy => "busy",
+            Code::Stale => "stale",
+            Code::Cancelled => "cancelled",
+            Code::Malformed => "malformed",
+            Code::TooLarge => "too large",
+            Code::ShuttingDown => "shutting down",
+            Code::NotWanted => "not wanted",
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/it/decoders.rs"]
+#[path = "../../protocol/tests/it/decoders.rs"]
 #[allow(dead_code)]
 mod decoders;
 
