@@ -94,7 +94,7 @@ fn the_last_replica_of_a_stage_leaves_its_last_step_to_whoever_takes_over() {
 fn who_leaves_beside_others_does_a_last_round_with_them() {
     for seed in 0..6u64 {
         let mut sim = demo(40 + seed, 3, 2);
-        assert!(sim.run_completed(seconds(60), 60 + seed));
+        assert!(sim.run_completed(seconds(60), 60 + seed as usize));
         let leaves = sim.now();
         sim.command(5, Command::Drain);
         sim.run_for(seconds(20));
