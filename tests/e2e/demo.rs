@@ -90,18 +90,29 @@ fn one_peer_alone_is_a_swarm_too() {
     assert_eq!(done["bytes_activations"], 0, "nothing leaves the one stage");
 }
 
-/// As a person runs it, half of the first loss included. What a machine can say in its time depends on what else it does, so
-/// that words are asked of a run that had the steps to learn them.
+/// Steps that the loss needs to halve, with room; two cores that do nothing else make several times as many in a minute.
+const ENOUGH: f64 = 80.0;
+
+/// As a person runs it, half of the first loss included. A machine that has hardly any time for it gets more minutes, to which the
+/// same rule applies. Words are asked of a run that had the steps to learn them.
 #[test]
 fn the_demo_of_a_minute_keeps_its_promises() {
-    let kept = tempfile::tempdir().unwrap();
-    let kept = kept.path().join("demo");
-    let (done, success) = run(&["demo", "--keep", kept.to_str().unwrap()]);
+    let homes = tempfile::tempdir().unwrap();
+    let demo = |seconds: &str| {
+        let kept = homes.path().join(seconds);
+        let (done, success) = run(&["demo", "--seconds", seconds, "--keep", kept.to_str().unwrap()]);
+        (done, success, kept)
+    };
+    let minute = demo("60");
+    let (done, success, kept) = if number(&minute.0, "steps") < ENOUGH { demo("200") } else { minute };
     assert!(success, "{done}");
     assert!(number(&done, "loss_last") < number(&done, "loss_first") / 2.0, "{done}");
     told(&done);
     assert_eq!((done["killed"].as_array().unwrap().len(), done["joined"].as_array().unwrap().len()), (1, 1));
-    assert!(number(&done, "joiner_ms") > 0.0 && number(&done, "repair_ms_max") > 0.0, "{done}");
+    assert!(number(&done, "joiner_ms") > 0.0, "{done}");
+    // Nothing of it is open where the kill came between two micro-batches.
+    let repair = done.get("repair_ms_max").unwrap_or_else(|| panic!("no repair: {done}"));
+    assert!(repair.is_null() || (1..10_000).contains(&repair.as_u64().unwrap()), "{done}");
     let lanes = lanes(&kept);
     for lane in ["control", "gradient", "activation", "average", "generation", "bulk"] {
         assert!(lanes[lane] > 0, "{lane}: {lanes:?}");
