@@ -166,7 +166,22 @@ Examples
   skein demo                           about a minute: six peers, one is killed, one comes late
   skein demo --seconds 20 --no-kill    a short one without a death
   skein demo --kill 4@30%              stop serving peer 4 at 30 percent
-  skein demo --keep ./demo             keep the model, the event logs and each peer's home")]
+  skein demo --keep ./demo             keep the model, the event logs and each peer's home
+
+Exit code
+  0 only if the loss fell below half of the first (runs of 60 seconds or 600 steps and longer;
+  below the first in shorter ones), no gradient was lost or counted twice, and the replicas of each
+  stage agree within 2 %; else 10. Ctrl-C ends everything at once, leaves nothing but --keep: 130.
+
+Figures
+  --json ends with one DemoDone object, counted from the event logs of all peers, the dead one's
+  included. completed counts micro-batches; applied, perished, refused, lost, doubled, overlapped
+  count gradients, of which a micro-batch has one at each stage. Perished: gone with a replica that
+  died before another had it. rounds counts a round of two replicas once. disagreement: the largest
+  |phi - mean phi| / |mean phi| of living replicas right after their last round. repair_ms_max: from
+  the kill to the first completion among the micro-batches that the dead peer had accepted.
+  joined: late peers that computed a gradient; joiner_ms: from its start to the first of them.
+  shortfalls: why the exit code is not 0.")]
 pub struct Demo {
     /// Serving peers, each its own process
     #[arg(long, default_value_t = 6, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -174,7 +189,7 @@ pub struct Demo {
     /// Stages of the model
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=6))]
     pub stages: u16,
-    /// How long to train
+    /// Seconds of the whole; default: 60
     #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: Option<u64>,
     /// Run steps to train instead

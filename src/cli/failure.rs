@@ -273,7 +273,7 @@ pub fn markdown() -> String {
 }
 
 /// Exit codes by class.
-pub const EXITS: [(u8, &str); 12] = [
+pub const EXITS: [(u8, &str); 13] = [
     (0, "done, or stopped politely after a drain"),
     (1, "failed for a reason without a class of its own"),
     (2, "wrong usage"),
@@ -284,8 +284,9 @@ pub const EXITS: [(u8, &str); 12] = [
     (7, "data, tokenizer, model or checkpoint unusable"),
     (8, "training cannot go on"),
     (9, "something is not what its hash or signature says"),
+    (10, "the demo ran, and its figures fall short of what it promises"),
     (70, "a bug in skein; a report file is named"),
-    (130, "second Ctrl-C: stopped at once"),
+    (130, "stopped at once: by the second Ctrl-C, the demo by the first"),
 ];
 
 /// What `skein explain CODE` prints.

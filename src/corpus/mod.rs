@@ -7,7 +7,7 @@ pub mod fables;
 mod order;
 pub mod read;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 pub use read::{CorpusError, Skipped};
 
@@ -103,6 +103,18 @@ impl Corpus {
             Err(error) => std::str::from_utf8(&head[..error.valid_up_to()]).expect("valid up to here"),
         };
         valid.to_string()
+    }
+
+    /// Share of the words of `text` that are among those of the first `bytes_max` bytes, 0 to 1; nothing where it has no whole
+    /// word. A word is letters that stand together, in whatever case. The last is none unless something follows it.
+    pub fn known_words(&self, text: &str, bytes_max: usize) -> Option<f64> {
+        let head = self.preview(bytes_max).to_lowercase();
+        let known: BTreeSet<&str> = head.split(|c: char| !c.is_alphabetic()).collect();
+        let whole = text.rfind(|c: char| !c.is_alphabetic()).map_or("", |end| &text[..end]).to_lowercase();
+        let words = whole.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+        let (all, of_these) =
+            words.fold((0u32, 0u32), |(all, of_these), word| (all + 1, of_these + u32::from(known.contains(word))));
+        (all > 0).then(|| f64::from(of_these) / f64::from(all))
     }
 }
 
@@ -204,6 +216,16 @@ mod tests {
         for pair in ids.windows(2) {
             assert_eq!((pair[0] - 96) % 3 + 97, pair[1]);
         }
+    }
+
+    #[test]
+    fn words_of_the_corpus_are_told_from_inventions() {
+        let corpus = Corpus::fables(1, 20_000);
+        assert_eq!(corpus.known_words(&fables::fable(9, 3), 20_000), Some(1.0));
+        assert_eq!(corpus.known_words("A small fox thopped. \"Nood slorn,\" sai", 20_000), Some(0.5));
+        assert_eq!(corpus.known_words("the the the th", 20_000), Some(1.0));
+        assert_eq!(corpus.known_words("\u{fffd}#17 ", 20_000), None);
+        assert_eq!(corpus.known_words("fo", 20_000), None, "it may go on");
     }
 
     #[test]

@@ -394,14 +394,14 @@ pub async fn until_left(node: Node, mut draining: impl FnMut()) -> Result<Left, 
 }
 
 /// Ctrl-C and SIGTERM. Listened for from the start to the end, so that none between two looks is lost.
-struct Interrupts {
+pub struct Interrupts {
     #[cfg(unix)]
     signals: Option<[tokio::signal::unix::Signal; 2]>,
 }
 
 #[cfg(unix)]
 impl Interrupts {
-    fn listen() -> Self {
+    pub fn listen() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
         let both = [signal(SignalKind::interrupt()), signal(SignalKind::terminate())];
         let [Ok(interrupt), Ok(terminate)] = both else {
@@ -411,7 +411,8 @@ impl Interrupts {
         Interrupts { signals: Some([interrupt, terminate]) }
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
         match &mut self.signals {
             Some([interrupt, terminate]) => tokio::select! {
                 _ = interrupt.recv() => {}
@@ -424,11 +425,12 @@ impl Interrupts {
 
 #[cfg(not(unix))]
 impl Interrupts {
-    fn listen() -> Self {
+    pub fn listen() -> Self {
         Interrupts {}
     }
 
-    async fn next(&mut self) {
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
         let _ = tokio::signal::ctrl_c().await;
     }
 }

@@ -137,6 +137,41 @@ pub fn read(dir: &Path) -> io::Result<Vec<Record>> {
     Ok(records)
 }
 
+/// Follows the log of another process.
+pub struct Tail {
+    path: PathBuf,
+    at: u64,
+}
+
+impl Tail {
+    /// Of the log in `dir`, from as many bytes before its end of today.
+    pub fn new(dir: &Path, back: u64) -> Tail {
+        let path = dir.join(NOW);
+        let len = fs::metadata(&path).map_or(0, |file| file.len());
+        Tail { path, at: len.saturating_sub(back) }
+    }
+
+    /// What was written since the last look, as far as it is whole lines. A log that cannot be read says nothing.
+    pub fn read(&mut self) -> Vec<Record> {
+        let bytes = self.bytes().unwrap_or_default();
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.at += whole as u64;
+        bytes[..whole].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    }
+
+    fn bytes(&mut self) -> io::Result<Vec<u8>> {
+        let mut file = File::open(&self.path)?;
+        // Another file took its place.
+        if file.metadata()?.len() < self.at {
+            self.at = 0;
+        }
+        file.seek(SeekFrom::Start(self.at))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +215,24 @@ mod tests {
         log.append(Instant(1), Utc(2), stage_empty(1));
         drop(log);
         assert_eq!(stages(dir.path()), [0, 1]);
+    }
+
+    #[test]
+    fn a_tail_gives_each_whole_line_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut early = Tail::new(dir.path(), 0);
+        assert_eq!(early.read(), []);
+        let mut log = Log::open(dir.path(), PeerId::default(), 1 << 20).unwrap();
+        let first = log.append(Instant(1), Utc(2), stage_empty(0));
+        log.flush();
+        let (mut tail, mut back) = (Tail::new(dir.path(), 0), Tail::new(dir.path(), 10));
+        assert_eq!((early.read(), back.read()), (vec![first], vec![]), "half a line is none");
+        let second = log.append(Instant(1), Utc(2), stage_empty(1));
+        log.flush();
+        let mut file = File::options().append(true).open(dir.path().join(NOW)).unwrap();
+        file.write_all(b"{\"at\":5").unwrap();
+        assert_eq!((tail.read(), tail.read()), (vec![second.clone()], vec![]));
+        assert_eq!((early.read(), back.read()), (vec![second.clone()], vec![second]));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use tokio::{
 
 pub use self::{
     driver::{Ended, Order},
-    lifecycle::{Left, start, until_left},
+    lifecycle::{Interrupts, Left, start, until_left},
 };
 use self::{
     export::{Collected, ExportError},

@@ -36,6 +36,7 @@ impl Skein {
             .arg("--json")
             .env_clear()
             .env("SKEIN_HOME", home)
+            .env("TMPDIR", home)
             .env("SKEIN_NET__LISTEN", "127.0.0.1")
             .env("SKEIN_NET__PORT", "0")
             .env("SKEIN_NET__LAN", "false")
@@ -84,6 +85,13 @@ impl Skein {
         });
         let status = self.child.wait().unwrap();
         (all, status)
+    }
+
+    /// SIGTERM: what Ctrl-C is to a process without a terminal.
+    #[cfg(unix)]
+    pub fn terminate(&self) {
+        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
     }
 
     fn words(&self) -> String {

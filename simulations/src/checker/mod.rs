@@ -72,9 +72,11 @@ pub struct Summary {
     pub steps: u64,
     /// Run steps, by the latest that any replica's step said.
     pub run_steps: u64,
+    /// A round of two replicas is one.
     pub rounds: u64,
     pub rounds_rolled_back: u64,
-    pub disagreement: Option<f32>,
+    /// Living replicas after their last round.
+    pub agreements: Vec<rounds::Agreement>,
     pub repairs: Vec<repair::Repair>,
     pub bytes_activations: u64,
     pub bytes_gradients: u64,
@@ -90,7 +92,7 @@ pub fn check(lines: &[Line], given: &Given) -> Summary {
     let mut summary = Summary::default();
     progress::check(lines, &mut summary);
     once::check(lines, given, &mut summary);
-    rounds::check(lines, &mut summary);
+    rounds::check(lines, given, &mut summary);
     repair::check(lines, given, &mut summary);
     versions::check(lines, &mut summary);
     staleness::check(lines, given, &mut summary);
@@ -109,5 +111,11 @@ impl Summary {
     /// Longest time from a kill to the first completion among the ids that the dead peer held, milliseconds.
     pub fn repair_ms_max(&self) -> Option<u64> {
         self.repairs.iter().filter_map(|repair| repair.held_ms).max()
+    }
+
+    /// The largest among the living; not a number if one of them is none.
+    pub fn disagreement(&self) -> Option<f32> {
+        let larger = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
+        self.agreements.iter().map(|agreement| agreement.apart).reduce(larger)
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! A *process* is one start of a peer; a fence changes its incarnation and keeps its weights. An id counts for the process that
 //! its path names. `lost = completed - applied - perished - refused - pending`: it must be 0.
+//!
+//! A log is complete up to the last frame of its process, and an answer leaves after the line that says what became of the id.
+//! So an id whose path names a process that never mentioned it is lost, be that process dead or not; unless the beginning of
+//! its log is gone, as rotation leaves it: then what the log does not say perished.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +48,8 @@ enum Fate {
 #[derive(Default)]
 struct Process {
     dead: bool,
+    /// What it said first is not in the log.
+    cut: bool,
     incarnations: BTreeSet<Incarnation>,
     fates: BTreeMap<(Stage, MicroBatchId), Fate>,
 }
@@ -57,18 +63,26 @@ struct Books {
 }
 
 impl Books {
+    /// Of a log that does not begin with a start, the beginning is gone.
     fn current(&mut self) -> &mut Process {
         if self.processes.is_empty() {
-            self.processes.push(Process::default());
+            self.processes.push(Process { cut: true, ..Process::default() });
         }
         self.processes.last_mut().expect("one was just made")
     }
 
+    /// A process whose start is not in the log may have been any incarnation that no other was.
+    fn of(&self, incarnation: Incarnation) -> Option<&Process> {
+        let named = self.processes.iter().find(|process| process.incarnations.contains(&incarnation));
+        named.or_else(|| self.processes.first().filter(|process| process.cut))
+    }
+
     fn on_started(&mut self, incarnation: Incarnation) {
         let fence = self.fenced.take() == Some(incarnation);
-        let fresh = self.processes.last().is_none_or(|process| process.incarnations.is_empty());
-        if !fence && !fresh {
-            self.current().dead = true;
+        if !fence {
+            if let Some(former) = self.processes.last_mut() {
+                former.dead = true;
+            }
             self.processes.push(Process::default());
         }
         self.current().incarnations.insert(incarnation);
@@ -175,10 +189,8 @@ fn settle(
                 summary.broken(format!("the path of {id:?} does not name stage {stage}"));
                 continue;
             };
-            let process = peers.get(&hop.peer).and_then(|books| {
-                books.processes.iter().find(|process| process.incarnations.contains(&hop.incarnation))
-            });
-            match process.map(|process| (process.fates.get(&(stage, *id)), process.dead)) {
+            let process = peers.get(&hop.peer).and_then(|books| books.of(hop.incarnation));
+            match process.map(|process| (process.fates.get(&(stage, *id)), process.cut)) {
                 Some((Some(Fate::Stepped { .. } | Fate::Safe), _)) => account.applied += 1,
                 Some((Some(Fate::Perished), _)) | Some((None, true)) => account.perished += 1,
                 Some((Some(Fate::Refused), _)) => account.refused += 1,
@@ -296,10 +308,33 @@ mod tests {
             completed(A, 1, 1),
             completed(A, 1, 2),
             completed(A, 1, 3),
-            completed(A, 1, 4),
         ];
         let account = account(events, vec![Kill { peer: A, at: 100 }]);
-        assert_eq!((account.applied, account.perished, account.lost), (1, 3, 0));
+        assert_eq!((account.applied, account.perished, account.lost), (1, 2, 0));
+    }
+
+    #[test]
+    fn what_a_dead_replica_never_mentioned_is_lost() {
+        let events = vec![started(A, 1), added(A, 1), completed(A, 1, 1), completed(A, 1, 2)];
+        let account = account(events, vec![Kill { peer: A, at: 100 }]);
+        assert_eq!((account.perished, account.lost), (1, 1));
+    }
+
+    #[test]
+    fn a_log_without_its_beginning_is_believed_in_what_it_says() {
+        let events = vec![
+            added(A, 1),
+            stepped(A, 1, &[1]),
+            started(A, 2),
+            added(A, 3),
+            stepped(A, 2, &[3]),
+            completed(A, 1, 1),
+            completed(A, 1, 2),
+            completed(A, 2, 3),
+            completed(A, 2, 4),
+        ];
+        let account = account(events, vec![]);
+        assert_eq!((account.applied, account.perished, account.lost), (1, 2, 1));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 mod done;
 mod picture;
+mod repair;
+mod sample;
 
 use std::{
     fs,
@@ -29,6 +31,8 @@ use tokio::{
 use self::{
     done::{DemoDone, Known, Samples},
     picture::Picture,
+    repair::{Open, Takeover},
+    sample::Voice,
 };
 use super::{
     args,
@@ -40,11 +44,10 @@ use super::{
     show::{self, About, Count, Peer, Span, Traffic},
 };
 use crate::{
-    corpus::{self, Corpus},
+    corpus::Corpus,
     node::{
-        Node, Order, Serve,
-        generate::{Ask, Said, Sampling},
-        log,
+        Interrupts, Node, Order, Serve,
+        log::{self, Tail},
         view::State,
     },
 };
@@ -52,6 +55,8 @@ use crate::{
 /// Length of the whole, where nothing is said; training gets what the start and the end leave.
 const SECONDS: u64 = 60;
 const START_AND_END: u64 = 10;
+/// Run steps that the default length comes to on two cores, more or less: as many are no short run.
+const STEPS: u64 = 600;
 /// Bytes of fables.
 const FABLES: usize = 1_200_000;
 /// What is open when feeding stops is finished within this time, or its loss will be seen in the figures.
@@ -59,12 +64,36 @@ const SETTLE: Duration = Duration::from_secs(10);
 const PICTURE: Duration = Duration::from_millis(200);
 /// The late joiner comes so long after the kill (or after half of the time, if nobody is killed).
 const LATE: Duration = Duration::from_secs(3);
-const SAMPLE_TOKENS: u32 = 160;
-const PROMPT: &str = "A ";
+/// What a dead peer had accepted and not finished stands in so many bytes at the end of its log: a window is a few ids.
+const LAST_WORDS: u64 = 128 << 10;
+/// What this process still does when it is told to stop may take so long.
+const STOP: Duration = Duration::from_secs(2);
 
 pub fn run(args: &args::Demo, context: &Context) -> Result<u8, Report> {
     let plan = Plan::of(args)?;
-    session::runtime()?.block_on(demo(args, &plan, context))
+    let folder = Folder::make(args.keep.as_deref())?;
+    let runtime = session::runtime()?;
+    let ended = runtime.block_on(async {
+        let mut interrupts = Interrupts::listen();
+        tokio::select! {
+            biased;
+            () = interrupts.next() => None,
+            ended = demo(args, &plan, &folder, context) => Some(ended),
+        }
+    });
+    // The peers ended with the future that held them. After this nothing of this process writes into the folder either.
+    runtime.shutdown_timeout(STOP);
+    ended.unwrap_or_else(|| Ok(stopped(&folder, &context.out)))
+}
+
+/// Ctrl-C: a demo has nothing to hand on.
+fn stopped(folder: &Folder, out: &Out) -> u8 {
+    let left = match folder.kept {
+        true => format!("what they wrote stays in {}", folder.path.display()),
+        false => "nothing is kept".into(),
+    };
+    out.warn(&format!("stopped: all peers of the demo were ended, {left}"));
+    130
 }
 
 /// What the arguments come to.
@@ -116,7 +145,7 @@ impl Plan {
             }
         };
         let (length, whole) = match (args.steps, args.seconds) {
-            (Some(steps), _) => (Length::Steps(steps), false),
+            (Some(steps), _) => (Length::Steps(steps), steps >= STEPS),
             (None, seconds) => {
                 let seconds = seconds.unwrap_or(SECONDS);
                 let training = seconds.saturating_sub(START_AND_END).max(seconds.div_ceil(2));
@@ -143,10 +172,9 @@ fn kill_of(text: &str, peers: u16) -> Option<(u16, f64)> {
     ((1..=peers).contains(&peer) && (0.0..=100.0).contains(&percent)).then_some((peer, percent / 100.0))
 }
 
-async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, Report> {
+async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context) -> Result<u8, Report> {
     let began = Instant::now();
     let out = &context.out;
-    let folder = Folder::make(args.keep.as_deref())?;
     introduce(args, plan, context);
 
     let start = Start {
@@ -164,7 +192,8 @@ async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, R
     out.done(&format!("swarm formed in {took}     ({0} of {0} found each other and serve)", swarm.peers.len()));
     let LocalSwarm { node, desk, invite, mut peers, .. } = swarm;
     let manifest = node.manifest.clone();
-    let before = sample(&desk.orders, args.seed).await;
+    let voice = Voice::of(&plan.corpus, &manifest, args.seed);
+    let before = voice.speak(&desk.orders).await;
 
     let mut show = Show {
         plan,
@@ -181,13 +210,15 @@ async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, R
         joiner: None,
         join_at: None,
         joined: false,
+        open: Open::default(),
+        takeover: None,
     };
     let training_s = show.train(&mut peers).await?;
     let Show { kills, joiner, mut picture, .. } = show;
     picture.finish();
     drop(picture);
 
-    let after = sample(&desk.orders, args.seed).await;
+    let after = voice.speak(&desk.orders).await;
     let model = folder.path.join("model");
     let exported = session::collect_and_write(&desk.orders, node.manifest.clone(), &model, true).await;
     out.note("everybody leaves: finishing what is open, a last round, goodbye");
@@ -198,14 +229,22 @@ async fn demo(args: &args::Demo, plan: &Plan, context: &Context) -> Result<u8, R
         joiner,
         training_s,
         wall_s: began.elapsed().as_secs_f64(),
-        samples: Samples { before, after },
+        samples: Samples {
+            before: before.text,
+            after: after.text,
+            known_words_before: before.known_words,
+            known_words_after: after.known_words,
+        },
         whole: plan.whole,
     };
     let done = DemoDone::of(&manifest, logs, &known);
     if let Err(refusal) = exported {
         return Err(Failure::from(refusal).into());
     }
-    Ok(conclude(&done, &known, &folder, out))
+    if let Some((late, _)) = known.joiner.filter(|_| done.joined.is_empty()) {
+        out.warn(&format!("{} came too late to compute anything", Peer(late)));
+    }
+    Ok(conclude(&done, folder, voice.first_word(), out))
 }
 
 /// Where everything lies: kept, or gone with the demo.
@@ -251,34 +290,6 @@ fn introduce(args: &args::Demo, plan: &Plan, context: &Context) {
     ));
 }
 
-/// Text from the live swarm; what there is of it after a few seconds.
-async fn sample(orders: &mpsc::Sender<Order>, seed: u64) -> String {
-    let (reply, mut said) = mpsc::unbounded_channel();
-    let ask = Ask {
-        prompt: corpus::encode(PROMPT),
-        // The model reads no further than its context.
-        tokens_max: SAMPLE_TOKENS,
-        sampling: Sampling { temperature: 0.5, top_p: 0.9, seed },
-        stop: None,
-    };
-    let mut text = PROMPT.to_string();
-    if orders.send(Order::Generate { ask, reply }).await.is_err() {
-        return text;
-    }
-    let mut decoder = corpus::Decoder::default();
-    let _ = timeout(Duration::from_secs(5), async {
-        while let Some(word) = said.recv().await {
-            match word {
-                Said::Token(token) => text.push_str(&decoder.push(token)),
-                Said::Route(_) | Said::Replayed => {}
-                Said::Ended(_) => break,
-            }
-        }
-    })
-    .await;
-    text
-}
-
 /// The part of the demo in which it trains.
 struct Show<'a> {
     plan: &'a Plan,
@@ -296,6 +307,9 @@ struct Show<'a> {
     joiner: Option<(PeerId, u64)>,
     join_at: Option<Instant>,
     joined: bool,
+    open: Open,
+    /// Until it is told.
+    takeover: Option<Takeover>,
 }
 
 impl Show<'_> {
@@ -319,6 +333,7 @@ impl Show<'_> {
                     let Some(state) = state else { continue };
                     let done = self.plan.done(began.elapsed(), state.peer.step);
                     self.act(peers, done, state.peer.step)?;
+                    self.look_at_the_takeover();
                     self.picture.show(&state, done);
                     if done >= 1.0 {
                         break;
@@ -327,31 +342,35 @@ impl Show<'_> {
             }
         }
         let _ = self.orders.send(Order::Command(Command::StopFeeding)).await;
-        let settled = timeout(SETTLE, async {
-            while self.snapshots.borrow_and_update().as_ref().is_none_or(open) {
-                if self.snapshots.changed().await.is_err() {
-                    break;
-                }
-            }
-        });
-        let _ = settled.await;
+        let _ = timeout(SETTLE, self.settle()).await;
+        if let Some(mut takeover) = self.takeover.take() {
+            takeover.look();
+            self.out.done(&takeover.sentence());
+        }
         Ok(began.elapsed().as_secs_f64())
+    }
+
+    /// Until nothing is open.
+    async fn settle(&mut self) {
+        while self.snapshots.borrow_and_update().as_ref().is_none_or(open) {
+            tokio::select! {
+                record = self.records.recv() => match record {
+                    Ok(record) => self.hear(&record),
+                    Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                changed = self.snapshots.changed() => if changed.is_err() {
+                    return;
+                },
+            }
+        }
     }
 
     /// Kills and starts whoever is due.
     fn act(&mut self, peers: &mut Vec<Serving>, done: f64, step: u64) -> Result<(), Report> {
         if let Some((number, when)) = self.kill.filter(|(_, when)| done >= *when) {
             self.kill = None;
-            if let Some(victim) = peers.iter_mut().find(|peer| peer.number == number) {
-                victim.kill();
-                self.kills.push(Kill { peer: victim.peer, at: utc_ms() * 1_000_000 });
-                self.picture.died(victim.peer, (100.0 * when) as u32);
-                self.out.say(
-                    Mark::Warning,
-                    &format!("{} was killed at step {}, on purpose", Peer(victim.peer), Count(step)),
-                    &[("peer", &victim.peer)],
-                );
-            }
+            self.kill(peers, number, when, step);
             self.join_at = Some(Instant::now() + LATE);
         }
         let alone = self.plan.kill.is_none() && done >= 0.5 && self.join_at.is_none();
@@ -380,7 +399,35 @@ impl Show<'_> {
         Ok(())
     }
 
+    fn kill(&mut self, peers: &mut [Serving], number: u16, when: f64, step: u64) {
+        let Some(victim) = peers.iter().position(|peer| peer.number == number) else { return };
+        let logs: Vec<Tail> = peers.iter().filter_map(|peer| peer.follow(0)).collect();
+        let victim = &mut peers[victim];
+        victim.kill();
+        let killed = utc_ms();
+        let last_words = victim.follow(LAST_WORDS).map(|mut log| log.read()).unwrap_or_default();
+        self.takeover = Some(Takeover::new(victim.peer, killed, &last_words, &self.open, logs));
+        self.kills.push(Kill { peer: victim.peer, at: killed * 1_000_000 });
+        self.picture.died(victim.peer, (100.0 * when) as u32);
+        self.out.say(
+            Mark::Warning,
+            &format!("{} was killed at step {}, on purpose", Peer(victim.peer), Count(step)),
+            &[("peer", &victim.peer)],
+        );
+    }
+
+    /// Tells who took over from the dead peer, once that is known.
+    fn look_at_the_takeover(&mut self) {
+        if let Some(takeover) = self.takeover.take_if(|takeover| takeover.look()) {
+            self.out.done(&takeover.sentence());
+        }
+    }
+
     fn hear(&mut self, record: &Record) {
+        self.open.hear(&record.event);
+        if let Some(takeover) = &mut self.takeover {
+            takeover.hear(record);
+        }
         if self.out.style().json {
             self.out.record(record);
         }
@@ -401,7 +448,7 @@ fn open(state: &State) -> bool {
 
 /// Everybody leaves in good order. Returns all event logs.
 async fn leave(node: Node, peers: &mut [Serving], out: &Out) -> Result<Vec<Vec<Record>>, Report> {
-    for late in local::part(peers) {
+    for late in local::part(peers).await {
         out.warn(&format!("peer {late} did not leave in time and was ended"));
     }
     let folder = node.folder.path.clone();
@@ -415,8 +462,7 @@ async fn leave(node: Node, peers: &mut [Serving], out: &Out) -> Result<Vec<Vec<R
 }
 
 /// Says how it went. The exit code.
-fn conclude(done: &DemoDone, known: &Known, folder: &Folder, out: &Out) -> u8 {
-    let shortfalls = done.shortfalls(known);
+fn conclude(done: &DemoDone, folder: &Folder, first_word: &str, out: &Out) -> u8 {
     let ratio = done.bytes_if_f32 as f64 / (done.bytes_activations.max(1)) as f64;
     out.done(&format!(
         "{} tokens in {} steps, {}; loss {:.2} -> {:.3}; activations {} (f32 would be {ratio:.1} times as much), gradients {}, averaging {}",
@@ -445,26 +491,31 @@ fn conclude(done: &DemoDone, known: &Known, folder: &Folder, out: &Out) -> u8 {
             done.perished, done.lost, done.doubled
         ));
     }
-    for shortfall in &shortfalls {
+    for shortfall in &done.shortfalls {
         out.say(Mark::Failure, shortfall, &[]);
     }
     if out.style().json {
         out.event("DemoDone", done);
     } else {
         out.print(&format!(
-            "\nbefore training\n  {}\nafter\n  {}\n",
+            "\nbefore training\n  {}\nafter{}\n  {}\n",
             shown(&done.samples.before),
+            words(done.samples.known_words_after),
             shown(&done.samples.after)
         ));
         if folder.kept {
             out.print(&format!("kept      {}  (model, event logs, each peer's home)", folder.path.display()));
-            out.print(&format!("try       skein generate {} \"{PROMPT}\"", folder.path.join("model").display()));
+            out.print(&format!("try       skein generate {} \"{first_word}\"", folder.path.join("model").display()));
         }
         out.print("across two machines");
         out.print("  on one    skein train --data FILE --preset tiny     prints an invite");
         out.print("  on others skein join INVITE");
     }
-    if shortfalls.is_empty() { 0 } else { 10 }
+    if done.shortfalls.is_empty() { 0 } else { 10 }
+}
+
+fn words(known: Option<f64>) -> String {
+    known.map_or(String::new(), |share| format!("     ({:.0} % of its words are words of the text)", 100.0 * share))
 }
 
 /// One paragraph, without what a terminal would act on.

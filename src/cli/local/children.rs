@@ -9,15 +9,13 @@ use std::{
 };
 
 use skein_protocol::{PeerId, Stage, event::Record};
+use tokio::time::sleep;
 
 use crate::{
     cli::failure::{Failure, Report},
     home::Home,
-    node::log,
+    node::log::{self, Tail},
 };
-
-/// Who was asked to leave is given so long: a drain's own deadlines together.
-const LEAVE: Duration = Duration::from_secs(35);
 
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,23 +89,31 @@ impl Serving {
         drop(self.process.stdin.take());
     }
 
-    /// Waits until it has left; kills it if it does not.
-    pub fn wait(&mut self) -> bool {
-        let end = Instant::now() + LEAVE;
-        while Instant::now() < end {
-            if self.ended() {
-                return true;
+    /// Waits until it has left; kills it if it has not by then.
+    pub async fn wait(&mut self, until: Instant) -> bool {
+        while !self.ended() {
+            if Instant::now() >= until {
+                self.kill();
+                return false;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            sleep(Duration::from_millis(20)).await;
         }
-        self.kill();
-        false
+        true
     }
 
     /// Its event log.
     pub fn records(&self) -> Vec<Record> {
-        let runs = Home::at(&self.home).runs().list();
-        runs.first().and_then(|folder| log::read(&folder.path).ok()).unwrap_or_default()
+        self.folder().and_then(|folder| log::read(&folder).ok()).unwrap_or_default()
+    }
+
+    /// Follows its event log from as many bytes before its end.
+    pub fn follow(&self, back: u64) -> Option<Tail> {
+        self.folder().map(|folder| Tail::new(&folder, back))
+    }
+
+    /// Of the one run that it takes part in.
+    fn folder(&self) -> Option<PathBuf> {
+        Home::at(&self.home).runs().list().into_iter().next().map(|folder| folder.path)
     }
 
     /// The last lines that it said to stderr.

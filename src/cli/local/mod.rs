@@ -29,6 +29,8 @@ use crate::{
 
 /// Peers that do not come within this time do not come.
 const FORMING: Duration = Duration::from_secs(60);
+/// Who was asked to leave is given so long: a drain's own deadlines together.
+const LEAVE: Duration = Duration::from_secs(35);
 /// How often a look is taken whether a process has ended.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -156,11 +158,14 @@ fn serving(state: &State, peers: &[Serving]) -> usize {
 }
 
 /// Asks all of them to leave, then waits. The numbers of those that had to be ended.
-pub fn part(peers: &mut [Serving]) -> Vec<u16> {
+pub async fn part(peers: &mut [Serving]) -> Vec<u16> {
     peers.iter_mut().for_each(Serving::ask_to_leave);
-    let late = peers.iter_mut().filter_map(|peer| {
-        let left = tokio::task::block_in_place(|| peer.wait());
-        (!left).then_some(peer.number)
-    });
-    late.collect()
+    let until = Instant::now() + LEAVE;
+    let mut late = Vec::new();
+    for peer in peers {
+        if !peer.wait(until).await {
+            late.push(peer.number);
+        }
+    }
+    late
 }

@@ -126,7 +126,7 @@ async fn starts(count: u16, context: &Context) -> Result<(Vec<f64>, u64), Report
     }
     tokio::time::sleep(IDLE).await;
     let resident = swarm.peers.first().and_then(|peer| used(peer.pid())).map_or(0, |used| used.resident);
-    local::part(&mut swarm.peers);
+    local::part(&mut swarm.peers).await;
     swarm.node.drain().await;
     let _ = timeout(PATIENCE, swarm.node.wait()).await;
     Ok((all, resident))

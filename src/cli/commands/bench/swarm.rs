@@ -175,7 +175,7 @@ async fn tokens_per_s(
     let rate = tokens as f64 / began.elapsed().as_secs_f64();
     // They finish what is open, which needs the feeder; its own drain would wait for them in turn.
     let _ = orders.send(Order::Command(Command::StopFeeding)).await;
-    for late in local::part(&mut swarm.peers) {
+    for late in local::part(&mut swarm.peers).await {
         context.out.warn(&format!("peer {late} did not leave in time and was ended"));
     }
     let _ = orders.send(Order::Stop).await;
