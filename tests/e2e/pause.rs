@@ -12,8 +12,9 @@ fn a_replica_that_was_suspended_starts_over_and_counts_nothing_twice() {
     let mut owner = Skein::start(&home, &["train", "--preset", "demo", "--run-name", "tale", "--data", &data]);
     let mut friend = Skein::start(&friends, &["join", &invite(&mut owner)]);
     let me = friend.wait_for("Started")["peer"].clone();
+    friend.wait_for("Serving");
     for _ in 0..3 {
-        friend.wait_for("Serving");
+        friend.wait_for("Stepped");
         friend.wait_for("Added");
         friend.signal(libc::SIGSTOP);
         // Its ids are sent to others meanwhile.
@@ -22,8 +23,8 @@ fn a_replica_that_was_suspended_starts_over_and_counts_nothing_twice() {
         owner.wait_for("Completed");
         friend.signal(libc::SIGCONT);
         friend.wait_for("Fenced");
+        friend.wait_for("Started");
     }
-    friend.wait_for("Serving");
     friend.wait_for("Stepped");
     friend.leave();
     owner.leave();

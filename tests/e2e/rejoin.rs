@@ -10,9 +10,13 @@ use crate::process::{Skein, alone, books, invite, text};
 /// States are saved often enough for a kill to find one.
 const SAVED: &[(&str, &str)] = &[("SKEIN_STORE__CHECKPOINT_EVERY", "1s")];
 
-/// The own step at which a peer that is back serves its first stage.
+/// The own step at which a peer that is back serves its first stage. No stage may begin anew.
 fn served_from(peer: &mut Skein) -> u64 {
-    peer.wait_for("Serving")["version"]["own_step"].as_u64().unwrap()
+    let serving = peer.wait_until(|line| {
+        assert!(line["type"] != "Restored" || line["from_seed"] == false, "{line}");
+        line["type"] == "Serving"
+    });
+    serving.expect("it serves")["version"]["own_step"].as_u64().unwrap()
 }
 
 fn id_of(started: &Value) -> skein_protocol::PeerId {
