@@ -124,6 +124,6 @@ fn a_run_whose_stages_nobody_serves_cannot_answer() {
     assert_eq!(refused(&owner, &["generate", "tale", "The fox"]), (Some(6), "SK702".into()));
     let model = dir.path().join("model").display().to_string();
     assert_eq!(refused(&owner, &["export", "tale", "--out", &model]), (Some(6), "SK702".into()));
-    assert_eq!(refused(&owner, &["status", "--wait", "ready", "--timeout", "1s"]), (Some(1), "SK705".into()));
+    assert_eq!(refused(&owner, &["status", "--wait", "step=1", "--timeout", "1s"]), (Some(1), "SK705".into()));
     owner.leave();
 }

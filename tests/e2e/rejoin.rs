@@ -1,6 +1,6 @@
 //! `train` and `join` as two terminals: kill -9 of either, and back with the same home, without the invite.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 use skein::home::Home;
@@ -8,7 +8,7 @@ use skein::home::Home;
 use crate::process::{Skein, alone, books, invite, text};
 
 /// States are saved often enough for a kill to find one.
-const SAVED: &[(&str, &str)] = &[("SKEIN_STORE__CHECKPOINT_EVERY", "1s")];
+const SAVED: &[(&str, &str)] = &[("SKEIN_STORE__CHECKPOINT_EVERY", "10s")];
 
 /// The own step at which a peer that is back serves its first stage. No stage may begin anew.
 fn served_from(peer: &mut Skein) -> u64 {
@@ -57,8 +57,15 @@ fn whoever_was_killed_comes_back_without_an_invite() {
 
     // The feeder dies, and feeds on after its return, under its own name and from its own checkpoints: the stages that it
     // served alone do not begin anew.
-    owner.forget();
-    owner.wait_for("Saved");
+    let mut saved = BTreeSet::new();
+    owner
+        .wait_until(|line| {
+            if line["type"] == "Saved" {
+                saved.insert(line["version"]["stage"].as_u64());
+            }
+            saved.len() == 3
+        })
+        .expect("it saves its three stages");
     kills.push((owner_id, owner.kill()));
     friend
         .wait_until(|line| line["type"] == "PeerLost" && line["peer"] == *owner_id.to_string())
