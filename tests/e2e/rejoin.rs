@@ -33,8 +33,8 @@ fn whoever_was_killed_comes_back_without_an_invite() {
     let data = data.display().to_string();
     let train = ["train", "--preset", "demo", "--run-name", "tale", "--data", &data];
     let mut owner = Skein::start_with(&owner_home, &train, SAVED);
-    let owner_id = id_of(&owner.wait_for("Started"));
     let invite = invite(&mut owner);
+    let owner_id = id_of(&owner.wait_for("Started"));
 
     let mut friend = Skein::start_with(&friend_home, &["join", &invite], SAVED);
     let first = friend.wait_for("Started");
