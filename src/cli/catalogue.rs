@@ -373,6 +373,15 @@ catalogue! {
     next []
     about "Checkpoints are written beside the old ones and renamed when they are complete. Power loss in between leaves an unfinished file, never half a checkpoint."
 
+    ModelNotSaved { path: String = "./model", run: String = "tiny-verse", why: String = "the peer left before that" } "SK410" Failure 1
+    what "The run has ended, and its model was not saved."
+    why "{path} was not written: {why}."
+    next [
+        "skein join {run}" => "serve again what this home holds",
+        "skein export {run} --out {path}" => "then save the model",
+    ]
+    about "`train --out` collects the weights of every stage when the run has ended, and leaves only then. The checkpoints of the stages are saved apart from that, by every peer that leaves in good order."
+
     DataUnreadable { path: String = "./bookz", error: String = "No such file or directory (os error 2)" } "SK413" Failure 7
     what "{path} cannot be read."
     why "{error}."
@@ -438,6 +447,12 @@ catalogue! {
     why "It is {doing}."
     next ["skein status" => "what it is doing", "skein status --wait ready --timeout 5m" => "wait longer"]
     about "The time limit was yours; the peer goes on with what it does."
+
+    Silent { pid: u32 = 812u32 } "SK706" Failure 1
+    what "The peer that runs here does not answer."
+    why "Process {pid} took the question and said nothing in time."
+    next ["skein status" => "ask again", "kill {pid}" => "let it leave", "kill -9 {pid}" => "if it does not"]
+    about "A peer answers questions of this machine at once. One that does not is suspended, or its machine is far too busy. Nothing on disk is harmed when it is ended."
 
     Panic { message: String = "index out of bounds", place: String = "pipeline/src/flow/stage.rs:120", file: String = "skein-report-20261123T180411Z.txt" } "SK900" Failure 70
     what "Skein stopped because of a bug in Skein."

@@ -1,14 +1,14 @@
 //! What every command gets: how to speak, where its home is, what this machine gives.
 
-use std::{env, path::PathBuf};
+use std::{env, ffi::OsString, path::PathBuf};
 
 use super::{
     args::Global,
-    failure::Report,
+    failure::{Failure, Report},
     out::{Out, Style},
 };
 use crate::{
-    config::{Flag, Machine, NodeConfig, Settings, Sources},
+    config::{Flag, Machine, NodeConfig, SHORTHANDS, Settings, Sources},
     home::Home,
 };
 
@@ -31,7 +31,7 @@ impl Context {
     /// The first thing in a layer that cannot be.
     pub fn new(global: &Global, out: Out, flags: Vec<Flag>) -> Result<Context, Report> {
         let home = Home::find(global.home.as_deref())?;
-        let settings = Settings::load(&sources(global, &home, flags))?;
+        let settings = Settings::load(&sources(global, &home, flags)?)?;
         settings.warnings.iter().for_each(|warning| out.warn(warning));
         Ok(Context::of(global, out, home, settings))
     }
@@ -57,7 +57,7 @@ pub fn style(global: &Global) -> Style {
     Style::look(global.json, global.quiet, global.color, global.no_progress)
 }
 
-fn sources(global: &Global, home: &Home, mut flags: Vec<Flag>) -> Sources {
+fn sources(global: &Global, home: &Home, mut flags: Vec<Flag>) -> Result<Sources, Report> {
     let level = match (global.quiet, global.verbose) {
         (true, _) => Some(("-q", "error")),
         (false, 0) => None,
@@ -73,13 +73,24 @@ fn sources(global: &Global, home: &Home, mut flags: Vec<Flag>) -> Sources {
     if let Some(text) = global.log_format.clone() {
         flags.push(Flag { name: "--log-format", key: "log.format", text });
     }
-    Sources {
+    Ok(Sources {
         profile: global.profile.clone(),
         file: Some(config_file(global, home)),
         file_named: global.config.is_some(),
-        environment: env::vars().filter(|(name, _)| name.starts_with("SKEIN_")).collect(),
+        environment: environment(env::vars_os())?,
         flags,
-    }
+    })
+}
+
+/// The variables of settings. Those of flags are read with the flags; the value of one that is a path need not be UTF-8.
+fn environment(variables: impl Iterator<Item = (OsString, OsString)>) -> Result<Vec<(String, String)>, Report> {
+    let ours = variables.filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    ours.filter(|(name, _)| name.starts_with("SKEIN_") && !SHORTHANDS.contains(&name.as_str()))
+        .map(|(name, value)| match value.into_string() {
+            Ok(text) => Ok((name, text)),
+            Err(_) => Err(Failure::Usage { message: format!("the value of {name} is not UTF-8 text") }.into()),
+        })
+        .collect()
 }
 
 /// The file of the configuration that this command reads.

@@ -228,6 +228,7 @@ impl From<ClientError> for Report {
             ClientError::NobodyHere { control, why } => {
                 Failure::NobodyHere { control: control.display().to_string(), why: why.clone() }
             }
+            ClientError::Silent { pid } => Failure::Silent { pid: *pid },
             ClientError::Garbled(why) => Failure::OtherVersion { why: why.clone() },
             ClientError::Interrupted(why) => Failure::NotPossible { why: why.clone() },
             ClientError::Refused(refusal) => return Failure::from(refusal.clone()).into(),

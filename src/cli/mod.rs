@@ -51,12 +51,12 @@ pub fn main() -> u8 {
 /// Help and version are results; anything else is wrong usage, in the form that was asked for.
 fn misused(error: clap::Error) -> u8 {
     // clap shows the first screen by itself only where no variable of the environment stands for a flag.
-    if error.kind() == ErrorKind::MissingSubcommand && std::env::args().len() == 1 {
+    if error.kind() == ErrorKind::MissingSubcommand && std::env::args_os().len() == 1 {
         eprint!("{}", Cli::command().render_help());
         return 2;
     }
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion)
-        || !std::env::args().any(|argument| argument == "--json")
+        || !std::env::args_os().any(|argument| argument == "--json")
     {
         let _ = error.print();
         return if error.use_stderr() { 2 } else { 0 };

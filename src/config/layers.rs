@@ -20,7 +20,7 @@ use super::{
 };
 
 /// Variables that belong to flags or commands and are no keys.
-const SHORTHANDS: [&str; 12] = [
+pub const SHORTHANDS: [&str; 12] = [
     "SKEIN_HOME",
     "SKEIN_CONFIG",
     "SKEIN_PROFILE",

@@ -24,7 +24,7 @@ use skein_protocol::Stage;
 
 pub use self::{
     keys::KEYS,
-    layers::{Flag, Origin, Place, Setting, Settings, Sources, nearest, shown},
+    layers::{Flag, Origin, Place, SHORTHANDS, Setting, Settings, Sources, nearest, shown},
     machine::Machine,
     value::address,
 };

@@ -1,9 +1,13 @@
-//! From nothing to a running peer, and back: the order in which a node starts, and what Ctrl-C does.
+//! From nothing to a running peer: the order in which a node starts.
 //!
 //! In: [`Setup`]. Out: a [`Node`], or the first thing that is not as it must be. What can be known without the network is checked
 //! before it is asked; each step tells that it is done, so a person sees what is waited for.
 
-use std::sync::Arc;
+use std::{
+    future::{Future, pending},
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
 use libp2p::Multiaddr;
 use skein_pipeline::{
@@ -19,7 +23,7 @@ use super::{
     admit::{Admission, Gate, Shapes},
     blobs::Blobs,
     clock::Clock,
-    driver::{Driver, Ended, Parts},
+    driver::{Driver, Parts},
     feed::{Feed, Mark},
     lobby::Lobby,
     log::Log,
@@ -48,8 +52,22 @@ const PORTS: u16 = 8;
 pub async fn start<M: Engines + 'static>(
     setup: Setup,
     engines: impl FnOnce(&Manifest) -> M + Send + 'static,
-    mut progress: impl FnMut(Progress),
+    progress: impl FnMut(Progress),
 ) -> Result<Node, NodeError> {
+    let started = start_unless(setup, engines, progress, pending()).await?;
+    Ok(started.expect("only `leave` ends a start without a node or an error"))
+}
+
+/// As [`start`]. The wait for a peer of the invite has no end of its own: `leave` ends it, with nothing started.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_unless<M: Engines + 'static>(
+    setup: Setup,
+    engines: impl FnOnce(&Manifest) -> M + Send + 'static,
+    mut progress: impl FnMut(Progress),
+    leave: impl Future<Output = ()>,
+) -> Result<Option<Node>, NodeError> {
     let lock = setup.home.lock()?;
     let identity = setup.home.identity()?;
     let key = identity.key;
@@ -68,12 +86,12 @@ pub async fn start<M: Engines + 'static>(
 
     let (signed_bytes, manifest, backlog) = match known {
         Some(manifest) => (signed_of(&setup.way), manifest, Vec::new()),
-        None => match enter(&setup, &net, &mut net_events, &mut progress).await {
-            Ok(entered) => entered,
-            Err(error) => {
+        None => match enter(&setup, &net, &mut net_events, &mut progress, pin!(leave)).await {
+            Ok(Some(entered)) => entered,
+            none => {
                 drop(net_events);
                 net.shutdown().await;
-                return Err(error);
+                return none.map(|_| None);
             }
         },
     };
@@ -95,7 +113,7 @@ pub async fn start<M: Engines + 'static>(
     match built {
         Ok((node, driver)) => {
             progress(Progress::Running { incarnation: node.incarnation, remarks: node.remarks.clone() });
-            Ok(node.run(driver))
+            Ok(Some(node.run(driver)))
         }
         Err(error) => {
             net.shutdown().await;
@@ -180,25 +198,30 @@ async fn open_network(
     Err(taken.expect("at least one port was tried, and each was taken").into())
 }
 
-/// Waits until a peer of the invite hands over the manifest.
+/// Waits until a peer of the invite hands over the manifest; nothing when `leave` comes first.
 async fn enter(
     setup: &Setup,
     net: &Net,
     events: &mut mpsc::Receiver<NetEvent>,
     progress: &mut impl FnMut(Progress),
-) -> Result<(Vec<u8>, Manifest, Vec<NetEvent>), NodeError> {
+    mut leave: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<(Vec<u8>, Manifest, Vec<NetEvent>)>, NodeError> {
     let Way::Invited(invited) = &setup.way else { return Err(NodeError::NetworkGone) };
     progress(Progress::Meeting { peers: invited.peers.len() });
     let mut lobby = Lobby::new(net, events, invited);
     let entered = loop {
-        match lobby.wait(setup.patience).await {
+        let waited = tokio::select! {
+            waited = lobby.wait(setup.patience) => waited,
+            () = &mut leave => return Ok(None),
+        };
+        match waited {
             Ok(entered) => break entered,
             Err(error) if setup.keep_trying && error.may_pass() => progress(Progress::StillTrying(error)),
             Err(error) => return Err(error.into()),
         }
     };
     let backlog = lobby.leave();
-    Ok((entered.signed, entered.manifest, backlog))
+    Ok(Some((entered.signed, entered.manifest, backlog)))
 }
 
 /// What the role needs of the manifest, before anything is fetched.
@@ -357,82 +380,6 @@ fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -
     }
     runs.set_last(&folder)?;
     Ok(folder)
-}
-
-/// How the person ends it: once to leave in good order, twice to leave at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Left {
-    Ended(Ended),
-    /// The second Ctrl-C: exit code 130.
-    AtOnce,
-}
-
-/// Runs a node until it ends. The first Ctrl-C or SIGTERM drains it, `draining` is called then; the second ends it at once.
-///
-/// # Errors
-/// What ended the node, if not the person.
-pub async fn until_left(node: Node, mut draining: impl FnMut()) -> Result<Left, NodeError> {
-    let orders = node.orders();
-    let mut wait = std::pin::pin!(node.wait());
-    let mut interrupts = Interrupts::listen();
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            ended = &mut wait => return ended.map(Left::Ended),
-            () = interrupts.next() => {
-                if asked {
-                    return Ok(Left::AtOnce);
-                }
-                asked = true;
-                draining();
-                // A node that takes no orders must not keep the second Ctrl-C from being heard.
-                let orders = orders.clone();
-                tokio::spawn(async move { drop(orders.send(super::Order::Command(Command::Drain)).await) });
-            }
-        }
-    }
-}
-
-/// Ctrl-C and SIGTERM. Listened for from the start to the end, so that none between two looks is lost.
-pub struct Interrupts {
-    #[cfg(unix)]
-    signals: Option<[tokio::signal::unix::Signal; 2]>,
-}
-
-#[cfg(unix)]
-impl Interrupts {
-    pub fn listen() -> Self {
-        use tokio::signal::unix::{SignalKind, signal};
-        let both = [signal(SignalKind::interrupt()), signal(SignalKind::terminate())];
-        let [Ok(interrupt), Ok(terminate)] = both else {
-            tracing::warn!("signals cannot be listened for: they end this process at once");
-            return Interrupts { signals: None };
-        };
-        Interrupts { signals: Some([interrupt, terminate]) }
-    }
-
-    /// Waits for the next one.
-    pub async fn next(&mut self) {
-        match &mut self.signals {
-            Some([interrupt, terminate]) => tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            },
-            None => std::future::pending().await,
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Interrupts {
-    pub fn listen() -> Self {
-        Interrupts {}
-    }
-
-    /// Waits for the next one.
-    pub async fn next(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }
 
 #[cfg(test)]

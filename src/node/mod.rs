@@ -39,7 +39,7 @@ use tokio::{
 
 pub use self::{
     driver::{Ended, Order},
-    lifecycle::{Interrupts, Left, start, until_left},
+    lifecycle::{start, start_unless},
 };
 use self::{
     export::{Collected, ExportError},

@@ -2,7 +2,7 @@
 //! command asks one thing and waits. In: the control file of a home. Out: typed answers.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,6 +27,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub enum ClientError {
     #[error("no peer is running: {} {why}", control.display())]
     NobodyHere { control: PathBuf, why: String },
+    #[error("process {pid} does not answer within {} s", ANSWER.as_secs())]
+    Silent { pid: u32 },
     #[error("an answer that cannot be read: {0}")]
     Garbled(String),
     #[error("the answer ended: {0}")]
@@ -128,11 +130,19 @@ impl Client {
         format!("Bearer {}", self.control.token)
     }
 
+    fn unanswered(&self, error: ureq::Error) -> ClientError {
+        match error {
+            error if is_gone(&error) => ClientError::NobodyHere {
+                control: self.file.clone(),
+                why: format!("says {}, where nobody answers ({error})", self.control.address),
+            },
+            ureq::Error::Timeout(_) => ClientError::Silent { pid: self.control.pid },
+            other => ClientError::Garbled(other.to_string()),
+        }
+    }
+
     fn checked(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, ClientError> {
-        let mut response = response.map_err(|error| ClientError::NobodyHere {
-            control: self.file.clone(),
-            why: format!("says {}, where nobody answers ({error})", self.control.address),
-        })?;
+        let mut response = response.map_err(|error| self.unanswered(error))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -145,6 +155,18 @@ impl Client {
             Ok(refusal) => Err(refusal.into()),
             Err(_) => Err(ClientError::Garbled(format!("status {status}"))),
         }
+    }
+}
+
+/// A closed door, or one that was shut while we stood in it: the process is gone. Whatever else goes wrong, somebody is there.
+fn is_gone(error: &ureq::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    match error {
+        ureq::Error::Io(error) => {
+            matches!(error.kind(), ConnectionRefused | ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof)
+        }
+        ureq::Error::ConnectionFailed => true,
+        _ => false,
     }
 }
 
@@ -169,4 +191,48 @@ fn lines<T: DeserializeOwned>(
         }
     }
     Err(ClientError::Interrupted("the peer ended".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, net::TcpListener, thread};
+
+    use super::*;
+
+    /// A client of whoever listens there.
+    fn client(listener: &TcpListener) -> (tempfile::TempDir, Client) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("control");
+        let control = Control { address: listener.local_addr().unwrap(), token: "x".into(), pid: 7 };
+        std::fs::write(&file, serde_json::to_vec(&control).unwrap()).unwrap();
+        let mut client = Client::find(&file).unwrap();
+        let quick = Agent::config_builder().proxy(None).timeout_recv_response(Some(Duration::from_millis(50)));
+        client.quick = quick.build().into();
+        (dir, client)
+    }
+
+    #[test]
+    fn silence_is_another_thing_than_a_closed_door() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_dir, client) = client(&listener);
+        // The system accepts the connection; nobody reads from it.
+        assert!(matches!(client.state(), Err(ClientError::Silent { pid: 7 })));
+        assert!(matches!(client.stop(false), Err(ClientError::Silent { .. })));
+        drop(listener);
+        assert!(matches!(client.state(), Err(ClientError::NobodyHere { .. })));
+    }
+
+    #[test]
+    fn who_speaks_another_language_is_somebody() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (_dir, client) = client(&listener);
+        let other = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"220 mail\r\n\r\n").unwrap();
+            let _ = io::copy(&mut stream, &mut io::sink());
+        });
+        assert!(matches!(client.state(), Err(ClientError::Garbled(_))));
+        drop(client);
+        other.join().unwrap();
+    }
 }

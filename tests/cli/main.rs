@@ -1,5 +1,9 @@
 //! The program as a person or a script calls it: arguments in; stdout, stderr and the exit code out. No network.
 
+#[path = "../common/deadline.rs"]
+#[allow(dead_code, reason = "what this binary does not need, the other does")]
+mod deadline;
+
 use std::{
     fs,
     path::Path,
@@ -21,13 +25,17 @@ struct Said {
     stderr: String,
 }
 
-fn said(output: Output) -> Said {
+fn said(command: &mut Command) -> Said {
+    said_in(deadline::output(command))
+}
+
+fn said_in(output: Output) -> Said {
     let text = |bytes| String::from_utf8(bytes).expect("what we print is UTF-8");
     Said { exit: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 fn ask(home: &Path, args: &[&str]) -> Said {
-    said(skein(home).args(args).output().unwrap())
+    said(skein(home).args(args))
 }
 
 fn json(said: &Said) -> Value {
@@ -98,7 +106,7 @@ fn every_setting_says_where_it_comes_from() {
     let home = home();
     fs::write(home.path().join("config.toml"), "[give]\nmemory = \"2GiB\"\nthreads = 3\n").unwrap();
     let mut command = skein(home.path());
-    let said = said(command.env("SKEIN_GIVE__MEMORY", "3GiB").args(["config", "show", "--origin"]).output().unwrap());
+    let said = said(command.env("SKEIN_GIVE__MEMORY", "3GiB").args(["config", "show", "--origin"]));
     assert_eq!(said.exit, 0, "{}", said.stderr);
     let line = |key: &str| said.stdout.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("no {key}"));
     assert_eq!(said.stdout.lines().next(), Some("KEY\tVALUE\tFROM"));
@@ -335,7 +343,7 @@ fn train(home: &Path, args: &[&str]) -> Said {
         .env("SKEIN_NET__LISTEN", "127.0.0.1")
         .env("SKEIN_NET__LAN", "false")
         .env("SKEIN_WATCH__LISTEN", "127.0.0.1:0");
-    said(command.args(common).args(args).output().unwrap())
+    said(command.args(common).args(args))
 }
 
 fn refusal(said: &Said) -> (i32, String) {
@@ -435,7 +443,7 @@ fn an_invite_of_peers_that_are_gone_ends_with_what_each_answered() {
     let invite = Invite { version: VERSION, run: Default::default(), label: "gone".into(), peers, token: None };
     let mut command = skein(home.path());
     command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
-    let said = said(command.args(["join", &invite.encode().unwrap(), "--wait", "1s", "--json"]).output().unwrap());
+    let said = said(command.args(["join", &invite.encode().unwrap(), "--wait", "1s", "--json"]));
     assert_eq!(refusal(&said), (5, "SK201".into()), "{}", said.stderr);
     assert!(said.stdout.contains("/ip4/127.0.0.1/udp/9/quic-v1"), "{}", said.stdout);
 }
@@ -448,8 +456,7 @@ fn only_our_own_words_are_on_the_terminal() {
     fs::write(home.path().join("tale.txt"), "The fox wished to own the moon. ".repeat(100)).unwrap();
     command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
     command.env("SKEIN_WATCH__LISTEN", "127.0.0.1:0");
-    let said =
-        said(command.args(["train", "--data", "tale.txt", "--preset", "demo", "--steps", "1"]).output().unwrap());
+    let said = said(command.args(["train", "--data", "tale.txt", "--preset", "demo", "--steps", "1"]));
     assert_eq!(said.exit, 0, "{}", said.stderr);
     assert!(!said.stderr.contains("libp2p") && !said.stderr.contains("yamux"), "{}", said.stderr);
     assert!(!said.stderr.contains("port  0 ") && !said.stderr.contains("left out"), "{}", said.stderr);
@@ -461,6 +468,26 @@ fn only_our_own_words_are_on_the_terminal() {
 fn a_result_that_does_not_fit_is_a_failure() {
     let home = home();
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let said = said(skein(home.path()).args(["run", "new"]).stdout(full).output().unwrap());
+    let child = skein(home.path()).args(["run", "new"]).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    let said = said_in(deadline::output_of(child));
     assert!(said.exit == 4 && said.stderr.contains("SK129"), "{}", said.stderr);
+}
+
+/// A file's name, and so an argument, may be any bytes.
+#[cfg(unix)]
+#[test]
+fn what_is_no_text_is_wrong_usage() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let (home, odd) = (home(), OsStr::from_bytes(b"f\xf6x"));
+    let argument = said(skein(home.path()).arg("join").arg(odd).arg("--json"));
+    assert_eq!((argument.exit, &json(&argument)["error"]["code"]), (2, &"SK100".into()), "{}", argument.stderr);
+    assert_eq!(said(skein(home.path()).arg("--wait").arg(odd)).exit, 2);
+    let value = said(skein(home.path()).env("SKEIN_LOG__FILE", odd).args(["key", "show", "--json"]));
+    assert_eq!((value.exit, &json(&value)["error"]["code"]), (2, &"SK100".into()), "{}", value.stderr);
+    // What is not ours is nobody's business, and a folder may be called anything.
+    let folder = home.path().join(odd);
+    let shown =
+        said(skein(home.path()).env("LETTER", odd).env(odd, "x").env("SKEIN_HOME", &folder).args(["key", "show"]));
+    assert_eq!(shown.exit, 0, "{}", shown.stderr);
+    assert!(folder.join("key").exists());
 }

@@ -138,7 +138,7 @@ fn a_demo_that_is_told_to_stop_leaves_nothing_behind() {
     };
     let folder = folders();
     assert_eq!(folder.len(), 1);
-    demo.terminate();
+    demo.signal(libc::SIGTERM);
     let (_, status) = demo.finish();
     assert_eq!(status.code(), Some(130));
     assert_eq!(folders(), Vec::<String>::new());

@@ -2,7 +2,16 @@
 
 mod admission;
 mod demo;
+mod live;
 mod lock_step;
+#[cfg(unix)]
+mod pause;
 mod process;
 mod rejoin;
 mod rounds;
+#[cfg(unix)]
+mod signals;
+
+#[path = "../common/deadline.rs"]
+#[allow(dead_code, reason = "what this binary does not need, the other does")]
+mod deadline;

@@ -1,18 +1,25 @@
 //! A `skein` process with a home of its own, on the loopback interface, whose lines of `--json` can be waited for.
 
 use std::{
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    ffi::OsStr,
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde_json::Value;
+use skein::{
+    home::Home,
+    node::{log, signed},
+};
+use skein_protocol::{Manifest, PeerId};
+use skein_simulations::checker::{self, Given, Kill, Summary};
 
-/// What has not come after this does not come: the longest wait that is right is a tenth of it.
-const NEVER: Duration = Duration::from_secs(300);
+use crate::deadline::{self, NEVER};
 
 /// Swarms share two cores: one at a time.
 pub fn alone() -> MutexGuard<'static, ()> {
@@ -21,21 +28,30 @@ pub fn alone() -> MutexGuard<'static, ()> {
 }
 
 pub struct Skein {
-    home: std::path::PathBuf,
+    home: PathBuf,
     child: Child,
     lines: mpsc::Receiver<String>,
+    story: mpsc::Receiver<String>,
+}
+
+/// `skein ARGS` with `home`, and nothing of this machine's environment.
+fn skein(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skein"));
+    command.args(args).env_clear().env("SKEIN_HOME", home).env("LANG", "C.UTF-8").stdin(Stdio::null());
+    command
 }
 
 impl Skein {
     /// Starts `skein ARGS --json` with `home`.
     pub fn start(home: &Path, args: &[&str]) -> Skein {
-        std::fs::create_dir_all(home).unwrap();
-        let stderr = std::fs::File::create(home.join("stderr")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_skein"))
-            .args(args)
+        Skein::start_with(home, args, &[])
+    }
+
+    /// As [`Skein::start`], with more variables.
+    pub fn start_with(home: &Path, args: &[&str], variables: &[(&str, &str)]) -> Skein {
+        fs::create_dir_all(home).unwrap();
+        let mut child = skein(home, args)
             .arg("--json")
-            .env_clear()
-            .env("SKEIN_HOME", home)
             .env("TMPDIR", home)
             .env("SKEIN_NET__LISTEN", "127.0.0.1")
             .env("SKEIN_NET__PORT", "0")
@@ -44,15 +60,30 @@ impl Skein {
             .env("SKEIN_WATCH__LISTEN", "127.0.0.1:0")
             .env("SKEIN_GIVE__THREADS", "1")
             .env("SKEIN_GIVE__MEMORY", "1GiB")
+            .envs(variables.iter().map(|(name, value)| (OsStr::new(name), OsStr::new(value))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(stderr)
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let (said, lines) = mpsc::channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
-        Skein { home: home.into(), child, lines }
+        let (told, story) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut kept = File::create(home.join("stderr")).unwrap();
+        thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let _ = writeln!(kept, "{line}");
+                let _ = told.send(line);
+            }
+        });
+        Skein { home: home.into(), child, lines, story }
+    }
+
+    /// Runs `skein ARGS` with the same home to its end.
+    pub fn ask(&self, args: &[&str]) -> Output {
+        deadline::output(&mut skein(&self.home, args))
     }
 
     /// The first line of this type from here on.
@@ -76,6 +107,22 @@ impl Skein {
         }
     }
 
+    /// Drops the lines that are here: what is waited for from now on was said after this.
+    pub fn forget(&mut self) {
+        while self.lines.try_recv().is_ok() {}
+    }
+
+    /// Waits until the story on stderr has these words.
+    pub fn wait_for_words(&mut self, words: &str) {
+        let until = Instant::now() + NEVER;
+        loop {
+            let line = self.story.recv_timeout(until.saturating_duration_since(Instant::now()));
+            if line.unwrap_or_else(|_| panic!("it never said {words:?}: {}", self.words())).contains(words) {
+                return;
+            }
+        }
+    }
+
     /// All lines until it ends, and how it ended.
     pub fn finish(mut self) -> (Vec<Value>, ExitStatus) {
         let mut all = Vec::new();
@@ -83,38 +130,34 @@ impl Skein {
             all.push(line.clone());
             false
         });
-        let status = self.child.wait().unwrap();
-        (all, status)
-    }
-
-    /// SIGTERM: what Ctrl-C is to a process without a terminal.
-    #[cfg(unix)]
-    pub fn terminate(&self) {
-        let sent = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success());
+        (all, deadline::wait(&mut self.child))
     }
 
     fn words(&self) -> String {
-        std::fs::read_to_string(self.home.join("stderr")).unwrap_or_default()
+        fs::read_to_string(self.home.join("stderr")).unwrap_or_default()
     }
 
     /// Asks it to leave, and waits until it has.
     pub fn leave(self) {
-        let asked = Command::new(env!("CARGO_BIN_EXE_skein"))
-            .arg("stop")
-            .env_clear()
-            .env("SKEIN_HOME", &self.home)
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(asked.success());
+        assert!(self.ask(&["stop"]).status.success());
         assert!(self.finish().1.success());
     }
 
-    /// SIGKILL.
-    pub fn kill(mut self) {
+    /// SIGKILL. When it was.
+    pub fn kill(mut self) -> u64 {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        deadline::wait(&mut self.child);
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64
+    }
+
+    #[cfg(unix)]
+    pub fn close_stdin(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    #[cfg(unix)]
+    pub fn signal(&self, signal: i32) {
+        deadline::signal(self.child.id(), signal);
     }
 }
 
@@ -133,5 +176,18 @@ pub fn invite(owner: &mut Skein) -> String {
 /// Some text to train on.
 pub fn text(path: &Path) {
     let corpus = skein::corpus::fables::expand(3, 60_000).0;
-    std::fs::write(path, corpus).unwrap();
+    fs::write(path, corpus).unwrap();
+}
+
+/// The manifest of the run that a home was in last.
+pub fn manifest_of(home: &Path) -> Manifest {
+    let folder = Home::at(home).runs().last().unwrap();
+    signed::open(&folder.manifest().unwrap().unwrap(), folder.run).unwrap()
+}
+
+/// The books of a run, from the event logs of all its homes, dead or alive.
+pub fn books(homes: &[&Path], kills: &[(PeerId, u64)]) -> Summary {
+    let logs = homes.iter().map(|home| log::read(&Home::at(home).runs().last().unwrap().path).unwrap());
+    let kills = kills.iter().map(|(peer, at)| Kill { peer: *peer, at: *at }).collect();
+    checker::check(&checker::log::merge(logs), &Given::of(&manifest_of(homes[0]), kills))
 }

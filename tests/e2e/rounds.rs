@@ -1,20 +1,10 @@
 //! A replica is killed while it averages with another: the other rolls back, and the books of all are right.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
-use skein::{
-    home::Home,
-    node::{log, signed},
-};
-use skein_protocol::{Manifest, PeerId};
-use skein_simulations::checker::{self, Given, Kill};
 
-use crate::process::{Skein, alone, invite, text};
+use crate::process::{Skein, alone, books, invite, manifest_of, text};
 
 /// How often a kill may come too late before the test gives up.
 const TRIES: usize = 20;
@@ -40,11 +30,6 @@ fn is_round_with(line: &Value, partner: &Value, outcomes: &[&str]) -> bool {
     line["type"] == "Round" && line["partner"] == *partner && outcomes.iter().any(|outcome| line["outcome"] == *outcome)
 }
 
-fn manifest_of(home: &Path) -> Manifest {
-    let folder = Home::at(home).runs().last().unwrap();
-    signed::open(&folder.manifest().unwrap().unwrap(), folder.run).unwrap()
-}
-
 #[test]
 fn a_partner_that_is_killed_in_a_round_costs_nothing_but_the_round() {
     let _alone = alone();
@@ -62,10 +47,7 @@ fn a_partner_that_is_killed_in_a_round_costs_nothing_but_the_round() {
         let mut friend = Skein::start(&friends, &["join", &invite]);
         let me = friend.wait_for("Started")["peer"].clone();
         wait_for_a_due_round(&mut friend, every);
-        friend.kill();
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-        let peer: PeerId = serde_json::from_value(me.clone()).unwrap();
-        kills.push(Kill { peer, at });
+        kills.push((serde_json::from_value(me.clone()).unwrap(), friend.kill()));
         // A round that was in the air ends when the partner is seen to be gone.
         let mut rolled_back = false;
         owner.wait_until(|line| {
@@ -87,8 +69,7 @@ fn a_partner_that_is_killed_in_a_round_costs_nothing_but_the_round() {
     friend.leave();
     owner.leave();
 
-    let logs = [&home, &friends].map(|home| log::read(&Home::at(home).runs().last().unwrap().path).unwrap());
-    let summary = checker::check(&checker::log::merge(logs.to_vec()), &Given::of(&manifest, kills));
-    assert_eq!((summary.lost, summary.doubled), (0, 0), "{summary:?}");
-    assert!(summary.completed > 0 && summary.broken.is_empty(), "{summary:?}");
+    let books = books(&[&home, &friends], &kills);
+    assert_eq!((books.lost, books.doubled, books.overlapped), (0, 0, 0), "{books:?}");
+    assert!(books.completed > 0 && books.broken.is_empty(), "{books:?}");
 }

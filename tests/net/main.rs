@@ -13,7 +13,9 @@ use libp2p::{
 use skein::net::{self, Admit, Code, Limits, NetConfig, NetError, NetEvent, Path, SendError, Verdict};
 use skein_protocol::{Lane, PeerId, key::Key};
 
-use swarm::{Node, TakeAll, body, config, eventually, exchange, exchange_one_way, pair};
+use tokio::time::timeout;
+
+use swarm::{Node, PATIENCE, TakeAll, body, config, eventually, exchange, exchange_one_way, pair};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_all_sizes_arrive_whole_in_both_directions() {
@@ -235,7 +237,7 @@ async fn a_killed_peer_in_use_is_noticed_by_its_silence() {
     // Its tasks are never run again, and nothing is said to anyone.
     runtime.shutdown_background();
     let why = a.lost(b.me).await;
-    assert!(why.starts_with("silent for 1."), "{why}");
+    assert!(why.starts_with("silent for "), "{why}");
     std::mem::forget(b);
 }
 
@@ -366,18 +368,23 @@ async fn a_stock_libp2p_peer_can_dial_and_be_dialled() {
             stock.dial(ours.address(false)).expect("an address");
         }
         stock.listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().expect("an address")).expect("loopback is free");
-        let (mut identified, mut pinged) = (false, false);
-        while !(identified && pinged) {
-            match stock.select_next_some().await {
-                SwarmEvent::NewListenAddr { address, .. } if ours_dials => ours.net.dial_address(address),
-                SwarmEvent::Behaviour(StockEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
-                    assert_eq!((peer_id, info.protocol_version.as_str()), (me, "/skein/1"));
-                    identified = true;
+        let spoken = async {
+            let (mut identified, mut pinged) = (false, false);
+            while !(identified && pinged) {
+                match stock.select_next_some().await {
+                    SwarmEvent::NewListenAddr { address, .. } if ours_dials => ours.net.dial_address(address),
+                    SwarmEvent::Behaviour(StockEvent::Identify(identify::Event::Received {
+                        peer_id, info, ..
+                    })) => {
+                        assert_eq!((peer_id, info.protocol_version.as_str()), (me, "/skein/1"));
+                        identified = true;
+                    }
+                    SwarmEvent::Behaviour(StockEvent::Ping(ping::Event { result: Ok(_), .. })) => pinged = true,
+                    _ => {}
                 }
-                SwarmEvent::Behaviour(StockEvent::Ping(ping::Event { result: Ok(_), .. })) => pinged = true,
-                _ => {}
             }
-        }
+        };
+        timeout(PATIENCE, spoken).await.expect("they speak in time");
     }
     assert!(ours.net.stats().peers.is_empty(), "it speaks no Skein, so it is not up");
     assert!(ours.quiet());

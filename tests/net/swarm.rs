@@ -14,7 +14,7 @@ use skein_protocol::{Lane, PeerId, key::Key};
 use tokio::sync::mpsc;
 
 /// Only bounds how long a failing test hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct TakeAll;
 
@@ -103,6 +103,10 @@ impl Node {
 
     /// Asks who provides `key` until `provider` is among the answers; returns its addresses.
     pub async fn find(&mut self, key: [u8; 32], provider: PeerId) -> Vec<Multiaddr> {
+        tokio::time::timeout(PATIENCE, self.ask_for(key, provider)).await.expect("it is found in time")
+    }
+
+    async fn ask_for(&mut self, key: [u8; 32], provider: PeerId) -> Vec<Multiaddr> {
         for request in 0.. {
             self.net.lookup(request, key);
             let mut found = None;

@@ -49,6 +49,7 @@ fn watch(context: &Context) -> Result<u8, Report> {
             Ok(Ok(state)) => state,
             Ok(Err(error @ ClientError::NobodyHere { .. })) if before.is_empty() => return Err(error.into()),
             Err(report) if before.is_empty() => return Err(report),
+            Ok(Err(ClientError::Silent { .. })) if !before.is_empty() => continue,
             Ok(Err(ClientError::NobodyHere { .. })) | Err(_) => {
                 context.out.note("the peer has ended");
                 return Ok(0);
@@ -127,10 +128,12 @@ fn wait(goal: Goal, patience: Option<Duration>, context: &Context) -> Result<u8,
                 return Ok(0);
             }
             Ok(state) => doing(&state),
-            Err(report) if patience.is_none() || !matches!(*report.failure, Failure::NobodyHere { .. }) => {
-                return Err(report);
-            }
-            Err(_) => "not running".into(),
+            Err(report) if patience.is_none() => return Err(report),
+            Err(report) => match *report.failure {
+                Failure::NobodyHere { .. } => "not running".into(),
+                Failure::Silent { .. } => "not answering".into(),
+                _ => return Err(report),
+            },
         };
         if let Some(patience) = patience.filter(|patience| since.elapsed() >= *patience) {
             return Err(Failure::NotYet { what: goal.words(), span: Span(patience), doing }.into());

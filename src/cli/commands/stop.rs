@@ -30,8 +30,8 @@ pub fn run(args: &args::Stop, context: &Context) -> Result<u8, Report> {
     let progress = Progress::start(&context.out, if args.now { "stopping" } else { "draining" }, 0, Unit::Things);
     loop {
         match client.state() {
-            // Another peer may have taken the place meanwhile: its home has another control file.
-            Err(ClientError::NobodyHere { .. } | ClientError::Refused(_)) => break,
+            // Also where another peer has its port by now: that one does not know the token.
+            Err(ClientError::NobodyHere { .. }) => break,
             _ if since.elapsed() > PATIENCE => {
                 return Err(Failure::NotYet {
                     what: "gone".into(),

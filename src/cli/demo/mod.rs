@@ -40,13 +40,14 @@ use super::{
     failure::{Failure, Report},
     local::{self, LocalSwarm, Serving, Start, Task},
     out::{Mark, Out},
-    petname, session,
+    petname,
+    session::{self, Wishes},
     show::{self, About, Count, Peer, Span, Traffic},
 };
 use crate::{
     corpus::Corpus,
     node::{
-        Interrupts, Node, Order, Serve,
+        Node, Order, Serve,
         log::{self, Tail},
         view::State,
     },
@@ -74,10 +75,10 @@ pub fn run(args: &args::Demo, context: &Context) -> Result<u8, Report> {
     let folder = Folder::make(args.keep.as_deref())?;
     let runtime = session::runtime()?;
     let ended = runtime.block_on(async {
-        let mut interrupts = Interrupts::listen();
+        let mut interrupts = Wishes::listen(false);
         tokio::select! {
             biased;
-            () = interrupts.next() => None,
+            _ = interrupts.next() => None,
             ended = demo(args, &plan, &folder, context) => Some(ended),
         }
     });

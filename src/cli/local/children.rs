@@ -2,7 +2,9 @@
 //! pipeline. Out: processes that can be killed, asked to leave, and whose event logs can be read afterwards.
 
 use std::{
-    env, fs, io,
+    env,
+    ffi::OsString,
+    fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -45,7 +47,8 @@ impl Serving {
         let peer = Home::at(&home).identity()?.key.peer();
         let words = fs::File::create(home.join("stderr")).map_err(failed)?;
         let mut command = Command::new(env::current_exe().map_err(failed)?);
-        for (name, _) in env::vars().filter(|(name, _)| name.starts_with("SKEIN_") && name != "SKEIN_LOG") {
+        let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"SKEIN_") && name != "SKEIN_LOG";
+        for name in env::vars_os().map(|(name, _)| name).filter(ours) {
             command.env_remove(name);
         }
         match task {
@@ -53,7 +56,9 @@ impl Serving {
             Task::Join => command.args(["join", invite]),
         };
         command
-            .args(["--home", &home.display().to_string(), "--port", "0"])
+            .arg("--home")
+            .arg(&home)
+            .args(["--port", "0"])
             .args(["--threads", &threads.to_string(), "--memory", "4GiB"])
             .arg("--until-stdin-closes")
             .env("SKEIN_NET__LISTEN", "127.0.0.1")

@@ -4,7 +4,6 @@
 use std::{sync::Arc, time::Instant};
 
 use libp2p::Multiaddr;
-use skein_pipeline::peer::io::Command;
 use skein_protocol::{Manifest, PeerId, RunId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -32,12 +31,8 @@ pub struct Desk {
 impl Desk {
     pub async fn take(self, order: Order) {
         match order {
-            Order::Stop { now: true } => {
-                let _ = self.orders.send(node::Order::Stop).await;
-            }
-            Order::Stop { now: false } => {
-                let _ = self.orders.send(node::Order::Command(Command::Drain)).await;
-            }
+            // Whether and how this peer leaves is the session's to say.
+            Order::Stop { .. } => {}
             Order::Invite { reply, .. } => {
                 let _ = reply.send(self.invite());
             }

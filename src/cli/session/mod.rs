@@ -2,12 +2,14 @@
 //! Out: the story on stderr, a control server, a polite end, an exit code.
 
 mod desk;
+mod leave;
 mod picture;
 mod story;
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    future::Future,
+    path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,6 +19,7 @@ use skein_pipeline::{
     compute::{Device, OnDevice},
     peer::io::Command,
 };
+use skein_protocol::event::{Event, Record};
 use tokio::{
     runtime::Runtime,
     sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
@@ -24,7 +27,8 @@ use tokio::{
 };
 
 pub use self::desk::{Desk, collect_and_write};
-use self::{picture::Picture, story::Story};
+pub use self::leave::Wishes;
+use self::{leave::Wish, picture::Picture, story::Story};
 use super::{
     context::Context,
     failure::{Failure, Report},
@@ -36,16 +40,20 @@ use crate::{
     config::{self, Origin, Token},
     home::Control,
     node::{
-        self, Ended, Give, Left, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
+        self, Ended, Give, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
         lobby::{LobbyError, Tried},
+        store::Unsaved,
+        view::State as Snapshot,
         worker::Niceness,
     },
-    watch::{Me, ServeError, Server, ServerConfig, State},
+    watch::{Me, Order, Refusal, ServeError, Server, ServerConfig, State},
 };
 
 /// Who joined a run that has ended stays so long, so that its owner can collect the weights.
 const AFTER_THE_END: Duration = Duration::from_secs(20);
-/// Pictures for `status` a second.
+/// A model that is not on the disk so long after its peer has left will not be.
+const SAVE: Duration = Duration::from_secs(60);
+/// Between two pictures for `status`.
 const SHOW: Duration = Duration::from_millis(500);
 /// Event log of one peer.
 const EVENTS_KEEP: u64 = 200_000_000;
@@ -71,7 +79,15 @@ pub struct Plan {
 
 /// Runs a peer until it ends.
 pub fn run(context: &Context, plan: Plan) -> Result<u8, Report> {
-    runtime()?.block_on(attend(context, plan))
+    finish(attend(context, plan))
+}
+
+/// Runs `work`. What still occupies a thread when it is done is not waited for: whoever pressed Ctrl-C twice means now.
+fn finish(work: impl Future<Output = Result<u8, Report>>) -> Result<u8, Report> {
+    let runtime = runtime()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 pub fn runtime() -> Result<Runtime, Report> {
@@ -83,7 +99,7 @@ pub fn runtime() -> Result<Runtime, Report> {
 }
 
 /// The device that the configuration names, if this build has it.
-pub fn device(context: &Context) -> Result<Device, Report> {
+fn device(context: &Context) -> Result<Device, Report> {
     let threads = usize::from(context.node.give.thread_count(&context.machine));
     let missing = |device: &str| Failure::NoDevice { device: device.into(), features: super::bug::features().into() };
     match context.node.give.device {
@@ -97,7 +113,7 @@ pub fn device(context: &Context) -> Result<Device, Report> {
 }
 
 /// What a node is started with, from what this machine gives.
-pub fn setup(context: &Context, plan: &Plan) -> Setup {
+fn setup(context: &Context, plan: &Plan) -> Setup {
     let node = &context.node;
     let memory = node.give.memory_bytes(&context.machine);
     let fixed = context.settings.get("net.port").is_some_and(|setting| setting.origin != Origin::Default);
@@ -133,8 +149,8 @@ pub fn setup(context: &Context, plan: &Plan) -> Setup {
     }
 }
 
-/// Starts the node of a plan, telling each step.
-pub async fn start(context: &Context, plan: &Plan) -> Result<Node, Report> {
+/// Starts the node of a plan, telling each step; nothing when `leave` comes before the run is found.
+async fn start(context: &Context, plan: &Plan, leave: impl Future<Output = ()>) -> Result<Option<Node>, Report> {
     let device = device(context)?;
     let circumstances = Circumstances {
         command: plan.command,
@@ -167,7 +183,7 @@ pub async fn start(context: &Context, plan: &Plan) -> Result<Node, Report> {
         }
         Progress::Running { remarks, .. } => remarks.iter().for_each(|remark| out.warn(&remark.to_string())),
     };
-    let node = node::start(setup(context, plan), move |_| OnDevice(device), progress).await;
+    let node = node::start_unless(setup(context, plan), move |_| OnDevice(device), progress, leave).await;
     node.map_err(|error| circumstances.report(error))
 }
 
@@ -175,18 +191,96 @@ fn place(origin: &Origin) -> String {
     config::Place(origin.clone()).to_string()
 }
 
+/// How a start ended.
+enum Begun {
+    /// With the wish to leave again, if it came too late for the start.
+    Runs {
+        node: Box<Node>,
+        leave: bool,
+    },
+    /// Before the run was found.
+    Left,
+    LeftAtOnce,
+}
+
+/// Starts the node. The wait for the run may last days: who wants to leave meanwhile is heard.
+async fn begin(context: &Context, plan: &Plan, wishes: &mut Wishes) -> Result<Begun, Report> {
+    let (leave, left) = oneshot::channel::<()>();
+    let mut leave = Some(leave);
+    let mut starting = pin!(start(context, plan, async { drop(left.await) }));
+    loop {
+        tokio::select! {
+            started = &mut starting => return Ok(match started? {
+                Some(node) => Begun::Runs { node: Box::new(node), leave: leave.is_none() },
+                None => Begun::Left,
+            }),
+            wish = wishes.next() => match wish {
+                Wish::Leave => drop(leave.take()),
+                Wish::LeaveAtOnce => return Ok(Begun::LeftAtOnce),
+            }
+        }
+    }
+}
+
 async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
-    let node = start(context, &plan).await?;
+    let mut wishes = Wishes::listen(plan.until_stdin_closes);
     let out = &context.out;
-    let memory = context.node.give.memory_bytes(&context.machine);
-    let threads = context.node.give.thread_count(&context.machine);
-    out.note(&format!(
-        "gives {} of {}, {threads} of {} cores at low priority",
-        Bytes(memory),
-        Bytes(context.machine.memory_total),
-        context.machine.cores
-    ));
-    let me = Me {
+    let (node, mut leave) = match begin(context, &plan, &mut wishes).await? {
+        Begun::Runs { node, leave } => (node, leave),
+        Begun::Left => {
+            out.done("left before the run was found");
+            return Ok(0);
+        }
+        Begun::LeftAtOnce => return Ok(130),
+    };
+    say_what_is_given(context);
+    let picture = Picture::new(node.manifest.clone(), me(context, &node), utc_ms());
+    let (show, shown) = watch::channel(Arc::new(picture.state().clone()));
+    let (ask, asked) = mpsc::channel(16);
+    let _server = match serve(context, shown, ask).await {
+        Ok(server) => server,
+        Err(report) => {
+            node.order(node::Order::Stop).await;
+            let _ = node.wait().await;
+            return Err(report);
+        }
+    };
+    let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
+    if plan.owner && !leave {
+        tokio::select! {
+            () = print_invite(context, &desk, node.state()) => {}
+            wish = wishes.next() => match wish {
+                Wish::Leave => leave = true,
+                Wish::LeaveAtOnce => return Ok(130),
+            }
+        }
+    }
+    out.note("stop  Ctrl-C (leaves politely)        skein status | skein peers");
+    let (save_done, save_answer) = mpsc::channel(1);
+    let session = Session {
+        context,
+        plan: &plan,
+        story: Story::new(out, &node.manifest),
+        picture,
+        show,
+        snapshots: node.state(),
+        unsaved: node.unsaved.clone(),
+        told: BTreeSet::new(),
+        // With a limit for silence.
+        alone_until: (!plan.keep_trying).then(|| Instant::now() + plan.patience),
+        nobody: None,
+        over: false,
+        ending: false,
+        save_done,
+        saved: None,
+        desk,
+    };
+    session.attend(*node, wishes, leave, asked, save_answer).await
+}
+
+/// What this peer is to others and to `status`.
+fn me(context: &Context, node: &Node) -> Me {
+    Me {
         peer: node.me,
         name: match context.node.me.name.as_str() {
             "" => super::petname::of(&node.me),
@@ -197,114 +291,198 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         addresses: Vec::new(),
         reachability: "unknown".into(),
         device: format!("{:?}", context.node.give.device).to_lowercase(),
-        threads,
-        memory_bytes: memory,
-    };
-    let mut story = Story::new(out, &node.manifest);
-    let mut picture = Picture::new(node.manifest.clone(), me, utc_ms());
-    let (show, shown) = watch::channel(Arc::new(picture.state().clone()));
-    let (ask, mut asked) = mpsc::channel(16);
-    let _server = match serve(context, shown, ask).await {
-        Ok(server) => server,
-        Err(report) => {
-            node.order(node::Order::Stop).await;
-            let _ = node.wait().await;
-            return Err(report);
-        }
-    };
-    let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
-    let unsaved = node.unsaved.clone();
-    let mut told = BTreeSet::new();
-    let orders = node.orders();
-    let mut records = node.records();
-    let mut snapshots = node.state();
-    if plan.owner {
-        print_invite(context, &desk, &mut snapshots).await;
+        threads: context.node.give.thread_count(&context.machine),
+        memory_bytes: context.node.give.memory_bytes(&context.machine),
     }
-    out.note("stop  Ctrl-C (leaves politely)        skein status | skein peers");
+}
 
-    let again = out.clone();
-    let mut left = pin!(node::until_left(node, move || {
-        again.note("draining: finishing or handing on what was accepted. Ctrl-C again stops at once");
-    }));
-    let mut stdin = pin!(stdin_closed(plan.until_stdin_closes));
-    let mut stdin_open = plan.until_stdin_closes;
-    let mut tick = interval(SHOW);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut ending = false;
-    // With a limit for silence: until somebody is met.
-    let mut alone_until = (!plan.keep_trying).then(|| Instant::now() + plan.patience);
-    let mut nobody = None;
-    let mut saved: Option<Result<(), Report>> = None;
-    let (save_done, mut save_answer) = mpsc::channel(1);
-    let ended = loop {
-        tokio::select! {
-            ended = &mut left => break ended,
-            record = records.recv() => match record {
-                Ok(record) => story.hear(&record),
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => sleep(SHOW).await,
-            },
-            _ = tick.tick() => {
-                let snapshot = snapshots.borrow_and_update().clone();
-                if let Some(snapshot) = snapshot {
-                    // Not by its event: whoever lags behind misses some.
-                    if snapshot.peer.ended && !ending {
-                        ending = true;
-                        end(&plan, &desk, save_done.clone());
-                    }
-                    if !snapshot.net.peers.is_empty() {
-                        alone_until = None;
-                    }
-                    if alone_until.take_if(|until| *until <= Instant::now()).is_some() {
-                        nobody = Some(silent(&plan));
-                        let _ = orders.send(node::Order::Stop).await;
-                    }
-                    unsaved.each(|stage, why| {
-                        let failure = Failure::from(why);
-                        if told.insert((stage, failure.code())) {
-                            out.warn(&format!("stage {stage} is not saved: {} {}", failure.what(), failure.why()));
-                        }
-                    });
-                    story.show(picture.update(&snapshot));
-                    let _ = show.send(Arc::new(picture.state().clone()));
+fn say_what_is_given(context: &Context) {
+    let (give, machine) = (&context.node.give, &context.machine);
+    context.out.note(&format!(
+        "gives {} of {}, {} of {} cores at low priority",
+        Bytes(give.memory_bytes(machine)),
+        Bytes(machine.memory_total),
+        give.thread_count(machine),
+        machine.cores
+    ));
+}
+
+/// A node that runs, and the person in front of it.
+struct Session<'a> {
+    context: &'a Context,
+    plan: &'a Plan,
+    desk: Desk,
+    story: Story,
+    picture: Picture,
+    show: watch::Sender<Arc<State>>,
+    snapshots: watch::Receiver<Option<Snapshot>>,
+    unsaved: Unsaved,
+    told: BTreeSet<(u16, &'static str)>,
+    /// Until somebody is met: who is alone then gives up.
+    alone_until: Option<Instant>,
+    nobody: Option<LobbyError>,
+    /// The run has ended.
+    over: bool,
+    /// What follows from that has begun.
+    ending: bool,
+    save_done: mpsc::Sender<Result<(), Report>>,
+    saved: Option<Result<(), Report>>,
+}
+
+impl Session<'_> {
+    /// Until the node has ended. Nothing in this loop waits for the node: a second Ctrl-C must be heard whatever hangs.
+    async fn attend(
+        mut self,
+        node: Node,
+        mut wishes: Wishes,
+        leave: bool,
+        mut asked: mpsc::Receiver<Order>,
+        mut save_answer: mpsc::Receiver<Result<(), Report>>,
+    ) -> Result<u8, Report> {
+        let mut records = node.records();
+        let mut recorded = true;
+        let mut left = pin!(node.wait());
+        let mut tick = interval(SHOW);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if leave {
+            self.leave();
+        }
+        let ended = loop {
+            tokio::select! {
+                ended = &mut left => break ended,
+                wish = wishes.next() => match wish {
+                    Wish::Leave => self.leave(),
+                    Wish::LeaveAtOnce => return Ok(130),
+                },
+                record = records.recv(), if recorded => match record {
+                    Ok(record) => self.hear(&record),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => recorded = false,
+                },
+                _ = tick.tick() => self.look(),
+                Some(order) = asked.recv() => self.take(order),
+                Some(outcome) = save_answer.recv() => {
+                    self.saved = Some(outcome);
+                    self.order(node::Order::Command(Command::Drain));
                 }
             }
-            Some(order) = asked.recv() => {
-                tokio::spawn(desk.clone().take(order));
-            }
-            Some(outcome) = save_answer.recv() => {
-                saved = Some(outcome);
-                let _ = orders.send(node::Order::Command(Command::Drain)).await;
-            }
-            () = &mut stdin, if stdin_open => {
-                stdin_open = false;
-                let _ = orders.send(node::Order::Command(Command::Drain)).await;
+        };
+        let ended = ended.map_err(|error| self.circumstances().report(error))?;
+        self.over |= self.snapshots.borrow().as_ref().is_some_and(|snapshot| snapshot.peer.ended);
+        if ended == Ended::Drained && self.is_saving() {
+            // What was collected before the node left may be on its way to the disk.
+            tokio::select! {
+                outcome = save_answer.recv() => self.saved = outcome,
+                wish = wishes.next() => if wish == Wish::LeaveAtOnce { return Ok(130) },
+                () = sleep(SAVE) => {}
             }
         }
-    };
-    drop(story);
-    let circumstances = Circumstances {
-        command: plan.command,
-        run: plan.run.clone(),
-        machine: context.machine,
-        port_origin: String::new(),
-    };
-    match ended.map_err(|error| circumstances.report(error))? {
-        Left::AtOnce => Ok(130),
-        Left::Ended(_) if let Some(nobody) = nobody => Err(circumstances.report(NodeError::Lobby(nobody))),
-        Left::Ended(ended) => {
-            saved.unwrap_or(Ok(()))?;
-            // What nobody else holds is lost with this process: that must not look like a good end.
-            if let Some(why) = unsaved.take() {
-                return Err(why.into());
-            }
-            if ended == Ended::Drained {
-                out.done("left in good order");
-            }
-            Ok(0)
+        self.conclude(ended)
+    }
+
+    /// The run has ended, and its model is not on the disk yet.
+    fn is_saving(&self) -> bool {
+        self.ending && self.plan.save_to.is_some() && self.saved.is_none()
+    }
+
+    fn order(&self, order: node::Order) {
+        let orders = self.desk.orders.clone();
+        tokio::spawn(async move { drop(orders.send(order).await) });
+    }
+
+    fn leave(&mut self) {
+        self.begin_to_end();
+        if self.is_saving() {
+            // The peer drains when that is done.
+            return self.context.out.note("saving the model first, then leaving. Ctrl-C again stops at once");
+        }
+        self.context.out.note("draining: finishing or handing on what was accepted. Ctrl-C again stops at once");
+        self.order(node::Order::Command(Command::Drain));
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Stop { now: false } => self.leave(),
+            Order::Stop { now: true } => self.order(node::Order::Stop),
+            order => drop(tokio::spawn(self.desk.clone().take(order))),
         }
     }
+
+    fn hear(&mut self, record: &Record) {
+        self.story.hear(record);
+        self.over |= matches!(record.event, Event::RunEnded { .. });
+    }
+
+    fn look(&mut self) {
+        let snapshot = self.snapshots.borrow_and_update().clone();
+        let Some(snapshot) = snapshot else { return };
+        // Not by its event: whoever lags behind misses some, and the last steps are made after it.
+        if snapshot.peer.ended {
+            self.over = true;
+            self.begin_to_end();
+        }
+        if !snapshot.net.peers.is_empty() {
+            self.alone_until = None;
+        }
+        if self.alone_until.take_if(|until| *until <= Instant::now()).is_some() {
+            self.nobody = Some(silent(self.plan));
+            self.order(node::Order::Stop);
+        }
+        let (out, told) = (&self.context.out, &mut self.told);
+        self.unsaved.each(|stage, why| {
+            let failure = Failure::from(why);
+            if told.insert((stage, failure.code())) {
+                out.warn(&format!("stage {stage} is not saved: {} {}", failure.what(), failure.why()));
+            }
+        });
+        self.story.show(self.picture.update(&snapshot));
+        let _ = self.show.send(Arc::new(self.picture.state().clone()));
+    }
+
+    /// Once the run is over, its end takes its course.
+    fn begin_to_end(&mut self) {
+        if self.over && !std::mem::replace(&mut self.ending, true) {
+            end(self.plan, &self.desk, self.save_done.clone());
+        }
+    }
+
+    fn circumstances(&self) -> Circumstances {
+        Circumstances {
+            command: self.plan.command,
+            run: self.plan.run.clone(),
+            machine: self.context.machine,
+            port_origin: String::new(),
+        }
+    }
+
+    /// The exit code.
+    fn conclude(self, ended: Ended) -> Result<u8, Report> {
+        let circumstances = self.circumstances();
+        let Session { context, plan, story, unsaved, nobody, over, saved, .. } = self;
+        drop(story);
+        if let Some(nobody) = nobody {
+            return Err(circumstances.report(NodeError::Lobby(nobody)));
+        }
+        match (saved, &plan.save_to) {
+            (Some(saved), _) => saved?,
+            (None, Some(path)) if over => {
+                return Err(model_not_saved(plan.run.clone(), path, "the peer left before that".into()));
+            }
+            (None, _) => {}
+        }
+        // What nobody else holds is lost with this process: that must not look like a good end.
+        if let Some(why) = unsaved.take() {
+            return Err(why.into());
+        }
+        if ended == Ended::Drained {
+            context.out.done("left in good order");
+        }
+        Ok(0)
+    }
+}
+
+fn model_not_saved(run: String, path: &Path, why: String) -> Report {
+    Failure::ModelNotSaved { path: path.display().to_string(), run, why }.into()
 }
 
 /// What is said when none of the peers that the plan names has answered.
@@ -322,12 +500,16 @@ fn silent(plan: &Plan) -> LobbyError {
 
 /// What happens when the run has ended: its owner saves the model, the others give it time for that; then everybody leaves.
 fn end(plan: &Plan, desk: &Desk, done: mpsc::Sender<Result<(), Report>>) {
-    let (desk, save_to, owner) = (desk.clone(), plan.save_to.clone(), plan.owner);
+    let desk = desk.clone();
+    let (run, save_to, owner) = (plan.run.clone(), plan.save_to.clone(), plan.owner);
     tokio::spawn(async move {
         let outcome = match save_to {
             Some(path) => {
                 let written = collect_and_write(&desk.orders, desk.manifest.clone(), &path, false).await;
-                written.map(drop).map_err(|refusal| Failure::from(refusal).into())
+                written.map(drop).map_err(|refusal| match refusal {
+                    Refusal::Other { why } => model_not_saved(run, &path, why),
+                    refusal => Failure::from(refusal).into(),
+                })
             }
             None => {
                 if !owner {
@@ -344,7 +526,7 @@ fn end(plan: &Plan, desk: &Desk, done: mpsc::Sender<Result<(), Report>>) {
 async fn serve(
     context: &Context,
     shown: watch::Receiver<Arc<State>>,
-    ask: mpsc::Sender<crate::watch::Order>,
+    ask: mpsc::Sender<Order>,
 ) -> Result<Option<(Server, crate::home::Published)>, Report> {
     let Some(listen) = context.node.watch.listen else { return Ok(None) };
     let fixed = context.settings.get("watch.listen").is_some_and(|setting| setting.origin != Origin::Default);
@@ -375,7 +557,7 @@ async fn serve(
 }
 
 /// As soon as an address is known, the one line that others need.
-async fn print_invite(context: &Context, desk: &Desk, snapshots: &mut watch::Receiver<Option<node::view::State>>) {
+async fn print_invite(context: &Context, desk: &Desk, mut snapshots: watch::Receiver<Option<Snapshot>>) {
     let patience = Duration::from_secs(3);
     let ready = async {
         loop {
@@ -400,21 +582,28 @@ async fn print_invite(context: &Context, desk: &Desk, snapshots: &mut watch::Rec
     }
 }
 
-/// Whoever started this process is gone, or lets it go. The thread ends with the process: nothing else can end a read of stdin.
-async fn stdin_closed(wanted: bool) {
-    let (close, closed) = oneshot::channel::<()>();
-    if wanted {
-        std::thread::spawn(move || {
-            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-            drop(close);
-        });
-        let _ = closed.await;
-    } else {
-        let _keep = close;
-        std::future::pending::<()>().await;
-    }
-}
-
 fn utc_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_still_occupies_a_thread_is_not_waited_for() {
+        let (release, held) = mpsc::channel::<()>();
+        let (done, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            let work = async {
+                tokio::task::spawn_blocking(move || held.recv());
+                Ok(130)
+            };
+            done.send(finish(work).ok())
+        });
+        assert_eq!(heard.recv_timeout(Duration::from_secs(60)), Ok(Some(130)));
+        drop(release);
+    }
 }
