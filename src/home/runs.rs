@@ -104,6 +104,11 @@ impl RunFolder {
         self.path.join("checkpoints")
     }
 
+    /// Where snapshots of stages lie that this peer holds for others.
+    pub fn held(&self) -> PathBuf {
+        self.path.join("held")
+    }
+
     /// One small file of this run; nothing if it is not there.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, HomeError> {
         let path = self.path.join(name);

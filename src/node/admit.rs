@@ -1,222 +1,25 @@
-//! The gate: for peers, asked at their first words, and for bodies, asked before a body is read or memory is taken for it.
-//! In: who comes from where; a frame's bytes, its lane, the body's length. Out: take it, or why not. It knows what the manifest says
-//! of admission and of shapes, and how much the blob store may hold, and nothing of the flow.
+//! The gate for bodies: asked before a body is read or memory is taken for it. In: a frame's bytes, its lane, the body's length.
+//! Out: take it, or why not. It knows how frames travel and how much the blob store may hold, and nothing of the flow.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::{Arc, PoisonError, RwLock},
+    collections::BTreeSet,
+    sync::{PoisonError, RwLock},
 };
 
-use skein_pipeline::model::cost::stage_parameters;
 use skein_protocol::{
-    Lane, Manifest, PeerId, Stage,
-    codec::coded_len_max,
+    Lane, PeerId,
     event::Severity,
-    wire::{
-        Frame, average, flow, generate, hello,
-        limits::{BODY_MAX, CHUNK},
-        state,
-    },
+    wire::{Frame, flow, hello, state},
 };
 
-use super::blobs::{Blobs, Room};
+use super::{
+    blobs::{Blobs, Kind, Room},
+    shapes::Shapes,
+};
 use crate::net::{Admit, Code, Verdict};
-
-/// What a peer is told that finds no place in the run, or none for its network.
-pub const FULL: &str = "the run is full";
-pub const CROWDED: &str = "too many peers of one network are in the run";
 
 /// Until a peer said which run it is in, its bodies are at most this long.
 const STRANGER_MAX: u64 = 64 << 10;
-
-/// Which body belongs to a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Body {
-    None,
-    Exactly(u64),
-    /// At least one byte, and a multiple of `unit`.
-    AtMost {
-        max: u64,
-        unit: u64,
-    },
-}
-
-impl Body {
-    fn fits(self, len: u64) -> bool {
-        match self {
-            Body::None => len == 0,
-            Body::Exactly(exact) => len == exact,
-            Body::AtMost { max, unit } => len > 0 && len <= max && len.is_multiple_of(unit),
-        }
-    }
-}
-
-/// How a frame travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    pub lane: Lane,
-    pub body: Body,
-}
-
-/// What the manifest says about lengths.
-#[derive(Clone, Debug)]
-pub struct Shapes {
-    manifest: Arc<Manifest>,
-}
-
-impl Shapes {
-    pub fn new(manifest: Arc<Manifest>) -> Self {
-        Shapes { manifest }
-    }
-
-    /// The lane of a frame and the body that belongs to it; nothing for a stage that does not exist.
-    pub fn of(&self, frame: &Frame) -> Option<Shape> {
-        let with = |lane, body| Some(Shape { lane, body });
-        let control = with(Lane::Control, Body::None);
-        match frame {
-            Frame::Hello(_) | Frame::Spread(_) => control,
-            Frame::Flow(frame) => match frame {
-                flow::Frame::Forward(forward) => with(Lane::Activation, self.body_into(forward.stage)?),
-                flow::Frame::Labels(_) => with(Lane::Activation, Body::Exactly(self.tokens() * 4)),
-                flow::Frame::Backward(returned) => {
-                    self.exists(returned.stage)?;
-                    with(Lane::Gradient, self.hidden())
-                }
-                flow::Frame::Accepted(_)
-                | flow::Frame::Confirmed(_)
-                | flow::Frame::Declined(_)
-                | flow::Frame::Cancel(_)
-                | flow::Frame::WantLabels(_)
-                | flow::Frame::Finished(_)
-                | flow::Frame::Ask(_)
-                | flow::Frame::Void(_) => control,
-            },
-            Frame::Average(frame) => match frame {
-                average::Frame::Tensors(terms) => {
-                    self.exists(terms.name.stage)?;
-                    // The difference in the averaging codec, the slow weights and the momentum: none is longer than f32.
-                    let values = stage_parameters(&self.manifest, terms.name.stage);
-                    with(Lane::Average, Body::AtMost { max: encoded_max(3 * values), unit: 1 })
-                }
-                average::Frame::Propose(_)
-                | average::Frame::Agree(_)
-                | average::Frame::Busy(_)
-                | average::Frame::Ready(_)
-                | average::Frame::Adopted(_)
-                | average::Frame::Abort(_) => control,
-            },
-            Frame::State(frame) => match frame {
-                state::Frame::Chunk(_) => with(Lane::Bulk, Body::AtMost { max: CHUNK, unit: 1 }),
-                state::Frame::Want(_)
-                | state::Frame::Is(_)
-                | state::Frame::WantChunk(_)
-                | state::Frame::None(_)
-                | state::Frame::Thanks(_)
-                | state::Frame::Keep(_) => control,
-            },
-            Frame::Generate(frame) => {
-                let body = match frame {
-                    generate::Frame::Infer(infer) => {
-                        self.exists(infer.stage)?;
-                        let model = &self.manifest.model.config;
-                        let unit = if infer.stage == 0 { 4 } else { 4 * u64::from(model.hidden) };
-                        Body::AtMost { max: unit * u64::from(model.context), unit }
-                    }
-                    generate::Frame::Logits(_) => Body::Exactly(4 * u64::from(self.manifest.model.config.vocab)),
-                    generate::Frame::Lost(_) | generate::Frame::Close(_) => Body::None,
-                };
-                with(Lane::Generation, body)
-            }
-        }
-    }
-
-    fn exists(&self, stage: Stage) -> Option<()> {
-        (stage < self.manifest.stages.count).then_some(())
-    }
-
-    fn tokens(&self) -> u64 {
-        self.manifest.tokens_per_micro_batch()
-    }
-
-    fn body_into(&self, stage: Stage) -> Option<Body> {
-        self.exists(stage)?;
-        Some(if stage == 0 { Body::Exactly(self.tokens() * 4) } else { self.hidden() })
-    }
-
-    fn hidden(&self) -> Body {
-        let values = self.tokens() * u64::from(self.manifest.model.config.hidden);
-        Body::AtMost { max: encoded_max(values), unit: 1 }
-    }
-}
-
-/// Bytes of `values` numbers in any codec.
-fn encoded_max(values: u64) -> u64 {
-    coded_len_max(values).min(BODY_MAX)
-}
-
-/// How many others may take part, as the manifest says. Each peer counts whom it knows, so in the moment in which several come
-/// at once a few more may slip in at different doors. The owner, its delegates and listed members always find a place.
-pub struct Admission {
-    manifest: Arc<Manifest>,
-    /// Connected peers and the network that each comes from: nothing for private addresses, and behind a relay, which hides it.
-    networks: BTreeMap<PeerId, Option<IpAddr>>,
-    /// Those of them that were admitted on their present connection.
-    admitted: BTreeSet<PeerId>,
-}
-
-impl Admission {
-    pub fn new(manifest: Arc<Manifest>) -> Self {
-        Admission { manifest, networks: BTreeMap::new(), admitted: BTreeSet::new() }
-    }
-
-    /// A peer is connected, from this network now.
-    pub fn up(&mut self, peer: PeerId, network: Option<IpAddr>) {
-        self.networks.insert(peer, network);
-    }
-
-    pub fn lost(&mut self, peer: PeerId) {
-        self.networks.remove(&peer);
-        self.admitted.remove(&peer);
-    }
-
-    /// A peer wants to take part. `members` are those whose offers are known: they have their places.
-    ///
-    /// # Errors
-    /// What it is told.
-    pub fn admit(&mut self, peer: PeerId, members: impl Iterator<Item = PeerId>) -> Result<(), &'static str> {
-        if !self.has_a_place(&peer) && !self.admitted.contains(&peer) {
-            self.judge(peer, members)?;
-        }
-        self.admitted.insert(peer);
-        Ok(())
-    }
-
-    fn judge(&self, peer: PeerId, members: impl Iterator<Item = PeerId>) -> Result<(), &'static str> {
-        let limits = &self.manifest.admission;
-        if let Some(network) = self.network(&peer) {
-            let same = |other: &&PeerId| self.network(other) == Some(network) && !self.has_a_place(other);
-            if self.admitted.iter().filter(same).count() >= limits.per_subnet_max as usize {
-                return Err(CROWDED);
-            }
-        }
-        let known: BTreeSet<PeerId> = members.chain(self.admitted.iter().copied()).collect();
-        // This peer is one, too.
-        if !known.contains(&peer) && known.len() + 1 >= limits.peers_max as usize {
-            return Err(FULL);
-        }
-        Ok(())
-    }
-
-    fn network(&self, peer: &PeerId) -> Option<IpAddr> {
-        self.networks.get(peer).copied().flatten()
-    }
-
-    fn has_a_place(&self, peer: &PeerId) -> bool {
-        let Manifest { run, admission, .. } = &*self.manifest;
-        run.owner == *peer || run.delegates.contains(peer) || admission.members.contains(peer)
-    }
-}
 
 /// The node's side of [`Admit`]. One for the network, shared with the driver.
 pub struct Gate {
@@ -271,12 +74,21 @@ impl Gate {
         let room = match lane {
             Lane::Gradient => Room::Relief,
             Lane::Activation if matches!(frame, Frame::Flow(flow::Frame::Labels(_))) => Room::Relief,
+            Lane::Bulk => Room::Weights,
             _ => Room::Work,
         };
         if stranger || !self.blobs.has_room(len, room) {
             return Err((Code::Busy, None));
         }
         Ok(())
+    }
+}
+
+/// What the body of a frame counts as while it lies here.
+pub fn kind_of(frame: &Frame) -> Kind {
+    match frame {
+        Frame::State(state::Frame::Chunk(_)) => Kind::Weights,
+        _ => Kind::Work,
     }
 }
 
@@ -291,14 +103,20 @@ impl Admit for Gate {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
     use bytes::Bytes;
-    use skein_protocol::{Attempt, MicroBatchId, RunId, Utc, wire::flow::Forward};
+    use skein_protocol::{
+        Attempt, MicroBatchId, RunId, Stage, Utc,
+        wire::{flow::Forward, limits::CHUNK},
+    };
+
+    use super::*;
 
     const FROM: PeerId = PeerId([7; 32]);
 
     fn gate(budget: u64) -> (Gate, Blobs) {
-        let blobs = Blobs::new(budget);
+        let blobs = Blobs::new(budget, budget);
         let gate = Gate::new(blobs.clone());
         // 2 x 16 tokens of 32 numbers, two stages.
         gate.open(Shapes::new(Arc::new(super::super::sample_manifest(2))));
@@ -335,55 +153,6 @@ mod tests {
         assert_eq!(gate.admit(FROM, Lane::Control, &forward(0), 128), wrong, "another lane");
     }
 
-    fn admission(peers_max: u32, per_subnet_max: u32) -> Admission {
-        let mut manifest = super::super::sample_manifest(1);
-        (manifest.admission.peers_max, manifest.admission.per_subnet_max) = (peers_max, per_subnet_max);
-        Admission::new(Arc::new(manifest))
-    }
-
-    fn peer(n: u8) -> PeerId {
-        PeerId([n; 32])
-    }
-
-    #[test]
-    fn a_full_run_admits_its_members_and_its_owner_and_nobody_else() {
-        let mut admission = admission(3, 16);
-        let owner = super::super::sample_manifest(1).run.owner;
-        // I am the first, and two are known by their offers.
-        let members = [peer(10), peer(11)];
-        for newcomer in [peer(12), peer(13)] {
-            assert_eq!(admission.admit(newcomer, members.into_iter()), Err(FULL));
-        }
-        for known in [peer(10), peer(11), owner] {
-            assert_eq!(admission.admit(known, members.into_iter()), Ok(()));
-        }
-        // One left, and its offer is forgotten: its place is free.
-        admission.lost(peer(10));
-        admission.lost(owner);
-        assert_eq!(admission.admit(peer(12), [peer(11)].into_iter()), Ok(()));
-        assert_eq!(admission.admit(peer(12), members.into_iter()), Ok(()), "it said hello again");
-        assert_eq!(admission.admit(peer(13), [peer(11)].into_iter()), Err(FULL));
-    }
-
-    #[test]
-    fn one_network_gets_only_so_many_places_and_private_ones_are_no_network() {
-        let mut admission = admission(1000, 2);
-        let network = Some(IpAddr::from([203, 0, 113, 0]));
-        for n in 10..20 {
-            admission.up(peer(n), network);
-            admission.up(peer(n + 10), None);
-        }
-        let mut come = |n| admission.admit(peer(n), [].into_iter());
-        assert_eq!([come(10), come(11), come(12)], [Ok(()), Ok(()), Err(CROWDED)]);
-        assert!((20..30).all(|n| come(n).is_ok()));
-        admission.lost(peer(10));
-        assert_eq!(admission.admit(peer(13), [].into_iter()), Ok(()));
-        // Who moved to the network counts there.
-        admission.up(peer(20), network);
-        admission.lost(peer(11));
-        assert_eq!(admission.admit(peer(14), [].into_iter()), Err(CROWDED));
-    }
-
     #[test]
     fn frames_without_a_body_get_none_and_noise_is_hostile() {
         let (gate, _) = gate(1 << 30);
@@ -396,11 +165,22 @@ mod tests {
     #[test]
     fn a_full_store_is_busy_for_work_and_open_for_relief() {
         let (gate, blobs) = gate(1000);
-        blobs.put(Bytes::from(vec![0; 950]));
+        blobs.put(Bytes::from(vec![0; 950]), Kind::Work);
         assert_eq!(gate.admit(FROM, Lane::Activation, &forward(0), 128), refused(Code::Busy, None));
         let id = MicroBatchId { feeder: FROM, incarnation: 1, step: 0, index: 0 };
         let labels = Frame::Flow(flow::Frame::Labels(id)).encode();
         assert_eq!(gate.admit(FROM, Lane::Activation, &labels, 128), Verdict::Take);
+    }
+
+    #[test]
+    fn weights_on_their_way_leave_the_room_for_work_and_have_a_limit_of_their_own() {
+        let (gate, blobs) = gate(1000);
+        let chunk = Frame::State(state::Frame::Chunk(state::Chunk { request: 1, index: 0 }));
+        blobs.put(Bytes::from(vec![0; 950]), kind_of(&chunk));
+        let chunk = chunk.encode();
+        assert_eq!(gate.admit(FROM, Lane::Activation, &forward(0), 128), Verdict::Take);
+        assert_eq!(gate.admit(FROM, Lane::Bulk, &chunk, 50), Verdict::Take);
+        assert_eq!(gate.admit(FROM, Lane::Bulk, &chunk, 51), refused(Code::Busy, None));
     }
 
     #[test]

@@ -23,18 +23,39 @@ pub struct Blobs {
 
 #[derive(Debug)]
 struct Shared {
-    held: DashMap<u64, Bytes>,
+    held: DashMap<u64, Held>,
     next: AtomicU64,
-    bytes: AtomicU64,
-    budget: u64,
+    /// Of work and of weights.
+    bytes: [AtomicU64; 2],
+    budgets: [u64; 2],
     wrongs: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Held {
+    bytes: Bytes,
+    kind: Kind,
+}
+
+/// What bytes are for, and so which budget they count in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Micro-batches, rounds, sessions.
+    Work,
+    /// States of stages on their way: few, large, and each of them asked for.
+    Weights,
+    /// No peer fills memory with it, and it counts nowhere: states encoded here, and bytes of files, which lie in memory only
+    /// as long as nobody else needs it.
+    Own,
 }
 
 /// What a body that wants to come in is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// Work and weights: refused when the budget is spent, its sender goes elsewhere or comes again.
+    /// Refused when the budget is spent, its sender goes elsewhere or comes again.
     Work,
+    /// Has a budget of its own: work goes on while a state comes in.
+    Weights,
     /// What lets kept bytes go (gradients, labels): may use a quarter more.
     Relief,
 }
@@ -45,34 +66,56 @@ pub enum Room {
 pub struct Misused(pub Blob);
 
 impl Blobs {
-    /// `budget`: bytes that others may fill (see [`Blobs::has_room`]). What this process makes itself is not refused.
-    pub fn new(budget: u64) -> Self {
+    /// `work`, `weights`: bytes that others may fill (see [`Blobs::has_room`]). What this process makes itself is not refused.
+    pub fn new(work: u64, weights: u64) -> Self {
         let shared = Shared {
             held: DashMap::new(),
             next: AtomicU64::new(1),
-            bytes: AtomicU64::new(0),
-            budget,
+            bytes: Default::default(),
+            budgets: [work, weights],
             wrongs: AtomicU64::new(0),
         };
         Blobs { shared: Arc::new(shared) }
     }
 
-    pub fn put(&self, bytes: Bytes) -> Blob {
+    pub fn put(&self, bytes: Bytes, kind: Kind) -> Blob {
         let blob = Blob { id: self.shared.next.fetch_add(1, Ordering::Relaxed), len: bytes.len() as u64 };
-        self.shared.bytes.fetch_add(blob.len, Ordering::Relaxed);
-        self.shared.held.insert(blob.id, bytes);
+        self.count(kind, |all| _ = all.fetch_add(blob.len, Ordering::Relaxed));
+        self.shared.held.insert(blob.id, Held { bytes, kind });
         blob
     }
 
+    /// The counter of a kind, if it is counted.
+    fn count(&self, kind: Kind, change: impl FnOnce(&AtomicU64)) {
+        match kind {
+            Kind::Work => change(&self.shared.bytes[0]),
+            Kind::Weights => change(&self.shared.bytes[1]),
+            Kind::Own => {}
+        }
+    }
+
     pub fn get(&self, blob: Blob) -> Result<Bytes, Misused> {
-        let found = self.shared.held.get(&blob.id).map(|bytes| bytes.clone());
-        found.filter(|bytes| bytes.len() as u64 == blob.len).ok_or_else(|| self.wrong(blob))
+        self.look(blob).map(|(bytes, _)| bytes)
+    }
+
+    fn look(&self, blob: Blob) -> Result<(Bytes, Kind), Misused> {
+        let found = self.shared.held.get(&blob.id).map(|held| (held.bytes.clone(), held.kind));
+        found.filter(|(bytes, _)| bytes.len() as u64 == blob.len).ok_or_else(|| self.wrong(blob))
     }
 
     pub fn release(&self, blob: Blob) -> Result<(), Misused> {
-        let (_, bytes) = self.shared.held.remove(&blob.id).ok_or_else(|| self.wrong(blob))?;
-        self.shared.bytes.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
+        let (_, held) = self.shared.held.remove(&blob.id).ok_or_else(|| self.wrong(blob))?;
+        self.count(held.kind, |all| _ = all.fetch_sub(held.bytes.len() as u64, Ordering::Relaxed));
         Ok(())
+    }
+
+    /// Puts the same bytes, which lie in a file by now, in the place of those in memory. Nothing where the handle is gone.
+    pub fn moved_to_file(&self, blob: Blob, bytes: Bytes) {
+        let Some(mut held) = self.shared.held.get_mut(&blob.id).filter(|held| held.bytes.len() == bytes.len()) else {
+            return;
+        };
+        let before = std::mem::replace(&mut *held, Held { bytes, kind: Kind::Own });
+        self.count(before.kind, |all| _ = all.fetch_sub(before.bytes.len() as u64, Ordering::Relaxed));
     }
 
     /// The bytes and the end of the handle.
@@ -84,13 +127,13 @@ impl Blobs {
 
     /// `new.len` bytes of `blob` from `offset` under the peer's own handle `new`.
     pub fn slice(&self, blob: Blob, offset: u64, new: Blob) -> Result<(), Misused> {
-        let whole = self.get(blob)?;
+        let (whole, kind) = self.look(blob)?;
         let end = offset.checked_add(new.len).filter(|end| *end <= blob.len).ok_or_else(|| self.wrong(new))?;
         let part = whole.slice(offset as usize..end as usize);
         match self.shared.held.entry(new.id) {
             Entry::Vacant(entry) if new.id >= NAMED_BY_PEER => {
-                entry.insert(part);
-                self.shared.bytes.fetch_add(new.len, Ordering::Relaxed);
+                entry.insert(Held { bytes: part, kind });
+                self.count(kind, |all| _ = all.fetch_add(new.len, Ordering::Relaxed));
                 Ok(())
             }
             _ => Err(self.wrong(new)),
@@ -99,20 +142,23 @@ impl Blobs {
 
     /// Whether `len` more bytes may come in.
     pub fn has_room(&self, len: u64, room: Room) -> bool {
-        let limit = match room {
-            Room::Work => self.shared.budget,
-            Room::Relief => self.shared.budget.saturating_add(self.shared.budget / 4),
+        let [work, weights] = self.shared.budgets;
+        let (lies, limit) = match room {
+            Room::Work => (self.bytes(), work),
+            Room::Relief => (self.bytes(), work.saturating_add(work / 4)),
+            Room::Weights => (self.shared.bytes[1].load(Ordering::Relaxed), weights),
         };
-        self.bytes().saturating_add(len) <= limit
+        lies.saturating_add(len) <= limit
     }
 
-    /// Bytes held, each slice counted as its own.
+    /// Bytes of work that are held, each slice counted as its own.
     pub fn bytes(&self) -> u64 {
-        self.shared.bytes.load(Ordering::Relaxed)
+        self.shared.bytes[0].load(Ordering::Relaxed)
     }
 
+    /// For work.
     pub fn budget(&self) -> u64 {
-        self.shared.budget
+        self.shared.budgets[0]
     }
 
     /// Handles that the peer owes a release.
@@ -141,8 +187,8 @@ mod tests {
 
     #[test]
     fn a_slice_outlives_its_whole_and_the_books_balance() {
-        let blobs = Blobs::new(100);
-        let whole = blobs.put(Bytes::from_static(b"abcdef"));
+        let blobs = Blobs::new(100, 100);
+        let whole = blobs.put(Bytes::from_static(b"abcdef"), Kind::Work);
         blobs.slice(whole, 3, named(1, 2)).unwrap();
         assert_eq!(blobs.bytes(), 8);
         blobs.release(whole).unwrap();
@@ -152,8 +198,8 @@ mod tests {
 
     #[test]
     fn a_handle_is_released_once() {
-        let blobs = Blobs::new(100);
-        let blob = blobs.put(Bytes::from_static(b"a"));
+        let blobs = Blobs::new(100, 100);
+        let blob = blobs.put(Bytes::from_static(b"a"), Kind::Work);
         assert_eq!(blobs.release(blob), Ok(()));
         assert_eq!(blobs.release(blob), Err(Misused(blob)));
         assert_eq!(blobs.wrongs(), 1);
@@ -161,8 +207,8 @@ mod tests {
 
     #[test]
     fn slices_stay_inside_and_take_no_handle_twice() {
-        let blobs = Blobs::new(100);
-        let whole = blobs.put(Bytes::from_static(b"abcdef"));
+        let blobs = Blobs::new(100, 100);
+        let whole = blobs.put(Bytes::from_static(b"abcdef"), Kind::Work);
         assert!(blobs.slice(whole, 5, named(1, 2)).is_err());
         assert!(blobs.slice(whole, u64::MAX, named(1, 2)).is_err());
         assert!(blobs.slice(whole, 0, Blob { id: 9, len: 2 }).is_err());
@@ -172,9 +218,25 @@ mod tests {
 
     #[test]
     fn relief_fits_where_work_does_not() {
-        let blobs = Blobs::new(100);
-        blobs.put(Bytes::from(vec![0; 90]));
+        let blobs = Blobs::new(100, 100);
+        blobs.put(Bytes::from(vec![0; 90]), Kind::Work);
         assert!(blobs.has_room(10, Room::Work) && !blobs.has_room(11, Room::Work));
         assert!(blobs.has_room(35, Room::Relief) && !blobs.has_room(36, Room::Relief));
+    }
+
+    #[test]
+    fn what_lies_in_a_file_counts_nowhere_nor_do_its_slices() {
+        let blobs = Blobs::new(100, 100);
+        let part = blobs.put(Bytes::from_static(b"abcdef"), Kind::Weights);
+        assert!(!blobs.has_room(95, Room::Weights) && blobs.has_room(100, Room::Work));
+        blobs.moved_to_file(part, Bytes::from_static(b"abcdef"));
+        blobs.slice(part, 1, named(1, 2)).unwrap();
+        assert!(blobs.has_room(100, Room::Weights));
+        assert_eq!(blobs.get(named(1, 2)).unwrap(), &b"bc"[..]);
+        blobs.release(part).unwrap();
+        blobs.release(named(1, 2)).unwrap();
+        blobs.moved_to_file(part, Bytes::from_static(b"abcdef"));
+        assert!(blobs.has_room(100, Room::Weights) && !blobs.has_room(101, Room::Weights));
+        assert_eq!((blobs.held(), blobs.wrongs()), (0, 0));
     }
 }

@@ -3,7 +3,12 @@
 //! One task owns the peer. A turn reads the clock once, hands one fact over, and performs everything that follows before the next.
 //! It never waits for another peer, and decides nothing: it translates.
 
-use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use libp2p::Multiaddr;
@@ -12,7 +17,7 @@ use skein_pipeline::peer::{
     io::{Command, Input, Output},
 };
 use skein_protocol::{
-    Incarnation, Instant, Lane, Machine, Outbox, PeerId, RunId, Utc,
+    Incarnation, Instant, Lane, Machine, Manifest, Outbox, PeerId, RunId, Utc,
     event::{Event, Record, Severity},
     wire::{Frame, average, flow, generate, hello, state},
 };
@@ -24,18 +29,21 @@ use tokio::{
 
 use super::{
     NodeError,
-    admit::{Admission, Body, FULL, Gate, Shapes},
-    blobs::Blobs,
+    admission::{Admission, FULL},
+    admit::{self, Gate},
+    blobs::{Blobs, Kind},
     clock::Clock,
-    export::{self, Exports},
+    export::{self, Exports, Note},
     feed::{Feed, Mark, bytes_of},
     generate::{Ask, Next, Said, Sessions},
     log::Log,
+    shapes::{Body, Shapes},
+    store::Store,
     view::{BlobState, State, Work},
     worker::{Ran, WorkerThread},
 };
 use crate::{
-    home::{Book, Home},
+    home::{Book, Home, HomeError},
     net::{self, Code, Net, NetEvent, Path, Reachability, gate},
 };
 
@@ -45,6 +53,8 @@ const TICK: Duration = Duration::from_millis(100);
 const SHOW: Duration = Duration::from_millis(200);
 /// Traffic and addresses are told this often.
 const NOTE: Duration = Duration::from_secs(5);
+/// The place in the data is noted at most this often.
+const MARK: Duration = Duration::from_secs(1);
 /// What a peer said to wait for is shown this long.
 const WAITING: Duration = Duration::from_secs(5);
 
@@ -57,8 +67,8 @@ pub enum Order {
         reply: mpsc::UnboundedSender<Said>,
     },
     Export {
-        /// Hears how many stages are complete, as they come.
-        notes: mpsc::UnboundedSender<u16>,
+        /// Hears how it goes on.
+        notes: mpsc::UnboundedSender<Note>,
         reply: export::Reply,
     },
     /// Ends without draining.
@@ -81,7 +91,7 @@ pub enum Ended {
 pub(super) struct Parts {
     pub peer: Peer,
     pub run: RunId,
-    pub name: String,
+    pub manifest: Arc<Manifest>,
     pub incarnation: Incarnation,
     pub clock: Clock,
     pub home: Home,
@@ -93,13 +103,14 @@ pub(super) struct Parts {
     pub admission: Admission,
     pub shapes: Shapes,
     pub blobs: Blobs,
+    /// Snapshots held for others. One thread at a time writes there.
+    pub held: Arc<Mutex<Store>>,
     pub worker: WorkerThread,
     pub ran: mpsc::UnboundedReceiver<Ran>,
     pub log: Log,
     pub feed: Option<Feed>,
     pub mark: Mark,
     pub context: usize,
-    pub stages: u16,
     /// The served stages are saved this often; zero: only when it drains.
     pub save_every: Duration,
     /// What the role asks for, before any order.
@@ -133,6 +144,19 @@ pub(super) struct Driver {
     booked: bool,
     /// The book on its way to the disk.
     saving: Option<JoinHandle<()>>,
+    /// The next incarnation on its way to the disk.
+    pub(super) incarnating: Option<JoinHandle<Result<Incarnation, HomeError>>>,
+    /// The place in the data on its way to the disk, and since when.
+    marking: Option<JoinHandle<()>>,
+    marked: Instant,
+}
+
+/// The incarnation that is being written, once it is durable. Forever while none is.
+async fn durable(writing: &mut Option<JoinHandle<Result<Incarnation, HomeError>>>) -> Result<Incarnation, NodeError> {
+    let Some(thread) = writing else { return std::future::pending().await };
+    let written = thread.await;
+    *writing = None;
+    Ok(written.map_err(|bug| NodeError::Bug(bug.to_string()))??)
 }
 
 fn write_book(home: &Home, book: &Book) {
@@ -150,7 +174,7 @@ impl Driver {
             now,
             utc,
             sessions: Sessions::new(parts.context),
-            exports: Exports::new(parts.stages),
+            exports: Exports::new(parts.manifest.clone()),
             book: parts.home.book(),
             incarnation: parts.incarnation,
             end: None,
@@ -165,6 +189,9 @@ impl Driver {
             traffic: Default::default(),
             booked: false,
             saving: None,
+            incarnating: None,
+            marking: None,
+            marked: Instant::ZERO,
             parts,
         }
     }
@@ -185,6 +212,8 @@ impl Driver {
                 () = sleep(wake) => self.turn(None),
                 Some(order) = self.parts.orders.recv() => self.on_order(order),
                 ran = self.parts.ran.recv() => self.on_ran(ran),
+                incarnation = durable(&mut self.incarnating) => self.on_incarnation(incarnation),
+                request = self.exports.added() => self.on_added(request),
                 event = self.parts.net_events.recv() => match event {
                     Some(event) => self.on_net(event),
                     None => break Err(NodeError::NetworkGone),
@@ -209,9 +238,14 @@ impl Driver {
     async fn finish(&mut self) {
         self.note_traffic();
         self.parts.log.flush();
-        self.note_feed();
-        if let Some(saving) = self.saving.take() {
-            let _ = saving.await;
+        for writing in [self.saving.take(), self.marking.take()].into_iter().flatten() {
+            let _ = writing.await;
+        }
+        if let Some(writing) = self.incarnating.take() {
+            let _ = writing.await;
+        }
+        if let Some(next) = self.parts.peer.feed_next() {
+            self.parts.mark.write(next);
         }
         if self.booked {
             write_book(&self.parts.home, &self.book);
@@ -260,6 +294,7 @@ impl Driver {
             self.note_traffic();
             self.parts.log.flush();
         }
+        self.go_on_exporting();
         // At once: who is killed right after a meeting must find the other again where it is now.
         self.save_book();
         let every = self.parts.save_every;
@@ -269,9 +304,26 @@ impl Driver {
         }
     }
 
+    /// Where a restart feeds on. As the book, by another thread.
     fn note_feed(&mut self) {
-        if let Some(next) = self.parts.peer.feed_next() {
-            self.parts.mark.write(next);
+        let busy = self.marking.as_ref().is_some_and(|marking| !marking.is_finished());
+        if busy || self.now.since(self.marked) < MARK {
+            return;
+        }
+        let Some(next) = self.parts.peer.feed_next().filter(|next| self.parts.mark.is_news(*next)) else { return };
+        self.marked = self.now;
+        let mark = self.parts.mark.clone();
+        self.marking = Some(spawn_blocking(move || mark.write(next)));
+    }
+
+    fn on_incarnation(&mut self, durable: Result<Incarnation, NodeError>) {
+        match durable {
+            Ok(incarnation) => {
+                self.incarnation = incarnation;
+                self.turn(Some(Input::Incarnated { incarnation }));
+            }
+            // Without it not a word may be said: to go on silently would look like a hang.
+            Err(error) => self.end = Some(Err(error)),
         }
     }
 
@@ -302,7 +354,7 @@ impl Driver {
         let waiting = self.waiting.as_ref().filter(|(at, _)| self.now.since(*at) < WAITING);
         let state = State {
             run: parts.run,
-            name: parts.name.clone(),
+            name: parts.manifest.run.name.clone(),
             me: parts.peer.me(),
             incarnation: self.incarnation,
             uptime_ms: self.now.0 / 1_000_000,
@@ -350,12 +402,29 @@ impl Driver {
                 }
             }
             Order::Export { notes, reply } => {
-                let request = self.exports.ask(notes, reply);
-                self.turn(Some(Input::Command(Command::Export { request })));
+                self.exports.ask(notes, reply);
+                self.go_on_exporting();
             }
             Order::Stop => self.end = Some(Ok(Ended::Stopped)),
             Order::Settle { reply } => drop(reply.send(())),
         }
+    }
+
+    /// Ends the export that nobody waits for any more, and begins the one whose turn it is.
+    fn go_on_exporting(&mut self) {
+        if let Some(request) = self.exports.abandoned() {
+            self.turn(Some(Input::Command(Command::ExportEnd { request })));
+        }
+        if let Some(request) = self.exports.begin() {
+            self.turn(Some(Input::Command(Command::Export { request })));
+        }
+    }
+
+    fn on_added(&mut self, request: Option<u64>) {
+        if let Some(request) = request {
+            self.turn(Some(Input::Command(Command::ExportNext { request })));
+        }
+        self.go_on_exporting();
     }
 
     fn go_on(&mut self, next: Next) {
@@ -375,10 +444,10 @@ impl Driver {
     pub(super) fn command_of(&mut self, next: Next) -> Command {
         match next {
             Next::Start { session, tokens } => {
-                Command::Generate { session, tokens: self.parts.blobs.put(bytes_of(&tokens)) }
+                Command::Generate { session, tokens: self.parts.blobs.put(bytes_of(&tokens), Kind::Work) }
             }
             Next::Go { session, token } => {
-                Command::GenerateNext { session, tokens: self.parts.blobs.put(bytes_of(&[token])) }
+                Command::GenerateNext { session, tokens: self.parts.blobs.put(bytes_of(&[token]), Kind::Work) }
             }
             Next::Close { session } => Command::GenerateClose { session },
         }
@@ -459,7 +528,8 @@ impl Driver {
             }
             self.parts.gate.heard(from, hello, self.parts.run);
         }
-        let body = body.map(|bytes| self.parts.blobs.put(bytes));
+        let kind = admit::kind_of(&frame);
+        let body = body.map(|bytes| self.parts.blobs.put(bytes, kind));
         self.turn(Some(Input::Frame { from, frame, body }));
     }
 

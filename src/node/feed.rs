@@ -2,7 +2,10 @@
 //!
 //! In: a corpus and the manifest's shapes. Out: the bytes of a micro-batch, or the end. It knows no file and no peer.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use skein_protocol::Manifest;
@@ -48,29 +51,39 @@ pub fn bytes_of(tokens: &[u32]) -> Bytes {
 }
 
 /// Where a restart feeds on: a number in the run's folder. Written often and never synced: losing it feeds some data again.
+/// All clones are one mark.
 #[derive(Clone, Debug)]
 pub struct Mark {
     path: PathBuf,
-    written: Option<u64>,
+    written: Arc<Mutex<Option<u64>>>,
 }
 
 impl Mark {
     pub fn of(folder: &RunFolder) -> Self {
-        Mark { path: folder.path.join("fed"), written: None }
+        Mark { path: folder.path.join("fed"), written: Arc::default() }
     }
 
     pub fn read(&self) -> u64 {
         std::fs::read_to_string(&self.path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
-    pub fn write(&mut self, next: u64) {
-        if self.written == Some(next) {
+    /// Whether something else is noted.
+    pub fn is_news(&self, next: u64) -> bool {
+        *self.written() != Some(next)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Option<u64>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn write(&self, next: u64) {
+        if !self.is_news(next) {
             return;
         }
         let beside = self.path.with_extension("new");
         let done = std::fs::write(&beside, format!("{next}\n")).and_then(|()| std::fs::rename(&beside, &self.path));
         match done {
-            Ok(()) => self.written = Some(next),
+            Ok(()) => *self.written() = Some(next),
             Err(error) => tracing::debug!(%error, "the position in the data was not noted"),
         }
     }
@@ -83,7 +96,7 @@ mod tests {
     #[test]
     fn the_mark_is_what_was_written_last_and_0_before() {
         let dir = tempfile::tempdir().unwrap();
-        let mut mark = Mark { path: dir.path().join("fed"), written: None };
+        let mark = Mark { path: dir.path().join("fed"), written: Arc::default() };
         assert_eq!(mark.read(), 0);
         mark.write(7);
         mark.write(9);

@@ -4,9 +4,10 @@
 //! before it is asked; each step tells that it is done, so a person sees what is waited for.
 
 use std::{
+    collections::BTreeMap,
     future::{Future, pending},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use libp2p::Multiaddr;
@@ -15,20 +16,22 @@ use skein_pipeline::{
     peer::{Peer, PeerConfig, SavedState, io::Command},
     worker::Engines,
 };
-use skein_protocol::{Manifest, PeerId, RunId, key::Key};
+use skein_protocol::{Manifest, PeerId, RunId, Version, key::Key};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
     Node, NodeError, Progress, Role, Serve, Setup, Way,
-    admit::{Admission, Gate, Shapes},
-    blobs::Blobs,
+    admission::Admission,
+    admit::Gate,
+    blobs::{Blobs, Kind},
     clock::Clock,
     driver::{Driver, Parts},
     feed::{Feed, Mark},
     lobby::Lobby,
     log::Log,
+    shapes::Shapes,
     signed,
-    store::Store,
+    store::{Found, Remark, Store},
     worker::WorkerThread,
 };
 use crate::{
@@ -77,7 +80,7 @@ pub async fn start_unless<M: Engines + 'static>(
     if let Some(manifest) = &known {
         check_role(&setup, &key, manifest)?;
     }
-    let blobs = Blobs::new(setup.give.blob_bytes);
+    let blobs = Blobs::new(setup.give.blob_bytes, setup.give.memory);
     let gate = Arc::new(Gate::new(blobs.clone()));
     let book = setup.home.book();
     let meet = whom_to_meet(&setup, &book, key.peer());
@@ -282,14 +285,9 @@ fn build<M: Engines + 'static>(
     let shapes = Shapes::new(manifest.clone());
     gate.open(shapes.clone());
     let store = Store::new(&folder, setup.give.keep_versions);
-    let (found, remarks) = store.newest();
+    let held = Store::held(&folder);
+    let (saved, remarks) = found_on_disk(&[&store, &held], &blobs);
     let unsaved = store.unsaved();
-    let saved = found.into_iter().map(|found| SavedState {
-        version: found.version,
-        root: found.root,
-        blob: blobs.put(found.state),
-    });
-    let saved = saved.collect();
     let mark = Mark::of(&folder);
     let log = Log::open(&folder.path, key.peer(), setup.events_keep)
         .map_err(|source| NodeError::Log { path: folder.path.clone(), source })?;
@@ -324,7 +322,7 @@ fn build<M: Engines + 'static>(
     let driver = Driver::new(Parts {
         peer,
         run,
-        name: manifest.run.name.clone(),
+        manifest: manifest.clone(),
         incarnation,
         clock,
         home: setup.home,
@@ -335,13 +333,13 @@ fn build<M: Engines + 'static>(
         admission: Admission::new(manifest.clone()),
         shapes,
         blobs,
+        held: Arc::new(Mutex::new(held)),
         worker,
         ran,
         log,
         feed,
         mark,
         context: manifest.model.config.context as usize,
-        stages: manifest.stages.count,
         save_every: setup.give.save_every,
         commands,
         orders,
@@ -369,6 +367,27 @@ fn build<M: Engines + 'static>(
     Ok((node, driver))
 }
 
+/// The newest whole state of each stage in any of the stores, and what was wrong with others.
+fn found_on_disk(stores: &[&Store], blobs: &Blobs) -> (Vec<SavedState>, Vec<Remark>) {
+    let (mut newest, mut remarks) = (BTreeMap::new(), Vec::new());
+    for store in stores {
+        let (found, wrong) = store.newest();
+        remarks.extend(wrong);
+        for found in found {
+            let age = |version: &Version| (version.round, version.own_step);
+            let Found { version, .. } = &found;
+            if newest.get(&version.stage).is_none_or(|known: &Found| age(&known.version) < age(version)) {
+                newest.insert(version.stage, found);
+            }
+        }
+    }
+    let saved = newest.into_values().map(|Found { version, root, state }| {
+        let blob = blobs.put(state, Kind::Own);
+        SavedState { version, root, blob }
+    });
+    (saved.collect(), remarks)
+}
+
 fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -> Result<RunFolder, NodeError> {
     let runs = setup.home.runs();
     let folder = runs.enter(&manifest.run.name, run)?;
@@ -392,8 +411,25 @@ mod tests {
     use super::*;
     use crate::{
         home::Home,
-        node::{Ended, Give, NetSetup, Order, sample_manifest},
+        node::{Ended, Give, NetSetup, Order, blobs::Room, sample_manifest},
     };
+
+    #[test]
+    fn what_was_saved_or_held_is_offered_after_a_restart_the_newer_of_the_two_and_takes_no_room_from_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder { name: "run".into(), path: dir.path().into(), run: RunId::default() };
+        let (store, held) = (Store::new(&folder, 2), Store::held(&folder));
+        let version = |stage, round| Version { stage, round, ..Version::default() };
+        for (store, stage, round) in [(&store, 0, 3), (&held, 0, 2), (&held, 1, 7), (&store, 2, 1), (&held, 2, 4)] {
+            store.write(version(stage, round), Default::default(), &[&[stage as u8; 100]]).unwrap();
+        }
+        let blobs = Blobs::new(10, 10);
+        let (saved, remarks) = found_on_disk(&[&store, &held], &blobs);
+        let found: Vec<_> = saved.iter().map(|saved| (saved.version.stage, saved.version.round)).collect();
+        assert_eq!((found, remarks), (vec![(0, 3), (1, 7), (2, 4)], vec![]));
+        assert_eq!(blobs.get(saved[1].blob).unwrap(), vec![1; 100]);
+        assert!(blobs.has_room(10, Room::Work) && blobs.has_room(10, Room::Weights));
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_peer_starts_with_more_stages_than_orders_may_wait() {

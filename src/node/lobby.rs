@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    admit::FULL,
+    admission::FULL,
     signed::{self, Refused},
 };
 use crate::net::{Net, NetEvent};

@@ -3,6 +3,7 @@
 //! In: a [`Setup`]. Out: a [`Node`], whose records and state can be watched and which takes orders. Everything here translates;
 //! what is to be done, the peer decides.
 
+pub mod admission;
 pub mod admit;
 pub mod blobs;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod local;
 pub mod log;
 mod perform;
 pub mod save;
+pub mod shapes;
 pub mod signed;
 pub mod store;
 pub mod view;
@@ -33,7 +35,7 @@ use libp2p::Multiaddr;
 use skein_pipeline::peer::io::Command;
 use skein_protocol::{Incarnation, Manifest, PeerId, RunId, Stage, event::Record, key::Key};
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -42,7 +44,6 @@ pub use self::{
     lifecycle::{start, start_unless},
 };
 use self::{
-    export::{Collected, ExportError},
     feed::Data,
     generate::{Ask, Said},
     lobby::{Invited, LobbyError},
@@ -310,17 +311,6 @@ impl Node {
         let (reply, said) = mpsc::unbounded_channel();
         self.order(Order::Generate { ask, reply }).await;
         said
-    }
-
-    /// The weights of every stage, as its living replicas hold them.
-    ///
-    /// # Errors
-    /// Stages that nobody serves, or the node ended.
-    pub async fn export(&self) -> Result<Collected, ExportError> {
-        let (reply, answer) = oneshot::channel();
-        let (notes, _) = mpsc::unbounded_channel();
-        self.order(Order::Export { notes, reply }).await;
-        answer.await.unwrap_or(Err(ExportError::Stopped))
     }
 
     /// Waits until the node has ended.

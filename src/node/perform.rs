@@ -1,17 +1,18 @@
 //! One match over everything that a peer can ask of its driver. None of it waits for anybody.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::PoisonError};
 
 use bytes::Bytes;
 use libp2p::Multiaddr;
-use skein_pipeline::peer::io::{Input, Output};
-use skein_protocol::{Blob, JobId, Lane, PeerId, event::Event, wire::Frame};
+use skein_pipeline::peer::io::{Command, Exported, Input, Output};
+use skein_protocol::{Blob, JobId, Lane, PeerId, Stage, Version, event::Event, hash::Digest, wire::Frame};
+use tokio::task::spawn_blocking;
 
 use super::{
-    NodeError,
-    blobs::Misused,
+    NodeError, admit,
+    blobs::{Kind, Misused},
     driver::{Driver, Ended},
-    export::Weights,
+    export::{Arrived, Weights},
     generate::logits_of,
 };
 use crate::net::SendError;
@@ -29,12 +30,10 @@ impl Driver {
             Output::Incarnation => self.incarnate(),
             Output::Slice { blob, offset, new } => self.checked(self.parts.blobs.slice(blob, offset, new)),
             Output::Release { blob } => self.checked(self.parts.blobs.release(blob)),
+            Output::Held { version, root, parts } => self.lay_down(version, root, parts),
             Output::Active { peers } => self.parts.net.active(peers.into_iter().collect::<BTreeSet<_>>()),
             Output::Blame { peer, severity, why } => self.blame(peer, severity, why),
-            Output::Exported { request, stage, parts, last } => {
-                let weights = parts.map(|(blobs, root)| Weights { parts: self.take(blobs), root });
-                self.exports.on_exported(request, stage, weights, last);
-            }
+            Output::Exported { request, stage, copy, last } => self.exported(request, stage, copy, last),
             Output::Generated { session, logits } => self.generated(session, logits),
             Output::Emit(event) => {
                 if let Event::Waiting { what } = &event {
@@ -53,7 +52,8 @@ impl Driver {
             Some(Err(misused)) => return self.checked(Err(misused)),
         };
         if to == self.parts.peer.me() {
-            let body = bytes.map(|bytes| self.parts.blobs.put(bytes));
+            let kind = admit::kind_of(&frame);
+            let body = bytes.map(|bytes| self.parts.blobs.put(bytes, kind));
             return self.again.push_back(Input::Frame { from: to, frame, body });
         }
         // Whatever was said to have happened before this frame is on record before anybody can know of it.
@@ -81,7 +81,8 @@ impl Driver {
     fn records(&mut self, request: u64, index: u64) {
         let fact = match self.parts.feed.as_ref().and_then(|feed| feed.records(index)) {
             Some((tokens, labels)) => {
-                let (tokens, labels) = (self.parts.blobs.put(tokens), self.parts.blobs.put(labels));
+                let (tokens, labels) =
+                    (self.parts.blobs.put(tokens, Kind::Work), self.parts.blobs.put(labels, Kind::Work));
                 Input::Records { request, tokens, labels }
             }
             None => Input::RecordsEnded,
@@ -89,15 +90,48 @@ impl Driver {
         self.again.push_back(fact);
     }
 
+    /// A slow disk may take longer than the pause after which a peer fences itself: another thread waits for it, or each fence
+    /// would be the reason of the next. Whoever asks again meanwhile means the same number.
     fn incarnate(&mut self) {
-        match self.parts.home.next_incarnation() {
-            Ok(incarnation) => {
-                self.incarnation = incarnation;
-                self.again.push_back(Input::Incarnated { incarnation });
-            }
-            // Without it not a word may be said: to go on silently would look like a hang.
-            Err(error) => self.end = Some(Err(NodeError::Home(error))),
+        if self.incarnating.is_none() {
+            let home = self.parts.home.clone();
+            self.incarnating = Some(spawn_blocking(move || home.next_incarnation()));
         }
+    }
+
+    fn exported(&mut self, request: u64, stage: Stage, copy: Exported, last: bool) {
+        let arrived = match copy {
+            Exported::Weights { from, parts, root } => {
+                Arrived::Weights { from, weights: Weights { parts: self.take(parts), root } }
+            }
+            Exported::Missed { from, why } => Arrived::Missed { from, why },
+            Exported::Nobody => Arrived::Nobody,
+        };
+        if self.exports.on_arrived(request, stage, arrived, last) {
+            self.again.push_back(Input::Command(Command::ExportNext { request }));
+        }
+    }
+
+    /// Lays a snapshot on the disk and lets its memory go. Where that does not work it stays in memory.
+    fn lay_down(&mut self, version: Version, root: Digest, blobs: Vec<Blob>) {
+        let parts: Vec<Bytes> = blobs.iter().filter_map(|blob| self.parts.blobs.get(*blob).ok()).collect();
+        if parts.len() < blobs.len() {
+            return;
+        }
+        let (store, held) = (self.parts.held.clone(), self.parts.blobs.clone());
+        spawn_blocking(move || {
+            let laid = store.lock().unwrap_or_else(PoisonError::into_inner).lay_down(version, root, &parts);
+            match laid {
+                Ok(mut rest) => {
+                    for blob in blobs {
+                        held.moved_to_file(blob, rest.split_to(blob.len as usize));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, stage = version.stage, "a snapshot held for others stays in memory")
+                }
+            }
+        });
     }
 
     fn generated(&mut self, session: u64, logits: Option<Blob>) {

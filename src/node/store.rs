@@ -41,7 +41,7 @@ struct Header {
     len: u64,
 }
 
-/// A state as it was found.
+/// A state as it was found. Its bytes are those of the file: they take memory only while nobody else needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
     pub version: Version,
@@ -92,6 +92,11 @@ impl Store {
         Store { dir: folder.checkpoints(), keep: keep.max(1), unsaved: Unsaved::default() }
     }
 
+    /// Snapshots that this peer holds for others: the newest of each stage.
+    pub fn held(folder: &RunFolder) -> Self {
+        Store { dir: folder.held(), keep: 1, unsaved: Unsaved::default() }
+    }
+
     pub fn unsaved(&self) -> Unsaved {
         self.unsaved.clone()
     }
@@ -122,20 +127,31 @@ impl Store {
         (found, remarks)
     }
 
-    /// Writes a state durably, then removes the oldest ones of its stage. On a full disk older ones make room for it.
+    /// Writes a state durably, in pieces, then removes the oldest ones of its stage. On a full disk others make room for it.
     ///
     /// # Errors
-    /// The disk is full or may not be written; the newest one that was there stays.
-    pub fn write(&self, version: Version, root: Digest, state: &[u8]) -> Result<(), HomeError> {
+    /// The disk is full or may not be written; the newest whole one that was there stays.
+    pub fn write(&self, version: Version, root: Digest, state: &[&[u8]]) -> Result<PathBuf, HomeError> {
         let dir = self.dir_of(version.stage);
         let known = files(&dir);
-        match (self.put(&dir, &known, version, root, state), known.as_slice()) {
-            (Err(HomeError::DiskFull { .. }), [older @ .., newest]) if !older.is_empty() => {
-                remove(older);
-                self.put(&dir, std::slice::from_ref(newest), version, root, state)
+        match self.put(&dir, &known, version, root, state) {
+            Err(HomeError::DiskFull { .. }) if known.len() > 1 => {
+                let kept = keep_newest_whole(known);
+                self.put(&dir, &kept, version, root, state)
             }
-            (done, _) => done,
+            done => done,
         }
+    }
+
+    /// Lays a snapshot of another peer on the disk, in the place of an older one of its stage: its state, as it lies there now.
+    ///
+    /// # Errors
+    /// The disk is full, may not be written, or did not give back what was written.
+    pub fn lay_down(&self, version: Version, root: Digest, parts: &[Bytes]) -> Result<Bytes, HomeError> {
+        let pieces: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+        let path = self.write(version, root, &pieces)?;
+        let damaged = |why: String| HomeError::Denied { path: path.clone(), source: io::Error::other(why) };
+        read(&path).map(|found| found.state).map_err(damaged)
     }
 
     fn put(
@@ -144,21 +160,32 @@ impl Store {
         known: &[(u64, PathBuf)],
         version: Version,
         root: Digest,
-        state: &[u8],
-    ) -> Result<(), HomeError> {
+        state: &[&[u8]],
+    ) -> Result<PathBuf, HomeError> {
         let number = known.last().map_or(1, |(number, _)| number + 1);
-        let header = minicbor::to_vec(Header { version, root, len: state.len() as u64 }).expect("writing to a Vec");
+        let len = state.iter().map(|piece| piece.len() as u64).sum();
+        let header = minicbor::to_vec(Header { version, root, len }).expect("writing to a Vec");
         let header_len = (header.len() as u32).to_le_bytes();
-        let parts: [&[u8]; 4] = [MAGIC, &header_len, &header, state];
-        let hash = skein_protocol::hash::keyed(DOMAIN, &parts);
+        let mut parts: Vec<&[u8]> = vec![MAGIC, &header_len, &header];
+        parts.extend(state);
         let len = parts.iter().map(|part| part.len() as u64).sum::<u64>() + HASH as u64;
-        file::write_with(&dir.join(format!("{number:010}.state")), len, Reader::Anyone, |file| {
+        let path = dir.join(format!("{number:010}.state"));
+        file::write_with(&path, len, Reader::Anyone, |file| {
             parts.iter().try_for_each(|part| file.write_all(part))?;
+            let hash = hash_of(&map(file)?, header.len());
             file.write_all(&hash.0)
         })?;
         remove(&known[..(known.len() + 1).saturating_sub(self.keep).min(known.len())]);
-        Ok(())
+        Ok(path)
     }
+}
+
+/// Removes all files but the newest that is whole, and says which is left: one that the disk damaged is worth nothing.
+fn keep_newest_whole(mut known: Vec<(u64, PathBuf)>) -> Vec<(u64, PathBuf)> {
+    let whole = known.iter().rposition(|(_, path)| read(path).is_ok());
+    let kept = whole.map(|at| known.remove(at));
+    remove(&known);
+    kept.into_iter().collect()
 }
 
 fn remove(old: &[(u64, PathBuf)]) {
@@ -169,8 +196,8 @@ fn remove(old: &[(u64, PathBuf)]) {
 
 impl Saves for Store {
     fn save(&mut self, version: Version, root: Digest, state: &[u8]) -> Result<(), SaveError> {
-        let error = match self.write(version, root, state) {
-            Ok(()) => {
+        let error = match self.write(version, root, &[state]) {
+            Ok(_) => {
                 self.unsaved.list().remove(&version.stage);
                 return Ok(());
             }
@@ -223,15 +250,32 @@ fn read(path: &Path) -> Result<Found, String> {
     if header.len > STATE_MAX || rest != header.len + HASH as u64 {
         return Err(format!("its state has {} bytes, not {}", rest.saturating_sub(HASH as u64), header.len));
     }
-    let mut state = vec![0; header.len as usize];
-    file.read_exact(&mut state).map_err(short)?;
-    let mut hash = [0; HASH];
-    file.read_exact(&mut hash).map_err(short)?;
-    let parts: [&[u8]; 4] = [MAGIC, &header_len.to_le_bytes(), &header_bytes, &state];
-    if skein_protocol::hash::keyed(DOMAIN, &parts) != Digest(hash) {
+    let whole = map(&file).map_err(short)?;
+    let start = fixed.len() + header_bytes.len();
+    let end = start + header.len as usize;
+    if whole.len() != end + HASH {
+        return Err("it changed while it was read".into());
+    }
+    if hash_of(&whole[..end], header_bytes.len()).0 != whole[end..] {
         return Err("its bytes are not what its hash says".into());
     }
-    Ok(Found { version: header.version, root: header.root, state: state.into() })
+    Ok(Found { version: header.version, root: header.root, state: whole.slice(start..end) })
+}
+
+/// Over a whole file but the hash itself; its header has `header` bytes.
+fn hash_of(file: &[u8], header: usize) -> Digest {
+    let (magic, rest) = file.split_at(MAGIC.len());
+    let (len, rest) = rest.split_at(4);
+    let (header, state) = rest.split_at(header);
+    skein_protocol::hash::keyed(DOMAIN, &[magic, len, header, state])
+}
+
+/// The bytes of a file, read as they are looked at.
+fn map(file: &File) -> io::Result<Bytes> {
+    // SAFETY: nobody writes to a file of the store: it is renamed to its place whole, and removed as a whole, which leaves its
+    // bytes to whoever maps them.
+    let mapped = unsafe { memmap2::Mmap::map(file) }?;
+    Ok(Bytes::from_owner(mapped))
 }
 
 #[cfg(test)]
@@ -247,7 +291,9 @@ mod tests {
     }
 
     fn save(store: &Store, stage: Stage, own_step: u32) {
-        store.write(version(stage, own_step), Digest([9; 32]), &[own_step as u8; 1000]).unwrap();
+        store
+            .write(version(stage, own_step), Digest([9; 32]), &[&[own_step as u8; 300], &[own_step as u8; 700]])
+            .unwrap();
     }
 
     fn steps(found: &[Found]) -> Vec<(Stage, u32)> {
@@ -293,6 +339,35 @@ mod tests {
             assert_eq!(steps(&found), [(0, 1)], "{len} bytes");
             assert!(matches!(remarks[..], [Remark::Damaged { .. }]), "{remarks:?}");
         }
+    }
+
+    #[test]
+    fn what_makes_room_on_a_full_disk_is_never_the_last_whole_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store { keep: 9, ..store(dir.path()) };
+        for step in 1..5 {
+            save(&store, 0, step);
+        }
+        for number in [3, 4] {
+            fs::write(store.dir_of(0).join(format!("000000000{number}.state")), b"damaged").unwrap();
+        }
+        let kept = keep_newest_whole(files(&store.dir_of(0)));
+        assert_eq!(kept, files(&store.dir_of(0)));
+        assert!(matches!(kept[..], [(2, _)]), "{kept:?}");
+        assert_eq!(steps(&store.newest().0), [(0, 2)]);
+    }
+
+    #[test]
+    fn a_snapshot_lies_on_the_disk_in_the_place_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store { keep: 1, ..store(dir.path()) };
+        let parts = [Bytes::from_static(b"first "), Bytes::from_static(b"part")];
+        let first = store.lay_down(version(2, 1), Digest([1; 32]), &parts).unwrap();
+        let second = store.lay_down(version(2, 2), Digest([2; 32]), &parts[1..]).unwrap();
+        // Whoever is being given the former still gets all of it.
+        assert_eq!((&first[..], &second[..]), (&b"first part"[..], &b"part"[..]));
+        assert_eq!(steps(&store.newest().0), [(2, 2)]);
+        assert_eq!(files(&store.dir_of(2)).len(), 1);
     }
 
     #[test]

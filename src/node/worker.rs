@@ -20,7 +20,10 @@ use skein_pipeline::{
 use skein_protocol::{Blob, JobId, Manifest};
 use tokio::sync::mpsc as channel;
 
-use super::{blobs::Blobs, store::Store};
+use super::{
+    blobs::{Blobs, Kind},
+    store::Store,
+};
 
 /// One job and the bytes it reads, held here so that the peer may release its handles meanwhile.
 struct Assigned {
@@ -77,7 +80,7 @@ impl WorkerThread {
             }
             let mut worker = worker::Worker::new(manifest, engines()).with_memory(memory);
             for Assigned { id, job, inputs } in assigned {
-                let mut desk = Desk { inputs, blobs: shared.clone() };
+                let mut desk = Desk { inputs, blobs: shared.clone(), kind: kind_of(&job) };
                 let began = Instant::now();
                 let outcome = catch_unwind(AssertUnwindSafe(|| worker.run(job, &mut desk, &mut store)));
                 let told = match outcome {
@@ -105,6 +108,15 @@ impl WorkerThread {
 struct Desk {
     inputs: BTreeMap<u64, Bytes>,
     blobs: Blobs,
+    kind: Kind,
+}
+
+/// What the results of a job count as.
+fn kind_of(job: &Job) -> Kind {
+    match job {
+        Job::State { .. } => Kind::Own,
+        _ => Kind::Work,
+    }
 }
 
 impl worker::Blobs for Desk {
@@ -113,7 +125,7 @@ impl worker::Blobs for Desk {
     }
 
     fn put(&mut self, bytes: Bytes) -> Blob {
-        self.blobs.put(bytes)
+        self.blobs.put(bytes, self.kind)
     }
 }
 
@@ -190,7 +202,7 @@ mod tests {
         let (thread, mut ran) = WorkerThread::start(
             manifest,
             || Broken,
-            Blobs::new(1 << 20),
+            Blobs::new(1 << 20, 1 << 20),
             Store::new(&folder, 1),
             Niceness::Low,
             1 << 30,

@@ -103,6 +103,10 @@ pub enum ExportNote {
         stages: u16,
         of: u16,
     },
+    /// A replica that is not in the mean, and why.
+    Missed {
+        what: String,
+    },
     Done {
         files: Vec<PathBuf>,
         bytes: u64,

@@ -6,11 +6,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{
+    Dtype, SafeTensors,
+    tensor::{Metadata, TensorInfo},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use skein_protocol::run::ModelConfig;
@@ -18,6 +22,7 @@ use skein_protocol::run::ModelConfig;
 use super::folder;
 use crate::model::{BadModel, HEAD, StageModel};
 
+const WEIGHTS: &str = "model.safetensors";
 /// Larger files are no configuration.
 const CONFIG_MAX: u64 = 1 << 20;
 
@@ -46,7 +51,7 @@ pub struct Written {
     pub parameters: u64,
 }
 
-/// Writes the stages of one model, in order, each with its flat buffer, into `dir`, which exists.
+/// Writes the stages of one model, in order, each with its flat buffer, into `dir`, which exists. No copy of the weights is made.
 ///
 /// # Errors
 /// Disk full, or not writable: no file is left half written.
@@ -54,38 +59,83 @@ pub fn write(dir: &Path, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, H
     let Some((first, _)) = stages.first() else {
         return Err(HfError::Tensor { name: HEAD.into(), why: "is missing: there are no stages".into() });
     };
-    let mut tensors = BTreeMap::new();
-    for (model, weights) in stages {
-        let bytes: &[u8] = as_bytes(weights);
-        for param in model.params() {
-            let range = 4 * param.range().start..4 * param.range().end;
-            let wrong = |why: String| HfError::Tensor { name: param.name.clone(), why };
-            let data = bytes.get(range).ok_or_else(|| wrong("lies outside the weights".into()))?;
-            let view = TensorView::new(Dtype::F32, param.shape.clone(), data).map_err(|e| wrong(e.to_string()))?;
-            tensors.insert(param.name.clone(), view);
-        }
-    }
-    let parameters = stages.iter().map(|(model, _)| model.values() as u64).sum();
-    let tied = !tensors.contains_key(HEAD);
-    let about = Some([("format".to_string(), "pt".to_string())].into_iter().collect());
-    let weights = safetensors::serialize(&tensors, about)
-        .map_err(|error| HfError::Tensor { name: "model.safetensors".into(), why: error.to_string() })?;
+    let weights = Weights::of(stages)?;
     let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
     let contents = [
-        ("config.json", json(&config(&first.config, tied))),
+        ("config.json", json(&config(&first.config, weights.tied()))),
         ("generation_config.json", json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" }))),
         ("tokenizer.json", json(&tokenizer())),
         ("tokenizer_config.json", json(&tokenizer_config(&first.config))),
-        ("model.safetensors", weights),
     ];
+    let parameters = stages.iter().map(|(model, _)| model.values() as u64).sum();
     let mut written = Written { files: Vec::new(), bytes: 0, parameters };
-    for (name, content) in contents {
+    let mut file = |name: &str, bytes: u64, done: &dyn Fn(&Path) -> io::Result<()>| {
         let path = dir.join(name);
-        folder::write(&path, &content).map_err(|source| HfError::Io { path: path.clone(), source })?;
-        written.bytes += content.len() as u64;
+        done(&path).map_err(|source| HfError::Io { path: path.clone(), source })?;
+        written.bytes += bytes;
         written.files.push(path);
+        Ok::<_, HfError>(())
+    };
+    for (name, content) in &contents {
+        file(name, content.len() as u64, &|path| folder::write(path, content))?;
     }
+    file(WEIGHTS, weights.len(), &|path| folder::write_with(path, |out| weights.write(out)))?;
     Ok(written)
+}
+
+/// `model.safetensors`, to be written piece by piece: the bytes are those of `safetensors::serialize`, which would hold the model
+/// a second time.
+struct Weights<'a> {
+    header: Vec<u8>,
+    /// By name, as they follow in the file.
+    tensors: BTreeMap<&'a str, &'a [u8]>,
+}
+
+impl<'a> Weights<'a> {
+    fn of(stages: &'a [(StageModel, Vec<f32>)]) -> Result<Self, HfError> {
+        let (mut tensors, mut shapes) = (BTreeMap::new(), BTreeMap::new());
+        for (model, weights) in stages {
+            let bytes = as_bytes(weights);
+            for param in model.params() {
+                let range = 4 * param.range().start..4 * param.range().end;
+                let wrong = |why: &str| HfError::Tensor { name: param.name.clone(), why: why.into() };
+                let data = bytes.get(range).ok_or_else(|| wrong("lies outside the weights"))?;
+                if 4 * param.shape.iter().product::<usize>() != data.len() {
+                    return Err(wrong("has another shape than its weights"));
+                }
+                tensors.insert(param.name.as_str(), data);
+                shapes.insert(param.name.as_str(), param.shape.clone());
+            }
+        }
+        let mut end = 0;
+        let infos = shapes.into_iter().map(|(name, shape)| {
+            let start = end;
+            end += 4 * shape.iter().product::<usize>();
+            (name.to_string(), TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
+        });
+        let about = Some([("format".to_string(), "pt".to_string())].into_iter().collect());
+        let unfit = |why: String| HfError::Tensor { name: WEIGHTS.into(), why };
+        let facts = Metadata::new(about, infos.collect()).map_err(|error| unfit(error.to_string()))?;
+        let mut header = serde_json::to_vec(&facts).map_err(|error| unfit(error.to_string()))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        Ok(Weights { header, tensors })
+    }
+
+    /// Whether the head is the embedding.
+    fn tied(&self) -> bool {
+        !self.tensors.contains_key(HEAD)
+    }
+
+    fn len(&self) -> u64 {
+        let tensors: usize = self.tensors.values().map(|tensor| tensor.len()).sum();
+        (8 + self.header.len() + tensors) as u64
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&(self.header.len() as u64).to_le_bytes())?;
+        out.write_all(&self.header)?;
+        self.tensors.values().try_for_each(|tensor| out.write_all(tensor))
+    }
 }
 
 /// The whole model of a folder, and its weights in canonical order.
@@ -106,7 +156,7 @@ pub fn read(dir: &Path) -> Result<(StageModel, Vec<f32>), HfError> {
     let read: Config = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error.to_string()))?;
     let model = StageModel::whole(read.model()?)?;
     byte_level(dir)?;
-    let path = dir.join("model.safetensors");
+    let path = dir.join(WEIGHTS);
     let bytes = fs::read(&path).map_err(io(&path))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| unreadable(&path, error.to_string()))?;
     let mut weights = vec![0.0; model.values()];
@@ -280,6 +330,8 @@ fn as_bytes(values: &[f32]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::TensorView;
+
     use super::*;
     use crate::model::{init, tests::tiny};
 
@@ -311,6 +363,24 @@ mod tests {
             assert_eq!(weights, all, "tie {tie} split {split}");
             // A tie over more than one stage is undone.
             assert_eq!(model.tied(), tie && !split);
+        }
+    }
+
+    #[test]
+    fn the_weights_are_written_as_the_library_writes_them() {
+        for (tie, split) in [(false, true), (true, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let stages = stages(tie, split);
+            write(dir.path(), &stages).unwrap();
+            let params = stages.iter().flat_map(|(model, weights)| model.params().iter().map(move |p| (p, weights)));
+            let tensors = params.map(|(param, weights)| {
+                let range = 4 * param.range().start..4 * param.range().end;
+                let view = TensorView::new(Dtype::F32, param.shape.clone(), &as_bytes(weights)[range]).unwrap();
+                (param.name.clone(), view)
+            });
+            let about = Some([("format".to_string(), "pt".to_string())].into_iter().collect());
+            let expected = safetensors::serialize(tensors.collect::<BTreeMap<_, _>>(), about).unwrap();
+            assert_eq!(fs::read(dir.path().join(WEIGHTS)).unwrap(), expected, "tie {tie} split {split}");
         }
     }
 

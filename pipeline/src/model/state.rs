@@ -99,40 +99,28 @@ impl StageState {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, BadState> {
-        let got = bytes.len() as u64;
-        let short = |wanted: u64| BadState::Length { got, wanted };
-        let start = MAGIC.len() + 4;
-        let (body, root) = bytes.split_last_chunk::<ROOT>().ok_or(short((start + ROOT) as u64))?;
-        let length = body.get(..start).ok_or(short((start + ROOT) as u64))?;
-        if length[..MAGIC.len()] != *MAGIC {
-            return Err(BadState::Header("it does not begin as a state does".into()));
-        }
-        let length = u64::from(u32::from_le_bytes([length[8], length[9], length[10], length[11]]));
-        if length > HEADER_MAX {
-            return Err(BadState::Header(format!("{length} bytes long")));
-        }
-        let data = start + length as usize;
-        let header = body.get(start..data).ok_or(short(data as u64 + ROOT as u64))?;
-        let header: Header = minicbor::decode(header).map_err(|e| BadState::Header(e.to_string()))?;
-        if header.format != FORMAT {
-            return Err(BadState::Format(header.format));
-        }
-        let values = header.values.iter().try_fold(0u64, |sum, &n| sum.checked_add(n));
-        let wanted = values.and_then(|n| n.checked_mul(4)).and_then(|n| n.checked_add((data + ROOT) as u64));
-        if wanted != Some(got) {
-            return Err(short(wanted.unwrap_or(u64::MAX)));
-        }
-        if hash::keyed(DOMAIN, &[body]).0 != *root {
-            return Err(BadState::Root);
-        }
-        let mut rest = &body[data..];
+        let (header, mut rest) = open(bytes)?;
         let [params, m, v, slow, momentum] = header.values.map(|n| {
             let (tensor, left) = rest.split_at(4 * n as usize);
             rest = left;
-            tensor.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+            values(tensor).collect()
         });
         let train = TrainState { params, m, v, count: header.count };
         Ok(StageState { version: header.version, samples: header.samples, train, slow, momentum })
+    }
+
+    /// Adds the parameters of an encoded state to `sum`, without a copy of them.
+    ///
+    /// # Errors
+    /// A damaged state, or one of another size; `sum` is as it was.
+    pub fn add_params(bytes: &[u8], sum: &mut [f32]) -> Result<(), BadState> {
+        let (header, data) = open(bytes)?;
+        let (got, wanted) = (header.values[0], sum.len() as u64);
+        if got != wanted {
+            return Err(BadState::Values { what: "parameters", got, wanted });
+        }
+        sum.iter_mut().zip(values(data)).for_each(|(sum, value)| *sum += value);
+        Ok(())
     }
 
     /// Whether the tensors that are there are those of a stage of `values` parameters.
@@ -149,6 +137,41 @@ impl StageState {
     fn tensors(&self) -> [&Vec<f32>; 5] {
         [&self.train.params, &self.train.m, &self.train.v, &self.slow, &self.momentum]
     }
+}
+
+/// The header of an encoded state and the bytes of its tensors, which are as long as it says. The root is checked.
+fn open(bytes: &[u8]) -> Result<(Header, &[u8]), BadState> {
+    let got = bytes.len() as u64;
+    let short = |wanted: u64| BadState::Length { got, wanted };
+    let start = MAGIC.len() + 4;
+    let (body, root) = bytes.split_last_chunk::<ROOT>().ok_or(short((start + ROOT) as u64))?;
+    let length = body.get(..start).ok_or(short((start + ROOT) as u64))?;
+    if length[..MAGIC.len()] != *MAGIC {
+        return Err(BadState::Header("it does not begin as a state does".into()));
+    }
+    let length = u64::from(u32::from_le_bytes([length[8], length[9], length[10], length[11]]));
+    if length > HEADER_MAX {
+        return Err(BadState::Header(format!("{length} bytes long")));
+    }
+    let data = start + length as usize;
+    let header = body.get(start..data).ok_or(short(data as u64 + ROOT as u64))?;
+    let header: Header = minicbor::decode(header).map_err(|e| BadState::Header(e.to_string()))?;
+    if header.format != FORMAT {
+        return Err(BadState::Format(header.format));
+    }
+    let values = header.values.iter().try_fold(0u64, |sum, &n| sum.checked_add(n));
+    let wanted = values.and_then(|n| n.checked_mul(4)).and_then(|n| n.checked_add((data + ROOT) as u64));
+    if wanted != Some(got) {
+        return Err(short(wanted.unwrap_or(u64::MAX)));
+    }
+    if hash::keyed(DOMAIN, &[body]).0 != *root {
+        return Err(BadState::Root);
+    }
+    Ok((header, &body[data..]))
+}
+
+fn values(tensor: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    tensor.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes))
 }
 
 #[cfg(test)]
@@ -173,6 +196,10 @@ mod tests {
         assert_eq!(StageState::claimed_root(&bytes), Some(root));
         assert_eq!(state().check(37), Ok(()));
         assert!(state().check(36).is_err());
+        let mut sum = vec![1.0; 37];
+        assert_eq!(StageState::add_params(&bytes, &mut sum), Ok(()));
+        assert_eq!(sum[36], 1.0 + 18.0);
+        assert!(StageState::add_params(&bytes, &mut sum[..36]).is_err());
     }
 
     #[test]

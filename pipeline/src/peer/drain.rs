@@ -1,5 +1,6 @@
-//! Leaving politely: sessions of generation are refused, so that they go on elsewhere at once; what was accepted is finished or handed on, the open sum is stepped, a last round brings the work to
-//! others, the state is saved, neighbours are told.
+//! Leaving politely: sessions of generation are refused, so that they go on elsewhere at once; what was accepted is finished or
+//! handed on, the open sum is stepped, a last round brings the work to others, the state is saved, whoever is fetching a state
+//! gets the rest of it, neighbours are told.
 
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use crate::flow::{schedule::Purpose, stage::Standing};
 
 /// What is not finished by then is left to others.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Whoever fetches a state from here, by chunks that move, is waited for as long as this.
+const FETCHING: Duration = Duration::from_secs(600);
 /// A last round may take this long.
 const LAST_ROUND: Duration = Duration::from_secs(5);
 
@@ -31,7 +34,7 @@ pub enum Drain {
     LastRound {
         since: Instant,
     },
-    /// States are saved, and where nobody else serves the stage given to a keeper.
+    /// States are saved, and where nobody else serves the stage given to a keeper; others fetch the rest of what they began.
     Saving {
         since: Instant,
     },
@@ -102,11 +105,17 @@ impl Peer {
             }
             Some(Drain::Saving { since }) => {
                 let saving = self.jobs.has(|purpose| matches!(purpose, Purpose::Save { .. }));
-                if !saving && !self.is_pushing() || late(since, PATIENCE) {
+                let done = !saving && !self.is_pushing() || late(since, PATIENCE);
+                if done && (!self.is_fetched_from() || late(since, FETCHING)) {
                     self.leave(out);
                 }
             }
         }
+    }
+
+    /// Whether a state is on its way to somebody, or is about to be. Whoever asks for no more chunks is soon not counted.
+    fn is_fetched_from(&self) -> bool {
+        self.transfer.is_serving() || !self.states.is_empty()
     }
 
     fn leave(&mut self, out: &mut Outbox<Output>) {

@@ -1,7 +1,7 @@
 //! What a driver tells a peer, and what a peer asks of its driver. Both drivers speak exactly this.
 
 use skein_protocol::{
-    Blob, Incarnation, JobId, Lane, PeerId, Stage, Utc,
+    Blob, Incarnation, JobId, Lane, PeerId, Stage, Utc, Version,
     event::{Event, Severity},
     hash::Digest,
     wire::Frame,
@@ -81,8 +81,17 @@ pub enum Command {
     Drain,
     /// Save every served stage now.
     Save,
-    /// Collect the weights of every stage: answered by one `Output::Exported` a replica, the last of a stage with `last`.
+    /// Collect the weights of every stage: answered by one `Output::Exported` a replica, the last of a stage with `last`. After
+    /// each the next replica waits for `ExportNext`.
     Export {
+        request: u64,
+    },
+    /// What came last is worked up: there is room for the weights of another replica.
+    ExportNext {
+        request: u64,
+    },
+    /// Nobody waits for this export any more.
+    ExportEnd {
         request: u64,
     },
     /// Start a session of generation; `tokens` is the prompt (u32, little endian).
@@ -146,6 +155,12 @@ pub enum Output {
     Release {
         blob: Blob,
     },
+    /// A snapshot that this peer holds for others, possibly for long: its bytes belong on the disk. The handles stay good.
+    Held {
+        version: Version,
+        root: Digest,
+        parts: Vec<Blob>,
+    },
     /// These connections are in use: notice their death fast, and keep them.
     Active {
         peers: Vec<PeerId>,
@@ -155,12 +170,11 @@ pub enum Output {
         severity: Severity,
         why: String,
     },
-    /// Weights of one replica of a stage: parts in order, the driver's to release; nothing when none could be had. `last` of
-    /// its stage.
+    /// What one replica of a stage gave for an export; `last` of its stage.
     Exported {
         request: u64,
         stage: Stage,
-        parts: Option<(Vec<Blob>, Digest)>,
+        copy: Exported,
         last: bool,
     },
     /// Logits of the last position of a session's piece (f32), or nothing when the session is lost.
@@ -171,4 +185,15 @@ pub enum Output {
     Emit(Event),
     /// Everything is handed on and saved: the process may end.
     Drained,
+}
+
+/// What became of the weights of one replica.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Exported {
+    /// Parts in order, the driver's to release, unchecked: together they have this root.
+    Weights { from: PeerId, parts: Vec<Blob>, root: Digest },
+    /// It serves the stage, and its weights did not come.
+    Missed { from: PeerId, why: String },
+    /// No replica of the stage is known.
+    Nobody,
 }

@@ -103,7 +103,7 @@ enum Placement {
 enum Ticket {
     Serve { stage: Stage, snapshot: bool },
     Hold { from: PeerId },
-    Export { request: u64, stage: Stage },
+    Export { from: PeerId },
 }
 
 /// What an encoded state is for.

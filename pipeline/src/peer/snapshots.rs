@@ -38,6 +38,7 @@ impl Peer {
                 Fact::Wanted { from, request, stage, purpose } => {
                     self.on_state_wanted(now, from, request, stage, purpose, out);
                 }
+                Fact::Unwanted { from, request } => self.on_state_unwanted(from, request),
                 Fact::Copied { to, version } => self.on_copied(to, version, out),
                 Fact::KeepAsked { from, is } => self.on_keep_asked(now, from, is, out),
             }
@@ -64,13 +65,12 @@ impl Peer {
             }
             Some(Ticket::Hold { .. }) => {
                 let mut desk = desk!(self, now, out);
-                self.transfer.hold(&mut desk, version, root, len, parts);
+                self.transfer.hold(&mut desk, version, root, len, parts.clone());
+                out.push(Output::Held { version, root, parts });
                 out.push(Output::Emit(Event::Held { version, root, by: self.me }));
                 self.publish_held(now, out);
             }
-            Some(Ticket::Export { request, stage }) => {
-                self.on_exported(request, stage, Some((parts, root)), out);
-            }
+            Some(Ticket::Export { from }) => self.on_exported(now, from, Ok((parts, root)), out),
             None => parts.into_iter().for_each(|blob| out.push(Output::Release { blob })),
         }
     }
@@ -82,7 +82,7 @@ impl Peer {
                 out.push(Output::Emit(Event::Waiting { what }));
                 self.fetch_failed(now, stage, from, out);
             }
-            Some(Ticket::Export { request, stage }) => self.on_exported(request, stage, None, out),
+            Some(Ticket::Export { from }) => self.on_exported(now, from, Err(why.into()), out),
             Some(Ticket::Hold { .. }) | None => {}
         }
     }
@@ -146,6 +146,18 @@ impl Peer {
                 None => out.push(Output::Release { blob }),
             },
             (StateFor::Keeper, _) => {}
+        }
+    }
+
+    /// Whoever asked for a state has given up: it is not encoded any more, unless the worker is at it.
+    fn on_state_unwanted(&mut self, from: PeerId, request: u64) {
+        let of =
+            |whom: StateFor| matches!(whom, StateFor::Request { to, request: of, .. } if (to, of) == (from, request));
+        let tickets: Vec<u64> =
+            self.states.iter().filter(|(_, (whom, _))| of(*whom)).map(|(ticket, _)| *ticket).collect();
+        for unwanted in tickets {
+            self.states.remove(&unwanted);
+            self.jobs.cancel(|purpose| matches!(purpose, Purpose::State { ticket, .. } if *ticket == unwanted));
         }
     }
 

@@ -22,6 +22,8 @@ const AHEAD: u32 = 4;
 /// A transfer without a chunk for this long is given up. A chunk shares its uplink with activations, which go first; who is
 /// gone is noticed long before.
 const SILENCE: Duration = Duration::from_secs(30);
+/// A donor that has not begun by then is given up. At a stage that holds everybody up, encoding waits behind much other work.
+const BEGINNING: Duration = Duration::from_secs(300);
 /// States that one peer serves at a time.
 const SERVED_MAX: usize = 8;
 /// A version that claims more rounds or steps than this is a lie; counters go on from it without overflow.
@@ -52,6 +54,11 @@ pub enum Fact {
         request: u64,
         stage: Stage,
         purpose: Purpose,
+    },
+    /// Somebody does not want any more what it asked for: an encoding that was not begun is not needed.
+    Unwanted {
+        from: PeerId,
+        request: u64,
     },
     /// Somebody has all of the whole state that I served.
     Copied {
@@ -163,7 +170,7 @@ impl Transfer {
         let fetch = self.fetches.get_mut(&key).filter(|fetch| fetch.is.is_none())?;
         let fits = is.version.stage == fetch.stage && is_sane(&is, fetch.most);
         if !fits || fetch.wanted.is_some_and(|wanted| wanted != is.version) {
-            return self.fail(desk, key, "it offered another state than was asked for");
+            return self.give_up(desk, key, "it offered another state than was asked for");
         }
         fetch.heard = desk.now;
         fetch.is = Some(is);
@@ -192,7 +199,7 @@ impl Transfer {
         let expected = len.saturating_sub(u64::from(chunk.index) * CHUNK).min(CHUNK);
         if chunk.index >= fetch.asked || body.len != expected || fetch.parts.contains_key(&chunk.index) {
             desk.release(body);
-            return self.fail(desk, key, "a chunk of a wrong length");
+            return self.give_up(desk, key, "a chunk of a wrong length");
         }
         fetch.parts.insert(chunk.index, body);
         fetch.heard = desk.now;
@@ -218,6 +225,21 @@ impl Transfer {
         let fetch = self.fetches.remove(&key)?;
         desk.release_all(fetch.parts.into_values());
         Some(Fact::Failed { ticket: fetch.ticket, from: key.0, why: why.into() })
+    }
+
+    /// As `fail`, and the donor hears that it may drop the state.
+    fn give_up(&mut self, desk: &mut Desk<'_>, key: (PeerId, u64), why: &str) -> Option<Fact> {
+        let fact = self.fail(desk, key, why)?;
+        send(desk, key.0, Lane::Control, Frame::None(key.1), None);
+        Some(fact)
+    }
+
+    /// Ends a fetch that nobody waits for any more; its ticket never comes back.
+    pub fn cancel(&mut self, desk: &mut Desk<'_>, ticket: u64) {
+        let found = self.fetches.iter().find(|(_, fetch)| fetch.ticket == ticket).map(|(key, _)| *key);
+        if let Some(key) = found {
+            self.give_up(desk, key, "nobody waits for it");
+        }
     }
 
     // ---- serving ---------------------------------------------------------------------------------------------------------
@@ -275,6 +297,16 @@ impl Transfer {
             old.parts.release(desk);
         }
         send(desk, to, Lane::Control, Frame::Is(Is { request, version, len: blob.len, root }), None);
+    }
+
+    /// Whether somebody is fetching a state from me: whoever stops asking for chunks is not for long.
+    pub fn is_serving(&self) -> bool {
+        !self.serves.is_empty()
+    }
+
+    /// States that others are fetching from me.
+    pub fn serving(&self) -> usize {
+        self.serves.len()
     }
 
     pub fn refuse(&mut self, desk: &mut Desk<'_>, to: PeerId, request: u64) {
@@ -411,10 +443,11 @@ impl Transfer {
                 None
             }
             Frame::Chunk(_) => None,
-            Frame::None(request) => {
+            // Both sides count their requests from one on: what I asked for comes first.
+            Frame::None(request) => self.fail(desk, (from, request), "it has none").or_else(|| {
                 self.drop_serve(desk, (from, request));
-                self.fail(desk, (from, request), "it has none")
-            }
+                Some(Fact::Unwanted { from, request })
+            }),
             Frame::Thanks(request) => {
                 let serve = self.serves.get(&(from, request)).filter(|serve| serve.whole);
                 let version = serve.map(|serve| serve.version);
@@ -440,15 +473,41 @@ impl Transfer {
         fetches.into_iter().filter_map(|key| self.fail(desk, key, "the connection was lost")).collect()
     }
 
+    /// This peer hears again. What a donor said to it meanwhile is gone: a state that had not begun may never begin.
+    pub fn on_incarnated(&mut self, desk: &mut Desk<'_>) -> Vec<Fact> {
+        let open: Vec<_> = self.fetches.iter().filter(|(_, f)| f.is.is_none()).map(|(key, _)| *key).collect();
+        open.into_iter().filter_map(|key| self.give_up(desk, key, "this peer was silent meanwhile")).collect()
+    }
+
+    /// A chunk to this peer was not taken: too much of this lane waits for it already. Whoever waits for the chunk would wait
+    /// in vain, so it hears at once that this state does not come; of several it is the one that was asked for last.
+    pub fn on_congested(&mut self, desk: &mut Desk<'_>, to: PeerId) {
+        let mine = self.serves.range((to, 0)..=(to, u64::MAX));
+        let Some(key) = mine.max_by_key(|(_, serve)| serve.heard).map(|(key, _)| *key) else { return };
+        self.drop_serve(desk, key);
+        send(desk, to, Lane::Control, Frame::None(key.1), None);
+    }
+
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) -> Vec<Fact> {
         let now = desk.now;
-        let silent = |heard: Instant| now.since(heard) > SILENCE;
-        let serves: Vec<_> = self.serves.iter().filter(|(_, s)| silent(s.heard)).map(|(key, _)| *key).collect();
+        let silent = |serve: &Serve| now.since(serve.heard) > SILENCE;
+        let serves: Vec<_> = self.serves.iter().filter(|(_, serve)| silent(serve)).map(|(key, _)| *key).collect();
         for key in serves {
             self.drop_serve(desk, key);
         }
-        let fetches: Vec<_> = self.fetches.iter().filter(|(_, f)| silent(f.heard)).map(|(key, _)| *key).collect();
-        fetches.into_iter().filter_map(|key| self.fail(desk, key, "no chunk for 10 s")).collect()
+        let late: Vec<_> = self.fetches.iter().filter_map(|(key, fetch)| Some((*key, fetch.late(now)?))).collect();
+        late.into_iter().filter_map(|(key, why)| self.give_up(desk, key, &why)).collect()
+    }
+}
+
+impl Fetch {
+    /// Why it is given up, if it is.
+    fn late(&self, now: Instant) -> Option<String> {
+        let (patience, what) = match self.is {
+            None => (BEGINNING, "it did not begin"),
+            Some(_) => (SILENCE, "no chunk"),
+        };
+        (now.since(self.heard) > patience).then(|| format!("{what} for {} s", patience.as_secs()))
     }
 }
 
@@ -457,5 +516,98 @@ impl Parts {
         if let Parts::Whole(blob) = self {
             desk.release(blob);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_protocol::{Outbox, rng::Streams};
+
+    use super::*;
+    use crate::flow::{route::Route, schedule::Schedule};
+
+    const ME: PeerId = PeerId([1; 32]);
+    const OTHER: PeerId = PeerId([2; 32]);
+
+    struct World {
+        transfer: Transfer,
+        jobs: Schedule,
+        route: Route,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let route = Route::new(&Streams::new(1, ME), false);
+            World { transfer: Transfer::default(), jobs: Schedule::default(), route }
+        }
+
+        /// What `act` says to others, after so many seconds.
+        fn at<R>(&mut self, seconds: u64, act: impl FnOnce(&mut Transfer, &mut Desk<'_>) -> R) -> (R, Vec<Frame>) {
+            let mut out = Outbox::new();
+            let now = Instant::ZERO + Duration::from_secs(seconds);
+            let mut desk = Desk { now, me: ME, out: &mut out, jobs: &mut self.jobs, route: &mut self.route };
+            let did = act(&mut self.transfer, &mut desk);
+            let mut said = Vec::new();
+            while let Some(output) = out.pop() {
+                if let Output::Send { to: OTHER, frame: wire::Frame::State(frame), .. } = output {
+                    said.push(frame);
+                }
+            }
+            (did, said)
+        }
+
+        fn fetch(&mut self) -> u64 {
+            let fetch = |transfer: &mut Transfer, desk: &mut Desk<'_>| {
+                transfer.fetch(desk, 7, OTHER, 0, Purpose::Serve, None, 1 << 30);
+            };
+            match self.at(0, fetch).1[..] {
+                [Frame::Want(Want { request, .. })] => request,
+                ref said => panic!("{said:?}"),
+            }
+        }
+    }
+
+    fn failed(why: &str) -> Vec<Fact> {
+        vec![Fact::Failed { ticket: 7, from: OTHER, why: why.into() }]
+    }
+
+    #[test]
+    fn a_donor_may_take_long_to_begin_and_not_long_between_two_chunks() {
+        let mut world = World::new();
+        let request = world.fetch();
+        assert_eq!(world.at(299, Transfer::on_tick), (vec![], vec![]));
+        let is = Is { request, version: Version::default(), len: 2 * CHUNK, root: Digest::default() };
+        let (_, said) = world.at(299, |transfer, desk| transfer.on_frame(desk, OTHER, Frame::Is(is), None));
+        assert_eq!(said.len(), 2, "both chunks are asked for");
+        assert_eq!(world.at(329, Transfer::on_tick), (vec![], vec![]));
+        assert_eq!(world.at(330, Transfer::on_tick), (failed("no chunk for 30 s"), vec![Frame::None(request)]));
+    }
+
+    #[test]
+    fn a_donor_that_never_begins_is_told_that_nobody_waits() {
+        let mut world = World::new();
+        let request = world.fetch();
+        assert_eq!(
+            world.at(301, Transfer::on_tick),
+            (failed("it did not begin for 300 s"), vec![Frame::None(request)])
+        );
+        // The other side of that word: what waits for the worker is not needed.
+        let none = |transfer: &mut Transfer, desk: &mut Desk<'_>| transfer.on_frame(desk, OTHER, Frame::None(9), None);
+        assert_eq!(world.at(302, none).0, Some(Fact::Unwanted { from: OTHER, request: 9 }));
+    }
+
+    #[test]
+    fn a_chunk_that_cannot_be_sent_ends_the_state_at_once() {
+        let mut world = World::new();
+        let blob = Blob { id: 5, len: CHUNK };
+        world.at(0, |transfer, desk| {
+            for request in [3, 4] {
+                transfer.serve(desk, OTHER, request, Version::default(), true, blob, Digest::default());
+            }
+        });
+        let chunk = Frame::WantChunk(Chunk { request: 3, index: 0 });
+        world.at(1, |transfer, desk| transfer.on_frame(desk, OTHER, chunk, None));
+        let (_, said) = world.at(1, |transfer, desk| transfer.on_congested(desk, OTHER));
+        assert_eq!((said, world.transfer.serving()), (vec![Frame::None(3)], 1));
     }
 }

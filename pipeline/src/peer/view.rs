@@ -22,6 +22,8 @@ pub struct View {
     pub feeding: Option<FeedView>,
     pub draining: bool,
     pub ended: bool,
+    /// States that others are fetching from here.
+    pub serving_states: usize,
     /// Data index from which a restart feeds on.
     pub feed_next: Option<u64>,
 }
@@ -114,6 +116,7 @@ impl Peer {
             }),
             draining: self.drain.is_some(),
             ended: self.ended,
+            serving_states: self.transfer.serving() + self.states.len(),
             feed_next: self.feed_next(),
         }
     }

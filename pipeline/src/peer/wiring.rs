@@ -205,7 +205,10 @@ impl Peer {
                 self.generate.on_congested(&mut desk, peer);
             }
             Lane::Average => self.rounds_congested(now, peer, out),
-            Lane::Bulk => {}
+            Lane::Bulk => {
+                let mut desk = desk!(self, now, out);
+                self.transfer.on_congested(&mut desk, peer);
+            }
         }
     }
 
@@ -607,6 +610,9 @@ impl Peer {
         for peer in self.neighbours.connected().collect::<Vec<_>>() {
             self.say(peer, hello.clone(), out);
         }
+        let mut desk = desk!(self, now, out);
+        let facts = self.transfer.on_incarnated(&mut desk);
+        self.on_transfer_facts(now, facts, out);
         self.publish_offer(now, out);
         self.feed(now, out);
     }
@@ -636,6 +642,8 @@ impl Peer {
             Command::Drain => self.start_drain(now, out),
             Command::Save => self.save_all(),
             Command::Export { request } => self.start_export(now, request, out),
+            Command::ExportNext { request } => self.export_next(now, request, out),
+            Command::ExportEnd { request } => self.end_export(now, request, out),
             Command::Generate { session, tokens } => {
                 let last = self.rules.last;
                 let mut desk = desk!(self, now, out);

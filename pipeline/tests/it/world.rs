@@ -312,6 +312,7 @@ impl World {
             | Output::Lookup { .. }
             | Output::Active { .. }
             | Output::Exported { .. }
+            | Output::Held { .. }
             | Output::Generated { .. }
             | Output::Drained => {}
         }

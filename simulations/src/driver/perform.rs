@@ -1,6 +1,6 @@
 //! One match over everything that a peer can ask of its driver, and what comes of it.
 
-use skein_pipeline::peer::io::{Input, Output};
+use skein_pipeline::peer::io::{Command, Exported, Input, Output};
 use skein_protocol::{
     Lane, PeerId, codec,
     run::Codec,
@@ -73,14 +73,18 @@ impl<P: Process> Simulation<P> {
             }
             Output::Slice { blob, offset, new } => self.with_store(peer, |store| store.slice(blob, offset, new)),
             Output::Release { blob } => self.with_store(peer, |store| store.release(blob)),
-            Output::Active { .. } => {}
+            Output::Held { .. } | Output::Active { .. } => {}
             Output::Blame { peer: of, severity, why } => {
                 self.note(peer, |sim| format!("blames p{:?}: {why}", sim.number(of)));
                 self.blames.push(Blame { by: peer, of, severity, why });
             }
-            Output::Exported { request, stage, parts, last } => {
-                let parts = parts.map(|(blobs, root)| (self.take(peer, blobs), root));
+            Output::Exported { request, stage, copy, last } => {
+                let parts = match copy {
+                    Exported::Weights { parts, root, .. } => Some((self.take(peer, parts), root)),
+                    Exported::Missed { .. } | Exported::Nobody => None,
+                };
                 self.answers.push(Answer::Exported { peer, request, stage, parts, last });
+                self.fact_now(peer, Fact::Input(Input::Command(Command::ExportNext { request })));
             }
             Output::Generated { session, logits } => {
                 let logits = logits.and_then(|blob| self.take(peer, vec![blob]).pop());

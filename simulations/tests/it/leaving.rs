@@ -7,8 +7,9 @@ use skein_protocol::event::{Event, RoundOutcome};
 use skein_simulations::{
     Fault, Plan, Role, Scenario, Simulation, Small,
     checker::Line,
+    driver::Answer,
     worker::{learning::Learning, modelled::Device},
-    world::Corpus,
+    world::{Access, Corpus},
 };
 
 use crate::common::{assert_sound, demo, seconds, swarm, unsound};
@@ -107,4 +108,64 @@ fn who_leaves_beside_others_does_a_last_round_with_them() {
         assert_eq!(last, Some(RoundOutcome::Both), "seed {seed}");
         assert_sound(&sim, &format!("seed {seed}"));
     }
+}
+
+#[test]
+fn whoever_fetches_a_state_gets_all_of_it_before_its_donor_leaves() {
+    // The stage's whole state is on its way for 26 seconds, what an export needs of it for 5.
+    let slow = Access { up: 700_000, ..Access::LOOPBACK };
+    let mut peers = swarm(1, 1);
+    peers[1].access = slow;
+    let mut sim = Simulation::new(Scenario::new(3, Small::demo(1).manifest(), peers));
+    assert!(sim.run_completed(seconds(60), 20));
+    sim.command(0, Command::StopFeeding);
+    sim.run_for(seconds(5));
+    sim.command(0, Command::Export { request: 1 });
+    sim.run_for(Duration::from_millis(100));
+    sim.command(1, Command::Drain);
+    let left = sim.run_until(seconds(120), |line| matches!(line.record.event, Event::Drained)).expect("it leaves");
+    sim.run_for(seconds(1));
+    let held = sim.lines().iter().find(|line| matches!(line.record.event, Event::Held { .. }));
+    let held = Duration::from_nanos(held.expect("the last state of the stage is held by the other").at);
+    assert!(left - held < seconds(1), "held {held:?}, left {left:?}");
+    let exported = matches!(sim.answers[..], [Answer::Exported { request: 1, parts: Some(_), last: true, .. }]);
+    assert!(exported, "{:?}", sim.answers);
+    assert_sound(&sim, "fetched from while it left");
+}
+
+#[test]
+fn an_export_has_one_replica_on_its_way_at_a_time_and_one_that_left_does_not_end_it() {
+    let mut sim = demo(8, 3, 2);
+    assert!(sim.run_completed(seconds(60), 20));
+    sim.command(0, Command::StopFeeding);
+    sim.run_for(seconds(5));
+    for request in [1, 2] {
+        sim.command(0, Command::Export { request });
+    }
+    sim.act(Fault::Kill(6));
+    let before = sim.store(0).expect("it runs").held();
+    let mut most = 0;
+    for _ in 0..20_000 {
+        sim.run_for(Duration::from_millis(1));
+        most = most.max(sim.store(0).expect("it runs").held());
+    }
+    // A stage of this model is one chunk.
+    assert!(most <= before + 1, "{most} handles, {before} before");
+    let came: Vec<_> = sim
+        .answers
+        .iter()
+        .map(|answer| match answer {
+            Answer::Exported { request, stage, parts, last, .. } => (*request, *stage, parts.is_some(), *last),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let of = |request: u64| came.iter().filter(move |(of, ..)| *of == request);
+    for request in [1, 2] {
+        let last: Vec<_> = of(request).filter(|(.., last)| *last).map(|(_, stage, ..)| *stage).collect();
+        assert_eq!(last, [0, 1, 2], "{came:?}");
+        for stage in 0..3 {
+            assert!(of(request).any(|(_, at, here, _)| *at == stage && *here), "{came:?}");
+        }
+    }
+    assert_eq!(of(2).filter(|(.., here, _)| *here).count(), 5, "{came:?}");
 }

@@ -38,6 +38,7 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
                 .get_or_insert_with(|| Progress::start(&context.out, "collecting stages", of.into(), Unit::Things));
             bar.at(stages.into());
         }
+        ExportNote::Missed { what } => context.out.warn(&what),
         ExportNote::Done { files, bytes, parameters, step } => done = Some((files, bytes, parameters, step)),
     })?;
     drop(progress);

@@ -12,7 +12,7 @@ use crate::{
     corpus,
     node::{
         self,
-        export::ExportError,
+        export::{ExportError, Missed, Note},
         generate::{Ask, Said, Sampling, Why},
         save,
         view::State as Snapshot,
@@ -136,36 +136,51 @@ impl Desk {
         let (notes, mut noted) = mpsc::unbounded_channel();
         let told = async {
             // Ends when every stage is complete, or nothing more comes.
-            while let Some(stages) = noted.recv().await {
-                let _ = reply.send(Ok(ExportNote::Collected { stages, of })).await;
+            while let Some(note) = noted.recv().await {
+                let note = match note {
+                    Note::Complete(stages) => ExportNote::Collected { stages, of },
+                    Note::Missed(missed) => ExportNote::Missed { what: missed.to_string() },
+                };
+                let _ = reply.send(Ok(note)).await;
             }
         };
-        let work = collect_and_note(&self.orders, self.manifest.clone(), out, overwrite, notes);
-        let (written, ()) = tokio::join!(work, told);
+        let work = collect_and_note(&self.orders, out, overwrite, notes);
+        // Whoever asked may leave: then nobody waits for the rest.
+        let left = reply.closed();
+        let (written, ()) = tokio::select! {
+            done = async { tokio::join!(work, told) } => done,
+            () = left => return Err(Refusal::Other { why: "whoever asked for the export left".into() }),
+        };
         let written = written?;
         let step = self.snapshots.borrow().as_ref().map_or(0, |snapshot| snapshot.peer.step);
         Ok(ExportNote::Done { files: written.files, bytes: written.bytes, parameters: written.parameters, step })
     }
 }
 
-/// Collects the weights of every stage and writes the folder `out`.
+/// Collects the weights of every stage and writes the folder `out`. `missed` hears of each replica that is not in it.
 pub async fn collect_and_write(
     orders: &mpsc::Sender<node::Order>,
-    manifest: Arc<Manifest>,
     out: &std::path::Path,
     overwrite: bool,
+    missed: impl Fn(&Missed),
 ) -> Result<save::Written, Refusal> {
-    let (notes, _) = mpsc::unbounded_channel();
-    collect_and_note(orders, manifest, out, overwrite, notes).await
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    let told = async {
+        while let Some(note) = noted.recv().await {
+            if let Note::Missed(what) = note {
+                missed(&what);
+            }
+        }
+    };
+    tokio::join!(collect_and_note(orders, out, overwrite, notes), told).0
 }
 
-/// As [`collect_and_write`]; `notes` hears how many stages are complete, as they come.
+/// As [`collect_and_write`]; `notes` hears how it goes on.
 async fn collect_and_note(
     orders: &mpsc::Sender<node::Order>,
-    manifest: Arc<Manifest>,
     out: &std::path::Path,
     overwrite: bool,
-    notes: mpsc::UnboundedSender<u16>,
+    notes: mpsc::UnboundedSender<Note>,
 ) -> Result<save::Written, Refusal> {
     let (reply, answer) = oneshot::channel();
     let _ = orders.send(node::Order::Export { notes, reply }).await;
@@ -174,7 +189,7 @@ async fn collect_and_note(
         other => Refusal::Other { why: other.to_string() },
     })?;
     let path = out.to_path_buf();
-    let written = tokio::task::spawn_blocking(move || save::write(&path, &manifest, &collected, overwrite)).await;
+    let written = tokio::task::spawn_blocking(move || save::write(&path, &collected.stages, overwrite)).await;
     match written {
         Ok(Ok(written)) => Ok(written),
         Ok(Err(error)) => Err(unwritten(out, error)),

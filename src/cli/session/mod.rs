@@ -4,6 +4,7 @@
 mod desk;
 mod leave;
 mod picture;
+mod stay;
 mod story;
 
 use std::{
@@ -32,15 +33,17 @@ use self::{leave::Wish, picture::Picture, story::Story};
 use super::{
     context::Context,
     failure::{Failure, Report},
-    out::Mark,
+    out::{Mark, Out},
     refused::Circumstances,
     show::{Bytes, Peer, Span, counted},
 };
 use crate::{
     config::{self, Origin, Token},
     home::Control,
+    net::Limits,
     node::{
         self, Ended, Give, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
+        export::Missed,
         lobby::{LobbyError, Tried},
         store::Unsaved,
         view::State as Snapshot,
@@ -49,8 +52,6 @@ use crate::{
     watch::{Me, Order, Refusal, ServeError, Server, ServerConfig, State},
 };
 
-/// Who joined a run that has ended stays so long, so that its owner can collect the weights.
-const AFTER_THE_END: Duration = Duration::from_secs(20);
 /// A model that is not on the disk so long after its peer has left will not be.
 const SAVE: Duration = Duration::from_secs(60);
 /// Between two pictures for `status`.
@@ -118,6 +119,7 @@ fn setup(context: &Context, plan: &Plan) -> Setup {
     let memory = node.give.memory_bytes(&context.machine);
     let fixed = context.settings.get("net.port").is_some_and(|setting| setting.origin != Origin::Default);
     let listen = node.net.listen.clone();
+    let blob_bytes = (memory / 4).max(BLOBS_MIN);
     let loopback = !listen.is_empty() && listen.iter().all(|ip| ip.is_loopback());
     Setup {
         home: context.home.clone(),
@@ -131,12 +133,13 @@ fn setup(context: &Context, plan: &Plan) -> Setup {
             port_mapping: node.net.port_mapping,
             relay_server: node.net.relay_serve,
             offline_loopback: loopback,
-            limits: crate::net::Limits::default(),
+            limits: limits(blob_bytes),
         },
         give: Give {
             memory,
-            disk: memory,
-            blob_bytes: (memory / 4).max(BLOBS_MIN),
+            // What stages others ask to be held lies on the disk, which the person has not given whole.
+            disk: crate::home::file::free(context.home.data()).map_or(memory, |free| memory.min(free / 2)),
+            blob_bytes,
             niceness: Niceness::Low,
             keep_versions: usize::from(node.store.keep_versions),
             save_every: node.store.checkpoint_every,
@@ -147,6 +150,13 @@ fn setup(context: &Context, plan: &Plan) -> Setup {
         keep_trying: plan.keep_trying,
         seed: None,
     }
+}
+
+/// What is being read at one time must fit beside what lies in memory already: no more than that may be.
+fn limits(blob_bytes: u64) -> Limits {
+    let limits = Limits::default();
+    let receiving_total = limits.receiving_total.min(blob_bytes);
+    Limits { receiving_peer: limits.receiving_peer.min(receiving_total), receiving_total, ..limits }
 }
 
 /// Starts the node of a plan, telling each step; nothing when `leave` comes before the run is found.
@@ -442,7 +452,7 @@ impl Session<'_> {
     /// Once the run is over, its end takes its course.
     fn begin_to_end(&mut self) {
         if self.over && !std::mem::replace(&mut self.ending, true) {
-            end(self.plan, &self.desk, self.save_done.clone());
+            end(self.plan, &self.desk, self.context.out.clone(), self.save_done.clone());
         }
     }
 
@@ -499,13 +509,14 @@ fn silent(plan: &Plan) -> LobbyError {
 }
 
 /// What happens when the run has ended: its owner saves the model, the others give it time for that; then everybody leaves.
-fn end(plan: &Plan, desk: &Desk, done: mpsc::Sender<Result<(), Report>>) {
+fn end(plan: &Plan, desk: &Desk, out: Out, done: mpsc::Sender<Result<(), Report>>) {
     let desk = desk.clone();
     let (run, save_to, owner) = (plan.run.clone(), plan.save_to.clone(), plan.owner);
     tokio::spawn(async move {
         let outcome = match save_to {
             Some(path) => {
-                let written = collect_and_write(&desk.orders, desk.manifest.clone(), &path, false).await;
+                let warn = |missed: &Missed| out.warn(&missed.to_string());
+                let written = collect_and_write(&desk.orders, &path, false, warn).await;
                 written.map(drop).map_err(|refusal| match refusal {
                     Refusal::Other { why } => model_not_saved(run, &path, why),
                     refusal => Failure::from(refusal).into(),
@@ -513,7 +524,7 @@ fn end(plan: &Plan, desk: &Desk, done: mpsc::Sender<Result<(), Report>>) {
             }
             None => {
                 if !owner {
-                    sleep(AFTER_THE_END).await;
+                    stay::until_saved(desk.snapshots, desk.manifest.run.owner).await;
                 }
                 Ok(())
             }
@@ -605,5 +616,12 @@ mod tests {
         });
         assert_eq!(heard.recv_timeout(Duration::from_secs(60)), Ok(Some(130)));
         drop(release);
+    }
+
+    #[test]
+    fn no_more_is_read_at_one_time_than_may_lie_in_memory() {
+        let read = |blob_bytes| (limits(blob_bytes).receiving_peer, limits(blob_bytes).receiving_total);
+        assert_eq!(read(BLOBS_MIN / 4), (BLOBS_MIN / 4, BLOBS_MIN / 4));
+        assert_eq!(read(64 << 30), (Limits::default().receiving_peer, 1 << 30));
     }
 }

@@ -18,7 +18,10 @@ use std::{
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, Swarm, SwarmBuilder, autonat,
-    core::{ConnectedPoint, transport::ListenerId},
+    core::{
+        ConnectedPoint,
+        transport::{ListenerId, TransportError},
+    },
     identify,
     identity::Keypair,
     kad, mdns,
@@ -89,14 +92,36 @@ pub fn listening_swarm(
     config: &NetConfig,
     shared: &Arc<Shared>,
 ) -> Result<(Swarm<Behaviour>, Endpoints, u16), NetError> {
-    let (mut swarm, endpoints) = swarm(config, shared)?;
-    let (addresses, port) = listen_addresses(config)?;
-    for address in addresses {
-        swarm
-            .listen_on(address.clone())
-            .map_err(|error| NetError::Listen { address, source: io::Error::other(error) })?;
+    let mut attempt = 1;
+    loop {
+        let (addresses, port) = listen_addresses(config)?;
+        let (mut swarm, endpoints) = swarm(config, shared)?;
+        match listen(&mut swarm, addresses, port) {
+            Ok(()) => return Ok((swarm, endpoints, port)),
+            Err(NetError::PortTaken { .. }) if config.port == 0 && attempt < PORT_ATTEMPTS => attempt += 1,
+            Err(error) => return Err(error),
+        }
     }
-    Ok((swarm, endpoints, port))
+}
+
+/// Another program may have taken the port since it was seen to be free: that is the same as if it had not been.
+fn listen(swarm: &mut Swarm<Behaviour>, addresses: Vec<Multiaddr>, port: u16) -> Result<(), NetError> {
+    for address in addresses {
+        swarm.listen_on(address.clone()).map_err(|error| match error {
+            TransportError::Other(error) if is_in_use(&error) => NetError::PortTaken { port },
+            error => NetError::Listen { address, source: io::Error::other(error) },
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether an address is taken. Transports wrap each other's errors in types that hide the system's own, and repeat its words.
+fn is_in_use(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    const IN_USE: i32 = libc::EADDRINUSE;
+    #[cfg(not(unix))]
+    const IN_USE: i32 = 10048;
+    error.to_string().contains(&io::Error::from_raw_os_error(IN_USE).to_string())
 }
 
 fn swarm(config: &NetConfig, shared: &Arc<Shared>) -> Result<(Swarm<Behaviour>, Endpoints), NetError> {
@@ -648,4 +673,50 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use skein_protocol::{Lane, event::Severity, key::Key};
+
+    use super::*;
+    use crate::net::{Admit, Code, Limits, Verdict};
+
+    struct RefuseAll;
+
+    impl Admit for RefuseAll {
+        fn admit(&self, _: PeerId, _: Lane, _: &[u8], _: u64) -> Verdict {
+            Verdict::Refuse { code: Code::Stale, severity: Some(Severity::Odd) }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_program_takes_after_it_was_seen_to_be_free_is_taken() {
+        let config = NetConfig {
+            key: Key::from_secret([1; 32]),
+            port: 0,
+            listen: vec![Ipv4Addr::LOCALHOST.into()],
+            lan: false,
+            port_mapping: false,
+            relay_server: false,
+            offline_loopback: true,
+            bootstrap: Vec::new(),
+            limits: Limits::default(),
+        };
+        let (events, _received) = mpsc::channel(16);
+        let (commands, _ordered) = mpsc::channel(16);
+        let me = config.key.peer();
+        let (shared, _happened) = Shared::new(me, config.limits.clone(), Arc::new(RefuseAll), events, commands);
+        for tcp in [false, true] {
+            let (addresses, port) = listen_addresses(&config).unwrap();
+            let at = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+            let _udp = (!tcp).then(|| std::net::UdpSocket::bind(at).unwrap());
+            let _tcp = tcp.then(|| std::net::TcpListener::bind(at).unwrap());
+            let (mut swarm, _) = swarm(&config, &shared).unwrap();
+            let listens = listen(&mut swarm, addresses, port);
+            assert!(matches!(listens, Err(NetError::PortTaken { port: of }) if of == port), "{tcp}: {listens:?}");
+        }
+    }
 }
