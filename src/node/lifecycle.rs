@@ -3,7 +3,7 @@
 //! In: [`Setup`]. Out: a [`Node`], or the first thing that is not as it must be. What can be known without the network is checked
 //! before it is asked; each step tells that it is done, so a person sees what is waited for.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use libp2p::Multiaddr;
 use skein_pipeline::{
@@ -148,6 +148,7 @@ async fn open_network(
             let id = net::address::libp2p_of(peer);
             addresses.iter().map(move |address| net::address::with_peer(address.clone(), id))
         })
+        .chain(setup.net.bootstrap.iter().cloned())
         .collect::<Vec<_>>();
     let wanted = setup.net.port;
     let others = (1..=PORTS).filter_map(|more| wanted.checked_add(more)).chain([0]);
@@ -160,9 +161,11 @@ async fn open_network(
             listen: setup.net.listen.clone(),
             lan: setup.net.lan,
             port_mapping: setup.net.port_mapping,
+            relay_use: setup.net.relay_use,
             relay_server: setup.net.relay_server,
             offline_loopback: setup.net.offline_loopback,
             bootstrap: bootstrap.clone(),
+            announce: setup.net.announce.clone(),
             limits: setup.net.limits.clone(),
         };
         match net::start(config, gate.clone()).await {
@@ -193,7 +196,9 @@ async fn enter(
     let entered = loop {
         match lobby.wait(setup.patience).await {
             Ok(entered) => break entered,
-            Err(error) if setup.keep_trying && error.may_pass() => progress(Progress::StillTrying(error)),
+            Err(error) if setup.keep_trying && error.may_pass(invited.peers.len()) => {
+                progress(Progress::StillTrying(error))
+            }
             Err(error) => return Err(error.into()),
         }
     };
@@ -258,7 +263,7 @@ fn build<M: Engines + 'static>(
     let manifest = Arc::new(manifest);
     let shapes = Shapes::new(manifest.clone());
     gate.open(shapes.clone());
-    let store = Store::new(&folder, setup.give.keep_versions);
+    let store = Store::new(checkpoints(&setup, &folder, key.peer()), setup.give.keep_versions);
     let (found, remarks) = store.newest();
     let unsaved = store.unsaved();
     let saved = found.into_iter().map(|found| SavedState {
@@ -290,7 +295,7 @@ fn build<M: Engines + 'static>(
         addresses: net.addresses().iter().map(ToString::to_string).collect(),
         feed_from: mark.read(),
         saved,
-        expects_others: !meet.is_empty(),
+        expects_others: !meet.is_empty() || !setup.net.bootstrap.is_empty(),
     };
     let commands = commands_of(&setup.role);
     let (orders_in, orders) = mpsc::channel(ORDERS);
@@ -344,6 +349,14 @@ fn build<M: Engines + 'static>(
         _lock: lock,
     };
     Ok((node, driver))
+}
+
+/// Where this peer's checkpoints of the run lie. A place that others may share has a folder for each peer.
+fn checkpoints(setup: &Setup, folder: &RunFolder, me: PeerId) -> PathBuf {
+    match &setup.give.checkpoints {
+        Some(place) => place.join(me.short()).join(&folder.name),
+        None => folder.checkpoints(),
+    }
 }
 
 fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -> Result<RunFolder, NodeError> {

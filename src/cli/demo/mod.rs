@@ -10,7 +10,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use skein_pipeline::{model::cost, peer::io::Command, plan::partition};
@@ -37,7 +37,7 @@ use super::{
     local::{self, LocalSwarm, Serving, Start, Task},
     out::{Mark, Out},
     petname, session,
-    show::{self, About, Count, Peer, Span, Traffic},
+    show::{self, About, Count, Peer, Span, Traffic, utc_ms},
 };
 use crate::{
     corpus::{self, Corpus},
@@ -470,10 +470,6 @@ fn conclude(done: &DemoDone, known: &Known, folder: &Folder, out: &Out) -> u8 {
 /// One paragraph, without what a terminal would act on.
 fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_string()
-}
-
-fn utc_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

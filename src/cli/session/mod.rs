@@ -3,20 +3,13 @@
 
 mod desk;
 mod picture;
+mod setup;
 mod story;
+mod trouble;
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    pin::pin,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeSet, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use skein_pipeline::{
-    compute::{Device, OnDevice},
-    peer::io::Command,
-};
+use skein_pipeline::{compute::OnDevice, peer::io::Command};
 use tokio::{
     runtime::Runtime,
     sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
@@ -24,21 +17,24 @@ use tokio::{
 };
 
 pub use self::desk::{Desk, collect_and_write};
-use self::{picture::Picture, story::Story};
+use self::{
+    picture::Picture,
+    setup::{Chosen, setup},
+    story::Story,
+};
 use super::{
     context::Context,
     failure::{Failure, Report},
     out::Mark,
     refused::Circumstances,
-    show::{Bytes, Peer, Span, counted},
+    show::{Bytes, Peer, Span, counted, utc_ms},
 };
 use crate::{
     config::{self, Origin, Token},
     home::Control,
     node::{
-        self, Ended, Give, Left, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
+        self, Ended, Left, Node, NodeError, Progress, Role, Way,
         lobby::{LobbyError, Tried},
-        worker::Niceness,
     },
     watch::{Me, ServeError, Server, ServerConfig, State},
 };
@@ -47,10 +43,6 @@ use crate::{
 const AFTER_THE_END: Duration = Duration::from_secs(20);
 /// Pictures for `status` a second.
 const SHOW: Duration = Duration::from_millis(500);
-/// Event log of one peer.
-const EVENTS_KEEP: u64 = 200_000_000;
-/// Bodies of others that may lie in memory, as a share of the memory given: at least this.
-const BLOBS_MIN: u64 = 256 << 20;
 
 /// What is to be done.
 pub struct Plan {
@@ -82,60 +74,9 @@ pub fn runtime() -> Result<Runtime, Report> {
         .map_err(|error| Failure::Other { message: error.to_string() }.into())
 }
 
-/// The device that the configuration names, if this build has it.
-pub fn device(context: &Context) -> Result<Device, Report> {
-    let threads = usize::from(context.node.give.thread_count(&context.machine));
-    let missing = |device: &str| Failure::NoDevice { device: device.into(), features: super::bug::features().into() };
-    match context.node.give.device {
-        config::Device::Cpu => Ok(Device::Cpu { threads }),
-        config::Device::Auto => Ok(Device::Cpu { threads }),
-        config::Device::Cuda(number) if cfg!(feature = "cuda") => Ok(Device::Cuda(number as usize)),
-        config::Device::Metal if cfg!(feature = "metal") => Ok(Device::Metal(0)),
-        config::Device::Cuda(_) => Err(missing("CUDA").into()),
-        config::Device::Metal => Err(missing("Metal").into()),
-    }
-}
-
-/// What a node is started with, from what this machine gives.
-pub fn setup(context: &Context, plan: &Plan) -> Setup {
-    let node = &context.node;
-    let memory = node.give.memory_bytes(&context.machine);
-    let fixed = context.settings.get("net.port").is_some_and(|setting| setting.origin != Origin::Default);
-    let listen = node.net.listen.clone();
-    let loopback = !listen.is_empty() && listen.iter().all(|ip| ip.is_loopback());
-    Setup {
-        home: context.home.clone(),
-        way: plan.way.clone(),
-        role: if node.give.works() || plan.role.feed.is_some() { plan.role.clone() } else { Role::observe() },
-        net: NetSetup {
-            port: node.net.port,
-            port_fixed: fixed && node.net.port != 0,
-            listen,
-            lan: node.net.lan,
-            port_mapping: node.net.port_mapping,
-            relay_server: node.net.relay_serve,
-            offline_loopback: loopback,
-            limits: crate::net::Limits::default(),
-        },
-        give: Give {
-            memory,
-            disk: memory,
-            blob_bytes: (memory / 4).max(BLOBS_MIN),
-            niceness: Niceness::Low,
-            keep_versions: usize::from(node.store.keep_versions),
-            save_every: node.store.checkpoint_every,
-        },
-        invite: plan.invite.clone(),
-        events_keep: EVENTS_KEEP,
-        patience: plan.patience,
-        keep_trying: plan.keep_trying,
-        seed: None,
-    }
-}
-
 /// Starts the node of a plan, telling each step.
 pub async fn start(context: &Context, plan: &Plan) -> Result<Node, Report> {
-    let device = device(context)?;
+    let chosen = Chosen::look(context)?;
     let circumstances = Circumstances {
         command: plan.command,
         run: plan.run.clone(),
@@ -165,9 +106,11 @@ pub async fn start(context: &Context, plan: &Plan) -> Result<Node, Report> {
         Progress::Manifest { run, name } => {
             out.say(Mark::Done, &format!("run   {name}  {run}  manifest verified"), &[("run", &run)]);
         }
-        Progress::Running { remarks, .. } => remarks.iter().for_each(|remark| out.warn(&remark.to_string())),
+        Progress::Running { remarks, .. } => {
+            trouble::of_start(&remarks).iter().for_each(|trouble| out.trouble(trouble));
+        }
     };
-    let node = node::start(setup(context, plan), move |_| OnDevice(device), progress).await;
+    let node = node::start(setup(context, plan), move |manifest| OnDevice(chosen.of(manifest)), progress).await;
     node.map_err(|error| circumstances.report(error))
 }
 
@@ -263,7 +206,8 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
                     unsaved.each(|stage, why| {
                         let failure = Failure::from(why);
                         if told.insert((stage, failure.code())) {
-                            out.warn(&format!("stage {stage} is not saved: {} {}", failure.what(), failure.why()));
+                            out.warn(&format!("stage {stage} is not saved: the peer goes on, and tries again"));
+                            out.trouble(&failure);
                         }
                     });
                     story.show(picture.update(&snapshot));
@@ -413,8 +357,4 @@ async fn stdin_closed(wanted: bool) {
         let _keep = close;
         std::future::pending::<()>().await;
     }
-}
-
-fn utc_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
