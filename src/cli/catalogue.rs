@@ -374,10 +374,10 @@ catalogue! {
     next ["skein status" => "if the loss it shows goes on falling, one peer computes wrongly", "lower optimizer.lr in a new manifest" => "if it does not: skein run new starts one"]
     about "Values that are not finite are refused where they first appear, and the micro-batch is voided. If every peer produces them, the model itself has diverged."
 
-    StageEmpty { stage: u16 = 4u16, run: String = "tiny-verse", ago: Span = 12_000u64 } "SK503" Warning 0
-    what "Stage {stage} has no replica."
-    why "Nobody has served it for {ago}; training waits."
-    next ["skein host {run} --stage {stage}" => "serve it on this machine", "skein invite" => "ask somebody else to"]
+    StageEmpty { stages: String = "Stage 4 has", run: String = "tiny-verse", flags: String = "--stage 4", ago: Span = 12_000u64 } "SK503" Warning 0
+    what "{stages} no replica."
+    why "Nobody has been there for {ago}; training waits."
+    next ["skein host {run} {flags}" => "on this machine or another that is in the run", "skein invite" => "ask somebody else to"]
     about "The run goes on when a newcomer, or a peer with room, takes the stage: from the newest snapshot that other peers hold, or from the run's seed where nobody has served it yet. At most the work since that snapshot is lost."
 
     StageRestored { stage: u16 = 4u16, from: String = "the snapshot of own step 1800" } "SK504" Warning 0

@@ -407,17 +407,22 @@ pub(super) mod tests {
 
     #[test]
     fn trouble_has_its_code_on_a_terminal_and_in_a_log() {
-        let empty = Failure::StageEmpty { stage: 4, run: "tiny".into(), ago: crate::cli::show::Span::from(12_000u64) };
+        let empty = Failure::StageEmpty {
+            stages: "Stage 4 has".into(),
+            run: "tiny".into(),
+            flags: "--stage 4".into(),
+            ago: crate::cli::show::Span::from(12_000u64),
+        };
         let (out, stdout, stderr) = on_paper(TERMINAL);
         out.trouble(&empty);
-        assert!(stderr.text().starts_with("! Stage 4 has no replica.\n  why   Nobody has served it for 12 s;"));
+        assert!(stderr.text().starts_with("! Stage 4 has no replica.\n  why   Nobody has been there for 12 s;"));
         assert!(stderr.text().ends_with("\n  code  SK503 · skein explain SK503\n"), "{}", stderr.text());
         let (out, _, stderr) = on_paper(Style { terminal: false, json: true, ..TERMINAL });
         out.trouble(&empty);
         let text = stderr.text();
         assert_eq!(text.lines().count(), 1, "{text}");
         let (_, rest) = text.split_once(' ').unwrap();
-        assert_eq!(rest, "warn Stage 4 has no replica. Nobody has served it for 12 s; training waits. code=SK503\n");
+        assert_eq!(rest, "warn Stage 4 has no replica. Nobody has been there for 12 s; training waits. code=SK503\n");
         assert_eq!(stdout.text(), "", "the lines of --json are events");
     }
 

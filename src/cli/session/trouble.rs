@@ -187,17 +187,29 @@ impl Troubles {
     }
 
     /// A stage that this peer is about to serve gets longer.
-    fn empty(&mut self, state: &State) -> Vec<Failure> {
-        let mut all = Vec::new();
+    fn empty(&mut self, state: &State) -> Option<Failure> {
+        let mut stages = Vec::new();
+        let mut longest = 0;
         for (stage, (since, said)) in &mut self.empty {
             let mine = state.mine.iter().any(|mine| mine.stage == *stage && mine.state != MyStageState::Serving);
             let ago = state.utc_ms.saturating_sub(*since);
             if !*said && ago >= if mine { LATE } else { SOON } {
                 *said = true;
-                all.push(Failure::StageEmpty { stage: *stage, run: self.run.clone(), ago: Span::from(ago) });
+                stages.push(stage.to_string());
+                longest = longest.max(ago);
             }
         }
-        all
+        let flags: Vec<String> = stages.iter().map(|stage| format!("--stage {stage}")).collect();
+        Some(Failure::StageEmpty {
+            stages: match stages.as_slice() {
+                [] => return None,
+                [stage] => format!("Stage {stage} has"),
+                several => format!("Stages {} have", several.join(", ")),
+            },
+            run: self.run.clone(),
+            flags: flags.join(" "),
+            ago: Span::from(longest),
+        })
     }
 
     fn unfed(&mut self, state: &State) -> Option<Failure> {
@@ -300,12 +312,16 @@ mod tests {
         let said = troubles.see(&state(13_000, true));
         assert_eq!(
             (codes(&said), said[0].why()),
-            (vec!["SK503"], "Nobody has served it for 12 s; training waits.".into())
+            (vec!["SK503"], "Nobody has been there for 12 s; training waits.".into())
         );
         assert!(troubles.said_empty() && troubles.see(&state(60_000, true)).is_empty());
         troubles.hear(&at(61_000, Event::StageBack { stage: 1, peer: OTHER }));
-        troubles.hear(&at(70_000, Event::StageEmpty { stage: 1 }));
-        assert_eq!(codes(&troubles.see(&state(74_000, true))), ["SK503"], "it is empty again");
+        for stage in [1, 2] {
+            troubles.hear(&at(70_000, Event::StageEmpty { stage }));
+        }
+        let said = troubles.see(&state(74_000, true));
+        assert_eq!((codes(&said), said[0].what()), (vec!["SK503"], "Stages 1, 2 have no replica.".into()));
+        assert_eq!(said[0].next()[0].0, "skein host tiny --stage 1 --stage 2");
     }
 
     #[test]
