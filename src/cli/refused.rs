@@ -239,7 +239,7 @@ mod tests {
     }
 
     async fn refusal(run: RunId, events: Vec<NetEvent>) -> (&'static str, u8, String) {
-        let report = joins(run, events).await.err().expect("no manifest came");
+        let report = joins(run, events).await.expect_err("no manifest came");
         (report.failure.code(), report.exit(), report.failure.why())
     }
 
