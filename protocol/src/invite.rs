@@ -49,6 +49,7 @@ pub struct Invite {
     #[n(3)]
     #[cbor(decode_with = "peer_list", encode_with = "limits::encode_list")]
     pub peers: Vec<InvitePeer>,
+    /// Reserved: none is written, and none is looked at.
     #[n(4)]
     pub token: Option<Token>,
 }
@@ -64,7 +65,7 @@ pub struct InvitePeer {
     pub addresses: Vec<Address>,
 }
 
-/// Admission for its bearer, until a time.
+/// Admission for its bearer, until a time. Reserved: this version neither makes nor verifies one.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Token {

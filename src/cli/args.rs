@@ -354,12 +354,13 @@ pub struct Export {
 Examples
   skein status                  once
   skein status --watch          again and again
-  skein status --wait ready     until this peer serves (or step=N, or finished)")]
+  skein status --wait ready     until this peer serves (or step=N, or finished)
+  skein status --wait alive --timeout 4s    for a health check: it answers, whatever it waits for")]
 pub struct Status {
     /// Show it again whenever it changes
     #[arg(long)]
     pub watch: bool,
-    /// ready, step=N or finished
+    /// alive, ready, step=N or finished
     #[arg(long, value_name = "WHAT", conflicts_with = "watch")]
     pub wait: Option<String>,
     /// Give up waiting after so long, e.g. 30s

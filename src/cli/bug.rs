@@ -5,7 +5,6 @@ use std::{
     backtrace::Backtrace,
     env,
     fmt::Write as _,
-    fs,
     panic::{self, PanicHookInfo},
     path::{Path, PathBuf},
 };
@@ -13,6 +12,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{failure::Failure, logs, out::Out};
+use crate::home::file::{self, Reader};
 
 const EXIT: i32 = 70;
 
@@ -31,9 +31,9 @@ fn report(info: &PanicHookInfo<'_>, folder: &Path) -> Failure {
     let text = text(&message, &place, &Backtrace::force_capture().to_string(), &logs::last_lines());
     let name = format!("skein-report-{}.txt", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
     let written = [folder.to_path_buf(), env::temp_dir()].into_iter().find_map(|dir| {
-        fs::create_dir_all(&dir).ok()?;
+        // Log lines may name peers and paths: they are this user's alone.
         let path = dir.join(&name);
-        fs::write(&path, &text).ok().map(|()| path)
+        file::write(&path, text.as_bytes(), Reader::OwnerOnly).ok().map(|()| path)
     });
     let file = written.map_or("this message".into(), |path| path.display().to_string());
     Failure::Panic { message, place, file }
@@ -70,7 +70,7 @@ pub fn features() -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{fs, process::Command};
 
     use super::*;
     use crate::cli::out::{Colour, Style};
@@ -84,16 +84,22 @@ mod tests {
             std::thread::spawn(|| panic!("the sky is falling")).join().unwrap();
         }
         let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("log");
         let out = Command::new(env::current_exe().unwrap())
             .args(["--exact", "--nocapture", "cli::bug::tests::a_panic_ends_with_a_report_and_its_own_code"])
-            .env(FOLDER, dir.path())
+            .env(FOLDER, &folder)
             .output()
             .unwrap();
         assert_eq!(out.status.code(), Some(EXIT));
         let stderr = String::from_utf8(out.stderr).unwrap();
         assert!(stderr.contains("Skein stopped because of a bug") && stderr.contains("SK900"), "{stderr}");
-        let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let files: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(files.len(), 1);
+        #[cfg(unix)]
+        for (path, mode) in [(&folder, 0o700), (&files[0], 0o600)] {
+            let found = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
+            assert_eq!(found & 0o777, mode, "{}", path.display());
+        }
         let text = fs::read_to_string(&files[0]).unwrap();
         assert!(text.contains("the sky is falling\nat src/cli/bug.rs"), "{text}");
     }

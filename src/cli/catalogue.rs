@@ -1,4 +1,4 @@
-//! Every failure, warning and notice that a person can meet: code, exit class, what happened, why, what to do next, and a page.
+//! Every failure and warning that a person can meet: code, exit class, what happened, why, what to do next, and a page.
 //!
 //! The texts are templates; `{field}` is a field of the variant. This table is the only place where they stand: the terminal,
 //! `--json`, `skein explain CODE` and docs/errors.md are made from it.
@@ -12,8 +12,6 @@ pub enum Level {
     Failure,
     /// Work goes on, worse than it could.
     Warning,
-    /// Worth knowing.
-    Note,
 }
 
 /// The fixed part of one entry.
@@ -127,7 +125,7 @@ catalogue! {
     what "A file of the home folder is damaged."
     why "{path}: {why}."
     next ["rm {path}" => "after ten minutes without this peer in the run"]
-    about "The counter of starts must never run backwards: other peers would take this one for its own past. They forget it ten minutes after it was seen last; from then on it may begin again."
+    about "The counter of starts must never run backwards: other peers would take this one for its own past. They forget it ten minutes after it was seen last; from then on it may begin again. A manifest comes back with an invite of the run."
 
     NoHome {} "SK115" Failure 4
     what "There is no home folder."
@@ -165,12 +163,6 @@ catalogue! {
     why "{error}; owned by {owner}."
     next ["skein --home ./skein-home join" => "a home that you own", "chown 10001 {path}" => "for a volume of the container image"]
     about "Skein writes into its home folder and into folders that you name, nowhere else."
-
-    OutOfMemory { device: String = "CPU", want: Bytes = 268435456u64, in_flight: u32 = 4u32 } "SK128" Failure 4
-    what "Memory ran out while working."
-    why "{device}: {want} more were needed with {in_flight} micro-batches in hand."
-    next ["skein join --memory 1GiB" => "promise less, and take a smaller stage"]
-    about "What the peer held is computed by the other replicas of its stage."
 
     ResultLost { error: String = "No space left on device (os error 28)" } "SK129" Failure 4
     what "The result was not written whole."
@@ -235,10 +227,10 @@ catalogue! {
     next ["skein invite" => "on the other side: a fresh invite"]
     about "Either the peer has a new key (its home folder was lost), or its address belongs to somebody else now, or the connection is intercepted. Nothing was said to it."
 
-    SwarmLost { count: usize = 5usize, since: Span = 95_000u64 } "SK204" Failure 5
+    SwarmLost { count: String = "5 neighbours", ago: Span = 95_000u64 } "SK204" Warning 0
     what "Connection to the swarm was lost."
-    why "All {count} neighbours have been silent for {since}."
-    next ["skein status" => "what is being tried"]
+    why "{count} fell silent, nobody has been here for {ago}, and training waits for what is missing."
+    next ["skein peers" => "who is known, and where", "skein invite" => "on another member's machine: a fresh invite"]
     about "The peer keeps its weights and its place, and dials everyone it knows until somebody answers. What it held is computed by others in the meantime."
 
     NotReachable { why: String = "the NAT gives every target another port (symmetric)", port: u16 = 4747u16 } "SK206" Warning 0
@@ -246,6 +238,15 @@ catalogue! {
     why "It seems that {why}."
     next ["forward UDP {port} in your router" => "to this machine", "use IPv6" => "where your provider offers it"]
     about "Work goes on through relays and hole punching, slower. What is behind this is in `skein explain relay`."
+
+    NotTheirRun { run: String = "tiny-verse", peers: String = "quiet-heron 12fa9c" } "SK209" Failure 5
+    what "The peers of the invite are there, but not in this run."
+    why "{peers} say that they do not know {run}."
+    next [
+        "skein status" => "on the other side: in which run is that peer?",
+        "skein invite" => "on the other side, once it works on the run again: a fresh invite",
+    ]
+    about "A peer works on one run at a time and hands out the manifest of that one alone. `skein join` without --wait keeps asking until one of them is back in the run."
 
     NotAnInvite { prefix: String = "skien1qp…" } "SK301" Failure 2
     what "This is not a Skein invite."
@@ -259,27 +260,15 @@ catalogue! {
     next ["copy it again" => "the whole word", "skein --version" => "compare with the other side"]
     about "The last characters of an invite are a checksum of the ones before, so a letter that got lost is noticed before anything is sent."
 
-    InviteExpired { until: String = "2026-11-20 18:00 UTC", ago: Span = 259_200_000u64, from: String = "quiet-heron" } "SK303" Failure 6
-    what "The invite has expired."
-    why "It was valid until {until}, {ago} ago."
-    next ["ask {from} for a new one" => "skein invite makes it"]
-    about "An invite that admits strangers to a closed run should not live for ever. The owner chooses how long with `skein invite --expires`."
-
-    NeedsInvitation { run: String = "tiny-verse" } "SK304" Failure 6
-    what "This run needs an invitation, and this invite carries none."
-    why "The manifest of {run} says admission.open = false."
-    next ["skein invite" => "on the owner's machine: makes an invite that admits"]
-    about "A closed run admits those whose token was signed by its owner, or whose peer id stands in the manifest."
-
     ManifestMismatch { expected: String = "b3:7f3a12c1", found: String = "b3:90de4417", peer: String = "quiet-heron 12fa9c" } "SK305" Failure 9
     what "The manifest does not match the invite."
     why "Expected {expected}, {peer} sent {found}."
     next ["skein invite" => "on the owner's machine: a fresh invite"]
     about "The invite holds the hash of the manifest, so whoever relays it cannot change the run. A peer that sends another one is not asked again."
 
-    Versions { run: u16 = 2u16, build: u16 = 1u16 } "SK306" Failure 6
+    Versions { run: String = "protocol 2", build: u16 = 1u16 } "SK306" Failure 6
     what "Versions do not fit."
-    why "The run speaks protocol {run}, this build {build}."
+    why "The run speaks {run}, this build protocol {build}."
     next ["skein --version" => "compare with the other side, and update the older"]
     about "The wire has a protocol number of its own, apart from the version of the program. It changes only when peers would misunderstand each other."
 
@@ -361,15 +350,15 @@ catalogue! {
     next ["skein run new my-run" => "a model of a supported family"]
     about "The family decides how a block computes. Guessing would give a model that loads and talks nonsense."
 
-    CheckpointDamaged { path: String = "runs/tiny-verse/checkpoints/1-1840", why: String = "its hash is another", fallback: String = "the one before (own step 1800) is used" } "SK408" Failure 7
+    CheckpointDamaged { path: String = "runs/tiny-verse/checkpoints/stage-1/0000000003.state", why: String = "its bytes are not what its hash says", fallback: String = "the one before (own step 1800) is used" } "SK408" Warning 0
     what "Checkpoint {path} is damaged."
     why "It is there, but {why}; {fallback}."
-    next ["skein join" => "fetches the weights from peers that hold them"]
-    about "Every checkpoint carries the hash of its content. A damaged one is never loaded."
+    next ["rm {path}" => "it is of no use any more"]
+    about "Every checkpoint carries the hash of its content. A damaged one is never loaded. Living replicas of the stage, and snapshots that other peers hold, come before any checkpoint."
 
-    SaveInterrupted { count: usize = 1usize, path: String = "runs/tiny-verse/checkpoints" } "SK409" Note 0
+    SaveInterrupted { count: String = "1 unfinished file was", path: String = "runs/tiny-verse/checkpoints/stage-1" } "SK409" Warning 0
     what "A save was interrupted last time."
-    why "{count} unfinished files were removed from {path}; the last complete checkpoint is untouched."
+    why "{count} removed from {path}; the last complete checkpoint is untouched."
     next []
     about "Checkpoints are written beside the old ones and renamed when they are complete. Power loss in between leaves an unfinished file, never half a checkpoint."
 
@@ -388,35 +377,35 @@ catalogue! {
     next ["ls -l {path}" => "is it there, and yours?"]
     about "All data is read before a run starts, so that a run does not stop half way for want of a file."
 
-    NotFinite { step: u64 = 1846u64, stage: u16 = 2u16, first: String = "quiet-heron 12fa9c" } "SK501" Failure 8
+    NotFinite { count: u64 = 3u64, step: u32 = 1846u32, stage: u16 = 2u16 } "SK501" Warning 0
     what "The loss is not a number."
-    why "Run step {step}, stage {stage}, first seen from {first}."
-    next ["lower optimizer.lr in a new manifest" => "skein run new starts one"]
+    why "{count} micro-batches within a minute had values that are not finite; the latest, of run step {step}, was found out at stage {stage}."
+    next ["skein status" => "if the loss it shows goes on falling, one peer computes wrongly", "lower optimizer.lr in a new manifest" => "if it does not: skein run new starts one"]
     about "Values that are not finite are refused where they first appear, and the micro-batch is voided. If every peer produces them, the model itself has diverged."
 
-    StageEmpty { stage: u16 = 4u16, run: String = "tiny-verse", ago: Span = 12_000u64 } "SK503" Failure 8
-    what "Stage {stage} has no replica."
-    why "The last one left {ago} ago; training waits."
-    next ["skein host {run} --stage {stage}" => "serve it on this machine", "skein invite" => "ask somebody else to"]
-    about "The run goes on when a newcomer, or a peer with room, adopts the stage from the newest snapshot that other peers hold. At most the work since that snapshot is lost."
+    StageEmpty { stages: String = "Stage 4 has", run: String = "tiny-verse", flags: String = "--stage 4", ago: Span = 12_000u64 } "SK503" Warning 0
+    what "{stages} no replica."
+    why "Nobody has been there for {ago}; training waits."
+    next ["skein host {run} {flags}" => "on this machine or another that is in the run", "skein invite" => "ask somebody else to"]
+    about "The run goes on when a newcomer, or a peer with room, takes the stage: from the newest snapshot that other peers hold, or from the run's seed where nobody has served it yet. At most the work since that snapshot is lost."
 
-    StageRestored { stage: u16 = 4u16, step: u32 = 1800u32, steps_lost: u32 = 40u32 } "SK504" Warning 0
-    what "Stage {stage} was restored from a snapshot."
-    why "No replica was left; the newest copy is of own step {step}, {steps_lost} steps earlier."
+    StageRestored { stage: u16 = 4u16, from: String = "the snapshot of own step 1800" } "SK504" Warning 0
+    what "Stage {stage} was restored."
+    why "No replica was left to copy; it goes on from {from}, and any step after that is lost."
     next []
-    about "All replicas of the stage died before they could hand their work on. The steps in between are lost, and counted."
+    about "All replicas of the stage died before they could hand their work on. The steps in between are lost, and counted. `checkpoint.copies_min` and `checkpoint.every` of the manifest say how much that can be."
 
-    NoFeeder { run: String = "tiny-verse", ago: Span = 12_000u64 } "SK505" Failure 8
+    NoFeeder { run: String = "tiny-verse", ago: Span = 42_000u64 } "SK505" Warning 0
     what "Nobody provides data."
-    why "The last feeder of {run} left {ago} ago."
+    why "Neither the owner of {run} nor a delegate has been seen for {ago}; training waits."
     next ["skein train --run {run} --data ./books" => "on the owner's machine: feed it again"]
-    about "Stages keep their weights and wait. The owner of a run, or somebody with a token of role feed, may feed data."
+    about "Stages keep their weights and wait. Only the owner of a run and the delegates that its manifest names may feed data."
 
-    Stale { count: u64 = 12u64, bound: u32 = 4u32 } "SK507" Note 0
+    Stale { count: u64 = 12u64, bound: u32 = 4u32 } "SK507" Warning 0
     what "{count} of your gradients were too old and were not used."
     why "They were more than {bound} own steps old."
     next ["skein status" => "see where micro-batches wait"]
-    about "A gradient that was computed for older weights is weighted down by its age, and past the bound of the manifest it is not added. It is still passed on, so other stages lose nothing. Slow links and slow devices make work stale."
+    about "A gradient that was computed for older weights is weighted down by its age, and past the bound of the manifest it is not added. It is still passed on, so other stages lose nothing. Slow links and slow devices make work stale. It is said once a minute at most, and at the end."
 
     NobodyHere { control: String = "/home/ada/.local/state/skein/control", why: String = "is missing" } "SK701" Failure 4
     what "No peer is running here."

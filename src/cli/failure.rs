@@ -6,7 +6,7 @@ use std::{error, fmt};
 use serde::{Deserialize, Serialize};
 
 pub use super::catalogue::{Failure, Hint, Level, TEXTS, Text};
-use super::show::{Bytes, Peer, counted};
+use super::show::{Bytes, counted};
 use crate::{
     config::{ConfigError, Origin, Place, profile},
     corpus::CorpusError,
@@ -244,7 +244,6 @@ impl From<Refusal> for Failure {
                 let stages: Vec<String> = stages.iter().map(ToString::to_string).collect();
                 Failure::CannotAnswer { stages: stages.join(", ") }
             }
-            Refusal::NotOwner { owner } => Failure::NotPossible { why: format!("the run belongs to {}", Peer(owner)) },
             Refusal::Unwritable { path, error } => {
                 let owner = owner(&path);
                 Failure::Unwritable { path: path.display().to_string(), error, owner }
@@ -285,7 +284,7 @@ pub const EXITS: [(u8, &str); 13] = [
     (7, "data, tokenizer, model or checkpoint unusable"),
     (8, "training cannot go on"),
     (9, "something is not what its hash or signature says"),
-    (10, "the demo ran, and its figures fall short of what it promises"),
+    (10, "the answer is \"no\": `demo` did not do all that it promises, and says what"),
     (70, "a bug in skein; a report file is named"),
     (130, "stopped at once: by the second Ctrl-C, the demo by the first"),
 ];
@@ -294,8 +293,7 @@ pub const EXITS: [(u8, &str); 13] = [
 pub fn page(entry: &Text) -> String {
     let class = match entry.level {
         Level::Failure => format!("ends the command with exit code {}", entry.exit),
-        Level::Warning => "a warning".into(),
-        Level::Note => "a note".into(),
+        Level::Warning => "a warning: the peer goes on".into(),
     };
     let mut text = format!("{}\n\n- why: {}\n", entry.what, entry.why);
     for (act, note) in entry.next {
@@ -307,7 +305,7 @@ pub fn page(entry: &Text) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, fs, path::Path};
 
     use super::*;
 
@@ -319,6 +317,32 @@ mod tests {
         assert_eq!(codes, sorted);
     }
 
+    /// Names of the catalogue that the sources make, outside of tests.
+    fn made_in(dir: &Path, made: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                made_in(&path, made);
+            } else if path.extension().is_some_and(|ext| ext == "rs") && !path.ends_with("cli/catalogue.rs") {
+                let source = fs::read_to_string(&path).unwrap();
+                let code = source.split("#[cfg(test)]").next().unwrap();
+                let names = code.split("Failure::").skip(1).filter_map(|rest| rest.split_once(" {"));
+                made.extend(names.map(|(name, _)| name.to_string()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_text_belongs_to_something_that_happens() {
+        let mut made = BTreeSet::new();
+        made_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut made);
+        for failure in Failure::examples() {
+            let shown = format!("{failure:?}");
+            let name = shown.split(' ').next().unwrap();
+            assert!(made.contains(name), "{} {name} is never made", failure.code());
+        }
+    }
+
     #[test]
     fn every_text_reads_as_it_should() {
         let all: Vec<String> = Failure::examples()
@@ -327,7 +351,6 @@ mod tests {
                 let mark = match failure.text().level {
                     Level::Failure => '✗',
                     Level::Warning => '!',
-                    Level::Note => '·',
                 };
                 format!("{mark} {}\n{}", failure.what(), failure.details())
             })

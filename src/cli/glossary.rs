@@ -30,7 +30,7 @@ pub const WORDS: &[Word] = &[
     word(
         "feeder",
         "A peer that feeds data: it mints micro-batches, sends their tokens to stage 0 and their labels to the last stage, and is told the \
-         loss. The owner of a run feeds it, or somebody to whom the owner gave that role.",
+         loss. The owner of a run feeds it, or a delegate that its manifest names.",
     ),
     word(
         "home",
@@ -44,8 +44,8 @@ pub const WORDS: &[Word] = &[
     ),
     word(
         "invite",
-        "One word that lets somebody join: the hash of the run's manifest, addresses of a few peers and, for a closed run, a token signed by \
-         the owner. Whoever passes it on cannot change the run, since the manifest is checked against the hash. `skein invite` makes one.",
+        "One word that lets somebody join: the hash of the run's manifest, and the addresses of a few peers. It does not expire, and admits \
+         whoever has it, except to a run that lists its members. Whoever passes it on cannot change the run, since the manifest is checked against the hash. `skein invite` makes one.",
     ),
     word("job", "What a machine asks of the worker that owns the device: a forward, a backward, a step, a save."),
     word(

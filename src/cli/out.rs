@@ -198,13 +198,25 @@ impl Out {
         let mark = match failure.text().level {
             Level::Failure => Mark::Failure,
             Level::Warning => Mark::Warning,
-            Level::Note => Mark::Note,
         };
+        self.four_parts(mark, failure, report.cause.as_ref().filter(|_| verbose).map(|cause| cause.to_string()));
+    }
+
+    /// What does not end the process but should be known, with its code: in four parts on a terminal, as one line in a log.
+    pub fn trouble(&self, failure: &Failure) {
+        if self.0.style.terminal {
+            return self.four_parts(Mark::Warning, failure, None);
+        }
+        let why: Vec<String> = failure.why().lines().map(str::to_string).collect();
+        self.say(Mark::Warning, &format!("{} {}", failure.what(), why.join("; ")), &[("code", &failure.code())]);
+    }
+
+    fn four_parts(&self, mark: Mark, failure: &Failure, cause: Option<String>) {
         let mut text = format!("{} {}\n{}", self.mark(mark), failure.what(), failure.details());
-        if verbose && let Some(cause) = &report.cause {
+        if let Some(cause) = cause {
             text.push_str(&format!("  from  {cause}\n"));
         }
-        if !style.unicode {
+        if !self.0.style.unicode {
             text = text.replace('·', "-").replace('…', "...");
         }
         self.tell(text.trim_end());
@@ -391,6 +403,27 @@ pub(super) mod tests {
         assert_eq!(rest, "info serving stage=2 run=tiny-verse\n");
         out.plain("a picture");
         assert_eq!(stderr.text(), text);
+    }
+
+    #[test]
+    fn trouble_has_its_code_on_a_terminal_and_in_a_log() {
+        let empty = Failure::StageEmpty {
+            stages: "Stage 4 has".into(),
+            run: "tiny".into(),
+            flags: "--stage 4".into(),
+            ago: crate::cli::show::Span::from(12_000u64),
+        };
+        let (out, stdout, stderr) = on_paper(TERMINAL);
+        out.trouble(&empty);
+        assert!(stderr.text().starts_with("! Stage 4 has no replica.\n  why   Nobody has been there for 12 s;"));
+        assert!(stderr.text().ends_with("\n  code  SK503 · skein explain SK503\n"), "{}", stderr.text());
+        let (out, _, stderr) = on_paper(Style { terminal: false, json: true, ..TERMINAL });
+        out.trouble(&empty);
+        let text = stderr.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let (_, rest) = text.split_once(' ').unwrap();
+        assert_eq!(rest, "warn Stage 4 has no replica. Nobody has been there for 12 s; training waits. code=SK503\n");
+        assert_eq!(stdout.text(), "", "the lines of --json are events");
     }
 
     #[test]

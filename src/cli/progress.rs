@@ -65,13 +65,6 @@ impl Progress {
         }
     }
 
-    /// Other words for the same thing.
-    pub fn label(&self, label: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(label.to_string());
-        }
-    }
-
     /// The bar makes room for a last line.
     pub fn done(self, sentence: &str) {
         self.clear();

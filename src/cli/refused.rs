@@ -1,6 +1,6 @@
 //! What a node's typed errors mean to a person. In: errors of `node`, `net` and of an invite. Out: entries of the catalogue.
 
-use skein_protocol::{invite::BadInvite, unit};
+use skein_protocol::{invite::BadInvite, run::PROTOCOL, unit};
 
 use super::{
     failure::{Failure, Report},
@@ -53,7 +53,7 @@ impl Circumstances {
                 enough: enough(*least),
             },
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
-                message: format!("--stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
+                message: format!("stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
             NodeError::MayNotFeed { owner, .. } => {
                 Failure::NotYours { run: self.run.clone(), owner: Peer(*owner).to_string() }
@@ -91,13 +91,9 @@ impl Circumstances {
                 run: self.run.clone(),
                 peers: peers.iter().map(|peer| Peer(*peer).to_string()).collect::<Vec<_>>().join(", "),
             },
-            LobbyError::NotTheirRun(peers) => Failure::NobodyAnswers {
-                count: peers.len(),
-                list: peers
-                    .iter()
-                    .map(|peer| format!("{} is there, but not in this run", Peer(*peer)))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
+            LobbyError::NotTheirRun(peers) => Failure::NotTheirRun {
+                run: self.run.clone(),
+                peers: peers.iter().map(|peer| Peer(*peer).to_string()).collect::<Vec<_>>().join(", "),
             },
             LobbyError::Altered(refused) => match refused.first() {
                 Some((peer, why)) => manifest(why, &Peer(*peer).to_string()),
@@ -128,10 +124,14 @@ fn manifest(refused: &Refused, peer: &str) -> Failure {
         Refused::OtherRun { expected, got } => {
             Failure::ManifestMismatch { expected: expected.to_string(), found: got.to_string(), peer: peer.into() }
         }
-        Refused::Protocol { run, mine } => Failure::Versions { run: *run, build: *mine },
+        Refused::Protocol { run, mine } => Failure::Versions { run: format!("protocol {run}"), build: *mine },
+        // The owner's own bytes, as their hash shows, in a form that this build does not know.
+        Refused::Unreadable(why) => {
+            Failure::Versions { run: format!("a protocol that cannot be read here ({why})"), build: PROTOCOL }
+        }
         Refused::NotByOwner => Failure::BadSignature { path: "the manifest".into(), by: peer.into() },
-        Refused::NotSigned(_) | Refused::Unreadable(_) => Failure::ManifestMismatch {
-            expected: "a signed manifest of this protocol".into(),
+        Refused::NotSigned(_) => Failure::ManifestMismatch {
+            expected: "a signed manifest".into(),
             found: refused.to_string(),
             peer: peer.into(),
         },
@@ -156,5 +156,177 @@ impl From<ServeError> for Report {
     fn from(error: ServeError) -> Self {
         let failure = Failure::Other { message: error.to_string() };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use skein_protocol::{
+        Lane, Manifest, PeerId, RunId,
+        hash::keyed,
+        key::Key,
+        wire::{Frame, hello},
+    };
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        home::HomeError,
+        net::{self, Admit, Net, NetConfig, NetEvent, Path, Verdict},
+        node::{
+            admission::FULL,
+            lobby::{Entered, Invited, Lobby},
+            signed,
+        },
+    };
+
+    const INVITED: PeerId = PeerId([2; 32]);
+    const ALSO_INVITED: PeerId = PeerId([3; 32]);
+    const STRANGER: PeerId = PeerId([7; 32]);
+
+    struct Everything;
+
+    impl Admit for Everything {
+        fn admit(&self, _: PeerId, _: Lane, _: &[u8], _: u64) -> Verdict {
+            Verdict::Take
+        }
+    }
+
+    async fn alone() -> (Net, mpsc::Receiver<NetEvent>) {
+        let config = NetConfig::loopback(Key::from_secret([4; 32]));
+        net::start(config, Arc::new(Everything)).await.expect("loopback can be listened at")
+    }
+
+    fn owner() -> Key {
+        Key::from_secret([1; 32])
+    }
+
+    fn manifest() -> Manifest {
+        let mut manifest = skein_protocol::run::preset("demo").unwrap();
+        manifest.run.owner = owner().peer();
+        manifest
+    }
+
+    fn said(from: PeerId, frame: hello::Frame) -> NetEvent {
+        let frame = Frame::Hello(frame).encode().into();
+        NetEvent::Message { from, lane: Lane::Control, frame, body: None }
+    }
+
+    fn hands_out(from: PeerId, signed: Vec<u8>) -> NetEvent {
+        said(from, hello::Frame::Manifest(signed.into()))
+    }
+
+    /// What a join of `run` comes to that hears `events` and then nothing more.
+    async fn joins(run: RunId, events: Vec<NetEvent>) -> Result<Entered, Report> {
+        let (net, _events) = alone().await;
+        let peers = [INVITED, ALSO_INVITED].map(|peer| (peer, vec!["/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap()]));
+        let invited = Invited { run, label: "tiny".into(), peers: peers.to_vec() };
+        let (say, mut heard) = mpsc::channel(64);
+        for event in events {
+            say.send(event).await.unwrap();
+        }
+        let outcome = Lobby::new(&net, &mut heard, &invited).wait(Duration::from_millis(50)).await;
+        net.shutdown().await;
+        drop(say);
+        outcome.map_err(|error| circumstances().report(error.into()))
+    }
+
+    fn circumstances() -> Circumstances {
+        let machine = Machine::look();
+        Circumstances { command: "join", run: "tiny".into(), machine, port_origin: "flag --port".into() }
+    }
+
+    async fn refusal(run: RunId, events: Vec<NetEvent>) -> (&'static str, u8, String) {
+        let report = joins(run, events).await.expect_err("no manifest came");
+        (report.failure.code(), report.exit(), report.failure.why())
+    }
+
+    /// Bytes that are what their hash says, with another body than any manifest of this protocol.
+    fn of_another_version(body: Vec<u8>) -> (RunId, Vec<u8>) {
+        const DOMAIN: &str = "skein manifest 1";
+        let run = keyed(DOMAIN, &[&body]);
+        (run, minicbor::to_vec(owner().sign(DOMAIN, body)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_peers_of_an_invite_answer_has_its_code() {
+        let (run, signed) = signed::sign(&manifest(), &owner());
+        let entered = joins(run, vec![hands_out(INVITED, signed.clone())]).await.unwrap();
+        assert_eq!((entered.from, entered.manifest), (INVITED, manifest()));
+
+        let mut other = manifest();
+        other.run.name = "other".into();
+        let (_, altered) = signed::sign(&other, &owner());
+        let (code, exit, why) = refusal(run, vec![hands_out(INVITED, altered)]).await;
+        assert!((code, exit) == ("SK305", 9) && why.contains(&run.to_string()), "{code} {why}");
+
+        let (_, forged) = signed::sign(&manifest(), &Key::from_secret([5; 32]));
+        let (code, exit, _) = refusal(run, vec![hands_out(INVITED, forged)]).await;
+        assert_eq!((code, exit), ("SK311", 9));
+
+        let (code, exit, why) = refusal(run, vec![hands_out(INVITED, b"noise".to_vec())]).await;
+        assert!((code, exit) == ("SK305", 9) && why.contains("no signed manifest"), "{code} {why}");
+
+        let (code, exit, why) = refusal(run, vec![said(INVITED, hello::Frame::Unknown(run))]).await;
+        assert!((code, exit) == ("SK209", 5) && why.contains("do not know tiny"), "{code} {why}");
+
+        let full = NetEvent::Lost { peer: INVITED, why: format!("closed by the peer: {FULL}") };
+        assert_eq!(refusal(run, vec![full]).await.0, "SK309");
+
+        let why = "12D3KooWOther answered at /ip4/192.0.2.7/udp/4747/quic-v1".to_string();
+        let other = NetEvent::DialFailed { peer: Some(INVITED), address: String::new(), why };
+        let (code, exit, why) = refusal(run, vec![other]).await;
+        assert!((code, exit) == ("SK202", 5) && why.contains("192.0.2.7") && why.contains("12D3KooWOther"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_manifest_of_another_version_is_no_forgery() {
+        let mut later = manifest();
+        later.run.protocol = 9;
+        let (run, signed) = signed::sign(&later, &owner());
+        let (code, exit, why) = refusal(run, vec![hands_out(INVITED, signed)]).await;
+        assert_eq!((code, exit, why.as_str()), ("SK306", 6, "The run speaks protocol 9, this build protocol 1."));
+        let (run, signed) = of_another_version(vec![0x83, 1, 2, 3]);
+        let (code, exit, why) = refusal(run, vec![hands_out(INVITED, signed)]).await;
+        assert!((code, exit) == ("SK306", 6) && why.contains("cannot be read here"), "{code} {why}");
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_no_reason_and_no_end() {
+        let (run, signed) = signed::sign(&manifest(), &owner());
+        let mut other = manifest();
+        other.run.name = "other".into();
+        let (_, altered) = signed::sign(&other, &owner());
+        let noise = || {
+            vec![
+                NetEvent::Up { peer: STRANGER, path: Path::Direct, address: String::new() },
+                said(STRANGER, hello::Frame::Unknown(run)),
+                hands_out(STRANGER, altered.clone()),
+                hands_out(STRANGER, b"noise".to_vec()),
+                NetEvent::Lost { peer: STRANGER, why: format!("closed by the peer: {FULL}") },
+            ]
+        };
+        assert_eq!(refusal(run, noise()).await.0, "SK201", "nobody of the invite has answered");
+        let then = noise().into_iter().chain([hands_out(ALSO_INVITED, signed.clone())]).collect();
+        assert_eq!(joins(run, then).await.unwrap().from, ALSO_INVITED);
+        // Nor does one liar of the invite keep the others from being asked.
+        let liar = vec![hands_out(INVITED, altered), hands_out(ALSO_INVITED, signed)];
+        assert_eq!(joins(run, liar).await.unwrap().from, ALSO_INVITED);
+    }
+
+    #[test]
+    fn what_the_machine_refuses_has_its_code() {
+        let code = |error: NetError| {
+            let report = circumstances().report(error.into());
+            (report.failure.code(), report.exit())
+        };
+        assert_eq!(code(NetError::PortDenied { port: 80 }), ("SK102", 4));
+        assert_eq!(code(NetError::PortTaken { port: 5000 }), ("SK101", 4));
+        // How a peer ends whose last states are on no disk.
+        let full = HomeError::DiskFull { path: "home".into(), free: 3, needed: 9 };
+        let report = Report::from(full);
+        assert_eq!((report.failure.code(), report.exit()), ("SK126", 4));
     }
 }

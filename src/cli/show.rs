@@ -1,6 +1,9 @@
 //! Numbers as people read them: 3 significant digits, IEC for memory, SI for traffic, durations in two units.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use skein_protocol::PeerId;
 
@@ -136,6 +139,11 @@ fn three(value: f64) -> String {
         v if v >= 9.995 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
     }
+}
+
+/// The time of day: milliseconds since 1970.
+pub fn utc_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

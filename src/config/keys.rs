@@ -33,7 +33,7 @@ pub const KEYS: &[Key] = &[
         "give.device",
         Kind::Device,
         r#""auto""#,
-        "Where to compute: auto, cpu, cuda, cuda:N or metal. auto: the best device of this build that passes its test.",
+        "Where to compute: auto, cpu, cuda, cuda:N or metal. auto: the graphics card of a build for one, if it computes a small product rightly; else the CPU.",
     ),
     key(
         "give.threads",
@@ -81,7 +81,12 @@ pub const KEYS: &[Key] = &[
         "[]",
         "More peers to start from: HOST:PORT or a multiaddress. Those of the invite are enough.",
     ),
-    key("store.path", Kind::Text { bytes_max: 4096 }, r#""""#, "Folder for checkpoints. Empty: the data folder."),
+    key(
+        "store.path",
+        Kind::Text { bytes_max: 4096 },
+        r#""""#,
+        "Folder for checkpoints; each peer has its own in it. Empty: with the run, in the data folder.",
+    ),
     key("store.keep_versions", Kind::Count { min: 1, max: 100 }, "3", "Checkpoints that are kept of each stage."),
     key(
         "store.checkpoint_every",

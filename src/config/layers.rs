@@ -152,6 +152,11 @@ impl Settings {
         self.settings.get(key)
     }
 
+    /// A key and where its value came from: `give.roles (profile observer)`.
+    pub fn named(&self, key: &str) -> String {
+        format!("{key} ({})", self.settings[key].origin)
+    }
+
     /// In the order of the table of keys.
     pub fn iter(&self) -> impl Iterator<Item = &Setting> {
         KEYS.iter().map(|key| &self.settings[key.path])
@@ -226,8 +231,8 @@ impl Settings {
 
     fn contradictions(&self) -> Result<(), ConfigError> {
         let node = self.node();
-        let say = |key: &str| format!("{} ({})", key, self.settings[key].origin);
-        let contradiction = |a, b, reason| Err(ConfigError::Contradiction { a: say(a), b: say(b), reason });
+        let contradiction =
+            |a, b, reason| Err(ConfigError::Contradiction { a: self.named(a), b: self.named(b), reason });
         if node.give.stage != StageChoice::Auto && !node.give.roles.contains(&Role::Train) {
             return contradiction("give.stage", "give.roles", "a peer without the role train serves no stage");
         }

@@ -47,10 +47,6 @@ impl Book {
         }
     }
 
-    pub fn forget(&mut self, peer: PeerId) {
-        self.entries.remove(&peer);
-    }
-
     /// The most recently seen first.
     pub fn newest(&self) -> Vec<(PeerId, &[String])> {
         let mut entries: Vec<_> = self.entries.iter().collect();

@@ -29,17 +29,7 @@ struct Victim {
 
 impl Victim {
     async fn start() -> Victim {
-        let config = NetConfig {
-            key: Key::from_secret([1; 32]),
-            port: 0,
-            listen: vec![Ipv4Addr::LOCALHOST.into()],
-            lan: false,
-            port_mapping: false,
-            relay_server: false,
-            offline_loopback: true,
-            bootstrap: Vec::new(),
-            limits: Limits::default(),
-        };
+        let config = NetConfig::loopback(Key::from_secret([1; 32]));
         let (net, mut events) = start(config, Arc::new(RefuseAll)).await.expect("loopback is free");
         while !net.addresses().iter().any(|address| quic::to_socket(address).is_some()) {
             events.recv().await.expect("the network runs");

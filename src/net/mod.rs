@@ -12,7 +12,12 @@ mod muxer;
 mod quic;
 mod tls;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use libp2p::Multiaddr;
@@ -49,13 +54,36 @@ pub struct NetConfig {
     pub lan: bool,
     /// Ask the router for a port (UPnP).
     pub port_mapping: bool,
+    /// Let relays carry for us where nobody can reach us otherwise.
+    pub relay_use: bool,
     /// Carry traffic for peers that cannot be reached otherwise.
     pub relay_server: bool,
     /// Everything happens on this machine: loopback addresses count, and nobody outside is asked anything.
     pub offline_loopback: bool,
     /// Peers to start from, with or without `/p2p/…`.
     pub bootstrap: Vec<Multiaddr>,
+    /// Addresses of ours to tell others, besides those that we find: whoever set them says that they lead here.
+    pub announce: Vec<Multiaddr>,
     pub limits: Limits,
+}
+
+impl NetConfig {
+    /// Everything on this machine, at any port.
+    pub fn loopback(key: Key) -> NetConfig {
+        NetConfig {
+            key,
+            port: 0,
+            listen: vec![Ipv4Addr::LOCALHOST.into()],
+            lan: false,
+            port_mapping: false,
+            relay_use: true,
+            relay_server: false,
+            offline_loopback: true,
+            bootstrap: Vec::new(),
+            announce: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -253,13 +281,9 @@ impl Net {
         }
     }
 
-    /// Says in the distributed hash table that we provide `key`, until [`Net::unprovide`]; it is said again by itself.
+    /// Says in the distributed hash table that we provide `key`; it is said again by itself.
     pub fn provide(&self, key: [u8; 32]) {
         self.command(Command::Provide(key));
-    }
-
-    pub fn unprovide(&self, key: [u8; 32]) {
-        self.command(Command::Unprovide(key));
     }
 
     /// Asks who provides `key`. Answers are `Found` with this `request`.

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     future::{Future, pending},
+    path::PathBuf,
     pin::{Pin, pin},
     sync::{Arc, Mutex},
 };
@@ -169,6 +170,7 @@ async fn open_network(
             let id = net::address::libp2p_of(peer);
             addresses.iter().map(move |address| net::address::with_peer(address.clone(), id))
         })
+        .chain(setup.net.bootstrap.iter().cloned())
         .collect::<Vec<_>>();
     let wanted = setup.net.port;
     let others = (1..=PORTS).filter_map(|more| wanted.checked_add(more)).chain([0]);
@@ -181,9 +183,11 @@ async fn open_network(
             listen: setup.net.listen.clone(),
             lan: setup.net.lan,
             port_mapping: setup.net.port_mapping,
+            relay_use: setup.net.relay_use,
             relay_server: setup.net.relay_server,
             offline_loopback: setup.net.offline_loopback,
             bootstrap: bootstrap.clone(),
+            announce: setup.net.announce.clone(),
             limits: setup.net.limits.clone(),
         };
         match net::start(config, gate.clone()).await {
@@ -219,7 +223,9 @@ async fn enter(
         };
         match waited {
             Ok(entered) => break entered,
-            Err(error) if setup.keep_trying && error.may_pass() => progress(Progress::StillTrying(error)),
+            Err(error) if setup.keep_trying && error.may_pass(invited.peers.len()) => {
+                progress(Progress::StillTrying(error))
+            }
             Err(error) => return Err(error.into()),
         }
     };
@@ -284,7 +290,7 @@ fn build<M: Engines + 'static>(
     let manifest = Arc::new(manifest);
     let shapes = Shapes::new(manifest.clone());
     gate.open(shapes.clone());
-    let store = Store::new(&folder, setup.give.keep_versions);
+    let store = Store::new(checkpoints(&setup, &folder, key.peer()), setup.give.keep_versions);
     let held = Store::held(&folder);
     let (saved, remarks) = found_on_disk(&[&store, &held], &blobs);
     let unsaved = store.unsaved();
@@ -311,7 +317,7 @@ fn build<M: Engines + 'static>(
         addresses: net.addresses().iter().map(ToString::to_string).collect(),
         feed_from: mark.read(),
         saved,
-        expects_others: !meet.is_empty(),
+        expects_others: !meet.is_empty() || !setup.net.bootstrap.is_empty(),
     };
     let commands = commands_of(&setup.role);
     let (orders_in, orders) = mpsc::channel(ORDERS);
@@ -388,6 +394,14 @@ fn found_on_disk(stores: &[&Store], blobs: &Blobs) -> (Vec<SavedState>, Vec<Rema
     (saved.collect(), remarks)
 }
 
+/// Where this peer's checkpoints of the run lie. A place that others may share has a folder for each peer.
+fn checkpoints(setup: &Setup, folder: &RunFolder, me: PeerId) -> PathBuf {
+    match &setup.give.checkpoints {
+        Some(place) => place.join(me.short()).join(&folder.name),
+        None => folder.checkpoints(),
+    }
+}
+
 fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -> Result<RunFolder, NodeError> {
     let runs = setup.home.runs();
     let folder = runs.enter(&manifest.run.name, run)?;
@@ -418,7 +432,7 @@ mod tests {
     fn what_was_saved_or_held_is_offered_after_a_restart_the_newer_of_the_two_and_takes_no_room_from_work() {
         let dir = tempfile::tempdir().unwrap();
         let folder = RunFolder { name: "run".into(), path: dir.path().into(), run: RunId::default() };
-        let (store, held) = (Store::new(&folder, 2), Store::held(&folder));
+        let (store, held) = (Store::new(folder.checkpoints(), 2), Store::held(&folder));
         let version = |stage, round| Version { stage, round, ..Version::default() };
         for (store, stage, round) in [(&store, 0, 3), (&held, 0, 2), (&held, 1, 7), (&store, 2, 1), (&held, 2, 4)] {
             store.write(version(stage, round), Default::default(), &[&[stage as u8; 100]]).unwrap();

@@ -59,13 +59,13 @@ pub enum LobbyError {
     /// SK309. Each peer that answered has no place for another.
     #[error("the run is full")]
     Full(Vec<PeerId>),
-    /// Peers answered, and none of them is in the run.
+    /// SK209. Peers of the invite answered, and none of them is in the run.
     #[error("{} peers answer, and none is in this run", .0.len())]
     NotTheirRun(Vec<PeerId>),
     /// SK305
     #[error("the manifest does not match the invite: {}", .0.iter().map(|(_, why)| why.to_string()).collect::<Vec<_>>().join("; "))]
     Altered(Vec<(PeerId, Refused)>),
-    /// SK306
+    /// SK306. No other peer can have another manifest of this hash.
     #[error("{0}")]
     OtherVersion(Refused),
     #[error("the network stopped")]
@@ -73,9 +73,15 @@ pub enum LobbyError {
 }
 
 impl LobbyError {
-    /// Whether waiting longer may help: nobody was there yet, only peers that do not know the run yet, or no place was free.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_) | LobbyError::Full(_))
+    /// Whether waiting longer may help, of an invite with so many peers: nobody was there yet, only peers that do not know the
+    /// run yet, no place was free, or another peer may know better.
+    pub fn may_pass(&self, invited: usize) -> bool {
+        match self {
+            LobbyError::NobodyAnswers(_) | LobbyError::NotTheirRun(_) | LobbyError::Full(_) => true,
+            LobbyError::Altered(liars) => liars.len() < invited,
+            LobbyError::OtherIdentity { .. } => invited > 1,
+            LobbyError::OtherVersion(_) | LobbyError::Closed => false,
+        }
     }
 }
 
@@ -127,7 +133,8 @@ pub struct Lobby<'a> {
     asked: BTreeSet<PeerId>,
     /// The last failure of each peer.
     tried: BTreeMap<Option<PeerId>, Tried>,
-    strangers: BTreeSet<PeerId>,
+    /// Peers of the invite that work on another run.
+    elsewhere: BTreeSet<PeerId>,
     altered: BTreeMap<PeerId, Refused>,
 }
 
@@ -140,7 +147,7 @@ impl<'a> Lobby<'a> {
             backlog: Vec::new(),
             asked: BTreeSet::new(),
             tried: BTreeMap::new(),
-            strangers: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             altered: BTreeMap::new(),
         }
     }
@@ -190,8 +197,8 @@ impl<'a> Lobby<'a> {
             NetEvent::DialFailed { peer, address, why } => self.note(*peer, address.clone(), why),
             NetEvent::Message { from, lane: Lane::Control, frame, .. } => match Frame::decode(frame) {
                 Ok(Frame::Hello(hello::Frame::Manifest(signed))) => entered = self.read(*from, &signed)?,
-                Ok(Frame::Hello(hello::Frame::Unknown(_))) => {
-                    self.strangers.insert(*from);
+                Ok(Frame::Hello(hello::Frame::Unknown(run))) if run == self.invited.run && self.is_invited(*from) => {
+                    self.elsewhere.insert(*from);
                 }
                 _ => {}
             },
@@ -208,22 +215,33 @@ impl<'a> Lobby<'a> {
         }
     }
 
+    /// A manifest is proved by its hash, whoever brings it. Why it is none counts only from whom the invite names: a stranger,
+    /// as anybody in the local network is, must not end a join, nor become its reason.
     fn read(&mut self, from: PeerId, bytes: &[u8]) -> Result<Option<Entered>, LobbyError> {
         match signed::open(bytes, self.invited.run) {
             Ok(manifest) => Ok(Some(Entered { signed: bytes.to_vec(), manifest, from })),
+            // The hash is the invite's, so these are the run's own bytes.
             Err(refused @ (Refused::Protocol { .. } | Refused::Unreadable(_))) => {
                 Err(LobbyError::OtherVersion(refused))
             }
             Err(refused) => {
                 self.net.penalise(from, Severity::Hostile);
-                self.altered.insert(from, refused);
+                if self.is_invited(from) {
+                    self.altered.insert(from, refused);
+                }
                 Ok(None)
             }
         }
     }
 
+    fn is_invited(&self, peer: PeerId) -> bool {
+        self.invited.peers.iter().any(|(invited, _)| *invited == peer)
+    }
+
     fn note(&mut self, peer: Option<PeerId>, address: String, why: &str) {
-        self.tried.insert(peer, Tried { peer, address, why: why.into() });
+        if peer.is_some_and(|peer| self.is_invited(peer)) {
+            self.tried.insert(peer, Tried { peer, address, why: why.into() });
+        }
     }
 
     fn reason(&self) -> LobbyError {
@@ -235,8 +253,8 @@ impl<'a> Lobby<'a> {
         if !full.is_empty() {
             return LobbyError::Full(full);
         }
-        if !self.strangers.is_empty() {
-            return LobbyError::NotTheirRun(self.strangers.iter().copied().collect());
+        if !self.elsewhere.is_empty() {
+            return LobbyError::NotTheirRun(self.elsewhere.iter().copied().collect());
         }
         let silent = |peer: &PeerId| Tried { peer: Some(*peer), address: String::new(), why: "silent".into() };
         let tried: Vec<Tried> = self
@@ -266,6 +284,13 @@ impl<'a> Lobby<'a> {
 mod tests {
     use super::*;
     use crate::net::Path;
+
+    #[test]
+    fn one_liar_of_several_does_not_end_the_wait() {
+        let liar = LobbyError::Altered(vec![(PeerId([1; 32]), Refused::NotByOwner)]);
+        assert!(liar.may_pass(2) && !liar.may_pass(1));
+        assert!(!LobbyError::OtherVersion(Refused::Protocol { run: 2, mine: 1 }).may_pass(9));
+    }
 
     #[test]
     fn a_long_wait_keeps_only_what_still_holds() {

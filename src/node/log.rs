@@ -28,8 +28,8 @@ pub struct Log {
     pending: Vec<u8>,
     peer: PeerId,
     seq: u64,
-    /// Why nothing is written any more.
-    failed: Option<io::ErrorKind>,
+    /// Nothing is written any more.
+    failed: bool,
 }
 
 impl Log {
@@ -49,7 +49,7 @@ impl Log {
             pending: Vec::new(),
             peer,
             seq: 0,
-            failed: None,
+            failed: false,
         };
         if log.ends_torn()? {
             log.pending.push(b'\n');
@@ -83,7 +83,7 @@ impl Log {
             return;
         }
         let lines = std::mem::take(&mut self.pending);
-        if self.failed.is_some() {
+        if self.failed {
             return;
         }
         let written = self.make_room().and_then(|()| self.file.write_all(&lines));
@@ -91,7 +91,7 @@ impl Log {
             Ok(()) => self.len += lines.len() as u64,
             Err(error) => {
                 tracing::warn!(%error, dir = %self.dir.display(), "the event log ends here");
-                self.failed = Some(error.kind());
+                self.failed = true;
             }
         }
         self.pending = lines;
@@ -106,10 +106,6 @@ impl Log {
         self.file = File::options().create(true).append(true).open(self.dir.join(NOW))?;
         self.len = 0;
         Ok(())
-    }
-
-    pub fn failed(&self) -> Option<io::ErrorKind> {
-        self.failed
     }
 }
 

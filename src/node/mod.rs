@@ -139,8 +139,12 @@ pub struct NetSetup {
     pub listen: Vec<IpAddr>,
     pub lan: bool,
     pub port_mapping: bool,
+    pub relay_use: bool,
     pub relay_server: bool,
     pub offline_loopback: bool,
+    /// Peers to start from, besides those of the invite and of the book.
+    pub bootstrap: Vec<Multiaddr>,
+    pub announce: Vec<Multiaddr>,
     pub limits: Limits,
 }
 
@@ -153,8 +157,11 @@ impl NetSetup {
             listen: vec![IpAddr::from([127, 0, 0, 1])],
             lan: false,
             port_mapping: false,
+            relay_use: true,
             relay_server: false,
             offline_loopback: true,
+            bootstrap: Vec::new(),
+            announce: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -170,6 +177,8 @@ pub struct Give {
     /// Bytes of bodies from others that may lie in memory at one time.
     pub blob_bytes: u64,
     pub niceness: Niceness,
+    /// Where checkpoints go, if not into the folder of the run.
+    pub checkpoints: Option<PathBuf>,
     /// Checkpoints a stage.
     pub keep_versions: usize,
     /// Zero: only when it drains.
@@ -183,6 +192,7 @@ impl Default for Give {
             disk: 4 << 30,
             blob_bytes: 1 << 30,
             niceness: Niceness::Low,
+            checkpoints: None,
             keep_versions: 3,
             save_every: Duration::from_secs(600),
         }

@@ -32,7 +32,7 @@ pub enum SaveError {
 /// Writes the folder `out`, from all stages in order. `overwrite`: files that are there may be replaced.
 ///
 /// # Errors
-/// See [`SaveError`]. After one, `out` is as it was.
+/// See [`SaveError`]. After one, `out` is as it was, or some of its files are new where the disk failed between two renames.
 pub fn write(out: &Path, stages: &[(StageModel, Vec<f32>)], overwrite: bool) -> Result<Written, SaveError> {
     let there = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if there && !overwrite {
@@ -40,26 +40,30 @@ pub fn write(out: &Path, stages: &[(StageModel, Vec<f32>)], overwrite: bool) -> 
     }
     let needed = stages.iter().map(|(_, weights)| 4 * weights.len() as u64).sum();
     let io = |source| failed(out, needed, source);
-    // Beside the wanted folder, then renamed: nobody finds half a model.
+    // Written apart, then renamed: nobody finds half a model. A folder that is there is filled from within: it may be a mount,
+    // or stand where nothing else may be written.
+    let filled = out.is_dir();
     let parent = out.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(io)?;
-    let beside = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(parent).map_err(io)?;
-    let mut written = hf::write(beside.path(), stages).map_err(|error| match error {
+    let place = if filled { out } else { parent };
+    fs::create_dir_all(place).map_err(io)?;
+    let apart = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(place).map_err(io)?;
+    let mut written = hf::write(apart.path(), stages).map_err(|error| match error {
         HfError::Io { source, .. } => failed(out, needed, source),
         other => other.into(),
     })?;
-    if there {
-        // Other files in the folder stay. All bytes are on the disk by now, so little can go wrong between two files.
-        for file in &written.files {
+    if filled {
+        // Other files in the folder stay. All bytes are on the disk by now, so little can go wrong between two files; and
+        // without config.json, which is the last, a folder is no model.
+        let (last, first): (Vec<_>, Vec<_>) = written.files.iter().partition(|file| file.ends_with("config.json"));
+        for file in first.into_iter().chain(last) {
             let name = file.file_name().unwrap_or_default();
             fs::rename(file, out.join(name)).map_err(io)?;
         }
     } else {
-        let _ = fs::remove_dir(out);
-        fs::rename(beside.path(), out).map_err(io)?;
+        fs::rename(apart.path(), out).map_err(io)?;
         open_to_others(out);
         // It is no temporary folder any more.
-        let _ = beside.keep();
+        let _ = apart.keep();
     }
     for file in &mut written.files {
         if let Some(name) = file.file_name() {
@@ -113,5 +117,19 @@ mod tests {
         assert!(matches!(write(&out, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
         write(&out, &stages(1.0), true).unwrap();
         assert!(hf::read(&out).unwrap().1.iter().all(|value| *value == 1.0));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_is_there_is_filled_and_not_replaced() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("mount");
+        fs::create_dir(&out).unwrap();
+        let before = fs::metadata(&out).unwrap().ino();
+        let written = write(&out, &stages(1.0), false).unwrap();
+        assert_eq!(fs::metadata(&out).unwrap().ino(), before, "as a mount it could not have been replaced");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), written.files.len(), "nothing unfinished stays");
+        assert!(hf::read(&out).is_ok() && fs::read_dir(dir.path()).unwrap().count() == 1);
     }
 }

@@ -52,9 +52,9 @@ pub struct Found {
 /// What was not as it should be. Each is told to the person; none stops the start.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Remark {
-    /// SK408. The one before is used, if there is one.
+    /// SK408. `instead`: the own step of an older one that is used.
     #[error("checkpoint {} is damaged: {why}", path.display())]
-    Damaged { path: PathBuf, why: String },
+    Damaged { path: PathBuf, why: String, instead: Option<u32> },
     /// SK409. The unfinished file was removed.
     #[error("a save was interrupted last time: {} was removed", path.display())]
     Interrupted { path: PathBuf },
@@ -88,8 +88,8 @@ impl Unsaved {
 }
 
 impl Store {
-    pub fn new(folder: &RunFolder, keep: usize) -> Self {
-        Store { dir: folder.checkpoints(), keep: keep.max(1), unsaved: Unsaved::default() }
+    pub fn new(dir: PathBuf, keep: usize) -> Self {
+        Store { dir, keep: keep.max(1), unsaved: Unsaved::default() }
     }
 
     /// Snapshots that this peer holds for others: the newest of each stage.
@@ -113,16 +113,21 @@ impl Store {
         for stage in stages {
             let dir = self.dir_of(stage);
             remarks.extend(file::sweep(&dir).into_iter().map(|path| Remark::Interrupted { path }));
-            for (_, path) in files(&dir).into_iter().rev() {
-                match read(&path) {
-                    Ok(state) if state.version.stage == stage => {
-                        found.push(state);
-                        break;
-                    }
-                    Ok(_) => remarks.push(Remark::Damaged { path, why: "it is of another stage".into() }),
-                    Err(why) => remarks.push(Remark::Damaged { path, why }),
+            let mut damaged = Vec::new();
+            let whole = files(&dir).into_iter().rev().find_map(|(_, path)| match read(&path) {
+                Ok(state) if state.version.stage == stage => Some(state),
+                Ok(_) => {
+                    damaged.push((path, "it is of another stage".to_string()));
+                    None
                 }
-            }
+                Err(why) => {
+                    damaged.push((path, why));
+                    None
+                }
+            });
+            let instead = whole.as_ref().map(|state| state.version.own_step);
+            remarks.extend(damaged.into_iter().map(|(path, why)| Remark::Damaged { path, why, instead }));
+            found.extend(whole);
         }
         (found, remarks)
     }
@@ -133,14 +138,7 @@ impl Store {
     /// The disk is full or may not be written; the newest whole one that was there stays.
     pub fn write(&self, version: Version, root: Digest, state: &[&[u8]]) -> Result<PathBuf, HomeError> {
         let dir = self.dir_of(version.stage);
-        let known = files(&dir);
-        match self.put(&dir, &known, version, root, state) {
-            Err(HomeError::DiskFull { .. }) if known.len() > 1 => {
-                let kept = keep_newest_whole(known);
-                self.put(&dir, &kept, version, root, state)
-            }
-            done => done,
-        }
+        making_room(&files(&dir), |known| self.put(&dir, known, version, root, state))
     }
 
     /// Lays a snapshot of another peer on the disk, in the place of an older one of its stage: its state, as it lies there now.
@@ -177,6 +175,18 @@ impl Store {
         })?;
         remove(&known[..(known.len() + 1).saturating_sub(self.keep).min(known.len())]);
         Ok(path)
+    }
+}
+
+/// Puts one more file beside the `known` ones; if the disk is full, again without all but the newest that is whole: one that the
+/// disk damaged is worth nothing.
+fn making_room<T>(
+    known: &[(u64, PathBuf)],
+    put: impl Fn(&[(u64, PathBuf)]) -> Result<T, HomeError>,
+) -> Result<T, HomeError> {
+    match put(known) {
+        Err(HomeError::DiskFull { .. }) if known.len() > 1 => put(&keep_newest_whole(known.to_vec())),
+        done => done,
     }
 }
 
@@ -337,7 +347,7 @@ mod tests {
             fs::write(&path, &whole[..len]).unwrap();
             let (found, remarks) = store.newest();
             assert_eq!(steps(&found), [(0, 1)], "{len} bytes");
-            assert!(matches!(remarks[..], [Remark::Damaged { .. }]), "{remarks:?}");
+            assert!(matches!(remarks[..], [Remark::Damaged { instead: Some(1), .. }]), "{remarks:?}");
         }
     }
 
@@ -380,6 +390,21 @@ mod tests {
         let (found, remarks) = store.newest();
         assert_eq!(steps(&found), [(0, 1)]);
         assert_eq!(remarks, [Remark::Interrupted { path: left }]);
+    }
+
+    #[test]
+    fn on_a_full_disk_older_states_make_room_and_the_newest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store { keep: 3, ..store(dir.path()) };
+        (1..=3).for_each(|step| save(&store, 0, step));
+        let full = || HomeError::DiskFull { path: dir.path().into(), free: 0, needed: 9 };
+        let left = || files(&store.dir_of(0)).len();
+        // Room for two files.
+        making_room(&files(&store.dir_of(0)), |_| if left() > 1 { Err(full()) } else { Ok(()) }).unwrap();
+        assert_eq!(steps(&store.newest().0), [(0, 3)]);
+        let error = making_room::<()>(&files(&store.dir_of(0)), |_| Err(full())).unwrap_err();
+        assert!(matches!(error, HomeError::DiskFull { .. }));
+        assert_eq!(steps(&store.newest().0), [(0, 3)], "nothing that was safe is lost");
     }
 
     #[test]

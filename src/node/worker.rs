@@ -203,7 +203,7 @@ mod tests {
             manifest,
             || Broken,
             Blobs::new(1 << 20, 1 << 20),
-            Store::new(&folder, 1),
+            Store::new(folder.checkpoints(), 1),
             Niceness::Low,
             1 << 30,
         )

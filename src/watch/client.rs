@@ -14,7 +14,7 @@ use ureq::{
 };
 
 use super::{
-    order::{ExportNote, ExportRequest, GenerateRequest, InviteRequest, Made, Piece, Refusal},
+    order::{ExportNote, ExportRequest, GenerateRequest, Made, Piece, Refusal},
     state::{PeerState, State},
 };
 use crate::home::Control;
@@ -88,8 +88,8 @@ impl Client {
         self.post(&self.quick, "/api/v1/stop", &serde_json::json!({ "now": now })).map(|_| ())
     }
 
-    pub fn invite(&self, request: &InviteRequest) -> Result<Made, ClientError> {
-        read(self.post(&self.quick, "/api/v1/invite", request)?)
+    pub fn invite(&self) -> Result<Made, ClientError> {
+        read(self.post(&self.quick, "/api/v1/invite", &serde_json::json!({}))?)
     }
 
     /// Hands each piece to `each` as it comes; the last is [`Piece::End`].

@@ -10,9 +10,10 @@ mod state;
 
 pub use self::{
     client::{Client, ClientError},
-    order::{ExportNote, ExportRequest, Finish, GenerateRequest, InviteRequest, Made, Order, Piece, Refusal, Role},
+    order::{ExportNote, ExportRequest, Finish, GenerateRequest, Made, Order, Piece, Refusal},
     server::{ServeError, Server, ServerConfig},
     state::{
-        Given, Me, MyStage, MyStageState, Pace, PeerStage, PeerState, Phase, RunState, StageState, State, Waiting,
+        Feeding, Given, Me, MyStage, MyStageState, Pace, PeerStage, PeerState, Phase, RunState, StageState, State,
+        Waiting,
     },
 };

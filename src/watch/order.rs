@@ -15,7 +15,6 @@ pub enum Order {
         now: bool,
     },
     Invite {
-        request: InviteRequest,
         reply: oneshot::Sender<Result<Made, Refusal>>,
     },
     /// Pieces of text, then [`Piece::End`]; or a refusal at any point.
@@ -30,29 +29,10 @@ pub enum Order {
     },
 }
 
-/// What a token of an invite allows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    #[default]
-    Train,
-    Feed,
-    Observe,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InviteRequest {
-    pub role: Role,
-    /// How long its token admits; only a closed run needs one.
-    pub expires_ms: Option<u64>,
-}
-
 /// An invite, as one word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Made {
     pub invite: String,
-    /// Milliseconds since 1970, when it carries a token.
-    pub expires_utc_ms: Option<u64>,
     /// Bootstrap peers in it.
     pub peers: usize,
 }
@@ -121,8 +101,6 @@ pub enum ExportNote {
 pub enum Refusal {
     #[error("no replica serves stages {stages:?}")]
     NoReplica { stages: Vec<Stage> },
-    #[error("only the owner of the run can do this")]
-    NotOwner { owner: PeerId },
     #[error("{}: {error}", path.display())]
     Unwritable { path: PathBuf, error: String },
     #[error("{} is not empty", path.display())]

@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use super::{
-    order::{ExportRequest, GenerateRequest, InviteRequest, Order, Refusal},
+    order::{ExportRequest, GenerateRequest, Order, Refusal},
     state::State,
 };
 
@@ -37,8 +37,6 @@ use super::{
 const BODY_MAX: usize = 1 << 20;
 /// Ports that are tried after the one that was not set by hand.
 const PORT_TRIES: u16 = 64;
-/// A picture that is older means that the loop hangs.
-const PICTURE_AGE_MAX_MS: u64 = 10_000;
 /// Pieces of an answer that may wait for a slow reader.
 const REPLY_QUEUE: usize = 64;
 
@@ -199,11 +197,11 @@ fn answer<T: Serialize>(value: &T) -> Response {
 }
 
 async fn healthz(Shared(desk): Shared<Arc<Desk>>) -> Response {
-    let age = Utc(desk.picture().utc_ms).distance(now());
-    if age.as_millis() as u64 <= PICTURE_AGE_MAX_MS {
+    let (picture, now) = (desk.picture(), now());
+    if picture.is_fresh(now.0) {
         (StatusCode::OK, "ok\n").into_response()
     } else {
-        let why = format!("the loop has not turned for {} s\n", age.as_secs());
+        let why = format!("the loop has not turned for {} s\n", Utc(picture.utc_ms).distance(now).as_secs());
         (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
     }
 }
@@ -253,13 +251,9 @@ async fn stop(Shared(desk): Shared<Arc<Desk>>, body: Bytes) -> Response {
     }
 }
 
-async fn invite(Shared(desk): Shared<Arc<Desk>>, body: Bytes) -> Response {
-    let request: InviteRequest = match parse(&body) {
-        Ok(request) => request,
-        Err(response) => return response,
-    };
+async fn invite(Shared(desk): Shared<Arc<Desk>>) -> Response {
     let (reply, made) = oneshot::channel();
-    if let Err(response) = desk.order(Order::Invite { request, reply }).await {
+    if let Err(response) = desk.order(Order::Invite { reply }).await {
         return response;
     }
     match made.await {

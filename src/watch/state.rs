@@ -9,6 +9,8 @@ use skein_protocol::{Incarnation, Manifest, PeerId, RunId, Stage};
 
 /// How far back a pace looks.
 const PACE_WINDOW: Duration = Duration::from_secs(20);
+/// A picture that is older means that the loop hangs.
+const PICTURE_AGE_MAX_MS: u64 = 10_000;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -302,18 +304,23 @@ impl State {
         }
     }
 
+    /// Whether the loop that made this picture still turned a moment before `utc_ms`.
+    pub fn is_fresh(&self, utc_ms: u64) -> bool {
+        utc_ms.abs_diff(self.utc_ms) <= PICTURE_AGE_MAX_MS
+    }
+
     /// Whether this peer does what it was started for.
     pub fn is_ready(&self) -> bool {
         let serving = self.mine.iter().any(|mine| mine.state == MyStageState::Serving);
         matches!(self.phase, Phase::Training | Phase::Waiting) && (serving || self.mine.is_empty())
     }
 
-    /// Time until the last step at the present pace.
-    pub fn remaining(&self, samples_per_step: u64, tokens_per_sample: u64) -> Option<Duration> {
-        let tokens_per_s = self.tokens_per_s.filter(|rate| *rate > 0.0)?;
+    /// Time until the last step at the present pace: what a step takes is what the steps so far took.
+    pub fn remaining(&self) -> Option<Duration> {
+        let tokens_per_s = self.tokens_per_s.filter(|pace| *pace > 0.0)?;
         let steps = self.steps_end?.checked_sub(self.step)?;
-        let tokens = steps.checked_mul(samples_per_step)?.checked_mul(tokens_per_sample)?;
-        Duration::try_from_secs_f64(tokens as f64 / tokens_per_s).ok()
+        let tokens_per_step = self.tokens as f64 / (self.step > 0).then_some(self.step as f64)?;
+        Duration::try_from_secs_f64(steps as f64 * tokens_per_step / tokens_per_s).ok()
     }
 }
 

@@ -284,15 +284,13 @@ fn said_of_generate(home: &Path, flags: &[&str]) -> Said {
     ask(home, &["generate", "./empty", "Once", &with_value])
 }
 
-#[test]
-fn a_saved_model_continues_a_prompt_and_a_seed_repeats_it() {
+/// A small saved model whose weights are those of a seed.
+fn model(dir: &Path) {
     use skein_pipeline::{
         compute::hf,
         model::{StageModel, init},
     };
-    let home = home();
-    let dir = home.path().join("model");
-    fs::create_dir(&dir).unwrap();
+    fs::create_dir(dir).unwrap();
     let config = skein_protocol::run::ModelConfig {
         hidden: 16,
         layers: 2,
@@ -307,8 +305,13 @@ fn a_saved_model_continues_a_prompt_and_a_seed_repeats_it() {
     };
     let model = StageModel::whole(config).unwrap();
     let weights = init::initial(&model, 3);
-    hf::write(&dir, &[(model, weights)]).unwrap();
+    hf::write(dir, &[(model, weights)]).unwrap();
+}
 
+#[test]
+fn a_saved_model_continues_a_prompt_and_a_seed_repeats_it() {
+    let home = home();
+    model(&home.path().join("model"));
     let args = ["generate", "./model", "The fox", "--max-tokens", "20", "--seed", "7"];
     let said = ask(home.path(), &args);
     assert_eq!(said.exit, 0, "{}", said.stderr);
@@ -334,9 +337,20 @@ fn an_invite_is_read_without_asking_anybody() {
     }
 }
 
+const TALE: &str = "The fox wished to own the moon. ";
+
+/// `train` of the smallest run to its end, alone and on this machine.
+fn trains_once(home: &Path) -> Command {
+    fs::write(home.join("tale.txt"), TALE.repeat(100)).unwrap();
+    let mut command = skein(home);
+    command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
+    command.env("SKEIN_WATCH__LISTEN", "127.0.0.1:0").args(["train", "--data", "tale.txt"]);
+    command
+}
+
 /// `train` with data that can be used, up to where `args` are wrong.
 fn train(home: &Path, args: &[&str]) -> Said {
-    fs::write(home.join("tale.txt"), "The fox wished to own the moon. ".repeat(100)).unwrap();
+    fs::write(home.join("tale.txt"), TALE.repeat(100)).unwrap();
     let common = ["train", "--data", "tale.txt", "--json"];
     let mut command = skein(home);
     command
@@ -399,6 +413,144 @@ fn what_this_machine_cannot_give_is_said_before_the_run_begins() {
 }
 
 #[test]
+fn a_control_address_that_was_set_by_hand_and_is_taken_is_said() {
+    let home = home();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap().to_string();
+    fs::write(home.path().join("config.toml"), format!("[watch]\nlisten = \"{address}\"\n")).unwrap();
+    fs::write(home.path().join("tale.txt"), TALE.repeat(100)).unwrap();
+    let mut command = skein(home.path());
+    command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
+    let said = said(command.args(["train", "--data", "tale.txt", "--preset", "demo", "--json"]));
+    assert_eq!(refusal(&said), (4, "SK103".into()), "{}", said.stderr);
+    assert!(said.stdout.contains(&address) && said.stdout.contains("config.toml:2"), "{}", said.stdout);
+}
+
+#[test]
+fn a_key_that_is_none_or_that_others_can_read_is_refused() {
+    let home = home();
+    let key = home.path().join("key");
+    fs::write(&key, "0123456789abcdef\n").unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+        let said = ask(home.path(), &["key", "show", "--json"]);
+        assert_eq!(refusal(&said), (4, "SK112".into()));
+        assert!(said.stdout.contains("0644"), "{}", said.stdout);
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    assert_eq!(refusal(&ask(home.path(), &["key", "show", "--json"])), (3, "SK113".into()));
+    assert_eq!(fs::read_to_string(&key).unwrap(), "0123456789abcdef\n", "it is never overwritten");
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_was_asked_for_by_name_is_never_replaced() {
+    let home = home();
+    assert_eq!(refusal(&train(home.path(), &["--preset", "demo", "--device", "cuda"])), (2, "SK123".into()));
+}
+
+#[test]
+fn settings_that_exclude_each_other_are_refused() {
+    let home = home();
+    let dir = home.path();
+    let host = ask(dir, &["host", "--stage", "1", "--profile", "observer", "--json"]);
+    assert_eq!(refusal(&host), (3, "SK143".into()));
+    assert!(host.stdout.contains("--stage") && host.stdout.contains("profile observer"), "{}", host.stdout);
+    fs::write(dir.join("config.toml"), "[give]\nstage = 1\nroles = []\n").unwrap();
+    assert_eq!(refusal(&ask(dir, &["join", "--json"])), (3, "SK143".into()));
+}
+
+#[test]
+fn a_manifest_that_is_wrong_changed_or_of_somebody_else_is_refused() {
+    use skein_protocol::{
+        key::Key,
+        run::text::{Signature, write, write_signed},
+    };
+    let home = home();
+    let dir = home.path();
+    let mut manifest = skein_protocol::run::preset("demo").unwrap();
+    manifest.run.owner = Key::from_secret([7; 32]).peer();
+    fs::write(dir.join("theirs.toml"), write(&manifest)).unwrap();
+    assert_eq!(refusal(&train(dir, &["--run", "theirs.toml"])), (6, "SK315".into()));
+    let signature = Signature { peer: manifest.run.owner, signature: [0xab; 64] };
+    fs::write(dir.join("changed.toml"), write_signed(&manifest, &signature)).unwrap();
+    let shown = ask(dir, &["run", "show", "changed.toml", "--json"]);
+    assert_eq!(refusal(&shown), (9, "SK311".into()));
+    manifest.train.micro_batch = 0;
+    fs::write(dir.join("wrong.toml"), write(&manifest)).unwrap();
+    let wrong = train(dir, &["--run", "wrong.toml"]);
+    assert_eq!(refusal(&wrong), (3, "SK147".into()));
+    assert!(wrong.stdout.contains("train.micro_batch"), "{}", wrong.stdout);
+}
+
+#[test]
+fn a_model_of_another_family_or_without_a_tokenizer_is_refused() {
+    let home = home();
+    let dir = home.path().join("model");
+    model(&dir);
+    let config = fs::read_to_string(dir.join("config.json")).unwrap();
+    let tokenizers: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let gpt2 = config.replace("LlamaForCausalLM", "GPT2LMHeadModel").replace("\"llama\"", "\"gpt2\"");
+    fs::write(dir.join("config.json"), gpt2).unwrap();
+    let other = ask(home.path(), &["generate", "./model", "Once", "--json"]);
+    assert_eq!(refusal(&other), (7, "SK407".into()));
+    assert!(other.stdout.contains("GPT2LMHeadModel"), "{}", other.stdout);
+    fs::write(dir.join("config.json"), config).unwrap();
+    for path in tokenizers.iter().filter(|path| path.to_string_lossy().contains("tokenizer")) {
+        fs::remove_file(path).unwrap();
+    }
+    assert_eq!(refusal(&ask(home.path(), &["generate", "./model", "Once", "--json"])), (7, "SK401".into()));
+}
+
+#[test]
+fn a_manifest_in_json_is_a_document() {
+    let home = home();
+    let new = json(&ask(home.path(), &["run", "new", "my-run", "--preset", "tiny", "--json"]));
+    assert_eq!((&new["command"], &new["manifest"]["run"]["name"]), (&"run new".into(), &"my-run".into()));
+    let dry = train(home.path(), &["--preset", "demo", "--dry-run"]);
+    let dry = json(&dry);
+    assert!(dry["run"].as_str().unwrap().starts_with("b3:"), "{dry}");
+    assert_eq!((&dry["command"], &dry["manifest"]["run"]["name"]), (&"train".into(), &"tale-demo".into()));
+}
+
+#[test]
+fn what_was_not_saved_is_no_good_end() {
+    let home = home();
+    let dir = home.path();
+    let mut command = trains_once(dir);
+    command.args(["--preset", "demo", "--steps", "1"]);
+    // A folder inside a file cannot be made, whoever asks.
+    command.env("SKEIN_STORE__PATH", dir.join("tale.txt").join("checkpoints"));
+    let said = said(&mut command);
+    assert_eq!(said.exit, 4, "{}", said.stderr);
+    assert!(said.stderr.contains("is not saved") && said.stderr.contains("SK127"), "{}", said.stderr);
+    assert!(!dir.join("runs/tale-demo/checkpoints").exists(), "they were to go elsewhere");
+}
+
+#[test]
+fn what_is_wrong_with_checkpoints_is_said_with_its_code() {
+    let home = home();
+    let dir = home.path();
+    let place = dir.join("large");
+    let run = |args: &[&str]| said(trains_once(dir).env("SKEIN_STORE__PATH", &place).args(args));
+    let first = run(&["--preset", "demo", "--steps", "1"]);
+    assert_eq!(first.exit, 0, "{}", first.stderr);
+    let mine = fs::read_dir(&place).unwrap().next().unwrap().unwrap().path();
+    let stage = mine.join("tale-demo").join("stage-0");
+    fs::write(stage.join("9999999999.state"), "no state").unwrap();
+    fs::write(stage.join(".torn.unfinished"), "half").unwrap();
+    let again = run(&["--run", "tale-demo"]);
+    assert!(
+        again.stderr.contains("code=SK408") && again.stderr.contains("an older one (own step "),
+        "{}",
+        again.stderr
+    );
+    assert!(again.stderr.contains("code=SK409") && again.stderr.contains("1 unfinished file was"), "{}", again.stderr);
+}
+
+#[test]
 fn wrong_values_say_what_to_type_instead() {
     let home = home();
     let dir = home.path();
@@ -452,11 +604,7 @@ fn an_invite_of_peers_that_are_gone_ends_with_what_each_answered() {
 #[test]
 fn only_our_own_words_are_on_the_terminal() {
     let home = home();
-    let mut command = skein(home.path());
-    fs::write(home.path().join("tale.txt"), "The fox wished to own the moon. ".repeat(100)).unwrap();
-    command.env("SKEIN_NET__LISTEN", "127.0.0.1").env("SKEIN_NET__PORT", "0").env("SKEIN_NET__LAN", "false");
-    command.env("SKEIN_WATCH__LISTEN", "127.0.0.1:0");
-    let said = said(command.args(["train", "--data", "tale.txt", "--preset", "demo", "--steps", "1"]));
+    let said = said(trains_once(home.path()).args(["--preset", "demo", "--steps", "1"]));
     assert_eq!(said.exit, 0, "{}", said.stderr);
     assert!(!said.stderr.contains("libp2p") && !said.stderr.contains("yamux"), "{}", said.stderr);
     assert!(!said.stderr.contains("port  0 ") && !said.stderr.contains("left out"), "{}", said.stderr);

@@ -337,6 +337,26 @@ async fn a_relay_carries_messages_to_a_peer_that_nobody_can_reach() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_no_relay_asks_none() {
+    let relay = Node::start(NetConfig { relay_server: true, ..config(1) }).await;
+    let bootstrap = vec![relay.address(false)];
+    let alone = NetConfig { listen: vec![], bootstrap: bootstrap.clone(), relay_use: false, ..config(2) };
+    let mut proud = Node::start(alone).await;
+    proud.up(relay.me).await;
+    // Another one that came later has its circuit by then: the relay was known, and free.
+    let mut hidden = Node::start(NetConfig { listen: vec![], bootstrap, ..config(3) }).await;
+    hidden.until(|event| matches!(event, NetEvent::Listening { .. }).then_some(())).await;
+    assert!(proud.net.addresses().is_empty() && !hidden.net.addresses().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_announced_address_is_told_to_others_before_those_that_are_found() {
+    let announce = vec!["/ip4/203.0.113.7/udp/4747/quic-v1".parse().unwrap()];
+    let a = Node::start(NetConfig { announce, ..config(1) }).await;
+    assert!(a.net.addresses()[0].to_string().starts_with("/ip4/203.0.113.7/udp/4747/quic-v1/p2p/"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_peers_find_who_provides_a_key() {
     let first = Node::start(config(1)).await;
     let bootstrap = vec![first.address(false)];

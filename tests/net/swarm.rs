@@ -1,15 +1,10 @@
 //! Peers for tests: each checks that its events come in the promised order.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use libp2p::Multiaddr;
-use skein::net::{self, Admit, Limits, Net, NetConfig, NetEvent, Verdict};
+use skein::net::{self, Admit, Net, NetConfig, NetEvent, Verdict};
 use skein_protocol::{Lane, PeerId, key::Key};
 use tokio::sync::mpsc;
 
@@ -32,17 +27,7 @@ pub struct Node {
 }
 
 pub fn config(seed: u8) -> NetConfig {
-    NetConfig {
-        key: Key::from_secret([seed; 32]),
-        port: 0,
-        listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-        lan: false,
-        port_mapping: false,
-        relay_server: false,
-        offline_loopback: true,
-        bootstrap: Vec::new(),
-        limits: Limits::default(),
-    }
+    NetConfig::loopback(Key::from_secret([seed; 32]))
 }
 
 impl Node {

@@ -35,6 +35,24 @@ pub fn device(device: super::Device) -> Result<Device> {
     })
 }
 
+/// Computes a small product on the device and compares it: a driver that is missing, or a card that is broken, shows here.
+///
+/// # Errors
+/// The device cannot be opened, or its numbers are wrong.
+pub fn test(device: super::Device) -> Result<()> {
+    const SIDE: usize = 64;
+    let device = self::device(device)?;
+    // Whole numbers below 2^24, which f32 holds exactly.
+    let values: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32).collect();
+    let square = Tensor::from_slice(&values, (SIDE, SIDE), &device)?;
+    let product: Vec<f32> = square.matmul(&square)?.flatten_all()?.to_vec1()?;
+    let exact = |i: usize| (0..SIDE).map(|k| values[i / SIDE * SIDE + k] * values[k * SIDE + i % SIDE]).sum::<f32>();
+    match product.iter().enumerate().find(|(i, value)| **value != exact(*i)) {
+        None => Ok(()),
+        Some((i, value)) => Err(EngineError::Device(format!("a product came out as {value}, not {}", exact(i)))),
+    }
+}
+
 /// A graph keeps about so many times what the engine by hand keeps.
 const GRAPH_FACTOR: u64 = 5;
 

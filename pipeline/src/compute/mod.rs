@@ -28,6 +28,19 @@ pub enum Device {
     Metal(usize),
 }
 
+/// The first graphics card that this build can use and that computes rightly; else `cpu`. Beside it, what did not pass and why.
+pub fn best(cpu: Device) -> (Device, Vec<(Device, String)>) {
+    let cards = [(cfg!(feature = "cuda"), Device::Cuda(0)), (cfg!(feature = "metal"), Device::Metal(0))];
+    let mut broken = Vec::new();
+    for (_, card) in cards.into_iter().filter(|(built, _)| *built) {
+        match candle::test(card) {
+            Ok(()) => return (card, broken),
+            Err(error) => broken.push((card, error.to_string())),
+        }
+    }
+    (cpu, broken)
+}
+
 /// The engine for one stage. `params`: its flat buffer.
 pub fn engine(
     device: Device,

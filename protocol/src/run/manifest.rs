@@ -62,7 +62,7 @@ pub struct Run {
     pub parent: Option<Digest>,
     #[n(5)]
     pub owner: PeerId,
-    /// Peers that may feed data and sign tokens for the owner.
+    /// Peers that may feed data for the owner.
     #[n(6)]
     #[serde(default)]
     pub delegates: Vec<PeerId>,
@@ -619,7 +619,7 @@ pub struct Eval {
 #[serde(deny_unknown_fields)]
 #[cbor(array)]
 pub struct Admission {
-    /// `false`: a token is needed.
+    /// `false` is reserved for runs that ask for a token: there are none, and the manifest is refused.
     #[n(0)]
     #[serde(default = "yes")]
     pub open: bool,

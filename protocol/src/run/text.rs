@@ -277,7 +277,7 @@ impl Writer {
         self.line("revision", run.revision, "successor of `parent`");
         self.line("parent", quoted(&optional(run.parent)), "hash of the revision before");
         self.line("owner", quoted(&run.owner), "signs");
-        self.line("delegates", list(&run.delegates), "may feed data and sign tokens for the owner");
+        self.line("delegates", list(&run.delegates), "may feed data for the owner");
         self.line("starts", quoted(&run.starts), "now, or RFC 3339");
         let ends = [
             run.ends.steps.map(|steps| format!("steps = {steps}")),
@@ -396,7 +396,7 @@ impl Writer {
             self.line("eval", table(fields), "");
         }
         self.section("admission");
-        self.line("open", admission.open, "false = token needed");
+        self.line("open", admission.open, "close a run with members");
         self.line("members", list(&admission.members), "peer ids; not empty = closed list");
         self.line("peers_max", admission.peers_max, "");
         self.line("per_subnet_max", admission.per_subnet_max, "/24 and /48, for unproved peers");

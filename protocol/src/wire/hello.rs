@@ -41,7 +41,7 @@ pub struct Hello {
     /// The sender's clock, compared with ours.
     #[n(3)]
     pub utc: Utc,
-    /// Admission token of an invite, encoded.
+    /// Reserved for the admission token of an invite, encoded: none is sent, and none is looked at.
     #[n(4)]
     pub token: Option<ByteVec>,
 }

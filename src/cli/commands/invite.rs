@@ -1,18 +1,14 @@
 //! `skein invite`: the one word by which others join, from the peer that runs here; or what such a word says.
 
-use jiff::Timestamp;
 use serde_json::json;
 use skein_protocol::Invite;
 
 use super::ask;
-use crate::{
-    cli::{
-        args,
-        context::Context,
-        failure::{Failure, Report},
-        show::Peer,
-    },
-    watch::InviteRequest,
+use crate::cli::{
+    args,
+    context::Context,
+    failure::{Failure, Report},
+    show::Peer,
 };
 
 pub fn run(args: &args::Invite, context: &Context) -> Result<u8, Report> {
@@ -23,22 +19,18 @@ pub fn run(args: &args::Invite, context: &Context) -> Result<u8, Report> {
 }
 
 fn make(context: &Context) -> Result<u8, Report> {
-    let made = ask::client(context)?.invite(&InviteRequest::default())?;
+    let made = ask::client(context)?.invite()?;
     if context.out.style().json {
         context.out.document("invite", &made);
         return Ok(0);
     }
     context.out.print(&made.invite);
     context.out.note(&format!("others join with:  skein join {}", made.invite));
-    if let Some(until) = made.expires_utc_ms.and_then(utc) {
-        context.out.note(&format!("it admits until {until}"));
-    }
     Ok(0)
 }
 
 /// What an invite says, without asking anybody.
 pub(super) fn show(invite: &Invite, context: &Context) -> u8 {
-    let expires = invite.token.as_ref().map(|token| u64::from(token.not_after) * 60_000 + EPOCH_MS);
     if context.out.style().json {
         let peers: Vec<_> = invite
             .peers
@@ -48,28 +40,21 @@ pub(super) fn show(invite: &Invite, context: &Context) -> u8 {
                 json!({ "peer": peer.id, "addresses": addresses })
             })
             .collect();
-        let value = json!({ "run": invite.run, "label": invite.label, "peers": peers, "expires_utc_ms": expires });
+        let value = json!({ "run": invite.run, "label": invite.label, "peers": peers });
         context.out.document("invite", &value);
     } else {
-        context.out.print(&text(invite, expires));
+        context.out.print(&text(invite));
     }
     0
 }
 
-/// 2026-01-01T00:00:00Z, from which tokens count.
-const EPOCH_MS: u64 = 1_767_225_600_000;
-
-fn text(invite: &Invite, expires_utc_ms: Option<u64>) -> String {
+fn text(invite: &Invite) -> String {
     let label = if invite.label.is_empty() { "(without a name)" } else { &invite.label };
     let mut lines = vec![format!("run    {label} (claimed)   {}", invite.run)];
     for peer in &invite.peers {
         lines.push(format!("peer   {}", Peer(peer.id)));
         lines.extend(peer.addresses.iter().map(|address| format!("       {address}")));
     }
-    lines.push(match expires_utc_ms.and_then(utc) {
-        Some(until) => format!("token  admits until {until}"),
-        None => "token  none: for a run that is open to everybody".into(),
-    });
     lines.join("\n")
 }
 
@@ -78,24 +63,18 @@ pub(super) fn read(word: &str) -> Result<Invite, Report> {
     Invite::decode(word).map_err(|error| Failure::from(error).into())
 }
 
-fn utc(millis: u64) -> Option<String> {
-    let time = Timestamp::from_millisecond(i64::try_from(millis).ok()?).ok()?;
-    Some(time.strftime("%Y-%m-%d %H:%M UTC").to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use skein_protocol::{
         PeerId,
         hash::Digest,
-        invite::{self, InvitePeer, Token},
+        invite::{self, InvitePeer},
     };
 
     use super::*;
 
     #[test]
     fn an_invite_is_shown_without_asking_anybody() {
-        let token = Token { roles: 1, not_after: 60 * 24, nonce: [0; 8], signature: [0; 64] };
         let peer =
             InvitePeer { id: PeerId([1; 32]), addresses: vec!["/ip4/192.0.2.7/udp/4747/quic-v1".parse().unwrap()] };
         let invite = Invite {
@@ -103,13 +82,12 @@ mod tests {
             run: Digest([7; 32]),
             label: "tiny-verse".into(),
             peers: vec![peer],
-            token: Some(token),
+            token: None,
         };
         let read = read(&invite.encode().unwrap()).unwrap();
-        let text = text(&read, Some(EPOCH_MS + 60 * 24 * 60_000));
+        let text = text(&read);
         assert!(text.starts_with("run    tiny-verse (claimed)   b3:0707"), "{text}");
-        assert!(text.contains("\n       /ip4/192.0.2.7/udp/4747/quic-v1\n"), "{text}");
-        assert!(text.ends_with("token  admits until 2026-01-02 00:00 UTC"), "{text}");
+        assert!(text.ends_with("\n       /ip4/192.0.2.7/udp/4747/quic-v1"), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use skein_protocol::{invite::Invite, unit};
 
+use super::unknown_run;
 use crate::{
     cli::{
         args,
@@ -12,6 +13,7 @@ use crate::{
         invites,
         session::{self, Plan},
     },
+    config::StageChoice,
     home::RunFolder,
     node::{Role, Way, lobby::Invited, signed},
 };
@@ -20,10 +22,10 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn join(args: &args::Join, context: &Context) -> Result<u8, Report> {
-    let role = if args.observe { Role::observe() } else { Role::join() };
     let role = match context.node.give.stage {
-        crate::config::StageChoice::Stage(stage) if !args.observe => Role::host(vec![stage]),
-        _ => role,
+        _ if args.observe || !context.node.give.works() => Role::observe(),
+        StageChoice::Stage(stage) => Role::host(vec![stage]),
+        StageChoice::Auto => Role::join(),
     };
     enter(context, "join", args.run.as_deref(), role, args.wait.as_deref(), args.give.until_stdin_closes)
 }
@@ -32,6 +34,14 @@ pub fn host(args: &args::Host, context: &Context) -> Result<u8, Report> {
     let mut stages = args.stage.clone();
     stages.sort_unstable();
     stages.dedup();
+    if !context.node.give.works() {
+        return Err(Failure::Contradiction {
+            a: "--stage".into(),
+            b: context.settings.named("give.roles"),
+            reason: "a peer without the role train serves no stage".into(),
+        }
+        .into());
+    }
     let role = Role::host(stages);
     enter(context, "host", args.run.as_deref(), role, args.wait.as_deref(), args.give.until_stdin_closes)
 }
@@ -103,18 +113,10 @@ fn find(context: &Context, run: Option<&str>) -> Result<Found, Report> {
                 None if text.to_ascii_lowercase().contains("skein") || text.len() > 40 => {
                     Err(Failure::from(error).into())
                 }
-                None => Err(unknown(context, text).into()),
+                None => Err(unknown_run(context, text)),
             },
         },
     }
-}
-
-/// No run of that name is here.
-pub fn unknown(context: &Context, name: &str) -> Failure {
-    let names: Vec<String> = context.home.runs().list().into_iter().map(|folder| folder.name).collect();
-    let hint = crate::config::nearest(name, names.iter().cloned());
-    let known = if names.is_empty() { "none".into() } else { names.join(", ") };
-    Failure::UnknownRun { name: name.into(), known, hint: hint.into() }
 }
 
 fn known(folder: &RunFolder) -> Result<Found, Report> {

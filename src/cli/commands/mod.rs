@@ -21,10 +21,11 @@ use super::{
     bug,
     context::Context,
     demo,
-    failure::Report,
+    failure::{Failure, Report},
     logs,
     out::Out,
 };
+use crate::config::nearest;
 
 pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
     let flags = match &cli.command {
@@ -60,4 +61,12 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Completions(args) => completions::run(args, &context),
         Command::Bench(args) => bench::run(args, &context),
     }
+}
+
+/// No run of that name is known to this home.
+fn unknown_run(context: &Context, name: &str) -> Report {
+    let names: Vec<String> = context.home.runs().list().into_iter().map(|folder| folder.name).collect();
+    let hint = nearest(name, names.iter().cloned());
+    let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+    Failure::UnknownRun { name: name.into(), known, hint: hint.into() }.into()
 }

@@ -12,7 +12,7 @@ use skein_protocol::{
     },
 };
 
-use super::invite;
+use super::{invite, unknown_run};
 use crate::{
     cli::{
         args,
@@ -21,7 +21,6 @@ use crate::{
         out::Out,
         show::{About, Bytes, Peer, Traffic, counted},
     },
-    config::nearest,
     home::{
         RunFolder,
         file::{self, Reader},
@@ -38,8 +37,10 @@ pub fn run(args: &args::Run, context: &Context) -> Result<u8, Report> {
 }
 
 fn new(args: &args::RunNew, out: &Out) -> Result<u8, Report> {
-    let text = new_text(args)?;
+    let (manifest, text) = new_manifest(args)?;
     match &args.out {
+        // Its identity depends on who will own it.
+        None if out.style().json => out.document("run new", &json!({ "run": null, "manifest": manifest })),
         None => out.print(text.trim_end()),
         Some(path) if path.exists() && !args.force => {
             return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
@@ -58,7 +59,8 @@ fn new(args: &args::RunNew, out: &Out) -> Result<u8, Report> {
     Ok(0)
 }
 
-fn new_text(args: &args::RunNew) -> Result<String, Report> {
+/// The manifest of a preset with a name, and its text with comments.
+fn new_manifest(args: &args::RunNew) -> Result<(Manifest, String), Report> {
     let mut manifest = preset(&args.preset).ok_or_else(|| super::train::no_preset(&args.preset))?;
     if let Some(name) = &args.name {
         manifest.run.name = name.clone();
@@ -66,12 +68,19 @@ fn new_text(args: &args::RunNew) -> Result<String, Report> {
     }
     let text = text::write(&manifest);
     match text::parse(&text, None) {
-        Ok(_) => Ok(text),
+        Ok(_) => Ok((manifest, text)),
         Err(problems) => {
             let what = problems.first().map_or(String::new(), |problem| problem.what.clone());
             Err(Failure::Usage { message: format!("the name {}: {what}", manifest.run.name) }.into())
         }
     }
+}
+
+/// All problems of a manifest's text with their lines.
+pub(super) fn not_valid(path: &Path, problems: &[TextProblem]) -> Failure {
+    let line = |problem: &TextProblem| format!("line {}: {} {}", problem.line, problem.key, problem.what);
+    let lines: Vec<String> = problems.iter().map(line).collect();
+    Failure::BadManifest { path: path.display().to_string(), problems: lines.join("\n") }
 }
 
 fn read(path: &Path) -> Result<String, Report> {
@@ -214,13 +223,13 @@ struct Shown {
 fn show(what: Option<&str>, context: &Context) -> Result<u8, Report> {
     let shown = match what {
         None => {
-            let last = context.home.runs().last().ok_or_else(|| unknown("of last time", context))?;
+            let last = context.home.runs().last().ok_or_else(|| unknown_run(context, "of last time"))?;
             of_folder(&last, context)?
         }
         Some(word) if word.trim_start().to_lowercase().starts_with("skein1") => return of_invite(word, context),
         Some(path) if path.contains(['/', '\\']) || path.ends_with(".toml") => of_file(Path::new(path))?,
         Some(name) => {
-            let folder = context.home.runs().named(name).ok_or_else(|| unknown(name, context))?;
+            let folder = context.home.runs().named(name).ok_or_else(|| unknown_run(context, name))?;
             of_folder(&folder, context)?
         }
     };
@@ -242,15 +251,8 @@ fn print(shown: &Shown, out: &Out) {
     out.print(&format!("{}\n\n{}", head.join("\n"), text::write(manifest).trim_end()));
 }
 
-fn unknown(name: &str, context: &Context) -> Report {
-    let known: Vec<String> = context.home.runs().list().into_iter().map(|folder| folder.name).collect();
-    let hint = nearest(name, known.clone());
-    let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-    Failure::UnknownRun { name: name.into(), known, hint: hint.into() }.into()
-}
-
 fn of_folder(folder: &RunFolder, context: &Context) -> Result<Shown, Report> {
-    let bytes = folder.manifest()?.ok_or_else(|| unknown(&folder.name, context))?;
+    let bytes = folder.manifest()?.ok_or_else(|| unknown_run(context, &folder.name))?;
     let manifest = signed::open(&bytes, folder.run).map_err(|error| {
         let path = folder.path.join("manifest").display().to_string();
         Report { failure: Box::new(Failure::Damaged { path, why: error.to_string() }), cause: Some(Box::new(error)) }
@@ -260,11 +262,8 @@ fn of_folder(folder: &RunFolder, context: &Context) -> Result<Shown, Report> {
 
 fn of_file(path: &Path) -> Result<Shown, Report> {
     let source = read(path)?;
-    let Parsed { manifest, signature, .. } = text::parse(&source, None).map_err(|problems| {
-        let lines: Vec<String> =
-            problems.iter().map(|problem| format!("line {}: {} {}", problem.line, problem.key, problem.what)).collect();
-        Failure::BadManifest { path: path.display().to_string(), problems: lines.join("\n") }
-    })?;
+    let Parsed { manifest, signature, .. } =
+        text::parse(&source, None).map_err(|problems| not_valid(path, &problems))?;
     if let Some(signature) = signature
         && !signed::holds(&manifest, signature.peer, signature.signature)
     {
@@ -301,11 +300,12 @@ mod tests {
     #[test]
     fn a_new_manifest_is_clean_and_has_its_name() {
         for preset in PRESETS {
-            let text = new_text(&args("my-run", preset)).unwrap();
-            assert_eq!(text::parse(&text, None).unwrap().manifest.run.name, "my-run");
+            let (manifest, text) = new_manifest(&args("my-run", preset)).unwrap();
+            assert_eq!(text::parse(&text, None).unwrap().manifest, manifest);
+            assert_eq!(manifest.run.name, "my-run");
         }
-        assert_eq!(new_text(&args("my-run", "tinny")).unwrap_err().failure.code(), "SK145");
-        assert_eq!(new_text(&args("My Run!", "tiny")).unwrap_err().failure.code(), "SK100");
+        assert_eq!(new_manifest(&args("my-run", "tinny")).unwrap_err().failure.code(), "SK145");
+        assert_eq!(new_manifest(&args("My Run!", "tiny")).unwrap_err().failure.code(), "SK100");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
         failure::{Failure, Report},
         out::Out,
         petname,
-        show::{About, Count, Peer, Span, Traffic, counted, tokens_per_s},
+        show::{About, Count, Peer, Span, Traffic, counted, tokens_per_s, utc_ms},
     },
     watch::{ClientError, MyStage, MyStageState, Phase, State},
 };
@@ -71,6 +71,8 @@ fn watch(context: &Context) -> Result<u8, Report> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
+    /// Its loop turns and it answers, whatever it waits for.
+    Alive,
     Ready,
     Step(u64),
     Finished,
@@ -80,17 +82,19 @@ impl Goal {
     fn parse(text: &str) -> Result<Goal, Report> {
         let step = || text.strip_prefix("step=").and_then(|step| step.parse().ok()).map(Goal::Step);
         let goal = match text {
+            "alive" => Some(Goal::Alive),
             "ready" => Some(Goal::Ready),
             "finished" => Some(Goal::Finished),
             _ => step(),
         };
-        let message = || format!("--wait {text}: what can be waited for is ready, step=N or finished");
+        let message = || format!("--wait {text}: what can be waited for is alive, ready, step=N or finished");
         goal.ok_or_else(|| Failure::Usage { message: message() }.into())
     }
 
     fn is_reached(self, state: &State) -> bool {
         let at_end = state.steps_end.is_some_and(|end| state.step >= end);
         match self {
+            Goal::Alive => state.is_fresh(utc_ms()),
             Goal::Ready => state.is_ready(),
             Goal::Step(step) => state.step >= step,
             Goal::Finished => state.phase == Phase::Ended || at_end,
@@ -99,6 +103,7 @@ impl Goal {
 
     fn words(self) -> String {
         match self {
+            Goal::Alive => "alive".into(),
             Goal::Ready => "ready".into(),
             Goal::Step(step) => format!("at step {step}"),
             Goal::Finished => "finished".into(),
@@ -176,7 +181,7 @@ fn text(state: &State) -> String {
         0 => "alone".into(),
         count => counted(count as u64, "other peer"),
     });
-    head.extend(remaining(state).map(|left| format!("ETA {}", Span(left))));
+    head.extend(state.remaining().map(|left| format!("ETA {}", Span(left))));
     let mut lines = vec![head.join("   ")];
     lines.extend(me(state));
     for stage in &state.stages {
@@ -235,14 +240,6 @@ fn layers(first: u32, count: u32) -> String {
         1 => format!("layer {first}"),
         _ => format!("layers {first}-{}", first + count - 1),
     }
-}
-
-/// Time until the last step at the present pace: what a step takes is what the steps so far took.
-fn remaining(state: &State) -> Option<Duration> {
-    let (tokens_per_s, steps) =
-        (state.tokens_per_s.filter(|pace| *pace > 0.0)?, state.steps_end?.checked_sub(state.step)?);
-    let tokens_per_step = state.tokens as f64 / (state.step > 0).then_some(state.step as f64)?;
-    Duration::try_from_secs_f64(steps as f64 * tokens_per_step / tokens_per_s).ok()
 }
 
 #[cfg(test)]
@@ -314,6 +311,10 @@ mod tests {
         let mut state = state();
         assert!(reached("ready", &state) && reached("step=1000", &state) && !reached("step=1001", &state));
         assert!(!reached("finished", &state));
+        assert!(!reached("alive", &state), "the picture is from 1970: its loop hangs");
+        state.utc_ms = utc_ms();
+        state.phase = Phase::Waiting;
+        assert!(reached("alive", &state), "who waits for others is well");
         state.step = 5_000;
         assert!(reached("finished", &state));
         for bad in ["", "steps=3", "step=", "step=x", "done"] {

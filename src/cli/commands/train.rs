@@ -2,6 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use serde_json::json;
 use skein_pipeline::plan::partition;
 use skein_protocol::{
     Manifest, PeerId,
@@ -21,7 +22,7 @@ use crate::{
         session::{self, Plan},
         show::{About, Bytes, Count, counted},
     },
-    config::nearest,
+    config::{StageChoice, nearest},
     corpus::Corpus,
     node::{Role, Serve, Way, feed::Data, signed},
 };
@@ -63,7 +64,10 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
     describe(context, &manifest);
     if args.dry_run {
         out.done(&format!("run   {}  {run}", manifest.run.name));
-        out.print(text::write(&manifest).trim_end());
+        match out.style().json {
+            true => out.document("train", &json!({ "run": run, "manifest": manifest })),
+            false => out.print(text::write(&manifest).trim_end()),
+        }
         return Ok(0);
     }
     if let Some(path) = &args.out
@@ -72,7 +76,7 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
         return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
     }
     let data = Data { corpus: Arc::new(corpus), epochs: args.epochs };
-    let serve = if args.no_serve { Serve::Nothing } else { all_that_fit(context, &manifest) };
+    let serve = serve(args, context, &manifest);
     session::run(
         context,
         Plan {
@@ -96,6 +100,16 @@ fn preview(corpus: &Corpus) -> String {
     let words: Vec<&str> = head.split_whitespace().collect();
     let more = if (head.len() as u64) < corpus.len() { "…" } else { "" };
     format!("\"{}{more}\"", words.join(" "))
+}
+
+/// What the owner computes, beside feeding: what it gives says so, as for everybody.
+fn serve(args: &args::Train, context: &Context, manifest: &Manifest) -> Serve {
+    let give = &context.node.give;
+    match give.stage {
+        _ if args.no_serve || !give.works() => Serve::Nothing,
+        StageChoice::Stage(stage) => Serve::Stages(vec![stage]),
+        StageChoice::Auto => all_that_fit(context, manifest),
+    }
 }
 
 /// A lone owner serves every stage, so that training starts at once; where they do not all fit, the plan decides.
@@ -168,23 +182,18 @@ fn existing(
     if let Some(folder) = context.home.runs().named(run)
         && let Some(signed) = folder.manifest()?
     {
-        let manifest = signed::open(&signed, folder.run).map_err(|error| Failure::CheckpointDamaged {
-            path: folder.path.display().to_string(),
+        let manifest = signed::open(&signed, folder.run).map_err(|error| Failure::Damaged {
+            path: folder.path.join("manifest").display().to_string(),
             why: error.to_string(),
-            fallback: "nothing is".into(),
         })?;
         return Ok((manifest, signed));
     }
     if !Path::new(run).exists() {
-        return Err(super::join::unknown(context, run).into());
+        return Err(super::unknown_run(context, run));
     }
     let file = std::fs::read_to_string(run)
         .map_err(|error| Failure::DataUnreadable { path: run.into(), error: error.to_string() })?;
-    let parsed = text::parse(&file, Some(me)).map_err(|problems| {
-        let lines: Vec<String> =
-            problems.iter().map(|problem| format!("line {}: {} {}", problem.line, problem.key, problem.what)).collect();
-        Failure::BadManifest { path: run.into(), problems: lines.join("\n") }
-    })?;
+    let parsed = text::parse(&file, Some(me)).map_err(|problems| super::run::not_valid(Path::new(run), &problems))?;
     if parsed.manifest.run.owner != me {
         let owner = crate::cli::show::Peer(parsed.manifest.run.owner);
         return Err(Failure::NotYours { run: run.into(), owner: owner.to_string() }.into());

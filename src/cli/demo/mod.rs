@@ -12,7 +12,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use skein_pipeline::{model::cost, peer::io::Command, plan::partition};
@@ -42,7 +42,7 @@ use super::{
     out::{Mark, Out},
     petname,
     session::{self, Wishes},
-    show::{self, About, Count, Peer, Span, Traffic},
+    show::{self, About, Count, Peer, Span, Traffic, utc_ms},
 };
 use crate::{
     corpus::Corpus,
@@ -522,10 +522,6 @@ fn words(known: Option<f64>) -> String {
 /// One paragraph, without what a terminal would act on.
 fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_string()
-}
-
-fn utc_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ impl Desk {
         match order {
             // Whether and how this peer leaves is the session's to say.
             Order::Stop { .. } => {}
-            Order::Invite { reply, .. } => {
+            Order::Invite { reply } => {
                 let _ = reply.send(self.invite());
             }
             Order::Generate { request, reply } => self.generate(request, reply).await,
@@ -56,7 +56,7 @@ impl Desk {
         let peers = bootstraps(snapshot);
         let invite = invites::make(self.run, &self.manifest.run.name, &peers)
             .map_err(|_| Refusal::Other { why: "no address of this peer is known that others could dial".into() })?;
-        Ok(Made { invite, expires_utc_ms: None, peers: peers.len() })
+        Ok(Made { invite, peers: peers.len() })
     }
 
     async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {

@@ -4,8 +4,10 @@
 mod desk;
 mod leave;
 mod picture;
+mod setup;
 mod stay;
 mod story;
+mod trouble;
 
 use std::{
     collections::BTreeSet,
@@ -13,13 +15,10 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use skein_pipeline::{
-    compute::{Device, OnDevice},
-    peer::io::Command,
-};
+use skein_pipeline::{compute::OnDevice, peer::io::Command};
 use skein_protocol::event::{Event, Record};
 use tokio::{
     runtime::Runtime,
@@ -29,25 +28,28 @@ use tokio::{
 
 pub use self::desk::{Desk, collect_and_write};
 pub use self::leave::Wishes;
-use self::{leave::Wish, picture::Picture, story::Story};
+use self::{
+    leave::Wish,
+    picture::Picture,
+    setup::{Chosen, setup},
+    story::Story,
+};
 use super::{
     context::Context,
     failure::{Failure, Report},
     out::{Mark, Out},
     refused::Circumstances,
-    show::{Bytes, Peer, Span, counted},
+    show::{Bytes, Peer, Span, counted, utc_ms},
 };
 use crate::{
     config::{self, Origin, Token},
     home::Control,
-    net::Limits,
     node::{
-        self, Ended, Give, NetSetup, Node, NodeError, Progress, Role, Setup, Way,
+        self, Ended, Node, NodeError, Progress, Role, Way,
         export::Missed,
         lobby::{LobbyError, Tried},
         store::Unsaved,
         view::State as Snapshot,
-        worker::Niceness,
     },
     watch::{Me, Order, Refusal, ServeError, Server, ServerConfig, State},
 };
@@ -56,10 +58,6 @@ use crate::{
 const SAVE: Duration = Duration::from_secs(60);
 /// Between two pictures for `status`.
 const SHOW: Duration = Duration::from_millis(500);
-/// Event log of one peer.
-const EVENTS_KEEP: u64 = 200_000_000;
-/// Bodies of others that may lie in memory, as a share of the memory given: at least this.
-const BLOBS_MIN: u64 = 256 << 20;
 
 /// What is to be done.
 pub struct Plan {
@@ -99,69 +97,9 @@ pub fn runtime() -> Result<Runtime, Report> {
         .map_err(|error| Failure::Other { message: error.to_string() }.into())
 }
 
-/// The device that the configuration names, if this build has it.
-fn device(context: &Context) -> Result<Device, Report> {
-    let threads = usize::from(context.node.give.thread_count(&context.machine));
-    let missing = |device: &str| Failure::NoDevice { device: device.into(), features: super::bug::features().into() };
-    match context.node.give.device {
-        config::Device::Cpu => Ok(Device::Cpu { threads }),
-        config::Device::Auto => Ok(Device::Cpu { threads }),
-        config::Device::Cuda(number) if cfg!(feature = "cuda") => Ok(Device::Cuda(number as usize)),
-        config::Device::Metal if cfg!(feature = "metal") => Ok(Device::Metal(0)),
-        config::Device::Cuda(_) => Err(missing("CUDA").into()),
-        config::Device::Metal => Err(missing("Metal").into()),
-    }
-}
-
-/// What a node is started with, from what this machine gives.
-fn setup(context: &Context, plan: &Plan) -> Setup {
-    let node = &context.node;
-    let memory = node.give.memory_bytes(&context.machine);
-    let fixed = context.settings.get("net.port").is_some_and(|setting| setting.origin != Origin::Default);
-    let listen = node.net.listen.clone();
-    let blob_bytes = (memory / 4).max(BLOBS_MIN);
-    let loopback = !listen.is_empty() && listen.iter().all(|ip| ip.is_loopback());
-    Setup {
-        home: context.home.clone(),
-        way: plan.way.clone(),
-        role: if node.give.works() || plan.role.feed.is_some() { plan.role.clone() } else { Role::observe() },
-        net: NetSetup {
-            port: node.net.port,
-            port_fixed: fixed && node.net.port != 0,
-            listen,
-            lan: node.net.lan,
-            port_mapping: node.net.port_mapping,
-            relay_server: node.net.relay_serve,
-            offline_loopback: loopback,
-            limits: limits(blob_bytes),
-        },
-        give: Give {
-            memory,
-            // What stages others ask to be held lies on the disk, which the person has not given whole.
-            disk: crate::home::file::free(context.home.data()).map_or(memory, |free| memory.min(free / 2)),
-            blob_bytes,
-            niceness: Niceness::Low,
-            keep_versions: usize::from(node.store.keep_versions),
-            save_every: node.store.checkpoint_every,
-        },
-        invite: plan.invite.clone(),
-        events_keep: EVENTS_KEEP,
-        patience: plan.patience,
-        keep_trying: plan.keep_trying,
-        seed: None,
-    }
-}
-
-/// What is being read at one time must fit beside what lies in memory already: no more than that may be.
-fn limits(blob_bytes: u64) -> Limits {
-    let limits = Limits::default();
-    let receiving_total = limits.receiving_total.min(blob_bytes);
-    Limits { receiving_peer: limits.receiving_peer.min(receiving_total), receiving_total, ..limits }
-}
-
 /// Starts the node of a plan, telling each step; nothing when `leave` comes before the run is found.
 async fn start(context: &Context, plan: &Plan, leave: impl Future<Output = ()>) -> Result<Option<Node>, Report> {
-    let device = device(context)?;
+    let chosen = Chosen::look(context)?;
     let circumstances = Circumstances {
         command: plan.command,
         run: plan.run.clone(),
@@ -191,9 +129,12 @@ async fn start(context: &Context, plan: &Plan, leave: impl Future<Output = ()>) 
         Progress::Manifest { run, name } => {
             out.say(Mark::Done, &format!("run   {name}  {run}  manifest verified"), &[("run", &run)]);
         }
-        Progress::Running { remarks, .. } => remarks.iter().for_each(|remark| out.warn(&remark.to_string())),
+        Progress::Running { remarks, .. } => {
+            trouble::of_start(&remarks).iter().for_each(|trouble| out.trouble(trouble));
+        }
     };
-    let node = node::start_unless(setup(context, plan), move |_| OnDevice(device), progress, leave).await;
+    let engines = move |manifest: &_| OnDevice(chosen.of(manifest));
+    let node = node::start_unless(setup(context, plan), engines, progress, leave).await;
     node.map_err(|error| circumstances.report(error))
 }
 
@@ -442,7 +383,8 @@ impl Session<'_> {
         self.unsaved.each(|stage, why| {
             let failure = Failure::from(why);
             if told.insert((stage, failure.code())) {
-                out.warn(&format!("stage {stage} is not saved: {} {}", failure.what(), failure.why()));
+                out.warn(&format!("stage {stage} is not saved: the peer goes on, and tries again"));
+                out.trouble(&failure);
             }
         });
         self.story.show(self.picture.update(&snapshot));
@@ -593,10 +535,6 @@ async fn print_invite(context: &Context, desk: &Desk, mut snapshots: watch::Rece
     }
 }
 
-fn utc_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -616,12 +554,5 @@ mod tests {
         });
         assert_eq!(heard.recv_timeout(Duration::from_secs(60)), Ok(Some(130)));
         drop(release);
-    }
-
-    #[test]
-    fn no_more_is_read_at_one_time_than_may_lie_in_memory() {
-        let read = |blob_bytes| (limits(blob_bytes).receiving_peer, limits(blob_bytes).receiving_total);
-        assert_eq!(read(BLOBS_MIN / 4), (BLOBS_MIN / 4, BLOBS_MIN / 4));
-        assert_eq!(read(64 << 30), (Limits::default().receiving_peer, 1 << 30));
     }
 }

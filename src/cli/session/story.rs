@@ -9,6 +9,7 @@ use skein_protocol::{
     event::{Event, Record, Severity},
 };
 
+use super::trouble::Troubles;
 use crate::{
     cli::{
         out::{Mark, Out},
@@ -25,9 +26,8 @@ const WAIT_ADVISED: u64 = 30_000;
 
 pub struct Story {
     out: Out,
+    troubles: Troubles,
     first_layers: Vec<(u32, u32)>,
-    samples_per_step: u64,
-    sequence: u64,
     bar: Option<ProgressBar>,
     line_at: Instant,
     advised: Option<String>,
@@ -43,9 +43,8 @@ impl Story {
         });
         Story {
             out: out.clone(),
+            troubles: Troubles::new(manifest),
             first_layers: (0..manifest.stages.count).map(|stage| manifest.layers_of(stage)).collect(),
-            samples_per_step: manifest.samples_per_step(),
-            sequence: u64::from(manifest.train.sequence),
             bar,
             line_at: Instant::now(),
             advised: None,
@@ -73,10 +72,6 @@ impl Story {
                 let sentence = format!("serving {} since own step {}", self.stage(*stage), version.own_step);
                 out.say(Mark::Done, &sentence, &[("stage", stage), ("own_step", &version.own_step)]);
             }
-            Event::StageEmpty { stage } => {
-                let sentence = format!("{} has no replica: training waits for one", self.stage(*stage));
-                out.say(Mark::Warning, &sentence, &[("stage", stage)]);
-            }
             Event::StageBack { stage, peer } => {
                 out.say(
                     Mark::Done,
@@ -84,13 +79,10 @@ impl Story {
                     &[("stage", stage)],
                 );
             }
-            Event::Restored { stage, version, from_seed } => {
-                let how = match from_seed {
-                    true => "from the run's seed: it begins anew".to_string(),
-                    false => format!("from the snapshot of own step {}: what came after it is lost", version.own_step),
-                };
-                let mark = if *from_seed && version.own_step == 0 { Mark::Note } else { Mark::Warning };
-                out.say(mark, &format!("{} starts {how}", self.stage(*stage)), &[("stage", stage)]);
+            Event::Restored { stage, version, from_seed: false } if version.peer == record.peer => {
+                let sentence =
+                    format!("{} goes on from its checkpoint of own step {}", self.stage(*stage), version.own_step);
+                out.say(Mark::Note, &sentence, &[("stage", stage), ("own_step", &version.own_step)]);
             }
             Event::Fenced { why, .. } => {
                 out.say(Mark::Warning, &format!("starting over as a new incarnation: {why}"), &[])
@@ -100,6 +92,9 @@ impl Story {
             }
             Event::RunEnded { why } => out.say(Mark::Done, &format!("the run has ended: {why}"), &[]),
             _ => {}
+        }
+        if let Some(trouble) = self.troubles.hear(record) {
+            self.out.trouble(&trouble);
         }
     }
 
@@ -121,6 +116,7 @@ impl Story {
             }
             None => {}
         }
+        self.troubles.see(state).iter().for_each(|trouble| self.out.trouble(trouble));
         self.advise(state);
     }
 
@@ -144,7 +140,7 @@ impl Story {
             0 => "  alone".to_string(),
             n => format!("  {}", counted(n as u64, "other peer")),
         });
-        if let Some(left) = state.remaining(self.samples_per_step, self.sequence) {
+        if let Some(left) = state.remaining() {
             text.push_str(&format!("  {} left", Span(left)));
         }
         if state.phase == Phase::Draining {
@@ -157,7 +153,8 @@ impl Story {
     fn advise(&mut self, state: &State) {
         let Some(waiting) = &state.waiting else { return self.advised = None };
         let long = state.utc_ms.saturating_sub(waiting.since_utc_ms) > WAIT_ADVISED;
-        if long && self.advised.as_ref() != Some(&waiting.what) {
+        // A stage without a replica was said with its own advice.
+        if long && !self.troubles.said_empty() && self.advised.as_ref() != Some(&waiting.what) {
             self.advised = Some(waiting.what.clone());
             self.out.warn(&format!("still waiting for {}. Another peer helps: skein invite", waiting.what));
         }
@@ -177,6 +174,9 @@ impl Story {
 
 impl Drop for Story {
     fn drop(&mut self) {
+        if let Some(trouble) = self.troubles.rest() {
+            self.out.trouble(&trouble);
+        }
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
             self.out.bars().remove(bar);

@@ -78,7 +78,6 @@ pub enum Command {
     Close(ConnectionId),
     Ban(PeerId),
     Provide([u8; 32]),
-    Unprovide([u8; 32]),
     Lookup {
         request: u64,
         key: [u8; 32],
@@ -280,7 +279,10 @@ impl Control {
 
     /// Runs until the node shuts down or is gone.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        self.choose_mode();
+        for address in self.config.announce.clone() {
+            self.swarm.add_external_address(address);
+        }
+        self.refresh_addresses().await;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -316,10 +318,6 @@ impl Control {
             Command::Provide(key) => {
                 self.provided.insert(key);
                 self.start_providing(key);
-            }
-            Command::Unprovide(key) => {
-                self.provided.remove(&key);
-                self.swarm.behaviour_mut().kad.stop_providing(&kad::RecordKey::new(&key));
             }
             Command::Lookup { request, key } => self.lookup(request, key).await,
             Command::Shutdown(_) => {}
@@ -586,7 +584,9 @@ impl Control {
     }
 
     fn wants_relay(&self) -> bool {
-        self.config.listen.is_empty() || matches!(self.reachability, Reachability::Punchable | Reachability::Relayed)
+        self.config.relay_use
+            && (self.config.listen.is_empty()
+                || matches!(self.reachability, Reachability::Punchable | Reachability::Relayed))
     }
 
     /// Asks relays to carry for us, where nobody can reach us otherwise.
@@ -700,9 +700,11 @@ mod tests {
             listen: vec![Ipv4Addr::LOCALHOST.into()],
             lan: false,
             port_mapping: false,
+            relay_use: false,
             relay_server: false,
             offline_loopback: true,
             bootstrap: Vec::new(),
+            announce: Vec::new(),
             limits: Limits::default(),
         };
         let (events, _received) = mpsc::channel(16);

@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::{Child, ChildStdin, Command, Stdio},
     sync::Arc,
     thread,
@@ -25,7 +25,7 @@ use crate::{
         session, show,
         table::{Column, Table},
     },
-    net::{self, Admit, Limits, Net, NetConfig, NetEvent, SendError, Verdict},
+    net::{self, Admit, Net, NetConfig, NetEvent, SendError, Verdict},
 };
 
 /// Bodies that are measured, and how many of them are on their way at one time.
@@ -92,17 +92,7 @@ impl Admit for TakeAll {
 
 /// One end: a network of its own at any port of the loopback interface.
 async fn end() -> Result<(Net, mpsc::Receiver<NetEvent>), Report> {
-    let config = NetConfig {
-        key: Key::from_secret(rand::random()),
-        port: 0,
-        listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-        lan: false,
-        port_mapping: false,
-        relay_server: false,
-        offline_loopback: true,
-        bootstrap: Vec::new(),
-        limits: Limits::default(),
-    };
+    let config = NetConfig::loopback(Key::from_secret(rand::random()));
     net::start(config, Arc::new(TakeAll)).await.map_err(other)
 }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +23,7 @@ use crate::{
         table::{Column, Table},
     },
     corpus::Corpus,
-    net::{self, Admit, Limits, Net, NetConfig, NetEvent, Verdict},
+    net::{self, Admit, Net, NetConfig, NetEvent, Verdict},
     node::Serve,
 };
 
@@ -176,17 +175,8 @@ async fn hash_table(peers: u16, keys: u32) -> Result<Times, Report> {
     let mut bootstrap = Vec::new();
     for _ in 0..peers {
         let began = Instant::now();
-        let config = NetConfig {
-            key: Key::from_secret(rand::random()),
-            port: 0,
-            listen: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
-            lan: false,
-            port_mapping: false,
-            relay_server: false,
-            offline_loopback: true,
-            bootstrap: bootstrap.clone(),
-            limits: Limits::default(),
-        };
+        let key = Key::from_secret(rand::random());
+        let config = NetConfig { bootstrap: bootstrap.clone(), ..NetConfig::loopback(key) };
         let (net, events) = net::start(config, Arc::new(Nobody)).await.map_err(other)?;
         let mut member = Member { net, events };
         let address = member.until(|event| match event {
