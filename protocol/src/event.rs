@@ -196,6 +196,11 @@ pub enum Event {
     Waiting {
         what: String,
     },
+    /// Another peer's time of day is so far from mine that neither takes the other's items.
+    ClocksApart {
+        peer: PeerId,
+        apart_ms: u64,
+    },
     Penalised {
         peer: PeerId,
         severity: Severity,

@@ -170,6 +170,12 @@ catalogue! {
     next ["df -h" => "is there room where it goes?"]
     about "A result that is cut off must not look like a whole one. A reader that closes its end early, as `head` does, is no failure."
 
+    ClocksApart { peer: String = "quiet-heron 12fa9c", apart: Span = 3_600_000u64 } "SK130" Warning 0
+    what "The clock of this machine and that of another peer do not agree."
+    why "It is {apart} off that of {peer}; beyond 90 s neither takes what the other signs."
+    next ["timedatectl set-ntp true" => "has the time set by the network, on Linux"]
+    about "What peers announce carries a time, so that old words cannot be repeated. With a clock that is wrong nobody is heard, and every stage looks empty; so nothing is started anew until somebody with the same time is met."
+
     UnknownKey { key: String = "give.memori", place: String = "config.toml:12", hint: Hint = "give.memory" } "SK140" Failure 3
     what "`{key}` is not a setting."
     why "It stands at {place}.{hint}"

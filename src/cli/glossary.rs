@@ -66,8 +66,8 @@ pub const WORDS: &[Word] = &[
     ),
     word(
         "offer",
-        "A replica's signed announcement: which stage, since when, how fast, until when. It lives two minutes at most and is renewed; a claim \
-         of speed only orders first trials, routes use what was measured.",
+        "A replica's signed announcement: which stage, since when, how fast, until when. It lives two minutes at most and is renewed; what it \
+         says of its speed decides where newcomers go, routes use what was measured.",
     ),
     word(
         "own step",

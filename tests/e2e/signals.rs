@@ -36,7 +36,7 @@ fn has(lines: &[Value], kind: &str) -> bool {
 
 fn checkpoints(home: &Path) -> usize {
     let folder = Home::at(home).runs().last().unwrap();
-    let (found, remarks) = Store::new(&folder, 3).newest();
+    let (found, remarks) = Store::new(folder.checkpoints(), 3).newest();
     assert!(remarks.is_empty(), "{remarks:?}");
     found.iter().filter(|found| found.version.own_step > 0).count()
 }

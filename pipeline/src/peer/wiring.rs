@@ -156,12 +156,8 @@ impl Peer {
         let apart = Duration::from_millis(self.utc.0.abs_diff(theirs.0));
         self.clock_is_right |= apart <= APART;
         if apart > APART {
-            let what = format!(
-                "clocks that agree: this machine's and that of {} are {} s apart",
-                from.short(),
-                apart.as_secs()
-            );
-            out.push(Output::Emit(Event::Waiting { what }));
+            let apart_ms = apart.as_millis() as u64;
+            out.push(Output::Emit(Event::ClocksApart { peer: from, apart_ms }));
         }
     }
 

@@ -211,11 +211,9 @@ fn averaging(manifest: &Manifest, log: &[Record]) -> u64 {
             // Another process counts anew.
             Event::Started { .. } => (before, counted, since) = (before + counted + since, 0, 0),
             Event::Traffic { lane: Lane::Average, sent, .. } => (counted, since) = (*sent, 0),
-            Event::Round { stage, outcome, .. }
-                if matches!(outcome, RoundOutcome::Both | RoundOutcome::OneSided | RoundOutcome::Copied) =>
-            {
-                since += cost::round_bytes(manifest, *stage);
-            }
+            Event::Round {
+                stage, outcome: RoundOutcome::Both | RoundOutcome::OneSided | RoundOutcome::Copied, ..
+            } => since += cost::round_bytes(manifest, *stage),
             _ => {}
         }
     }

@@ -68,6 +68,9 @@ impl Story {
             Event::Fetched { from: Some(from), bytes, .. } => {
                 out.say(Mark::Done, &format!("weights from {}, {}", Peer(*from), Bytes(*bytes)), &[("bytes", bytes)]);
             }
+            Event::StageLeft { stage } => {
+                out.say(Mark::Note, &format!("left {}", self.stage(*stage)), &[("stage", stage)]);
+            }
             Event::Serving { stage, version } => {
                 let sentence = format!("serving {} since own step {}", self.stage(*stage), version.own_step);
                 out.say(Mark::Done, &sentence, &[("stage", stage), ("own_step", &version.own_step)]);

@@ -11,7 +11,7 @@ use skein_protocol::{
 use crate::{
     cli::{
         failure::Failure,
-        show::{Count, Span, counted},
+        show::{Count, Peer, Span, counted},
     },
     node::store::Remark,
     watch::{MyStageState, Phase, State},
@@ -45,6 +45,7 @@ pub struct Troubles {
     /// Since when no feeder is known, and whether that was said.
     unfed: Option<(u64, bool)>,
     unreachable: bool,
+    clocks_said: bool,
     not_finite: VecDeque<u64>,
     not_finite_said: bool,
     stale: u64,
@@ -63,6 +64,7 @@ impl Troubles {
             alone: None,
             unfed: None,
             unreachable: false,
+            clocks_said: false,
             not_finite: VecDeque::new(),
             not_finite_said: false,
             stale: 0,
@@ -90,6 +92,9 @@ impl Troubles {
                     false => format!("the snapshot of own step {}", Count(version.own_step.into())),
                 };
                 return Some(Failure::StageRestored { stage: *stage, from });
+            }
+            Event::ClocksApart { peer, apart_ms } if !std::mem::replace(&mut self.clocks_said, true) => {
+                return Some(Failure::ClocksApart { peer: Peer(*peer).to_string(), apart: Span::from(*apart_ms) });
             }
             Event::Voided { id, stage, why } if why.contains("not finite") => {
                 return self.on_not_finite(utc, id.step, *stage);
