@@ -379,16 +379,20 @@ impl Session<'_> {
             self.nobody = Some(silent(self.plan));
             self.order(node::Order::Stop);
         }
+        self.tell_unsaved();
+        self.story.show(self.picture.update(&snapshot));
+        let _ = self.show.send(Arc::new(self.picture.state().clone()));
+    }
+
+    fn tell_unsaved(&mut self) {
         let (out, told) = (&self.context.out, &mut self.told);
         self.unsaved.each(|stage, why| {
             let failure = Failure::from(why);
             if told.insert((stage, failure.code())) {
-                out.warn(&format!("stage {stage} is not saved: the peer goes on, and tries again"));
+                out.warn(&format!("stage {stage} is not saved: the peer tries again as long as it runs"));
                 out.trouble(&failure);
             }
         });
-        self.story.show(self.picture.update(&snapshot));
-        let _ = self.show.send(Arc::new(self.picture.state().clone()));
     }
 
     /// Once the run is over, its end takes its course.
@@ -408,7 +412,8 @@ impl Session<'_> {
     }
 
     /// The exit code.
-    fn conclude(self, ended: Ended) -> Result<u8, Report> {
+    fn conclude(mut self, ended: Ended) -> Result<u8, Report> {
+        self.tell_unsaved();
         let circumstances = self.circumstances();
         let Session { context, plan, story, unsaved, nobody, over, saved, .. } = self;
         drop(story);
