@@ -148,6 +148,8 @@ pub(super) struct Driver {
     pub(super) incarnating: Option<JoinHandle<Result<Incarnation, HomeError>>>,
     /// The place in the data on its way to the disk, and since when.
     marking: Option<JoinHandle<()>>,
+    /// Snapshots of others on their way to the disk.
+    pub(super) laying: Vec<JoinHandle<()>>,
     marked: Instant,
 }
 
@@ -191,6 +193,7 @@ impl Driver {
             saving: None,
             incarnating: None,
             marking: None,
+            laying: Vec::new(),
             marked: Instant::ZERO,
             parts,
         }
@@ -238,7 +241,8 @@ impl Driver {
     async fn finish(&mut self) {
         self.note_traffic();
         self.parts.log.flush();
-        for writing in [self.saving.take(), self.marking.take()].into_iter().flatten() {
+        let laying = std::mem::take(&mut self.laying);
+        for writing in [self.saving.take(), self.marking.take()].into_iter().flatten().chain(laying) {
             let _ = writing.await;
         }
         if let Some(writing) = self.incarnating.take() {

@@ -119,7 +119,8 @@ impl Driver {
             return;
         }
         let (store, held) = (self.parts.held.clone(), self.parts.blobs.clone());
-        spawn_blocking(move || {
+        self.laying.retain(|laying| !laying.is_finished());
+        self.laying.push(spawn_blocking(move || {
             let laid = store.lock().unwrap_or_else(PoisonError::into_inner).lay_down(version, root, &parts);
             match laid {
                 Ok(mut rest) => {
@@ -131,7 +132,7 @@ impl Driver {
                     tracing::warn!(%error, stage = version.stage, "a snapshot held for others stays in memory")
                 }
             }
-        });
+        }));
     }
 
     fn generated(&mut self, session: u64, logits: Option<Blob>) {

@@ -127,15 +127,6 @@ impl StageFlow {
         self.kept.iter().filter(|(id, kept)| kept.is_open() || is_up(id.feeder)).count()
     }
 
-    /// Ids that nobody else can finish or answer: open ones, and those whose answer went to somebody who is gone.
-    pub fn owed_ids(&self, is_up: impl Fn(PeerId) -> bool) -> usize {
-        let owed = |(id, kept): &(&MicroBatchId, &Kept)| {
-            let answered = kept.upstream == self.me || is_up(kept.upstream);
-            kept.is_open() || !answered && is_up(id.feeder)
-        };
-        self.kept.iter().filter(owed).count()
-    }
-
     /// Nobody needs anything from here, and the worker has nothing of it.
     pub fn is_idle(&self) -> bool {
         self.kept.is_empty()
@@ -328,11 +319,16 @@ impl StageFlow {
         }
     }
 
-    /// Gives ids that nobody at the next stage can take back to whoever sent them, and tells who has them beyond that stage.
-    pub fn hand_back(&mut self, desk: &mut Desk<'_>) -> BTreeMap<MicroBatchId, PeerId> {
-        let is_stranded = |kept: &Kept| kept.is_open() && kept.handoff.as_ref().is_some_and(Handoff::is_stranded);
-        let ids: Vec<MicroBatchId> =
-            self.kept.iter().filter(|(_, kept)| is_stranded(kept)).map(|(id, _)| *id).collect();
+    /// Gives ids back to whoever sent them, which goes on with another replica as after a death: those that nobody at the next
+    /// stage can take and, with `stuck`, those that wait at somebody there. Tells who has them beyond that stage; without
+    /// `next`, who would not be told keeps them.
+    pub fn hand_back(&mut self, desk: &mut Desk<'_>, next: bool, stuck: bool) -> BTreeMap<MicroBatchId, PeerId> {
+        let may_go = |kept: &Kept| {
+            let waits = matches!(kept.work, Work::Queued { .. } | Work::Running { .. } | Work::Forwarded { .. });
+            let handoff = kept.handoff.as_ref().filter(|_| waits);
+            handoff.is_some_and(|h| h.is_stranded() && (next || h.onward().is_none()) || stuck && h.held_by().is_some())
+        };
+        let ids: Vec<MicroBatchId> = self.kept.iter().filter(|(_, kept)| may_go(kept)).map(|(id, _)| *id).collect();
         let mut beyond = BTreeMap::new();
         for id in ids {
             let Some(kept) = self.kept.get(&id) else { continue };

@@ -47,7 +47,7 @@ impl Peer {
             return;
         }
         out.push(Output::Emit(Event::Draining));
-        self.moving = None;
+        self.give_up_move(now, out);
         self.drain = Some(Drain::Finishing { since: now });
         if let Some(source) = &mut self.source {
             source.feeding = false;

@@ -126,6 +126,8 @@ pub struct Peer {
     silent: bool,
     placement: Placement,
     moving: Option<Moving>,
+    /// No move is tried before.
+    move_after: Instant,
     /// Of ids that were given back for a move: who has them two stages on.
     beyond: BTreeMap<MicroBatchId, PeerId>,
     neighbours: Neighbours,
@@ -184,6 +186,7 @@ impl Peer {
             silent: false,
             placement: Placement::Watch,
             moving: None,
+            move_after: now,
             beyond: BTreeMap::new(),
             neighbours: Neighbours::default(),
             directory: Directory::new(&config, &streams, now),

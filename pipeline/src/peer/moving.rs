@@ -1,7 +1,8 @@
 //! From one stage to another that needs this peer more.
 //!
 //! A stage is left only while another replica serves it, one stage at a time, and with what was done there safe: what was
-//! accepted is finished, the partial sum stepped, a last round done, the state saved. The plan says where to; here is when.
+//! accepted is finished, the partial sum stepped, a last round done, the state saved. The plan says where to; here is when. A
+//! replica that cannot finish what it has (it holds the only answers for a stage that died) stays.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +27,12 @@ const EMPTY_FOR: Duration = Duration::from_secs(4);
 const SLOW_FOR: Duration = Duration::from_secs(30);
 /// Those who would make the same move begin so far apart, and see each other.
 const APART: Duration = Duration::from_secs(2);
+/// What was accepted is finished within this, or the move is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What waits at others behind a stage that died is given back after this: whoever gets it is sent where it waits.
+const STUCK: Duration = Duration::from_secs(2);
+/// After a move that came to nothing none is tried for so long.
+const PAUSE: Duration = Duration::from_secs(60);
 /// A last round may take this long.
 const LAST_ROUND: Duration = Duration::from_secs(5);
 
@@ -35,7 +42,7 @@ pub enum Moving {
     /// Wanted without a break since then, while so many served the stages between which it leads.
     Wanted { what: Move, since: Instant, replicas: [usize; 2] },
     /// What was accepted is finished.
-    Finishing { what: Move },
+    Finishing { what: Move, since: Instant },
     /// The partial sum is stepped.
     Stepping { what: Move },
     /// A last round with whoever stays.
@@ -48,7 +55,7 @@ impl Moving {
     fn what(self) -> Move {
         match self {
             Moving::Wanted { what, .. }
-            | Moving::Finishing { what }
+            | Moving::Finishing { what, .. }
             | Moving::Stepping { what }
             | Moving::LastRound { what, .. }
             | Moving::Saving { what } => what,
@@ -70,14 +77,9 @@ impl Peer {
             Some(Moving::Wanted { what, since, replicas }) => Some((what, since, replicas)),
             Some(_) => return,
         };
-        // Who holds the only answer to an id whose sender is gone waits for its successor.
-        let is_up = |peer| self.neighbours.is_up(peer);
-        let free = |replica: &&Replica| {
-            let may_go =
-                |flow: &StageFlow| flow.standing == Standing::Serving && flow.owed_ids(is_up) <= flow.open_ids();
-            !replica.pinned && replica.flow().is_some_and(may_go)
-        };
-        let all_serve = self.replicas.values().all(Replica::is_serving);
+        let serves = |flow: &StageFlow| flow.standing == Standing::Serving;
+        let free = |replica: &&Replica| !replica.pinned && replica.flow().is_some_and(serves);
+        let all_serve = self.replicas.values().all(Replica::is_serving) && now >= self.move_after;
         let from: BTreeSet<Stage> = self.replicas.values().filter(free).map(|replica| replica.stage).collect();
         let wanted = all_serve.then(|| assign::move_for(self.me, serving, &from, costs, self.config.memory)).flatten();
         let Some(what) = wanted else { return self.moving = None };
@@ -90,11 +92,28 @@ impl Peer {
         let mine = rank(self.me);
         let before = self.directory.replicas(what.from).iter().filter(|(peer, _)| rank(*peer) < mine).count() as u32;
         let patience = if what.is_empty { EMPTY_FOR } else { SLOW_FOR };
-        if now.since(since) < patience + APART * before {
+        if now.since(since) < patience + APART * before || !self.makes_sense(what) {
             return;
         }
         self.set_standing(now, what.from, Standing::Draining, out);
-        self.moving = Some(Moving::Finishing { what });
+        self.moving = Some(Moving::Finishing { what, since: now });
+    }
+
+    /// Somebody stays, and nobody has come to where I am missing.
+    fn makes_sense(&self, Move { from, to, is_empty }: Move) -> bool {
+        let stays = |(peer, _): &(_, _)| *peer != self.me && self.neighbours.is_up(*peer);
+        let has_come = is_empty && !self.directory.replicas(to).is_empty();
+        !has_come && self.directory.replicas(from).iter().any(stays)
+    }
+
+    /// The stage is served on, as if nothing had been.
+    pub(super) fn give_up_move(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let Some(moving) = self.moving.take() else { return };
+        self.beyond.clear();
+        if !matches!(moving, Moving::Wanted { .. }) {
+            self.move_after = now + PAUSE;
+            self.set_standing(now, moving.what().from, Standing::Serving, out);
+        }
     }
 
     /// Goes on with a move, or gives it up when the stage would be left without a replica.
@@ -102,22 +121,23 @@ impl Peer {
         let Some(moving) = self.moving.filter(|moving| !matches!(moving, Moving::Wanted { .. })) else { return };
         let what = moving.what();
         let Move { from, to, .. } = what;
-        let stays = |(peer, _): &(_, _)| *peer != self.me && self.neighbours.is_up(*peer);
-        let Some(flow) = self.replicas.get(&from).and_then(Replica::flow) else { return self.moving = None };
-        let has_come = what.is_empty && !self.directory.replicas(to).is_empty();
-        if has_come || !self.directory.replicas(from).iter().any(stays) {
-            self.moving = None;
-            return self.set_standing(now, from, Standing::Serving, out);
+        let Some(flow) = self.replicas.get(&from).and_then(Replica::flow) else { return self.give_up_move(now, out) };
+        if !self.makes_sense(what) {
+            return self.give_up_move(now, out);
         }
         match moving {
             Moving::Wanted { .. } => {}
-            Moving::Finishing { .. } => {
-                let beyond = self.with_flow(now, out, from, |flow, desk| flow.hand_back(desk));
+            Moving::Finishing { since, .. } => {
+                // Only who goes to the next stage can tell itself who has an id beyond that one.
+                let (next, stuck) = (to == from + 1, what.is_empty && now.since(since) > STUCK);
+                let beyond = self.with_flow(now, out, from, |flow, desk| flow.hand_back(desk, next, stuck));
                 self.beyond.extend(beyond.unwrap_or_default());
                 let Some(flow) = self.replicas.get(&from).and_then(Replica::flow) else { return };
-                if flow.owed_ids(|peer| self.neighbours.is_up(peer)) == 0 {
+                if flow.needed_ids(|peer| self.neighbours.is_up(peer)) == 0 {
                     self.with_flow(now, out, from, |flow, desk| flow.step(desk));
                     self.moving = Some(Moving::Stepping { what });
+                } else if now.since(since) > PATIENCE {
+                    self.give_up_move(now, out);
                 }
             }
             Moving::Stepping { .. } => {

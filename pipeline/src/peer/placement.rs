@@ -49,7 +49,11 @@ impl Peer {
 
     /// Looks whether a stage is to be taken, and pushes those that are on their way.
     pub(super) fn place(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        if self.silent || self.drain.is_some() || !self.is_settled(now) {
+        if self.silent || self.drain.is_some() {
+            return;
+        }
+        self.go_on_moving(now, out);
+        if !self.is_settled(now) {
             return;
         }
         if self.placement == Placement::Plan && now >= self.plan_at {
@@ -68,7 +72,6 @@ impl Peer {
         if self.config.manifest.lock_step() {
             self.stand_down(now, out);
         }
-        self.go_on_moving(now, out);
     }
 
     /// Lock-step: hosts that began beside each other settle who serves. Whoever has the older weights and no work stands by.
@@ -126,7 +129,7 @@ impl Peer {
         let memory = self.config.memory.saturating_sub(used);
         let lock_step = self.config.manifest.lock_step();
         let wanted = assign::stages_for(self.me, &planned, &mine, &costs, memory);
-        if wanted.is_empty() && !lock_step {
+        if wanted.is_empty() && !lock_step && !mine.is_empty() {
             self.consider_moving(now, &planned, &costs, out);
         }
         for stage in wanted {

@@ -132,9 +132,10 @@ impl<'a> Swarm<'a> {
                 known.extend((*speed > 0.0).then_some(speed * flops));
             }
         }
-        let all: Vec<f64> = powers.values().flatten().copied().collect();
+        let mut all: Vec<f64> = powers.values().flatten().copied().collect();
+        let credible = CREDIBLE * median(all.clone());
+        all.iter_mut().for_each(|power| *power = power.min(credible));
         let typical = mean(&all).unwrap_or(1.0);
-        let credible = CREDIBLE * median(all);
         let of_peer = |known: Vec<f64>| {
             let known: Vec<f64> = known.into_iter().map(|power| power.min(credible)).collect();
             mean(&known).unwrap_or(typical)

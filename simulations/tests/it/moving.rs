@@ -71,6 +71,21 @@ fn a_replica_too_many_takes_over_where_the_only_one_died() {
 }
 
 #[test]
+fn a_replica_too_many_reaches_the_last_stage_though_its_work_waits_at_the_one_between() {
+    for seed in 0..4 {
+        let what = format!("seed {seed}");
+        let mut plan = roomless(3, 2);
+        plan.splice(1..1, [Plan::new(Role::host(1)), Plan::new(Role::host(2))]);
+        let mut sim = Simulation::new(Scenario::new(270 + seed, Small::demo(3).manifest(), plan));
+        assert!(sim.run_completed(seconds(60), 60), "{what}: {:#?}", sim.summary());
+        sim.run_for(seconds(5));
+        sim.act(Fault::Kill(2));
+        assert_goes_on(&mut sim, &what);
+        assert_eq!(left(&sim), 1, "{what}");
+    }
+}
+
+#[test]
 fn who_holds_answers_for_a_stage_that_died_stays_until_somebody_takes_them() {
     for seed in 0..4 {
         let what = format!("seed {seed}");

@@ -189,7 +189,12 @@ async fn collect_and_note(
         other => Refusal::Other { why: other.to_string() },
     })?;
     let path = out.to_path_buf();
-    let written = tokio::task::spawn_blocking(move || save::write(&path, &collected.stages, overwrite)).await;
+    let written = tokio::task::spawn_blocking(move || {
+        // The whole of it: its turn among exports ends with the writing, though nobody may wait for that any more.
+        let collected = collected;
+        save::write(&path, &collected.stages, overwrite)
+    })
+    .await;
     match written {
         Ok(Ok(written)) => Ok(written),
         Ok(Err(error)) => Err(unwritten(out, error)),
