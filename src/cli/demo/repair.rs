@@ -75,9 +75,13 @@ impl Takeover {
                 self.resent.entry(*to).or_default().insert(*id);
             }
             Event::Completed { id, .. } | Event::Voided { id, .. } if self.open.remove(id) => {
-                let took = Duration::from_millis(record.utc.saturating_sub(self.killed_utc));
+                // What was done before the kill is heard of after it.
+                let Some(took) = record.utc.checked_sub(self.killed_utc).filter(|ms| *ms > 0) else {
+                    self.held -= 1;
+                    return;
+                };
                 if matches!(record.event, Event::Completed { .. }) {
-                    self.first.get_or_insert(took);
+                    self.first.get_or_insert(Duration::from_millis(took));
                 }
             }
             _ => {}
@@ -156,11 +160,13 @@ mod tests {
 
     #[test]
     fn who_took_over_what_and_when_the_first_of_it_was_done() {
-        let mut before = open(&[1, 2, 3, 4]);
+        let mut before = open(&[1, 2, 3, 4, 5]);
         before.hear(&completed(1, 0).event);
-        let log = [accepted(1), accepted(2), accepted(3)];
+        let log = [accepted(1), accepted(2), accepted(3), accepted(5)];
         let mut takeover = Takeover::new(DEAD, 1_000, &log, &before, Vec::new());
-        // One that it did not hold, and one that another peer let go.
+        // One that was done when it died,
+        takeover.hear(&completed(5, 999));
+        // one that it did not hold, and one that another peer let go.
         takeover.hear(&completed(4, 1_100));
         takeover.hear(&resent(4, FEEDER));
         for index in [2, 3] {
