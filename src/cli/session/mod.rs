@@ -22,7 +22,10 @@ use skein_pipeline::{compute::OnDevice, peer::io::Command};
 use skein_protocol::event::{Event, Record};
 use tokio::{
     runtime::Runtime,
-    sync::{broadcast::error::RecvError, mpsc, oneshot, watch},
+    sync::{
+        broadcast::error::{RecvError, TryRecvError},
+        mpsc, oneshot, watch,
+    },
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
@@ -318,6 +321,14 @@ impl Session<'_> {
                 }
             }
         };
+        // What the node said last came before its end.
+        loop {
+            match records.try_recv() {
+                Ok(record) => self.hear(&record),
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+        }
         let ended = ended.map_err(|error| self.circumstances().report(error))?;
         self.over |= self.snapshots.borrow().as_ref().is_some_and(|snapshot| snapshot.peer.ended);
         if ended == Ended::Drained && self.is_saving() {
