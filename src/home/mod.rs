@@ -123,6 +123,18 @@ impl Home {
     }
 
     /// Peers met before. A damaged book is an empty one.
+    /// Port of the last start, if the system or chance chose it.
+    pub fn last_port(&self) -> Option<u16> {
+        std::fs::read_to_string(self.data.join("port")).ok()?.trim().parse().ok().filter(|port| *port > 0)
+    }
+
+    /// Remembers it. A convenience: where that cannot be written the usual port is tried next time.
+    pub fn keep_port(&self, port: u16) {
+        if let Err(error) = file::write(&self.data.join("port"), format!("{port}\n").as_bytes(), file::Reader::Anyone) {
+            tracing::warn!(%error, "the port is not remembered");
+        }
+    }
+
     pub fn book(&self) -> Book {
         Book::read(&self.data.join("peers"))
     }

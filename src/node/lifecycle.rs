@@ -172,11 +172,10 @@ async fn open_network(
         })
         .chain(setup.net.bootstrap.iter().cloned())
         .collect::<Vec<_>>();
-    let wanted = setup.net.port;
-    let others = (1..=PORTS).filter_map(|more| wanted.checked_add(more)).chain([0]);
-    let ports = std::iter::once(wanted).chain(others.filter(|_| !setup.net.port_fixed && wanted != 0));
+    let (wanted, fixed) = (setup.net.port, setup.net.port_fixed);
+    let last = setup.home.last_port();
     let mut taken = None;
-    for port in ports {
+    for port in ports(wanted, fixed, last) {
         let config = NetConfig {
             key: key.clone(),
             port,
@@ -196,6 +195,9 @@ async fn open_network(
                     net.dial(*peer, addresses.clone());
                 }
                 let port = net.port();
+                if !fixed && wanted != 0 && Some(port) != last {
+                    setup.home.keep_port(port);
+                }
                 return Ok((net, events, port));
             }
             Err(error @ NetError::PortTaken { .. }) => taken = taken.or(Some(error)),
@@ -203,6 +205,16 @@ async fn open_network(
         }
     }
     Err(taken.expect("at least one port was tried, and each was taken").into())
+}
+
+/// Ports in the order in which they are tried. One that was set by hand is the only one. Otherwise that of last time comes first,
+/// since others look for this peer there, then the usual one, those above it, and what the system gives.
+fn ports(wanted: u16, fixed: bool, last: Option<u16>) -> Vec<u16> {
+    if fixed || wanted == 0 {
+        return vec![wanted];
+    }
+    let above = (0..=PORTS).filter_map(|more| wanted.checked_add(more)).filter(|port| Some(*port) != last);
+    last.into_iter().chain(above).chain([0]).collect()
 }
 
 /// Waits until a peer of the invite hands over the manifest; nothing when `leave` comes first.
@@ -427,6 +439,19 @@ mod tests {
         home::Home,
         node::{Ended, Give, NetSetup, Order, blobs::Room, sample_manifest},
     };
+
+    #[test]
+    fn the_port_of_last_time_is_tried_first_unless_one_was_set_by_hand() {
+        assert_eq!(ports(4747, false, None)[..2], [4747, 4748]);
+        assert_eq!(ports(4747, false, Some(4748))[..3], [4748, 4747, 4749]);
+        assert_eq!(ports(4747, false, Some(4748)).last(), Some(&0));
+        assert_eq!((ports(5000, true, Some(4748)), ports(0, false, Some(4748))), (vec![5000], vec![0]));
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path());
+        assert_eq!(home.last_port(), None);
+        home.keep_port(4750);
+        assert_eq!(Home::at(dir.path()).last_port(), Some(4750));
+    }
 
     #[test]
     fn what_was_saved_or_held_is_offered_after_a_restart_the_newer_of_the_two_and_takes_no_room_from_work() {

@@ -187,7 +187,7 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         }
         Begun::LeftAtOnce => return Ok(130),
     };
-    say_what_is_given(context);
+    say_what_is_given(context, &plan.role);
     let picture = Picture::new(node.manifest.clone(), me(context, &node), utc_ms());
     let (show, shown) = watch::channel(Arc::new(picture.state().clone()));
     let (ask, asked) = mpsc::channel(16);
@@ -250,7 +250,10 @@ fn me(context: &Context, node: &Node) -> Me {
     }
 }
 
-fn say_what_is_given(context: &Context) {
+fn say_what_is_given(context: &Context, role: &Role) {
+    if matches!(role.serve, node::Serve::Nothing) && role.feed.is_none() {
+        return context.out.note("gives nothing: it watches");
+    }
     let (give, machine) = (&context.node.give, &context.machine);
     context.out.note(&format!(
         "gives {} of {}, {} of {} cores at low priority",
