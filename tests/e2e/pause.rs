@@ -22,6 +22,8 @@ fn a_replica_that_was_suspended_starts_over_and_counts_nothing_twice() {
         owner.forget();
         owner.wait_for("Completed");
         friend.signal(libc::SIGCONT);
+        // Until they have met again there is nobody whose silence could be noticed.
+        owner.wait_until(|line| line["type"] == "PeerUp" && line["peer"] == me).expect("it comes back");
         friend.wait_for("Fenced");
         friend.wait_for("Started");
     }
