@@ -30,7 +30,6 @@ pub struct Kept {
     pub attempt: Attempt,
     pub samples: u64,
     pub close: bool,
-    pub since: Instant,
     pub work: Work,
     /// Last stage: upstream has heard that it is here, and will not take it back.
     pub confirmed: bool,

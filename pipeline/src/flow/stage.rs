@@ -202,7 +202,6 @@ impl StageFlow {
                 attempt: forward.attempt,
                 samples: forward.samples,
                 close: forward.close,
-                since: desk.now,
                 work: Work::Queued { input: body },
                 confirmed: false,
                 labels: None,
