@@ -347,6 +347,8 @@ impl Engine for Candle {
         &self.settings
     }
 
+    fn set_packed(&mut self, _: bool) {}
+
     fn set_kept_bytes_max(&mut self, bytes: u64) {
         self.settings.kept_bytes_max = bytes;
     }

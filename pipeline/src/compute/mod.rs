@@ -12,7 +12,7 @@ pub mod hf;
 use skein_protocol::{Manifest, run::Arithmetic};
 
 use crate::{
-    exact::{Engine, EngineError, FixedProduct, Settings, StageEngine},
+    exact::{Engine, EngineError, FixedProduct, Instructions, Settings, StageEngine},
     model::StageModel,
     worker::Engines,
 };
@@ -50,12 +50,13 @@ pub fn engine(
     params: Vec<f32>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     match (device, arithmetic) {
-        (Device::Cpu { threads }, Arithmetic::F32) => {
-            let product = cpu::Threads::new(cpu::FastProduct, threads);
-            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
-        }
-        (Device::Cpu { threads }, Arithmetic::Repeatable) => {
-            let product = cpu::Threads::new(FixedProduct::default(), threads);
+        (Device::Cpu { threads }, Arithmetic::F32 | Arithmetic::Repeatable) => {
+            // The order of the repeatable product costs nothing where the processor has fused multiply-adds.
+            let product = match arithmetic {
+                Arithmetic::Repeatable => FixedProduct::default(),
+                _ => FixedProduct::with(Instructions::fastest()),
+            };
+            let product = cpu::Threads::new(product, threads)?;
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
         (Device::Cuda(_) | Device::Metal(_), Arithmetic::F32) => {

@@ -10,7 +10,7 @@ use super::{
 use crate::model::Dims;
 
 /// Rows of queries in one product.
-const BLOCK: usize = 64;
+pub const BLOCK: usize = 64;
 
 /// Sizes of one call: `t` tokens in each of `sequences`.
 #[derive(Clone, Copy)]

@@ -106,6 +106,10 @@ pub trait Engine: Send {
     /// From now on kept forwards may take this much beyond their inputs ([`Settings::kept_bytes_max`]).
     fn set_kept_bytes_max(&mut self, bytes: u64);
 
+    /// Whether there is memory to hold the weights once more in the order in which products read them, 8 bytes a parameter
+    /// (at first there is). It changes no bit.
+    fn set_packed(&mut self, packed: bool);
+
     /// Runs the stage's layers. Returns the hidden states, or nothing at the last stage (its loss or its logits come from
     /// [`loss_backward`](Engine::loss_backward) and [`infer`](Engine::infer)). A key that is kept already is replaced.
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError>;

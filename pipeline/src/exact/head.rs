@@ -1,10 +1,11 @@
-//! Final norm, head and loss of the last stage, in one pass over chunks of rows: no logits of a whole micro-batch at once.
+//! Final norm, head and loss of the last stage, over chunks of rows: no logits of a whole micro-batch at once.
 
 use super::{
     block::grow,
     engine::IGNORE,
-    kernel,
+    kernel::{self, NormBack},
     product::{Matrix, Product},
+    weights::Params,
 };
 use crate::model::Dims;
 
@@ -16,21 +17,28 @@ pub fn chunk_rows(vocab: usize, rows: usize) -> usize {
     (LOGITS_MAX / vocab).max(16).min(rows)
 }
 
+/// Work space of a lane. A chunk leaves in it what the gradients of norm and matrix are made from.
 #[derive(Default)]
 pub struct Scratch {
     h: Vec<f32>,
     inv: Vec<f32>,
     dh: Vec<f32>,
     logits: Vec<f32>,
+    zeros: Vec<f32>,
+    norm: Vec<f32>,
+    /// Of the last chunk.
+    rows: usize,
 }
 
 impl Scratch {
     pub fn reserve(&mut self, dims: &Dims, rows: usize) {
         let n = chunk_rows(dims.vocab, rows);
-        grow(&mut self.h, n * dims.hidden);
+        for buffer in [&mut self.h, &mut self.dh, &mut self.zeros] {
+            grow(buffer, n * dims.hidden);
+        }
         grow(&mut self.inv, n);
-        grow(&mut self.dh, n * dims.hidden);
         grow(&mut self.logits, n * dims.vocab);
+        grow(&mut self.norm, dims.hidden);
     }
 }
 
@@ -42,66 +50,82 @@ pub struct Offsets {
     pub tied: bool,
 }
 
-/// Sum of the losses of `x [rows, hidden]` against `targets`; `dx` becomes `scale` times its gradient. `grad` as in
-/// [`super::block::backward`]; the gradient of a tied matrix is added to what is there.
+/// Sum of the losses of chunk `chunk` of `x [rows, hidden]` against `targets`; that part of `dx` becomes `scale` times its
+/// gradient. `train`: the parameters' gradients will be asked for.
 #[allow(clippy::too_many_arguments)]
 pub fn loss<P: Product>(
     product: &mut P,
     dims: &Dims,
     at: Offsets,
-    params: &[f32],
+    params: Params<'_>,
     x: &[f32],
     targets: &[u32],
+    chunk: usize,
     scale: f32,
     dx: &mut [f32],
-    mut grad: Option<&mut [f32]>,
+    train: bool,
     scratch: &mut Scratch,
 ) -> f64 {
     let (d, v) = (dims.hidden, dims.vocab);
-    let norm = &params[at.norm..][..d];
-    let matrix = Matrix::new(&params[at.matrix..], v, d);
+    let norm = &params.flat[at.norm..][..d];
+    let matrix = params.weight(at.matrix, v, d);
     let n = chunk_rows(v, targets.len());
-    let mut dnorm = vec![0.0; d];
+    let Some(targets) = targets.chunks(n).nth(chunk) else {
+        scratch.rows = 0;
+        return 0.0;
+    };
+    let rows = targets.len();
+    scratch.rows = rows;
+    let x = &x[chunk * n * d..][..rows * d];
+    let dx = &mut dx[chunk * n * d..][..rows * d];
+    let (h, dh) = (&mut scratch.h[..rows * d], &mut scratch.dh[..rows * d]);
+    let inv = &mut scratch.inv[..rows];
+    let logits = &mut scratch.logits[..rows * v];
+    kernel::rms(x, norm, dims.eps, h, inv);
+    product.product(logits, v, false, Matrix::new(h, rows, d), matrix.forward(), 1.0);
     let mut loss = 0.0;
-    if let Some(grad) = grad.as_deref_mut() {
-        grad[at.norm..][..d].fill(0.0);
-    }
-    for (i, targets) in targets.chunks(n).enumerate() {
-        let rows = targets.len();
-        let x = &x[i * n * d..][..rows * d];
-        let dx = &mut dx[i * n * d..][..rows * d];
-        let h = &mut scratch.h[..rows * d];
-        let inv = &mut scratch.inv[..rows];
-        let dh = &mut scratch.dh[..rows * d];
-        let logits = &mut scratch.logits[..rows * v];
-        kernel::rms(x, norm, dims.eps, h, inv);
-        product.product(logits, v, false, Matrix::new(h, rows, d), matrix.t(), 1.0);
-        for (row, &target) in logits.chunks_exact_mut(v).zip(targets) {
-            match target {
-                IGNORE => row.fill(0.0),
-                target => loss += kernel::cross_entropy(row, target as usize, scale),
-            }
+    for (row, &target) in logits.chunks_exact_mut(v).zip(targets) {
+        match target {
+            IGNORE => row.fill(0.0),
+            target => loss += kernel::cross_entropy(row, target as usize, scale),
         }
-        product.product(dh, d, false, Matrix::new(logits, rows, v), matrix, 1.0);
-        if let Some(grad) = grad.as_deref_mut() {
-            let add = at.tied || i > 0;
-            let dlogits = Matrix::new(logits, rows, v).t();
-            product.product(&mut grad[at.matrix..], d, add, dlogits, Matrix::new(h, rows, d), 1.0);
-            kernel::rms_back_weight(x, inv, dh, &mut dnorm);
-            kernel::add(&mut grad[at.norm..][..d], &dnorm);
-        }
-        dx.fill(0.0);
-        kernel::rms_back(x, norm, inv, dh, dx);
     }
+    product.product(dh, d, false, Matrix::new(logits, rows, v), matrix.backward(), 1.0);
+    let trained = train.then_some(NormBack { out: h, weight: &mut scratch.norm[..d] });
+    kernel::rms_back(x, norm, inv, dh, &scratch.zeros[..rows * d], dx, trained);
     loss
 }
 
+/// Adds what one lane's last chunk left to the gradient of the norm.
+pub fn norm_gradient(scratch: &Scratch, to: &mut [f32]) {
+    if scratch.rows > 0 {
+        kernel::add(to, &scratch.norm[..to.len()]);
+    }
+}
+
+/// Adds (or writes) what one lane's last chunk left to the rows of the matrix' gradient from `first` on.
+pub fn matrix_gradient<P: Product>(
+    product: &mut P,
+    dims: &Dims,
+    scratch: &Scratch,
+    first: usize,
+    add: bool,
+    to: &mut [f32],
+) {
+    let (d, v, rows) = (dims.hidden, dims.vocab, scratch.rows);
+    if rows == 0 {
+        return;
+    }
+    let dlogits = Matrix::strided(&scratch.logits[first..rows * v], rows, to.len() / d, v);
+    product.product(to, d, add, dlogits.t(), Matrix::new(&scratch.h[..rows * d], rows, d), 1.0);
+}
+
 /// Logits `[vocab]` of one row.
-pub fn logits<P: Product>(product: &mut P, dims: &Dims, at: Offsets, params: &[f32], x: &[f32]) -> Vec<f32> {
+pub fn logits<P: Product>(product: &mut P, dims: &Dims, at: Offsets, params: Params<'_>, x: &[f32]) -> Vec<f32> {
     let mut h = vec![0.0; dims.hidden];
-    kernel::rms(x, &params[at.norm..][..dims.hidden], dims.eps, &mut h, &mut [0.0]);
-    let matrix = Matrix::new(&params[at.matrix..], dims.vocab, dims.hidden);
+    kernel::rms(x, &params.flat[at.norm..][..dims.hidden], dims.eps, &mut h, &mut [0.0]);
+    let matrix = params.weight(at.matrix, dims.vocab, dims.hidden);
     let mut out = vec![0.0; dims.vocab];
-    product.product(&mut out, dims.vocab, false, Matrix::new(&h, 1, dims.hidden), matrix.t(), 1.0);
+    product.product(&mut out, dims.vocab, false, Matrix::new(&h, 1, dims.hidden), matrix.forward(), 1.0);
     out
 }

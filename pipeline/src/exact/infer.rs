@@ -11,7 +11,8 @@ use super::{
     engine::{EngineError, StageInput},
     head, kernel,
     product::{Matrix, Product},
-    stage::{Held, StageEngine, check_tokens},
+    stage::{Held, StageEngine, check_tokens, params},
+    weights::Params,
 };
 use crate::model::LayerOffsets;
 
@@ -55,6 +56,7 @@ impl<P: Product> StageEngine<P> {
             let text = format!("{n} tokens at {position} after {known} known, of {} at most", self.dims.context);
             return Err(EngineError::BadInput(text));
         }
+        self.prepare(&held);
         let session = self.sessions.entry(id).or_insert_with(|| Session {
             held: held.clone(),
             len: 0,
@@ -64,13 +66,14 @@ impl<P: Product> StageEngine<P> {
         session.cut(position, self.dims.kv());
         let shape = Shape { dims: self.dims, sequences: 1, t: n };
         let rope = kernel::rope_table(position..position + n, self.dims.head / 2, self.dims.theta);
+        let params = params(&held, &self.panels);
         for (layer, at) in self.plan.layers.iter().enumerate() {
             let cache = (&mut session.keys[layer], &mut session.values[layer]);
-            piece(&mut self.product, &shape, at, &held.params, &rope, position, cache, &mut x);
+            piece(&mut self.product, &shape, at, params, &rope, position, cache, &mut x);
         }
         session.len = position + n;
         let out = match self.plan.head {
-            Some(at) => head::logits(&mut self.product, &self.dims, at, &held.params, &x[(n - 1) * d..]),
+            Some(at) => head::logits(&mut self.product, &self.dims, at, params, &x[(n - 1) * d..]),
             None => x,
         };
         if !kernel::finite(&out) {
@@ -107,7 +110,7 @@ fn piece<P: Product>(
     product: &mut P,
     shape: &Shape,
     at: &LayerOffsets,
-    params: &[f32],
+    params: Params<'_>,
     rope: &[f32],
     position: usize,
     (keys, values): (&mut Vec<f32>, &mut Vec<f32>),
@@ -116,11 +119,11 @@ fn piece<P: Product>(
     let (d, n) = (&shape.dims, shape.t);
     let (hidden, hd, att, kv, width) = (d.hidden, d.head, d.heads * d.head, d.kv(), d.qkv());
     let seen = position + n;
-    let w = Weights::new(shape, at, params);
+    let w = Weights::new(d, at, params);
     let (mut h, mut inv) = (vec![0.0; n * hidden], vec![0.0; n]);
     let mut qkv = vec![0.0; n * width];
     kernel::rms(x, w.input_norm, d.eps, &mut h, &mut inv);
-    product.product(&mut qkv, width, false, Matrix::new(&h, n, hidden), w.qkv.t(), 1.0);
+    product.product(&mut qkv, width, false, Matrix::new(&h, n, hidden), w.qkv.forward(), 1.0);
     kernel::rope(&mut qkv, width, d.heads + d.kv_heads, hd / 2, rope, 1.0);
     for row in qkv.chunks_exact(width) {
         keys.extend_from_slice(&row[att..att + kv]);
@@ -136,11 +139,11 @@ fn piece<P: Product>(
         let v = Matrix::strided(&values[group..], seen, hd, kv);
         product.product(&mut out[head * hd..], att, false, Matrix::new(&p, n, seen), v, 1.0);
     }
-    product.product(x, hidden, true, Matrix::new(&out, n, att), w.output.t(), 1.0);
+    product.product(x, hidden, true, Matrix::new(&out, n, att), w.output.forward(), 1.0);
 
     let (mut gu, mut act) = (vec![0.0; n * 2 * d.ffn], vec![0.0; n * d.ffn]);
     kernel::rms(x, w.mlp_norm, d.eps, &mut h, &mut inv);
-    product.product(&mut gu, 2 * d.ffn, false, Matrix::new(&h, n, hidden), w.gate_up.t(), 1.0);
+    product.product(&mut gu, 2 * d.ffn, false, Matrix::new(&h, n, hidden), w.gate_up.forward(), 1.0);
     kernel::swiglu(&gu, d.ffn, &mut act);
-    product.product(x, hidden, true, Matrix::new(&act, n, d.ffn), w.down.t(), 1.0);
+    product.product(x, hidden, true, Matrix::new(&act, n, d.ffn), w.down.forward(), 1.0);
 }

@@ -97,37 +97,44 @@ pub fn rms(x: &[f32], w: &[f32], eps: f32, out: &mut [f32], inv: &mut [f32]) {
     }
 }
 
-/// The output of [`rms`] again, from what was kept.
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
-pub fn rms_again(x: &[f32], w: &[f32], inv: &[f32], out: &mut [f32]) {
-    let d = w.len();
-    for ((x, out), inv) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)).zip(inv) {
-        for i in 0..d {
-            out[i] = x[i] * *inv * w[i];
-        }
-    }
+/// What [`rms_back`] also makes of a norm whose weight is trained.
+pub struct NormBack<'a> {
+    /// The output of [`rms`] again.
+    pub out: &'a mut [f32],
+    /// Overwritten by the gradient of the weight: the sum over rows of `g x inv`, in their order.
+    pub weight: &'a mut [f32],
 }
 
-/// Adds to `dx` the gradient of [`rms`] for x: `g w inv - x inv^3 mean(x g w)`.
+/// `to = from +` the gradient of [`rms`] for x, `g w inv - x inv^3 mean(x g w)`.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
-pub fn rms_back(x: &[f32], w: &[f32], inv: &[f32], g: &[f32], dx: &mut [f32]) {
+#[allow(clippy::too_many_arguments)]
+pub fn rms_back(
+    x: &[f32],
+    w: &[f32],
+    inv: &[f32],
+    g: &[f32],
+    from: &[f32],
+    to: &mut [f32],
+    mut trained: Option<NormBack<'_>>,
+) {
     let d = w.len();
-    for (((x, g), dx), &inv) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(inv) {
+    if let Some(NormBack { weight, .. }) = &mut trained {
+        weight.fill(0.0);
+    }
+    for (row, &inv) in inv.iter().enumerate() {
+        let at = row * d..row * d + d;
+        let (x, g, from, to) = (&x[at.clone()], &g[at.clone()], &from[at.clone()], &mut to[at.clone()]);
         let k = sum_of(d, |i| x[i] * g[i] * w[i]) * inv * inv * inv / d as f32;
         for i in 0..d {
-            dx[i] += g[i] * w[i] * inv - x[i] * k;
+            to[i] = from[i] + (g[i] * w[i] * inv - x[i] * k);
         }
-    }
-}
-
-/// Gradient of [`rms`] for the weight: the sum over rows of `g x inv`, in their order. Overwrites `dw`.
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
-pub fn rms_back_weight(x: &[f32], inv: &[f32], g: &[f32], dw: &mut [f32]) {
-    let d = dw.len();
-    dw.fill(0.0);
-    for ((x, g), &inv) in x.chunks_exact(d).zip(g.chunks_exact(d)).zip(inv) {
-        for i in 0..d {
-            dw[i] += g[i] * x[i] * inv;
+        if let Some(NormBack { out, weight }) = &mut trained {
+            let (out, weight) = (&mut out[at], &mut weight[..d]);
+            for i in 0..d {
+                let scaled = x[i] * inv;
+                out[i] = scaled * w[i];
+                weight[i] += g[i] * scaled;
+            }
         }
     }
 }

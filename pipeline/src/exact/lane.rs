@@ -1,14 +1,15 @@
-//! One lane: a fixed group of a micro-batch's sequences, with its own gradient buffer and work space.
+//! One lane: a fixed group of a micro-batch's sequences, with a product and work space of its own.
 //!
-//! Lanes of one micro-batch may run at the same time; their gradients are added in the order of the lanes.
+//! Lanes of one micro-batch may run at the same time, a layer of a backward apart: see [`super::lanes`].
 
 use super::{
     attention::Shape,
     block::{self, Tape, Weights},
     head,
     product::Product,
+    weights::Params,
 };
-use crate::model::{LayerOffsets, StageModel};
+use crate::model::{Dims, LayerOffsets, StageModel};
 
 /// What all lanes read.
 pub struct Plan {
@@ -29,6 +30,20 @@ impl Plan {
             head: head.map(|(norm, matrix)| head::Offsets { norm, matrix, tied: model.tied() }),
             rope: super::kernel::rope_table(0..sequence, dims.head / 2, dims.theta),
         }
+    }
+
+    /// Every matrix that products read: where it begins, its rows and columns. In the order of their places.
+    pub fn matrices<'a>(&'a self, dims: &'a Dims) -> impl Iterator<Item = (usize, usize, usize)> + 'a {
+        let layers = self.layers.iter().flat_map(move |at| block::Tensor::all(dims, at));
+        let matrices = layers.filter(|(tensor, ..)| tensor.is_matrix()).map(|(_, at, rows, cols)| (at, rows, cols));
+        // A tied head lies before the layers, any other after them.
+        let head = self.head.map(|at| (at.matrix, dims.vocab, dims.hidden));
+        let (first, last) = (head.filter(|_| self.tied()), head.filter(|_| !self.tied()));
+        first.into_iter().chain(matrices).chain(last)
+    }
+
+    fn tied(&self) -> bool {
+        self.head.is_some_and(|at| at.tied)
     }
 
     /// Values of a lane's tape: one a layer, and the output of the last.
@@ -53,27 +68,18 @@ pub enum From<'a> {
 }
 
 pub struct Lane<P> {
-    product: P,
-    /// Laid out as the parameters; all of it is written by a backward that computes gradients.
-    pub grad: Vec<f32>,
-    block: block::Scratch,
-    head: head::Scratch,
-    dx: Vec<f32>,
+    pub product: P,
+    pub block: block::Scratch,
+    pub head: head::Scratch,
 }
 
 impl<P: Product> Lane<P> {
     pub fn new(product: P) -> Self {
-        Lane {
-            product,
-            grad: Vec::new(),
-            block: block::Scratch::default(),
-            head: head::Scratch::default(),
-            dx: Vec::new(),
-        }
+        Lane { product, block: block::Scratch::default(), head: head::Scratch::default() }
     }
 
     /// Runs all layers; the output is the last `rows * hidden` values of the tape.
-    pub fn forward(&mut self, plan: &Plan, shape: &Shape, params: &[f32], input: Part<'_>, tape: &mut [f32]) {
+    pub fn forward(&mut self, plan: &Plan, shape: &Shape, params: Params<'_>, input: Part<'_>, tape: &mut [f32]) {
         let d = shape.dims.hidden;
         let (len, x) = (Tape::values(shape), shape.rows() * d);
         self.block.reserve(shape, false);
@@ -81,72 +87,50 @@ impl<P: Product> Lane<P> {
             Part::Hidden(hidden) => tape[..x].copy_from_slice(hidden),
             Part::Tokens(tokens) => {
                 for (row, &token) in tape[..x].chunks_exact_mut(d).zip(tokens) {
-                    row.copy_from_slice(&params[token as usize * d..][..d]);
+                    row.copy_from_slice(&params.flat[token as usize * d..][..d]);
                 }
             }
         }
         for (n, at) in plan.layers.iter().enumerate() {
             let (here, next) = tape[n * len..].split_at_mut(len);
-            let weights = Weights::new(shape, at, params);
+            let weights = Weights::new(&shape.dims, at, params);
             let mut layer = Tape::over(shape, here);
             let out = &mut next[..x];
             block::forward(&mut self.product, shape, &weights, &plan.rope, &mut layer, out, &mut self.block);
         }
     }
 
-    /// Runs all layers backward over the tape of a forward. `out` becomes the input's gradient where there is one; `grad`
-    /// says whether the parameters' gradients are wanted. Returns the sum of the losses (0 from a gradient).
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &mut self,
-        plan: &Plan,
-        shape: &Shape,
-        params: &[f32],
-        input: Part<'_>,
-        tape: &mut [f32],
-        from: From<'_>,
-        grad: bool,
-        out: &mut [f32],
-    ) -> f64 {
-        let d = shape.dims.hidden;
-        let (len, x) = (Tape::values(shape), shape.rows() * d);
+    /// Makes room for a backward, and takes the gradient where it begins with one.
+    pub fn begin(&mut self, shape: &Shape, from: From<'_>) {
         self.block.reserve(shape, true);
-        block::grow(&mut self.dx, x);
-        if grad {
-            block::grow(&mut self.grad, params.len());
-            if plan.embedding {
-                self.grad[..shape.dims.vocab * d].fill(0.0);
-            }
+        match from {
+            From::Gradient(g) => self.block.gradient()[..g.len()].copy_from_slice(g),
+            From::Targets(..) => self.head.reserve(&shape.dims, shape.rows()),
         }
-        let mut grad = grad.then_some(&mut self.grad[..]);
-        let dx = &mut self.dx[..x];
-        let mut loss = 0.0;
-        match (from, plan.head) {
-            (From::Targets(targets, scale), Some(at)) => {
-                self.head.reserve(&shape.dims, shape.rows());
-                let x = &tape[plan.layers.len() * len..][..x];
-                let (product, scratch) = (&mut self.product, &mut self.head);
-                let grad = grad.as_deref_mut();
-                loss = head::loss(product, &shape.dims, at, params, x, targets, scale, dx, grad, scratch);
-            }
-            (From::Gradient(g), _) => dx.copy_from_slice(g),
-            (From::Targets(..), None) => unreachable!("only the last stage is given targets"),
-        }
-        for (n, at) in plan.layers.iter().enumerate().rev() {
-            let weights = Weights::new(shape, at, params);
-            let layer = Tape::over(shape, &mut tape[n * len..][..len]);
-            let (product, scratch) = (&mut self.product, &mut self.block);
-            block::backward(product, shape, at, &weights, &plan.rope, &layer, dx, grad.as_deref_mut(), scratch);
-        }
-        match (input, grad) {
-            (Part::Hidden(_), _) => out.copy_from_slice(dx),
-            (Part::Tokens(tokens), Some(grad)) => {
-                for (dx, &token) in dx.chunks_exact(d).zip(tokens) {
-                    super::kernel::add(&mut grad[token as usize * d..][..d], dx);
-                }
-            }
-            (Part::Tokens(_), None) => {}
-        }
-        loss
+    }
+
+    /// Loss of one chunk of rows, and its part of the gradient of the last layer's output.
+    #[allow(clippy::too_many_arguments)]
+    pub fn loss(
+        &mut self,
+        shape: &Shape,
+        at: head::Offsets,
+        params: Params<'_>,
+        tape: &[f32],
+        (targets, scale): (&[u32], f32),
+        chunk: usize,
+        train: bool,
+    ) -> f64 {
+        let x = &tape[tape.len() - shape.rows() * shape.dims.hidden..];
+        let (product, scratch, dx) = (&mut self.product, &mut self.head, self.block.gradient());
+        head::loss(product, &shape.dims, at, params, x, targets, chunk, scale, dx, train, scratch)
+    }
+
+    /// Backward of layer `n`.
+    pub fn layer(&mut self, plan: &Plan, n: usize, shape: &Shape, params: Params<'_>, tape: &mut [f32], train: bool) {
+        let len = Tape::values(shape);
+        let weights = Weights::new(&shape.dims, &plan.layers[n], params);
+        let layer = Tape::over(shape, &mut tape[n * len..][..len]);
+        block::backward(&mut self.product, shape, &weights, &plan.rope, &layer, train, &mut self.block);
     }
 }

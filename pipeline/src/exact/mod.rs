@@ -15,10 +15,12 @@ mod block;
 mod head;
 mod infer;
 mod lane;
+mod lanes;
 mod stage;
+mod weights;
 
 pub use engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StepReport, TrainState};
-pub use product::{FixedProduct, Matrix, Product};
+pub use product::{FixedProduct, Instructions, Matrix, Operand, Product};
 pub use stage::StageEngine;
 #[cfg(feature = "compute")]
 pub(crate) use stage::check_targets;

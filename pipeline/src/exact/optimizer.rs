@@ -95,41 +95,33 @@ impl Master {
         (self.sum, self.weight) = (sum, weight);
     }
 
-    /// Adds `weight` times the sum of `grads` (in their order) to the open sum, unless that is not finite. The first buffer
-    /// becomes the new sum, the old one takes its place: nothing is lost where the result cannot be used.
-    pub fn add<P: Product>(
-        &mut self,
-        product: &P,
-        grads: &mut [&mut Vec<f32>],
-        weight: f32,
-    ) -> Result<(), EngineError> {
+    /// Adds `weight` times `grad` to the open sum, unless that is not finite. The buffer becomes the new sum, the old one takes
+    /// its place: nothing is lost where the result cannot be used.
+    pub fn add<P: Product>(&mut self, product: &P, grad: &mut Vec<f32>, weight: f32) -> Result<(), EngineError> {
         struct Work<'a> {
             to: &'a mut [f32],
             sum: Option<&'a [f32]>,
-            others: Vec<&'a [f32]>,
             finite: bool,
         }
-        let Some((first, others)) = grads.split_first_mut() else { return Ok(()) };
         let sum = (self.weight != 0.0).then_some(&self.sum[..]);
-        let mut work: Vec<Work<'_>> = (first[..self.values].chunks_mut(CHUNK).enumerate())
+        let mut work: Vec<Work<'_>> = (grad[..self.values].chunks_mut(CHUNK).enumerate())
             .map(|(i, to)| {
                 let range = i * CHUNK..i * CHUNK + to.len();
-                let others = others.iter().map(|o| &o[range.clone()]).collect();
-                Work { to, sum: sum.map(|s| &s[range]), others, finite: true }
+                Work { to, sum: sum.map(|s| &s[range]), finite: true }
             })
             .collect();
         product.each(&mut work, |w| {
-            w.others.iter().for_each(|other| kernel::add(w.to, other));
             match w.sum {
                 Some(sum) => add_scaled(w.to, sum, weight),
-                None => scale(w.to, weight),
+                None if weight != 1.0 => scale(w.to, weight),
+                None => {}
             }
             w.finite = kernel::finite(w.to);
         });
         if !work.iter().all(|w| w.finite) {
             return Err(EngineError::NotFinite("the gradient of the parameters"));
         }
-        std::mem::swap(&mut self.sum, first);
+        std::mem::swap(&mut self.sum, grad);
         self.weight += f64::from(weight);
         Ok(())
     }
@@ -376,7 +368,7 @@ mod tests {
         for t in 1..=5 {
             let g = [0.2, -0.4, 0.1, 0.0, 0.7][t - 1];
             for part in [0.5 * g, 1.5 * g] {
-                master.add(&FixedProduct::default(), &mut [&mut vec![part; model.values()]], 1.0).unwrap();
+                master.add(&FixedProduct::default(), &mut vec![part; model.values()], 1.0).unwrap();
             }
             let mut new = vec![0.0; params.len()];
             let report = master.step(&FixedProduct::default(), &params, &mut new, 0.1);
@@ -422,7 +414,7 @@ mod tests {
         let mut grad = vec![0.0; model.values()];
         let second = model.blocks()[1].1.start;
         (grad[3], grad[second + 5]) = (4.0, 0.5);
-        master.add(&FixedProduct::default(), &mut [&mut grad], 1.0).unwrap();
+        master.add(&FixedProduct::default(), &mut grad, 1.0).unwrap();
         let mut new = vec![0.0; model.values()];
         let report = master.step(&FixedProduct::default(), &vec![0.0; model.values()], &mut new, 1.0);
         assert_eq!(report.norms, [4.0, 0.5]);
@@ -435,15 +427,15 @@ mod tests {
         let product = FixedProduct::default();
         let mut master = Master::new(&model, &settings(OptimizerKind::Adamw, 1.0));
         let n = model.values();
-        master.add(&product, &mut [&mut vec![1.0; n]], 1.0).unwrap();
+        master.add(&product, &mut vec![1.0; n], 1.0).unwrap();
         let before = master.sum.clone();
         let mut bad = vec![1.0; n];
         bad[n - 1] = f32::NAN;
-        assert!(master.add(&product, &mut [&mut bad], 1.0).is_err());
+        assert!(master.add(&product, &mut bad, 1.0).is_err());
         assert_eq!((&master.sum, master.weight()), (&before, 1.0));
-        assert!(master.add(&product, &mut [&mut vec![f32::MAX; n], &mut vec![f32::MAX; n]], 1.0).is_err());
+        assert!(master.add(&product, &mut vec![f32::MAX; n], 2.0).is_err());
 
-        master.add(&product, &mut [&mut vec![1e30; n]], 1.0).unwrap();
+        master.add(&product, &mut vec![1e30; n], 1.0).unwrap();
         let old = vec![0.5; n];
         let mut new = vec![0.0; n];
         let report = master.step(&product, &old, &mut new, 0.1);

@@ -13,8 +13,10 @@ use super::{
     infer::Session,
     kernel,
     lane::{From, Lane, Part, Plan},
+    lanes::{self, Share},
     optimizer::Master,
     product::Product,
+    weights::{Panels, Params},
 };
 use crate::model::{Dims, StageModel, cost};
 
@@ -69,6 +71,11 @@ pub struct StageEngine<P> {
     retired: Vec<Arc<Held>>,
     kept: BTreeMap<u64, Kept>,
     lanes: Vec<Lane<P>>,
+    /// Whether the weights are packed once a version.
+    packed: bool,
+    pub(super) panels: Panels,
+    /// Of one micro-batch; it changes places with the open sum.
+    gradient: Vec<f32>,
     /// Tapes that nobody uses.
     free: Vec<Vec<f32>>,
     pub(super) sessions: BTreeMap<u64, Session>,
@@ -86,9 +93,12 @@ impl<P: Product> StageEngine<P> {
             return Err(EngineError::BadInput("a micro-batch has at least one sequence of one token".into()));
         }
         check_params(&model, &params)?;
+        let (dims, plan) = (model.dims(), Plan::new(&model, settings.sequence));
         Ok(StageEngine {
-            dims: model.dims(),
-            plan: Plan::new(&model, settings.sequence),
+            dims,
+            packed: true,
+            panels: Panels::new(&product, plan.matrices(&dims)),
+            plan,
             master: Master::new(&model, &settings),
             held: Arc::new(Held { number: 0, params }),
             model,
@@ -97,6 +107,7 @@ impl<P: Product> StageEngine<P> {
             retired: Vec::new(),
             kept: BTreeMap::new(),
             lanes: Vec::new(),
+            gradient: Vec::new(),
             free: Vec::new(),
             sessions: BTreeMap::new(),
         })
@@ -108,7 +119,7 @@ impl<P: Product> StageEngine<P> {
 
     /// Sequences of each lane, as ranges.
     fn cut(&mut self, sequences: usize) -> Vec<std::ops::Range<usize>> {
-        let n = cost::lanes(&self.model.config, sequences, self.settings.sequence);
+        let n = cost::lanes(sequences, self.settings.sequence);
         while self.lanes.len() < n {
             self.lanes.push(Lane::new(self.product.clone()));
         }
@@ -140,29 +151,23 @@ impl<P: Product> StageEngine<P> {
         Ok((input, sequences))
     }
 
+    /// Has the version in use packed, where memory was given for that.
+    pub(super) fn prepare(&mut self, held: &Held) {
+        if self.packed && held.number == self.held.number {
+            self.panels.fill(&self.product, &held.params, held.number);
+        }
+    }
+
     /// Runs the layers of `held` over `input` into a tape, and returns the tape.
     fn run(&mut self, held: &Arc<Held>, input: &Input, sequences: usize) -> Tape {
-        struct Work<'a, P> {
-            lane: &'a mut Lane<P>,
-            shape: Shape,
-            input: Part<'a>,
-            tape: &'a mut [f32],
-        }
+        self.prepare(held);
         let cut = self.cut(sequences);
-        let (t, hidden) = (self.settings.sequence, self.dims.hidden);
-        let shapes: Vec<Shape> = cut.iter().map(|range| self.shape(range.len())).collect();
-        let len = shapes.iter().map(|shape| self.plan.tape(shape)).sum();
+        let len = cut.iter().map(|range| self.plan.tape(&self.shape(range.len()))).sum();
         let mut buffer = self.free.pop().unwrap_or_default();
         buffer.resize(len, 0.0);
-        let mut rest = &mut buffer[..];
-        let mut work = Vec::with_capacity(cut.len());
-        for ((lane, range), shape) in self.lanes.iter_mut().zip(cut).zip(shapes) {
-            let (tape, left) = std::mem::take(&mut rest).split_at_mut(self.plan.tape(&shape));
-            rest = left;
-            work.push(Work { lane, shape, input: input.part(range, t, hidden), tape });
-        }
-        let plan = &self.plan;
-        self.product.each(&mut work, |w| w.lane.forward(plan, &w.shape, &held.params, w.input, w.tape));
+        let mut shares =
+            shares(&mut self.lanes, &self.plan, &cut, self.dims, self.settings.sequence, input, &mut buffer);
+        lanes::forward(&self.product, &self.plan, params(held, &self.panels), &mut shares);
         Tape { held: held.clone(), buffer }
     }
 
@@ -184,15 +189,6 @@ impl<P: Product> StageEngine<P> {
 
     /// Backward of a kept forward, from a gradient or from targets.
     fn back(&mut self, key: u64, from: From<'_>, weight: f32, recompute: bool) -> Result<(f64, Vec<f32>), EngineError> {
-        struct Work<'a, P> {
-            lane: &'a mut Lane<P>,
-            shape: Shape,
-            input: Part<'a>,
-            tape: &'a mut [f32],
-            from: From<'a>,
-            out: &'a mut [f32],
-            loss: f64,
-        }
         if !weight.is_finite() {
             return Err(EngineError::BadInput("the weight of a gradient is not finite".into()));
         }
@@ -207,30 +203,22 @@ impl<P: Product> StageEngine<P> {
             }
         };
         let cut = self.cut(sequences);
-        let (t, hidden) = (self.settings.sequence, self.dims.hidden);
-        let shapes: Vec<Shape> = cut.iter().map(|range| self.shape(range.len())).collect();
-        let lanes = cut.len();
+        let (t, hidden, wanted) = (self.settings.sequence, self.dims.hidden, weight != 0.0);
         let mut gradient = if self.model.embedding { Vec::new() } else { vec![0.0; sequences * t * hidden] };
-        let (mut rest, mut out) = (&mut tape.buffer[..], &mut gradient[..]);
-        let mut work = Vec::with_capacity(lanes);
-        for ((lane, range), shape) in self.lanes.iter_mut().zip(cut).zip(shapes) {
-            let (tape, left) = std::mem::take(&mut rest).split_at_mut(self.plan.tape(&shape));
-            rest = left;
-            let rows = range.start * t..range.end * t;
-            let here = if out.is_empty() { 0 } else { rows.len() * hidden };
-            let (to, left) = std::mem::take(&mut out).split_at_mut(here);
-            out = left;
-            let from = match from {
+        let from: Vec<From<'_>> = (cut.iter().map(|range| range.start * t..range.end * t))
+            .map(|rows| match from {
                 From::Gradient(g) => From::Gradient(&g[rows.start * hidden..rows.end * hidden]),
                 From::Targets(targets, scale) => From::Targets(&targets[rows], scale),
-            };
-            work.push(Work { lane, shape, input: input.part(range, t, hidden), tape, from, out: to, loss: 0.0 });
+            })
+            .collect();
+        self.prepare(&tape.held);
+        if wanted {
+            self.gradient.resize(self.model.values(), 0.0);
         }
-        let (plan, params, wanted) = (&self.plan, &tape.held.params, weight != 0.0);
-        self.product.each(&mut work, |w| {
-            w.loss = w.lane.backward(plan, &w.shape, params, w.input, w.tape, w.from, wanted, w.out);
-        });
-        let loss = work.iter().map(|w| w.loss).sum::<f64>();
+        let mut shares = shares(&mut self.lanes, &self.plan, &cut, self.dims, t, &input, &mut tape.buffer);
+        let grad = wanted.then_some(&mut self.gradient[..]);
+        let params = params(&tape.held, &self.panels);
+        let loss = lanes::backward(&self.product, &self.plan, params, &mut shares, &from, grad, &mut gradient);
         self.free.push(tape.buffer);
         self.retire(tape.held);
         if !loss.is_finite() {
@@ -240,8 +228,7 @@ impl<P: Product> StageEngine<P> {
             return Err(EngineError::NotFinite("the gradient of the input"));
         }
         if wanted {
-            let mut grads: Vec<&mut Vec<f32>> = self.lanes[..lanes].iter_mut().map(|lane| &mut lane.grad).collect();
-            self.master.add(&self.product, &mut grads, weight)?;
+            self.master.add(&self.product, &mut self.gradient, weight)?;
         }
         Ok((loss, gradient))
     }
@@ -278,6 +265,30 @@ impl<P: Product> StageEngine<P> {
         let old = std::mem::replace(&mut self.held, Arc::new(Held { number, params }));
         self.retire(old);
     }
+}
+
+pub(super) fn params<'a>(held: &'a Held, panels: &'a Panels) -> Params<'a> {
+    Params { flat: &held.params, panels: Some(panels).filter(|panels| panels.holds(held.number)) }
+}
+
+/// Each lane with its sequences of the input and its part of the tape.
+fn shares<'a, P: Product>(
+    lanes: &'a mut [Lane<P>],
+    plan: &Plan,
+    cut: &[std::ops::Range<usize>],
+    dims: Dims,
+    t: usize,
+    input: &'a Input,
+    tape: &'a mut [f32],
+) -> Vec<Share<'a, P>> {
+    let mut rest = tape;
+    let share = |(lane, range): (&'a mut Lane<P>, &std::ops::Range<usize>)| {
+        let shape = Shape { dims, sequences: range.len(), t };
+        let (tape, left) = std::mem::take(&mut rest).split_at_mut(plan.tape(&shape));
+        rest = left;
+        Share::new(lane, shape, input.part(range.clone(), t, dims.hidden), tape)
+    };
+    lanes.iter_mut().zip(cut).map(share).collect()
 }
 
 pub(super) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), EngineError> {
@@ -325,6 +336,13 @@ impl<P: Product> Engine for StageEngine<P> {
 
     fn set_kept_bytes_max(&mut self, bytes: u64) {
         self.settings.kept_bytes_max = bytes;
+    }
+
+    fn set_packed(&mut self, packed: bool) {
+        self.packed = packed;
+        if !packed {
+            self.panels.clear();
+        }
     }
 
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {

@@ -11,22 +11,23 @@ const VALUE: u64 = 4;
 /// Fewer tokens than this make a lane's matrix products slow.
 const LANE_TOKENS_MIN: u64 = 256;
 
-/// Lanes of a model whose layer has at most so many parameters: a lane costs 4 bytes a parameter of gradient buffer.
-const LANES_MAX: [(u64, u64); 3] = [(1 << 20, 8), (1 << 22, 4), (u64::MAX, 2)];
+/// What is lost at the end of a layer's backward, where all lanes wait for the last, grows with their number.
+const LANES_MAX: u64 = 16;
+
+/// Values of a lane's packed operands: a panel, and tiles of rows.
+const PACKED: u64 = 256 * (32 + 480);
 
 /// Forwards of a stage that keep what their backward needs, however little memory there is: one is computed, one waits for
 /// the worker, two are on their way. Beyond that a forward keeps its input, and is computed again.
 const TAPES_MIN: u64 = 4;
 
-/// Into how many fixed groups of sequences a micro-batch is cut, each with its own gradient buffer: the largest power of two
-/// that leaves each lane enough tokens, within a bound that falls with the size of a layer. It depends on the model and the
-/// micro-batch alone, never on threads or on the split into stages, since the order of sums (so their bits) follows from it.
-pub fn lanes(config: &ModelConfig, sequences: usize, sequence: usize) -> usize {
+/// Into how many fixed groups of sequences a micro-batch is cut: the largest power of two that leaves each lane enough tokens.
+/// It depends on the micro-batch alone, never on threads or on the split into stages, since the order of sums (so their bits)
+/// follows from it.
+pub fn lanes(sequences: usize, sequence: usize) -> usize {
     let (sequences, tokens) = (sequences as u64, (sequences as u64).saturating_mul(sequence as u64));
-    let layer = layer_values(config);
-    let max = LANES_MAX.iter().find(|(values, _)| layer <= *values).map_or(1, |&(_, lanes)| lanes);
-    let fits = |n: u64| n <= max.min(sequences) && n * LANE_TOKENS_MIN <= tokens;
-    [8, 4, 2].into_iter().find(|&n| fits(n)).unwrap_or(1) as usize
+    let most = LANES_MAX.min(sequences).min(tokens / LANE_TOKENS_MIN);
+    1 << most.max(1).ilog2()
 }
 
 /// Parameters of one layer: q, k, v, o, gate, up, down, two norms.
@@ -69,7 +70,7 @@ pub fn tape_bytes(manifest: &Manifest, stage: Stage) -> u64 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// Two versions of the parameters (the one in use, and the one that a step or an adoption writes or that a backward still
-    /// uses), the open sum, and one gradient buffer a lane.
+    /// uses), the open sum, and the gradient of one micro-batch.
     pub weights: u64,
     /// Moments of the optimizer.
     pub optimizer: u64,
@@ -105,7 +106,7 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let t = u64::from(train.sequence);
     let (d, f, v) = (u64::from(config.hidden), u64::from(config.ffn), u64::from(config.vocab));
     let tokens = manifest.tokens_per_micro_batch();
-    let lanes = lanes(config, train.micro_batch as usize, train.sequence as usize) as u64;
+    let lanes = lanes(train.micro_batch as usize, train.sequence as usize) as u64;
     let moments = match manifest.optimizer.kind {
         OptimizerKind::Adamw | OptimizerKind::Nadamw => 2,
         OptimizerKind::Sgd => 1,
@@ -125,12 +126,12 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let output = if last { VALUE * tokens } else { coded(&manifest.codecs.forward) };
     let gradient = if first { 0 } else { coded(&manifest.codecs.backward) };
     let open = window.saturating_mul(input + output + gradient);
-    // Every lane's h, act, wide, dh, dqkv, dgu and dx; the attention's scores; chunks of logits; a decoded input, output and
-    // gradient.
+    // Every lane's h1, h2, dh, dout, dmid, dx, act, wide, dqkv and dgu; the attention's scores, packed operands; chunks of
+    // logits; a decoded input, output and gradient.
     let qkv = d + 2 * u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
-    let rows = tokens * (3 * d + 2 * f + f.max(d) + qkv + f) + lanes * 64 * t;
+    let rows = tokens * (6 * d + f + f.max(d) + qkv + 2 * f) + lanes * (64 * t + 2 * d + PACKED);
     let chunk = ((1 << 20) / v.max(1)).max(16).min(tokens.div_ceil(lanes));
-    let logits = if last { lanes * chunk * (v + 2 * d + 1) } else { 0 };
+    let logits = if last { lanes * (chunk * (v + 3 * d + 1) + d) } else { 0 };
     let scratch = VALUE * (rows + logits + 3 * tokens * d);
     // A state is collected (20 bytes a parameter), then encoded (20 more).
     let state = bytes(40);
@@ -141,7 +142,7 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
         _ => bytes(8 + 12 + 16).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
-        weights: bytes(VALUE * (3 + lanes)),
+        weights: bytes(VALUE * 4),
         optimizer: bytes(VALUE * moments),
         averaging: bytes(VALUE * 2),
         kept: tapes.saturating_add(open),
@@ -149,6 +150,13 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
         scratch: scratch.saturating_add(tape * made),
         passing: state.max(round),
     }
+}
+
+/// Bytes of a stage's matrices packed for both products of training. Nobody must have them: see `Worker::with_memory`.
+pub fn packed_bytes(manifest: &Manifest, stage: Stage) -> u64 {
+    // Panels are rounded up to a vector of columns.
+    const ROUNDED: u64 = 1 << 20;
+    stage_parameters(manifest, stage).saturating_mul(2 * VALUE).saturating_add(ROUNDED)
 }
 
 /// Bytes of the state of a stage on its way: five tensors at most, the header and the root.
@@ -205,15 +213,12 @@ mod tests {
 
     #[test]
     fn lanes_follow_from_shapes() {
-        let of = |hidden, sequences, sequence| {
-            lanes(&ModelConfig { hidden, ffn: 3 * hidden, kv_heads: 4, ..tiny() }, sequences, sequence)
-        };
-        assert_eq!(of(128, 4, 128), 2);
-        assert_eq!(of(128, 1, 4096), 1);
-        assert_eq!(of(128, 8, 512), 8);
-        assert_eq!(of(512, 8, 512), 4);
-        assert_eq!(of(2048, 8, 512), 2);
-        assert_eq!(of(128, 4, 8), 1);
+        assert_eq!(lanes(4, 128), 2);
+        assert_eq!(lanes(1, 4096), 1);
+        assert_eq!(lanes(8, 512), 8);
+        assert_eq!(lanes(7, 512), 4);
+        assert_eq!(lanes(100, 4096), 16);
+        assert_eq!(lanes(4, 8), 1);
     }
 
     #[test]
@@ -237,10 +242,10 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_known_stage_by_hand() {
-        // small-124m, a middle stage: 2 layers of 4 * 768^2 + 3 * 768 * 1984 + 2 * 768 parameters, 4 x 512 tokens, 2 lanes.
+        // small-124m, a middle stage: 2 layers of 4 * 768^2 + 3 * 768 * 1984 + 2 * 768 parameters, 4 x 512 tokens, in 8 lanes.
         let memory = memory(&preset("small-124m").unwrap(), 4);
         let n = 2 * (4 * 768 * 768 + 3 * 768 * 1984 + 2 * 768);
-        assert_eq!((memory.weights, memory.optimizer, memory.averaging), (4 * 5 * n, 4 * 2 * n, 4 * 2 * n));
+        assert_eq!((memory.weights, memory.optimizer, memory.averaging), (4 * 4 * n, 4 * 2 * n, 4 * 2 * n));
         let tape = 4 * (4 * 2 * 512 * (3 * 768 + 3 * 768 + 2 * 1984 + 2 + 12 * 512) + 2048 * 768);
         assert_eq!(memory.tapes, 4 * tape);
         // 8 for what is frozen, 2 * (2 + 5) for the bodies, 12 for the partner's tensors, 16 for both results.

@@ -83,6 +83,10 @@ impl Hosted {
         self.engine.as_ref()
     }
 
+    pub fn set_packed(&mut self, packed: bool) {
+        self.engine.set_packed(packed);
+    }
+
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
         self.engine.set_kept_bytes_max(bytes);
     }

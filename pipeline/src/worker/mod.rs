@@ -85,8 +85,12 @@ impl<M: Engines> Worker<M> {
         let needed = self.stages.keys().map(|stage| need(stage).peak()).fold(0, u64::saturating_add);
         let spare = self.memory.saturating_sub(needed) / (self.stages.len() as u64).max(1);
         for (stage, hosted) in &mut self.stages {
-            let bytes = if self.memory == u64::MAX { u64::MAX } else { need(stage).tapes.saturating_add(spare) };
-            hosted.set_kept_bytes_max(bytes);
+            // What is spare makes products faster first, then saves recomputing.
+            let packed = cost::packed_bytes(&self.manifest, *stage);
+            let left = spare.checked_sub(packed);
+            hosted.set_packed(left.is_some());
+            let bytes = need(stage).tapes.saturating_add(left.unwrap_or(spare));
+            hosted.set_kept_bytes_max(if self.memory == u64::MAX { u64::MAX } else { bytes });
         }
     }
 

@@ -2,8 +2,8 @@
 
 use candle_core::Device;
 use skein_pipeline::{
-    compute::{candle::Candle, cpu},
-    exact::{Engine, EngineError, IGNORE, StageEngine, StageInput},
+    compute::candle::Candle,
+    exact::{Engine, EngineError, Exact, IGNORE, StageInput},
     model::{StageModel, init},
 };
 use skein_protocol::run::{ModelConfig, OptimizerKind};
@@ -13,7 +13,7 @@ use crate::support::{SEED, batch, config, plain, settings, stage, train};
 fn both(model: &StageModel, settings: &skein_pipeline::exact::Settings) -> [Box<dyn Engine>; 2] {
     let params = init::initial(model, SEED);
     let candle = Candle::new(model.clone(), settings.clone(), params.clone(), &Device::Cpu).unwrap();
-    let hand = StageEngine::with_product(model.clone(), settings.clone(), params, cpu::FastProduct).unwrap();
+    let hand = Exact::new(model.clone(), settings.clone(), params).unwrap();
     [Box::new(hand), Box::new(candle)]
 }
 

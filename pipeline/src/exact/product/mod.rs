@@ -1,0 +1,381 @@
+//! The matrix product as the block sees it, and the one whose order is fixed.
+//!
+//! [`FixedProduct`] defines every element: for each [`DEPTH`] columns of a, a chain of fused multiply-adds
+//! `fma(a[i][k], b[k][j], sum)` from zero in the order of k; the chains are scaled and added to the element in their order.
+//! A fused multiply-add is rounded once, wherever it is computed, so neither the width of a vector, nor how work is cut into
+//! tiles, nor the processor changes a bit.
+
+mod micro;
+mod pack;
+
+use micro::Strip;
+
+/// A matrix in a slice, by strides; `t()` is its transpose without a copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Row-major, without gaps.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// Row-major, the rows `stride` values apart.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        Matrix { data, rows, cols, row_stride: stride, col_stride: 1 }
+    }
+
+    pub fn t(self) -> Self {
+        Matrix {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            data: self.data,
+        }
+    }
+
+    /// Whether every element lies inside the slice.
+    pub fn fits(&self) -> bool {
+        self.rows == 0
+            || self.cols == 0
+            || (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride < self.data.len()
+    }
+}
+
+/// The second operand of a product, and its panels where [`Product::pack`] made them.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    pub matrix: Matrix<'a>,
+    pub panels: Option<&'a [f32]>,
+}
+
+impl<'a> From<Matrix<'a>> for Operand<'a> {
+    fn from(matrix: Matrix<'a>) -> Self {
+        Operand { matrix, panels: None }
+    }
+}
+
+/// Multiplies matrices and runs the lanes of a micro-batch.
+pub trait Product: Clone + Send + Sync + 'static {
+    /// `c = (add ? c : 0) + scale * a b`, c row-major with rows `stride` values apart. Panics where shapes do not match.
+    fn product<'b>(
+        &mut self,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+        a: Matrix<'_>,
+        b: impl Into<Operand<'b>>,
+        scale: f32,
+    );
+
+    /// Values of the panels of a second operand of so many rows and columns.
+    fn packed_len(&self, rows: usize, cols: usize) -> usize;
+
+    /// Packs a second operand that many products share. `to` holds [`packed_len`](Product::packed_len) values.
+    fn pack(&self, b: Matrix<'_>, to: &mut [f32]);
+
+    /// Runs `work` on every item, in any order: no item may depend on another.
+    fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
+        items.iter_mut().for_each(work);
+    }
+}
+
+/// Columns of a that one chain covers: a panel of b so deep stays in the first cache.
+pub const DEPTH: usize = 256;
+
+/// Rows of a that are packed at a time, where they are.
+const PACKED_ROWS: usize = 480;
+
+/// Which instructions compute. All but `Plain` give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// 512-bit vectors.
+    Avx512,
+    /// 256-bit vectors and FMA.
+    Avx2,
+    /// What every build of this architecture has. Without FMA in hardware it is very slow.
+    Portable,
+    /// Multiplication and addition apart: not the order's bits, and only for processors without FMA.
+    Plain,
+}
+
+impl Instructions {
+    /// The fastest that keep the bits.
+    pub fn fixed() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx512f") && has!("fma") {
+                return Instructions::Avx512;
+            }
+            if has!("avx2") && has!("fma") {
+                return Instructions::Avx2;
+            }
+        }
+        Instructions::Portable
+    }
+
+    /// The fastest, whatever their bits.
+    pub fn fastest() -> Self {
+        match Self::fixed() {
+            Instructions::Portable if cfg!(target_arch = "x86_64") => Instructions::Plain,
+            fixed => fixed,
+        }
+    }
+
+    /// Whether this processor has them.
+    pub fn here(self) -> bool {
+        match (self, Self::fixed()) {
+            (Instructions::Avx512, have) => have == Instructions::Avx512,
+            (Instructions::Avx2, have) => matches!(have, Instructions::Avx512 | Instructions::Avx2),
+            (Instructions::Portable | Instructions::Plain, _) => true,
+        }
+    }
+
+    /// Rows of a tile, and values of a vector.
+    fn tile(self) -> (usize, usize) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512 => (micro::avx512::ROWS, micro::avx512::WIDTH),
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 => (micro::avx2::ROWS, micro::avx2::WIDTH),
+            Instructions::Plain => (micro::plain::ROWS, micro::plain::WIDTH),
+            _ => (micro::portable::ROWS, micro::portable::WIDTH),
+        }
+    }
+
+    /// # Safety
+    /// The processor has these instructions; the rest as [`micro`]'s.
+    unsafe fn strip(self, strip: &Strip) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512 => micro::avx512::strip(strip),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx2 => micro::avx2::strip(strip),
+                Instructions::Plain => micro::plain::strip(strip),
+                _ => micro::portable::strip(strip),
+            }
+        }
+    }
+}
+
+/// One order of summation on every CPU.
+#[derive(Clone, Debug)]
+pub struct FixedProduct {
+    instructions: Instructions,
+    /// A panel of b, then tiles of a.
+    work: Vec<f32>,
+}
+
+impl Default for FixedProduct {
+    fn default() -> Self {
+        Self::with(Instructions::fixed())
+    }
+}
+
+impl FixedProduct {
+    /// Panics where this processor lacks the instructions.
+    pub fn with(instructions: Instructions) -> Self {
+        assert!(instructions.here(), "this processor computes with {instructions:?}");
+        FixedProduct { instructions, work: Vec::new() }
+    }
+}
+
+impl Product for FixedProduct {
+    fn product<'b>(
+        &mut self,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+        a: Matrix<'_>,
+        b: impl Into<Operand<'b>>,
+        scale: f32,
+    ) {
+        let Operand { matrix: b, panels } = b.into();
+        assert!(a.cols == b.rows && a.fits() && b.fits(), "shapes of a product match");
+        if a.rows == 0 || b.cols == 0 {
+            return;
+        }
+        assert!((a.rows - 1) * stride + b.cols <= c.len() && stride >= b.cols, "the result holds the product");
+        if a.cols == 0 {
+            return if !add {
+                c.chunks_mut(stride).take(a.rows).for_each(|row| row[..b.cols].fill(0.0))
+            };
+        }
+        let (high, wide) = self.instructions.tile();
+        let padded = padded(b.cols, wide);
+        assert!(panels.is_none_or(|panels| panels.len() == padded * b.rows), "the panels are those of b");
+        // Rows of a that lie apart are read where they are; columns are packed once for all panels.
+        let packed = a.col_stride != 1 && (b.cols > 2 * wide || a.row_stride != 1);
+        let rows_max = if packed { PACKED_ROWS / high * high } else { a.rows };
+        self.work.resize(DEPTH * 2 * wide + if packed { DEPTH * rows_max } else { 0 }, 0.0);
+        let (panel, tiles) = self.work.split_at_mut(DEPTH * 2 * wide);
+        for k in (0..a.cols).step_by(DEPTH) {
+            let depth = DEPTH.min(a.cols - k);
+            for row in (0..a.rows).step_by(rows_max) {
+                let rows = rows_max.min(a.rows - row);
+                if packed {
+                    pack::tiles(&a, row, rows, k, depth, high, tiles);
+                }
+                for col in (0..b.cols).step_by(2 * wide) {
+                    let width = (2 * wide).min(b.cols - col);
+                    let across = if width <= wide { wide } else { 2 * wide };
+                    let panel = match panels {
+                        Some(panels) => &panels[k * padded + col * depth..][..across * depth],
+                        None => {
+                            pack::panel(&b, k, depth, col, width, across, panel);
+                            &panel[..across * depth]
+                        }
+                    };
+                    let strip = Strip {
+                        c: c[row * stride + col..].as_mut_ptr(),
+                        c_stride: stride,
+                        a: a.data[row * a.row_stride + k * a.col_stride..].as_ptr(),
+                        a_row: a.row_stride,
+                        a_col: a.col_stride,
+                        rows,
+                        width,
+                        depth,
+                        panel: panel.as_ptr(),
+                        scale,
+                        fresh: !add && k == 0,
+                    };
+                    if !packed {
+                        // SAFETY: the instructions are here (see `with`); the shapes were checked above: rows and columns of
+                        // the strip lie inside a and c, which nothing else refers to, and the panel was packed so wide.
+                        unsafe { self.instructions.strip(&strip) };
+                        continue;
+                    }
+                    for (i, tile) in tiles.chunks(depth * high).take(rows.div_ceil(high)).enumerate() {
+                        let rows = high.min(rows - i * high);
+                        let c = c[(row + i * high) * stride + col..].as_mut_ptr();
+                        // SAFETY: as above; a tile holds `depth` columns of `high` rows.
+                        unsafe {
+                            self.instructions.strip(&Strip {
+                                c,
+                                rows,
+                                a: tile.as_ptr(),
+                                a_row: 1,
+                                a_col: high,
+                                ..strip
+                            });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> usize {
+        rows * padded(cols, self.instructions.tile().1)
+    }
+
+    fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
+        assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
+        let (_, wide) = self.instructions.tile();
+        let padded = padded(b.cols, wide);
+        for k in (0..b.rows).step_by(DEPTH) {
+            let depth = DEPTH.min(b.rows - k);
+            for col in (0..b.cols).step_by(2 * wide) {
+                let width = (2 * wide).min(b.cols - col);
+                let across = if width <= wide { wide } else { 2 * wide };
+                pack::panel(&b, k, depth, col, width, across, &mut to[k * padded + col * depth..][..across * depth]);
+            }
+        }
+    }
+}
+
+/// Columns of all panels: the last may hold one vector, what is missing in it is zero.
+fn padded(cols: usize, wide: usize) -> usize {
+    cols.next_multiple_of(wide)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        (0..n as u32).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1000) as f32 / 500.0 - 1.0).collect()
+    }
+
+    /// The definition, element by element.
+    fn plain(c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>, scale: f32) {
+        for i in 0..a.rows {
+            for j in 0..b.cols {
+                let c = &mut c[i * stride + j];
+                for first in (0..a.cols).step_by(DEPTH) {
+                    let mut sum = 0f32;
+                    for k in first..a.cols.min(first + DEPTH) {
+                        let x = a.data[i * a.row_stride + k * a.col_stride];
+                        sum = x.mul_add(b.data[k * b.row_stride + j * b.col_stride], sum);
+                    }
+                    *c = if add || first > 0 { *c + scale * sum } else { scale * sum };
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_orientation_and_remainder_has_the_bits_of_the_definition() {
+        let sets = [Instructions::Avx512, Instructions::Avx2, Instructions::Portable];
+        let shapes = [(1, 1, 1), (7, 5, 17), (6, 16, 16), (13, 33, 40), (2, 600, 3), (27, 257, 96), (500, 20, 50)];
+        for ((m, k, n), set) in shapes.into_iter().flat_map(|s| sets.map(|set| (s, set))) {
+            if !set.here() {
+                continue;
+            }
+            let (x, y) = (values(m * k, 1), values(k * n, 2));
+            let a = [Matrix::new(&x, m, k), Matrix::new(&x, k, m).t()];
+            let b = [Matrix::new(&y, k, n), Matrix::new(&y, n, k).t()];
+            for (a, b, add) in
+                a.iter().flat_map(|a| b.iter().map(move |b| (a, b))).flat_map(|(a, b)| [(a, b, false), (a, b, true)])
+            {
+                let stride = n + 3;
+                let mut got = values(m * stride, 3);
+                let before = got.clone();
+                let mut wanted = got.clone();
+                FixedProduct::with(set).product(&mut got, stride, add, *a, *b, 0.5);
+                plain(&mut wanted, stride, add, *a, *b, 0.5);
+                assert!(got == wanted, "{set:?} {m} {k} {n} {add}");
+                let mut product = FixedProduct::with(set);
+                let mut panels = vec![f32::NAN; product.packed_len(k, n)];
+                product.pack(*b, &mut panels);
+                let mut packed = before.clone();
+                product.product(&mut packed, stride, add, *a, Operand { matrix: *b, panels: Some(&panels) }, 0.5);
+                assert!(packed == wanted, "{set:?} {m} {k} {n} {add}, packed before");
+            }
+        }
+    }
+
+    #[test]
+    fn strided_rows_are_read_and_written_where_they_lie() {
+        let x = values(40, 1);
+        let a = Matrix::strided(&x[2..], 4, 3, 10);
+        let y = values(12, 2);
+        let mut c = [9.0; 4 * 6];
+        FixedProduct::default().product(&mut c[1..], 6, false, a, Matrix::new(&y, 3, 4), 1.0);
+        assert_eq!((c[0], c[5], c[6]), (9.0, 9.0, 9.0));
+        assert_eq!(c[1], x[4].mul_add(y[8], x[3].mul_add(y[4], x[2].mul_add(y[0], 0.0))));
+    }
+
+    /// What a processor without FMA computes is near, and a product of nothing is zero.
+    #[test]
+    fn multiplication_and_addition_apart_are_near() {
+        let (x, y) = (values(30 * 300, 1), values(300 * 21, 2));
+        let (a, b) = (Matrix::new(&x, 30, 300), Matrix::new(&y, 21, 300).t());
+        let (mut plain, mut fixed) = (vec![1.0; 30 * 21], vec![1.0; 30 * 21]);
+        FixedProduct::with(Instructions::Plain).product(&mut plain, 21, true, a, b, 0.1);
+        FixedProduct::default().product(&mut fixed, 21, true, a, b, 0.1);
+        assert!(plain.iter().zip(&fixed).all(|(a, b)| (a - b).abs() < 1e-4));
+        FixedProduct::default().product(&mut plain, 21, false, Matrix::new(&[], 30, 0), Matrix::new(&[], 0, 21), 1.0);
+        assert!(plain.iter().all(|&v| v == 0.0));
+    }
+}
