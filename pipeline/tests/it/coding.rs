@@ -8,29 +8,28 @@ use skein_pipeline::{
     peer::io::Input,
 };
 use skein_protocol::{
-    Attempt, Lane,
+    Lane,
     event::Event,
     run::{Codec, Entropy},
     wire::{
-        Frame,
-        flow::{self, Accepted, Forward},
+        flow::{self, Accepted},
         membership::State,
     },
 };
 
 use crate::{
-    one::{One, batch, id},
+    one::{One, forward, id},
     world::manifest,
 };
 
-/// Peer 2 serves stage 1 between the feeder, peer 1, and peer 3.
+/// Peer 2 serves stage 1 between peers 3 and 4.
 fn middle(bound: u32) -> One {
     let mut manifest = manifest(3, 4);
     manifest.staleness.bound = bound;
     (manifest.codecs.forward, manifest.codecs.backward) = (vec![Codec::Bf16, Codec::Int8], vec![Codec::F32]);
     (manifest.codecs.entropy, manifest.train.in_flight_max) = (Entropy::None, 64);
-    let mut one = One::serving(manifest, 2, &[1, 3], &[1]);
-    one.offers(3, 2, State::Serving, 0, 0);
+    let mut one = One::serving(manifest, 2, &[1, 3, 4], &[1]);
+    one.offers(4, 2, State::Serving, 0, 0);
     one
 }
 
@@ -38,28 +37,25 @@ fn middle(bound: u32) -> One {
 fn codings(one: &mut One, from: u16, to: u16) -> Vec<Coding> {
     let mut codings = Vec::new();
     for index in from..to {
-        let forward =
-            Forward { id: batch(index), attempt: Attempt::first(0), stage: 1, samples: 0, close: false, hint: None };
-        one.hear_flow(1, flow::Frame::Forward(forward), Some(1000));
-        let named = one.said_to(1).find_map(|frame| match frame {
-            Frame::Flow(flow::Frame::Accepted(accepted)) if accepted.id == batch(index) => Some(accepted.clone()),
-            _ => None,
-        });
-        let accepted: Accepted = named.expect("it has room");
-        assert_eq!(accepted.next, Some(id(3)));
-        one.hear_flow(1, flow::Frame::Confirmed(accepted), None);
+        // Four to a step.
+        let mut offer = forward(index % 4, 1);
+        offer.id.step = u32::from(index / 4);
+        one.hear_flow(3, flow::Frame::Forward(offer.clone()), Some(1000));
+        let accepted = Accepted { id: offer.id, attempt: offer.attempt, stage: 1, next: Some(id(4)) };
+        one.hear_flow(3, flow::Frame::Confirmed(accepted), None);
         codings.extend(one.jobs.iter().filter_map(|(_, job)| match job {
             Job::Forward { coding, .. } => Some(*coding),
             _ => None,
         }));
         one.work();
     }
+    assert_eq!(codings.len(), usize::from(to - from));
     codings
 }
 
 fn slow(one: &mut One) {
     let link = LinkSpeed { bytes_per_s: 10_000, round_trip: Duration::from_millis(1) };
-    one.fact(Input::Measured { peer: id(3), link });
+    one.fact(Input::Measured { peer: id(4), link });
 }
 
 #[test]
@@ -85,7 +81,7 @@ fn a_slow_link_takes_a_smaller_codec_and_it_is_said_once() {
     else {
         panic!("{said:?}")
     };
-    assert!(*to == id(3) && takes_us < took_us);
+    assert!(*to == id(4) && takes_us < took_us);
 }
 
 #[test]
@@ -102,9 +98,9 @@ fn a_peer_that_is_not_here_has_no_link() {
     let link = LinkSpeed { bytes_per_s: 10_000, round_trip: Duration::from_millis(1) };
     one.fact(Input::Measured { peer: id(9), link });
     slow(&mut one);
-    one.loses(3);
-    one.meets(3, one.utc());
-    one.offers(3, 2, State::Serving, 0, 0);
+    one.loses(4);
+    one.meets(4, one.utc());
+    one.offers(4, 2, State::Serving, 0, 0);
     assert!(
         codings(&mut one, 0, 12).iter().all(|coding| coding.codec == Codec::Bf16),
         "another connection, not measured"

@@ -167,6 +167,9 @@ fn write(values: &[f32], codec: Codec, zstd: bool, gate: Option<&mut Gate>, out:
 fn write_planes(values: &[f32], codec: Codec, apart: bool, mut gate: Option<&mut Gate>, out: &mut Vec<u8>) {
     let n = values.len() as u64;
     out.reserve(planes_len(n, codec).unwrap_or(0) as usize);
+    if codec == Codec::F32 {
+        return write_f32(values, gate, out);
+    }
     let mut tail = Vec::with_capacity(tail_len(n, codec, apart) as usize);
     let (mut bytes, mut ends) = ([0u8; 4 * PIECE], [0u8; PIECE]);
     for piece in values.chunks(PIECE) {
@@ -178,9 +181,7 @@ fn write_planes(values: &[f32], codec: Codec, apart: bool, mut gate: Option<&mut
         let body = body_len(n, codec).unwrap_or(0) as usize - if codec == Codec::Bf16 { ends.len() } else { 0 };
         let bytes = &mut bytes[..body];
         match codec {
-            Codec::F32 => {
-                bytes.as_chunks_mut::<4>().0.iter_mut().zip(piece).for_each(|(bytes, v)| *bytes = v.to_le_bytes());
-            }
+            Codec::F32 => {}
             Codec::Bf16 if apart => bf16::encode_apart(piece, bytes, ends),
             Codec::Bf16 => bf16::encode(piece, bytes),
             Codec::Int8 => int8::encode(piece, bytes, ends),
@@ -191,6 +192,19 @@ fn write_planes(values: &[f32], codec: Codec, apart: bool, mut gate: Option<&mut
         tail.extend_from_slice(ends);
     }
     out.extend_from_slice(&tail);
+}
+
+/// Appends values as they are.
+fn write_f32(values: &[f32], mut gate: Option<&mut Gate>, out: &mut Vec<u8>) {
+    for piece in values.chunks(PIECE) {
+        if let Some(gate) = &mut gate {
+            gate.add(piece);
+        }
+        let at = out.len();
+        out.resize(at + 4 * piece.len(), 0);
+        let words = out[at..].as_chunks_mut::<4>().0;
+        words.iter_mut().zip(piece).for_each(|(word, v)| *word = v.to_le_bytes());
+    }
 }
 
 /// What a coded tensor says it is, without reading it.
