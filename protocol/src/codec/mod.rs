@@ -367,7 +367,7 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut exponent = 0;
         let mut one = |i: usize| {
-            if i % 50 == 0 {
+            if i.is_multiple_of(50) {
                 exponent = rng.random_range(0..=254u32) << 23;
             }
             let bits = rng.random::<u32>() & 0x807f_ffff | exponent.saturating_sub(rng.random_range(0..4) << 23);

@@ -337,15 +337,12 @@ impl Found {
                 ),
             );
         }
-        let (loses, carries) = (nominal_error(averaging.codec), manifest.codecs.error_feedback);
-        if loses > 0.02 && !carries {
-            let what = format!(
-                "loses {loses} of each difference for good: set codecs.error_feedback, which adds it to the next"
-            );
-            self.error("averaging.codec", what);
-        }
+        let carries = manifest.codecs.error_feedback;
         if carries && (averaging.codec == Codec::F32 || averaging.rule == AveragingRule::None) {
             self.remark("codecs.error_feedback", "has no effect: nothing is lost of a difference");
+        } else if carries && averaging.codec == Codec::Sparse {
+            let what = "made the demo learn more slowly than sparse without it: compare with skein bench codec --loss";
+            self.remark("codecs.error_feedback", what);
         }
         if averaging.rule == AveragingRule::Noloco && averaging.group != 2 {
             self.error("averaging.group", "noloco averages in pairs; only rule = \"groups\" has larger groups");
@@ -368,6 +365,12 @@ impl Found {
             }
         }
         self.real("codecs.error_max", codecs.error_max, 0.0..=1.0);
+        if codecs.forward.contains(&Codec::Int4) {
+            self.remark(
+                "codecs.forward",
+                "int4 activations cost the demo 5 to 9 % of its loss: skein bench codec --loss",
+            );
+        }
     }
 
     fn rest(&mut self, manifest: &Manifest) {
@@ -591,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn a_codec_that_loses_too_much_is_refused_by_the_budget_and_by_averaging_without_feedback() {
+    fn a_codec_that_loses_more_than_the_budget_is_refused() {
         let lists = |forward, error_max| {
             errors(|m| (m.codecs.forward, m.codecs.error_max) = (vec![Codec::Int8, forward], error_max))
         };
@@ -600,10 +603,23 @@ mod tests {
         assert_eq!(lists(Codec::Sparse, 0.1), ["codecs.forward"]);
         assert_eq!(lists(Codec::Bf16, 2.0), ["codecs.error_max"]);
         assert_eq!(errors(|m| m.codecs.error_max = f64::NAN), ["codecs.error_max"]);
-        for codec in [Codec::Int4, Codec::Sparse] {
-            assert_eq!(errors(|m| m.averaging.codec = codec), ["averaging.codec"]);
-            assert_eq!(errors(|m| (m.averaging.codec, m.codecs.error_feedback) = (codec, true)), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_known_to_slow_learning_is_remarked() {
+        let remarks = |forward: &[Codec], averaging, fed_back| {
+            let mut manifest = demo();
+            (manifest.codecs.forward, manifest.codecs.error_max) = (forward.to_vec(), 0.1);
+            (manifest.averaging.codec, manifest.codecs.error_feedback) = (averaging, fed_back);
+            check(&manifest).into_iter().map(|p| (p.key, p.severity)).collect::<Vec<_>>()
+        };
+        let int8 = [Codec::Int8];
+        for (codec, fed_back) in [(Codec::Int4, false), (Codec::Int4, true), (Codec::Sparse, false)] {
+            assert_eq!(remarks(&int8, codec, fed_back), []);
         }
+        assert_eq!(remarks(&int8, Codec::Sparse, true), [("codecs.error_feedback", Severity::Remark)]);
+        assert_eq!(remarks(&int8, Codec::F32, true), [("codecs.error_feedback", Severity::Remark)]);
+        assert_eq!(remarks(&[Codec::Int4], Codec::Bf16, false), [("codecs.forward", Severity::Remark)]);
     }
 
     #[test]
