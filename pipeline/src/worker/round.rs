@@ -213,7 +213,7 @@ mod tests {
                 let theirs = &bodies[1 - side];
                 let tensors = Blob { id: 1, len: theirs.len() as u64 };
                 let partner = RoundPartner { tensors, my_samples: 1, their_samples: 1, first, copy: false };
-                sides[side].prepare(&averaging, &[0..512], &partner, theirs).unwrap();
+                sides[side].prepare(&averaging, &[0..256, 256..512], &partner, theirs).unwrap();
                 sides[side].adopt(&theta).unwrap();
             }
         }
