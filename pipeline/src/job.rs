@@ -3,7 +3,7 @@
 //! A worker holds one engine a stage, the slow weights and outer momentum of averaging, and what is kept for each forward
 //! under its `key`. Machines decide; a job says everything that the worker needs to know.
 
-use skein_protocol::{Blob, Stage, Version, hash::Digest, run::Codec};
+use skein_protocol::{Blob, Stage, Version, codec::Sample, hash::Digest, run::Codec};
 
 /// Name of a forward inside one replica: what the engine keeps for its backward lies under it.
 pub type Key = u64;
@@ -140,17 +140,19 @@ pub enum Done {
     Loaded {
         version: Version,
     },
-    /// `Forward`: the encoded output. `raw` is its size as f32.
+    /// `Forward`: the encoded output. `raw` is its size as f32, `sample` what was last measured of outputs in this codec.
     Forwarded {
         output: Blob,
         coding: Coding,
         raw: u64,
+        sample: Sample,
     },
     /// `Loss` and `Backward`. `gradient`: encoded, nothing at stage 0. `loss` is a sum over `tokens` (`Loss` only).
     Backed {
         gradient: Option<Blob>,
         coding: Coding,
         raw: u64,
+        sample: Sample,
         loss: f32,
         tokens: u32,
     },

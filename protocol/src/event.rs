@@ -75,6 +75,20 @@ pub enum Event {
         raw: u64,
     },
 
+    /// What this stage sends to `to` travels in another codec from now on: a tensor is expected to take `takes_us` rather than
+    /// `took_us`, by what was measured of the link.
+    Recoded {
+        stage: Stage,
+        to: PeerId,
+        lane: Lane,
+        codec: Codec,
+        zstd: bool,
+        bytes_per_s: u64,
+        round_trip_us: u64,
+        takes_us: u64,
+        took_us: u64,
+    },
+
     // one micro-batch, at a replica
     Accepted {
         id: MicroBatchId,

@@ -497,6 +497,8 @@ pub enum Bench {
     Stage(BenchStage),
     /// Throughput, latency and CPU time of messages between two processes, beside plain TCP
     Link(BenchLink),
+    /// Speed, bytes and error of each codec; with --loss, what they cost a run in loss
+    Codec(BenchCodec),
     /// Tokens/s of a swarm on this machine beside one process on the same cores
     Swarm(BenchSwarm),
     /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
@@ -526,6 +528,34 @@ pub struct BenchLink {
     /// The process at the other end
     #[arg(long, hide = true)]
     pub far_end: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein bench codec                    16 MiB of normal values, one core, beside a plain copy
+  skein bench codec --loss             the demo's model trained with each codec: minutes
+
+Figures
+  GB/s count the f32 side. ERROR is the root mean square of the error over that of the values,
+  LARGEST the largest error where values have a standard deviation of 1. With --loss, each line is
+  the same training with another codec; LOSS is the mean of the last quarter of its steps.")]
+pub struct BenchCodec {
+    /// Size of the tensor
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub mib: u32,
+    /// Measurements of each, in turn
+    #[arg(long, default_value_t = 9, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Train with each codec, and compare the losses
+    #[arg(long)]
+    pub loss: bool,
+    /// Steps of each training
+    #[arg(long, default_value_t = 400, value_name = "N", requires = "loss", value_parser = clap::value_parser!(u32).range(4..=100_000))]
+    pub steps: u32,
+    /// Trainings of each codec, on other texts
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "loss", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub seeds: u32,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -216,6 +216,8 @@ pub struct PeerStats {
     pub address: String,
     /// Smoothed round-trip time; nothing before the first measurement.
     pub rtt: Option<Duration>,
+    /// What the connection carries while something is on its way; nothing before the first measurement.
+    pub bytes_per_s: Option<u64>,
 }
 
 /// A handle to the network. Cheap to clone; its methods do not wait.

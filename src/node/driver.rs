@@ -12,9 +12,12 @@ use std::{
 
 use bytes::Bytes;
 use libp2p::Multiaddr;
-use skein_pipeline::peer::{
-    Peer,
-    io::{Command, Input, Output},
+use skein_pipeline::{
+    flow::coding::LinkSpeed,
+    peer::{
+        Peer,
+        io::{Command, Input, Output},
+    },
 };
 use skein_protocol::{
     Incarnation, Instant, Lane, Machine, Manifest, Outbox, PeerId, RunId, Utc,
@@ -331,8 +334,15 @@ impl Driver {
         }
     }
 
+    /// Totals go into the log; what the connections do, to the peer.
     fn note_traffic(&mut self) {
         let stats = self.parts.net.stats();
+        for known in &stats.peers {
+            if let (Some(round_trip), Some(bytes_per_s)) = (known.rtt, known.bytes_per_s) {
+                let link = LinkSpeed { bytes_per_s, round_trip };
+                self.turn(Some(Input::Measured { peer: known.peer, link }));
+            }
+        }
         for (i, lane) in Lane::ALL.into_iter().enumerate() {
             let total = (stats.sent[i], stats.received[i]);
             if self.traffic[i] != total {

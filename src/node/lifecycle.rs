@@ -26,6 +26,7 @@ use super::{
     admit::Gate,
     blobs::{Blobs, Kind},
     clock::Clock,
+    costs,
     driver::{Driver, Parts},
     feed::{Feed, Mark},
     lobby::Lobby,
@@ -329,6 +330,7 @@ fn build<M: Engines + 'static>(
         addresses: net.addresses().iter().map(ToString::to_string).collect(),
         feed_from: mark.read(),
         saved,
+        costs: costs::measure(),
         expects_others: !meet.is_empty() || !setup.net.bootstrap.is_empty(),
     };
     let commands = commands_of(&setup.role);

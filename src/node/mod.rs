@@ -7,6 +7,7 @@ pub mod admission;
 pub mod admit;
 pub mod blobs;
 pub mod clock;
+mod costs;
 mod driver;
 pub mod export;
 pub mod feed;

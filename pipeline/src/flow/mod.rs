@@ -1,8 +1,10 @@
 //! One micro-batch, from the feeder through the stages and back.
 //!
 //! Split by lifetime: [`source`] (the feeder's ids), [`stage`] (one served stage), [`kept`] (one id at one stage), [`handoff`]
-//! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`schedule`] (jobs of the worker).
+//! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`coding`] (how a tensor gets there),
+//! [`schedule`] (jobs of the worker).
 
+pub mod coding;
 pub mod handoff;
 pub mod kept;
 pub mod route;

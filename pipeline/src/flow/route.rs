@@ -16,6 +16,8 @@ use skein_protocol::{
     rng::{Purpose, Streams},
 };
 
+use super::coding::LinkSpeed;
+
 /// Samples of the acceptance time that are remembered a peer.
 const WINDOW: usize = 64;
 /// Answers before a newcomer gets more than a tenth of the picks.
@@ -47,6 +49,8 @@ pub struct Route {
     /// Replicas that finish what they have and take nothing new.
     leaving: BTreeSet<(Stage, PeerId)>,
     measured: BTreeMap<(Stage, PeerId), Measured>,
+    /// What was measured of the connections of peers that are here.
+    links: BTreeMap<PeerId, LinkSpeed>,
     picks: u64,
     rng: ChaCha8Rng,
     lock_step: bool,
@@ -58,6 +62,7 @@ impl Route {
             serving: BTreeMap::new(),
             leaving: BTreeSet::new(),
             measured: BTreeMap::new(),
+            links: BTreeMap::new(),
             picks: 0,
             rng: streams.stream(Purpose::Route),
             lock_step,
@@ -70,6 +75,19 @@ impl Route {
         self.leaving = leaving;
         self.measured.retain(|(stage, peer), _| serving.get(stage).is_some_and(|peers| peers.contains_key(peer)));
         self.serving = serving;
+    }
+
+    pub fn set_link(&mut self, peer: PeerId, link: LinkSpeed) {
+        self.links.insert(peer, link);
+    }
+
+    /// The connection to `peer` is gone.
+    pub fn forget_link(&mut self, peer: PeerId) {
+        self.links.remove(&peer);
+    }
+
+    pub fn link(&self, peer: PeerId) -> Option<LinkSpeed> {
+        self.links.get(&peer).copied()
     }
 
     pub fn replicas(&self, stage: Stage) -> impl Iterator<Item = PeerId> + '_ {

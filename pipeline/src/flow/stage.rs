@@ -26,6 +26,7 @@ pub use self::{compute::Busy, rules::StageRules};
 use self::{compute::Orphan, turn::Turn};
 use super::{
     Desk,
+    coding::Chooser,
     handoff::Handoff,
     kept::{Kept, Work},
     schedule::{Priority, Purpose},
@@ -76,12 +77,17 @@ pub struct StageFlow {
     feeders_seen: BTreeMap<PeerId, Instant>,
     /// Speed of this stage, micro-batches a second of the worker's time.
     pub busy: Busy,
+    /// How activations and gradients travel.
+    forward: Chooser,
+    backward: Chooser,
 }
 
 impl StageFlow {
     pub fn new(me: PeerId, incarnation: Incarnation, version: Version, rules: StageRules) -> Self {
         StageFlow {
             stage: version.stage,
+            forward: rules.forward.clone(),
+            backward: rules.backward.clone(),
             rules,
             me,
             incarnation,
@@ -443,6 +449,8 @@ impl StageFlow {
     }
 
     pub fn on_lost(&mut self, desk: &mut Desk<'_>, peer: PeerId, why: &str) -> usize {
+        self.forward.forget(peer);
+        self.backward.forget(peer);
         let mut moved = 0;
         let ids: Vec<MicroBatchId> = self.kept.keys().copied().collect();
         for id in ids {

@@ -122,7 +122,11 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     // The engine keeps the input until the id is over. Of the bodies the output waits for its gradient, and the gradient until
     // the id is over.
     let input = VALUE * if first { tokens } else { tokens * d };
-    let coded = |codecs: &[Codec]| coded_bytes(tokens * d, codecs.first().copied().unwrap_or(Codec::F32));
+    // Which of its codecs a link takes is decided by its speed: the longest counts.
+    let coded = |codecs: &[Codec]| {
+        let each = codecs.iter().map(|codec| coded_bytes(tokens * d, *codec));
+        each.max().unwrap_or(coded_bytes(tokens * d, Codec::F32))
+    };
     let output = if last { VALUE * tokens } else { coded(&manifest.codecs.forward) };
     let gradient = if first { 0 } else { coded(&manifest.codecs.backward) };
     let open = window.saturating_mul(input + output + gradient);
@@ -135,16 +139,18 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let scratch = VALUE * (rows + logits + 3 * tokens * d);
     // A state is collected (20 bytes a parameter), then encoded (20 more).
     let state = bytes(40);
+    // What is owed of the differences so far, and what this one will owe.
+    let owed = if manifest.codecs.error_feedback { VALUE } else { 0 };
     // A round freezes theta and d. Its body (d coded, phi, momentum in a byte) is here twice, mine and the partner's. Then the
     // partner's is decoded, and what it leaves both sides with is computed.
     let round = match manifest.averaging.rule {
         AveragingRule::None => 0,
-        _ => bytes(8 + 12 + 16).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
+        _ => bytes(8 + 12 + 16 + owed).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
         weights: bytes(VALUE * 4),
         optimizer: bytes(VALUE * moments),
-        averaging: bytes(VALUE * 2),
+        averaging: bytes(VALUE * 2 + owed),
         kept: tapes.saturating_add(open),
         tapes,
         scratch: scratch.saturating_add(tape * made),
@@ -172,11 +178,7 @@ pub fn round_bytes(manifest: &Manifest, stage: Stage) -> u64 {
 }
 
 fn coded_bytes(values: u64, codec: Codec) -> u64 {
-    match codec {
-        Codec::Bf16 => values.saturating_mul(2),
-        Codec::Int8 => values.saturating_add(values / 16),
-        _ => codec::coded_len_max(values),
-    }
+    codec::coded_len(values, codec).unwrap_or(u64::MAX)
 }
 
 /// Multiplications and additions of one forward, a token.
@@ -249,7 +251,7 @@ mod tests {
         let tape = 4 * (4 * 2 * 512 * (3 * 768 + 3 * 768 + 2 * 1984 + 2 + 12 * 512) + 2048 * 768);
         assert_eq!(memory.tapes, 4 * tape);
         // 8 for what is frozen, 2 * (2 + 5) for the bodies, 12 for the partner's tensors, 16 for both results.
-        assert_eq!(memory.passing, 50 * n);
+        assert_eq!(memory.passing, 50 * n + 2, "and the format byte of either difference");
         assert!(memory.peak() < 3 << 30, "{memory:?}");
     }
 }

@@ -7,7 +7,10 @@ use skein_protocol::{
     wire::Frame,
 };
 
-use crate::job::{Done, Job};
+use crate::{
+    flow::coding::LinkSpeed,
+    job::{Done, Job},
+};
 
 /// Facts, in the past tense.
 #[derive(Clone, Debug)]
@@ -49,6 +52,11 @@ pub enum Input {
     /// The incarnation that `Output::Incarnation` asked for is durable.
     Incarnated {
         incarnation: Incarnation,
+    },
+    /// What the connection to this peer does, from time to time.
+    Measured {
+        peer: PeerId,
+        link: LinkSpeed,
     },
     /// The lane to this peer is full: the message was not sent.
     Congested {

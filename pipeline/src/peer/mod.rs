@@ -31,6 +31,7 @@ use skein_protocol::{
 use crate::{
     flow::{
         Desk,
+        coding::Costs,
         route::Route,
         schedule::{Purpose, Schedule},
         source::Source,
@@ -70,6 +71,8 @@ pub struct PeerConfig {
     pub feed_from: u64,
     /// Saved states that the driver found at the start: the newest of each stage, its bytes in the store.
     pub saved: Vec<SavedState>,
+    /// What codecs cost on this machine.
+    pub costs: Costs,
     /// Bootstrap peers are known: with none, nobody is waited for.
     pub expects_others: bool,
 }
@@ -178,7 +181,7 @@ impl Peer {
         Peer {
             me,
             incarnation: config.incarnation,
-            rules: StageRules::of(manifest),
+            rules: StageRules::of(manifest, config.costs),
             started: now,
             last_turn: now,
             last_tick: now,

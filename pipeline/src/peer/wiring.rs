@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     flow::{
+        coding::LinkSpeed,
         schedule::{Finished, Purpose},
         source::Source,
         stage::{StageFlow, Standing, decline, release_done},
@@ -52,6 +53,7 @@ impl Peer {
             Input::Records { request, tokens, labels } => self.on_records(now, request, tokens, labels, out),
             Input::RecordsEnded => self.on_records_ended(),
             Input::Incarnated { incarnation } => self.on_incarnated(now, incarnation, out),
+            Input::Measured { peer, link } => self.on_measured(peer, link),
             Input::Congested { peer, lane } => self.on_congested(now, peer, lane, out),
             Input::Addresses(addresses) => self.directory.set_addresses(addresses),
             Input::Command(command) => self.on_command(now, command, out),
@@ -91,8 +93,15 @@ impl Peer {
         self.forget_peer(now, peer, incarnation, why, out);
     }
 
+    fn on_measured(&mut self, peer: PeerId, link: LinkSpeed) {
+        if self.neighbours.is_up(peer) {
+            self.route.set_link(peer, link);
+        }
+    }
+
     fn on_connection_lost(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
         let was_up = self.neighbours.is_up(peer);
+        self.route.forget_link(peer);
         self.on_peer_lost(now, peer, why, out);
         if was_up && self.neighbours.up().next().is_none() && self.greeted_at.take().is_some() {
             // It did not say goodbye, so it may be I who am cut off: what others serve is not free because they are not heard.

@@ -24,9 +24,11 @@ pub struct Hosted {
     /// Gradients in the open sum, and in the one before it.
     summed: u32,
     stepped_with: u32,
-    /// What zstd saves on what goes to the next stage, and on what goes back to the one before.
+    /// What codecs and zstd do to what goes to the next stage, and to what goes back to the one before.
     forward_gain: Gain,
     backward_gain: Gain,
+    /// Memory that activations and gradients are decoded into.
+    decoded: Vec<f32>,
 }
 
 impl Hosted {
@@ -76,7 +78,8 @@ impl Hosted {
 
     fn of(engine: Box<dyn Engine>, rounds: Rounds, samples: u64) -> Self {
         let (forward_gain, backward_gain) = (Gain::default(), Gain::default());
-        Hosted { engine, rounds, samples, summed: 0, stepped_with: 0, forward_gain, backward_gain }
+        let (decoded, summed, stepped_with) = (Vec::new(), 0, 0);
+        Hosted { engine, rounds, samples, summed, stepped_with, forward_gain, backward_gain, decoded }
     }
 
     pub fn engine(&self) -> &dyn Engine {
@@ -132,7 +135,8 @@ impl Hosted {
                 Ok(Done::Saved { root, bytes })
             }
             Job::RoundSnapshot { codec, .. } => {
-                let bytes = self.rounds.freeze(self.engine.params(), codec)?;
+                let feedback = manifest.codecs.error_feedback;
+                let bytes = self.rounds.freeze(self.engine.params(), codec, feedback)?;
                 let root = skein_protocol::hash::keyed("skein round tensors 1", &[&bytes]);
                 Ok(Done::Encoded { blob: blobs.put(bytes.into()), root })
             }
@@ -173,10 +177,9 @@ impl Hosted {
         coding: Coding,
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
-        let input = self.input(manifest, input, blobs)?;
-        let output = self.engine.forward(key, input.as_input())?;
+        let output = self.forward_values(manifest, key, input, blobs)?;
         let (output, raw) = coded(&output, coding, &mut self.forward_gain, blobs)?;
-        Ok(Done::Forwarded { output, coding, raw })
+        Ok(Done::Forwarded { output, coding, raw, sample: self.forward_gain.sample(coding.codec) })
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -191,12 +194,12 @@ impl Hosted {
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
         let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
-        let input = self.input(manifest, input, blobs)?;
-        self.engine.forward(key, input.as_input())?;
+        self.forward_values(manifest, key, input, blobs)?;
         let lost = self.engine.loss_backward(key, &targets, weight)?;
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&lost.gradient, coding, blobs)?;
-        Ok(Done::Backed { gradient, coding, raw, loss: lost.loss as f32, tokens: lost.tokens })
+        let sample = self.backward_gain.sample(coding.codec);
+        Ok(Done::Backed { gradient, coding, raw, sample, loss: lost.loss as f32, tokens: lost.tokens })
     }
 
     fn backward(
@@ -208,12 +211,12 @@ impl Hosted {
         coding: Coding,
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
-        let codecs = &manifest.codecs.backward;
-        let gradient = hidden(&bytes_of(gradient, blobs)?, manifest, codecs)?;
-        let gradient = self.engine.backward(key, &gradient, weight, false)?;
+        hidden(&bytes_of(gradient, blobs)?, manifest, &manifest.codecs.backward, &mut self.decoded)?;
+        let gradient = self.engine.backward(key, &self.decoded, weight, false)?;
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&gradient, coding, blobs)?;
-        Ok(Done::Backed { gradient, coding, raw, loss: 0.0, tokens: 0 })
+        let sample = self.backward_gain.sample(coding.codec);
+        Ok(Done::Backed { gradient, coding, raw, sample, loss: 0.0, tokens: 0 })
     }
 
     fn gradient(&mut self, values: &[f32], coding: Coding, blobs: &mut dyn Blobs) -> Result<(Option<Blob>, u64), Done> {
@@ -267,27 +270,21 @@ impl Hosted {
         Ok(Done::Inferred { output: blobs.put(bytes.into()) })
     }
 
-    fn input(&self, manifest: &Manifest, input: Blob, blobs: &dyn Blobs) -> Result<Input, Done> {
+    /// Decodes what comes into the stage, and runs its forward.
+    fn forward_values(
+        &mut self,
+        manifest: &Manifest,
+        key: Key,
+        input: Blob,
+        blobs: &dyn Blobs,
+    ) -> Result<Vec<f32>, Done> {
         let bytes = bytes_of(input, blobs)?;
-        match self.engine.model().embedding {
-            true => Ok(Input::Tokens(ids(&bytes, manifest.tokens_per_micro_batch())?)),
-            false => Ok(Input::Hidden(hidden(&bytes, manifest, &manifest.codecs.forward)?)),
+        if self.engine.model().embedding {
+            let ids = ids(&bytes, manifest.tokens_per_micro_batch())?;
+            return Ok(self.engine.forward(key, StageInput::Tokens(&ids))?);
         }
-    }
-}
-
-/// What comes into a stage, decoded.
-enum Input {
-    Tokens(Vec<u32>),
-    Hidden(Vec<f32>),
-}
-
-impl Input {
-    fn as_input(&self) -> StageInput<'_> {
-        match self {
-            Input::Tokens(ids) => StageInput::Tokens(ids),
-            Input::Hidden(values) => StageInput::Hidden(values),
-        }
+        hidden(&bytes, manifest, &manifest.codecs.forward, &mut self.decoded)?;
+        Ok(self.engine.forward(key, StageInput::Hidden(&self.decoded))?)
     }
 }
 
@@ -315,21 +312,17 @@ fn ids(bytes: &[u8], count: u64) -> Result<Vec<u32>, Done> {
 }
 
 /// Hidden states, or their gradient, of one micro-batch: decoded, finite, of a size that training knows.
-fn hidden(bytes: &[u8], manifest: &Manifest, allowed: &[Codec]) -> Result<Vec<f32>, Done> {
+fn hidden(bytes: &[u8], manifest: &Manifest, allowed: &[Codec], out: &mut Vec<f32>) -> Result<(), Done> {
     let values = manifest.tokens_per_micro_batch().saturating_mul(u64::from(manifest.model.config.hidden));
-    let values = usize::try_from(values).map_err(bad)?;
-    let values = codec::decode(bytes, values, allowed).map_err(bad)?;
-    codec::gate(&values).map_err(bad)?;
-    Ok(values)
+    out.resize(usize::try_from(values).map_err(bad)?, 0.0);
+    codec::decode_into(bytes, out, allowed).map_err(bad)
 }
 
 /// Encodes an own result for its next hop; `u64` is its size as f32.
 fn coded(values: &[f32], coding: Coding, gain: &mut Gain, blobs: &mut dyn Blobs) -> Result<(Blob, u64), Done> {
-    codec::gate(values).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-    let bytes = match coding.zstd {
-        true => gain.encode(values, coding.codec),
-        false => codec::encode(values, coding.codec, false),
-    };
+    let mut bytes = Vec::new();
+    let encoded = gain.encode(values, coding.codec, coding.zstd, &mut bytes);
+    encoded.map_err(|error| Done::NotFinite { why: error.to_string() })?;
     Ok((blobs.put(bytes.into()), 4 * values.len() as u64))
 }
 

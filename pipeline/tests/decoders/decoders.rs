@@ -10,7 +10,7 @@ type Decoder = fn(&[u8]);
 pub const ALL: [(&str, Decoder); 2] = [("state", state), ("round", round)];
 
 /// Differences travel in one of these.
-pub const CODECS: [Codec; 3] = [Codec::F32, Codec::Bf16, Codec::Int8];
+pub const CODECS: [Codec; 5] = [Codec::F32, Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Sparse];
 
 /// The state of a stage: as it is, and with a right root, without which nothing of it is believed.
 pub fn state(bytes: &[u8]) {

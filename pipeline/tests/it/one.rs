@@ -7,6 +7,7 @@ use std::{
 };
 
 use skein_pipeline::{
+    flow::coding::Costs,
     job::{Coding, Done, Job},
     peer::{
         Peer, PeerConfig,
@@ -15,6 +16,7 @@ use skein_pipeline::{
 };
 use skein_protocol::{
     Attempt, Blob, Instant, JobId, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
+    codec::Sample,
     event::Event,
     hash::Digest,
     key::Key,
@@ -81,6 +83,7 @@ impl One {
             addresses: vec![],
             feed_from: 0,
             saved: vec![],
+            costs: Costs::default(),
             expects_others: true,
         };
         let mut one = One {
@@ -209,12 +212,12 @@ impl One {
     }
 
     pub fn done(&mut self, spec: &Job) -> Done {
-        let coding = Coding { codec: Codec::Bf16, zstd: false };
+        let (coding, sample) = (Coding { codec: Codec::Bf16, zstd: false }, Sample::default());
         match spec {
-            Job::Forward { .. } => Done::Forwarded { output: self.blob(1000), coding, raw: 2000 },
+            Job::Forward { .. } => Done::Forwarded { output: self.blob(1000), coding, raw: 2000, sample },
             Job::Loss { stage, .. } | Job::Backward { stage, .. } => {
                 let gradient = (*stage > 0).then(|| self.blob(1000));
-                Done::Backed { gradient, coding, raw: 2000, loss: 32.0, tokens: 32 }
+                Done::Backed { gradient, coding, raw: 2000, sample, loss: 32.0, tokens: 32 }
             }
             Job::Step { .. } => Done::Stepped { lr: 1e-3, gradient_norm: 1.0, run_step: 0 },
             Job::State { .. } | Job::RoundSnapshot { .. } => {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use skein_pipeline::{
+    flow::coding::Costs,
     job::{Coding, Done, Job},
     peer::{
         Peer, PeerConfig,
@@ -15,8 +16,8 @@ use skein_pipeline::{
     },
 };
 use skein_protocol::{
-    Blob, Instant, JobId, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version, event::Event,
-    hash::Digest, key::Key, run::Codec,
+    Blob, Instant, JobId, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version, codec::Sample,
+    event::Event, hash::Digest, key::Key, run::Codec,
 };
 
 const DELAY: Duration = Duration::from_millis(2);
@@ -124,6 +125,7 @@ impl World {
                 addresses: vec![format!("sim/{i}")],
                 feed_from: 0,
                 saved: vec![],
+                costs: Costs::default(),
                 expects_others: peers > 1 && i > 0,
             };
             world.ids.insert(key.peer(), i);
@@ -326,12 +328,12 @@ impl World {
     }
 
     fn compute(&mut self, node: usize, job: JobId, spec: Job) {
-        let coding = Coding { codec: Codec::Bf16, zstd: false };
+        let (coding, sample) = (Coding { codec: Codec::Bf16, zstd: false }, Sample::default());
         let (ms, done) = match spec {
-            Job::Forward { .. } => (10, Done::Forwarded { output: self.blob(node, 1000), coding, raw: 2000 }),
+            Job::Forward { .. } => (10, Done::Forwarded { output: self.blob(node, 1000), coding, raw: 2000, sample }),
             Job::Loss { .. } | Job::Backward { .. } => {
                 let gradient = (spec.stage() > 0).then(|| self.blob(node, 1000));
-                (20, Done::Backed { gradient, coding, raw: 2000, loss: 32.0, tokens: 32 })
+                (20, Done::Backed { gradient, coding, raw: 2000, sample, loss: 32.0, tokens: 32 })
             }
             Job::Step { .. } => (3, Done::Stepped { lr: 1e-3, gradient_norm: 1.0, run_step: 0 }),
             Job::State { version, .. } => {

@@ -1,40 +1,84 @@
-//! Whether zstd pays for the tensors of one kind (a stage and a direction): measured on some of them, and used while it makes
-//! them more than 5 % smaller.
+//! What a codec and zstd do to the tensors of one kind (a stage and a direction): measured on some of them. zstd is used while it
+//! makes them more than 5 % smaller.
 //!
-//! In: the tensors, one after the other. Out: their bytes. What is decided follows from the lengths of those before alone, so
-//! equal tensors give equal bytes everywhere. It knows no link: the bytes that are saved are saved on each.
+//! In: the tensors, one after the other. Out: their bytes, and what was measured. What is decided follows from the tensors before
+//! alone, so equal tensors give equal bytes everywhere. It knows no link: whether bytes that are saved are worth their time is for
+//! whoever asks for zstd to know.
 
-use super::encode;
+use super::{BadTensor, decode, encode_into};
 use crate::run::Codec;
 
-/// While zstd does not pay, one tensor of so many is tried with it.
+/// While zstd does not pay, one tensor of so many is tried with it; of as many, one is decoded to see what was lost.
 pub const EVERY: u32 = 16;
 /// Thousandths of a tensor's bytes that zstd must save.
 pub const PERMILLE_MIN: u64 = 50;
 
+/// What was measured on the tensors of one kind in one codec.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// Thousandths that zstd saves.
+    pub saved: Option<u16>,
+    /// Millionths of the tensors' size that the codec loses (root mean squares).
+    pub error: Option<u32>,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Gain {
+    kinds: [Kind; 5],
+}
+
+/// One codec.
+#[derive(Clone, Debug, Default)]
+struct Kind {
     /// Thousandths saved, smoothed over the last four or so that were measured; nothing before the first.
     saved: Option<u64>,
     /// Tensors since one was measured.
     since: u32,
+    /// Tensors encoded.
+    encoded: u64,
+    error: Option<f64>,
 }
 
 impl Gain {
-    /// Encodes finite values as [`encode`] does, with zstd where it pays or is to be tried.
-    pub fn encode(&mut self, values: &[f32], codec: Codec) -> Vec<u8> {
-        if !self.pays() && !self.is_due() {
-            self.since += 1;
-            return encode(values, codec, false);
+    /// Encodes values as [`encode_into`] does; `zstd`: where it pays, or is to be tried.
+    ///
+    /// # Errors
+    /// As [`encode_into`].
+    pub fn encode(&mut self, values: &[f32], codec: Codec, zstd: bool, out: &mut Vec<u8>) -> Result<(), BadTensor> {
+        let kind = &mut self.kinds[usize::from(super::tag(codec))];
+        let packed = zstd && (kind.pays() || kind.is_due());
+        encode_into(values, codec, packed, out)?;
+        if packed {
+            let plain = super::coded_len(values.len() as u64, codec).unwrap_or(out.len() as u64);
+            kind.note(plain, out.len() as u64);
+        } else if zstd {
+            kind.since += 1;
         }
-        let coded = encode(values, codec, true);
-        let plain = super::coded_len(values.len() as u64, codec).unwrap_or(coded.len() as u64);
-        self.note(plain, coded.len() as u64);
-        coded
+        if codec != Codec::F32 && kind.encoded.is_multiple_of(u64::from(EVERY)) {
+            // Own bytes, just made; where their size is absurd, nothing was measured.
+            if let Ok(decoded) = decode(out, values.len(), &[codec]) {
+                kind.lost(relative_error(values, &decoded));
+            }
+        }
+        kind.encoded += 1;
+        Ok(())
     }
 
-    /// Whether the last tensors that were measured became smaller by enough.
-    pub fn pays(&self) -> bool {
+    /// What is known of the tensors in this codec.
+    pub fn sample(&self, codec: Codec) -> Sample {
+        let kind = &self.kinds[usize::from(super::tag(codec))];
+        let error = kind.error.map(|error| (error * 1e6).min(f64::from(u32::MAX)) as u32);
+        Sample { saved: kind.saved.map(|saved| saved.min(1000) as u16), error }
+    }
+
+    /// Whether the last tensors that were measured in this codec became smaller by enough.
+    pub fn pays(&self, codec: Codec) -> bool {
+        self.kinds[usize::from(super::tag(codec))].pays()
+    }
+}
+
+impl Kind {
+    fn pays(&self) -> bool {
         self.saved.is_some_and(|saved| saved > PERMILLE_MIN)
     }
 
@@ -47,6 +91,18 @@ impl Gain {
         self.saved = Some(self.saved.map_or(saved, |before| (3 * before + saved) / 4));
         self.since = 0;
     }
+
+    fn lost(&mut self, error: f64) {
+        self.error = Some(self.error.map_or(error, |before| 0.75 * before + 0.25 * error));
+    }
+}
+
+/// |values - decoded| / |values|; 0 of nothing.
+fn relative_error(values: &[f32], decoded: &[f32]) -> f64 {
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let lost: f64 = values.iter().zip(decoded).map(|(v, decoded)| square(v - decoded)).sum();
+    let size: f64 = values.iter().map(|v| square(*v)).sum();
+    if size > 0.0 { (lost / size).sqrt() } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -55,17 +111,23 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::codec::{codec_of, decode};
+    use crate::codec::{codec_of, tests::normal};
 
     const N: usize = 4096;
 
-    /// Finite values of random bits: all but one bit of the exponent is news, so nothing worth the time can be saved.
+    /// Values of random bits and sizes up to a few thousand: nothing worth the time can be saved.
     fn noise(rng: &mut ChaCha8Rng) -> Vec<f32> {
-        (0..N).map(|_| f32::from_bits(rng.random::<u32>() & 0xbfff_ffff)).collect()
+        (0..N).map(|_| f32::from_bits((rng.random::<u32>() & 0x87ff_ffff) | 0x3800_0000)).collect()
     }
 
     fn smooth() -> Vec<f32> {
         (0..N).map(|i| (i / 64) as f32).collect()
+    }
+
+    fn coded(gain: &mut Gain, values: &[f32], codec: Codec) -> Vec<u8> {
+        let mut out = Vec::new();
+        gain.encode(values, codec, true, &mut out).unwrap();
+        out
     }
 
     fn is_packed(bytes: &[u8]) -> bool {
@@ -78,10 +140,10 @@ mod tests {
         let mut gain = Gain::default();
         let mut tried = 0;
         for _ in 0..160 {
-            let values = noise(&mut rng);
-            let due = gain.is_due();
-            assert!(!is_packed(&gain.encode(&values, Codec::F32)));
-            assert!(!gain.pays());
+            let due = gain.kinds[2].is_due();
+            // int8 leaves bytes that repeat too little for the frame to pay.
+            coded(&mut gain, &normal(rng.random(), N), Codec::Int8);
+            assert!(!gain.pays(Codec::Int8));
             tried += u32::from(due);
         }
         assert_eq!(tried, 10);
@@ -89,11 +151,11 @@ mod tests {
 
     #[test]
     fn what_repeats_is_packed_from_the_first_on_and_comes_back() {
-        for codec in [Codec::F32, Codec::Bf16, Codec::Int8] {
+        for codec in [Codec::F32, Codec::Bf16, Codec::Int8, Codec::Int4] {
             let mut gain = Gain::default();
             for _ in 0..40 {
-                let bytes = gain.encode(&smooth(), codec);
-                assert!(is_packed(&bytes) && gain.pays(), "{codec:?}");
+                let bytes = coded(&mut gain, &smooth(), codec);
+                assert!(is_packed(&bytes) && gain.pays(codec), "{codec:?}");
                 assert_eq!(decode(&bytes, N, &[codec]).unwrap().len(), N);
             }
         }
@@ -103,16 +165,16 @@ mod tests {
     fn it_follows_tensors_that_change() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
         let mut gain = Gain::default();
-        gain.encode(&smooth(), Codec::F32);
+        coded(&mut gain, &smooth(), Codec::F32);
         let mut packed = 0;
-        while gain.pays() {
-            gain.encode(&noise(&mut rng), Codec::F32);
+        while gain.pays(Codec::F32) {
+            coded(&mut gain, &noise(&mut rng), Codec::F32);
             packed += 1;
         }
-        assert!((2..30).contains(&packed), "one odd tensor changes nothing, many do: {packed}");
+        assert!((2..40).contains(&packed), "one odd tensor changes nothing, many do: {packed}");
         let mut plain = 0;
-        while !gain.pays() {
-            gain.encode(&smooth(), Codec::F32);
+        while !gain.pays(Codec::F32) {
+            coded(&mut gain, &smooth(), Codec::F32);
             plain += 1;
         }
         assert!(plain <= EVERY, "{plain}");
@@ -121,9 +183,25 @@ mod tests {
     #[test]
     fn a_gain_of_a_twentieth_or_less_is_none() {
         for (packed, pays) in [(1000, false), (950, false), (949, true), (1200, false)] {
-            let mut gain = Gain::default();
-            gain.note(1000, packed);
-            assert_eq!(gain.pays(), pays, "{packed} of 1000");
+            let mut kind = Kind::default();
+            kind.note(1000, packed);
+            assert_eq!(kind.pays(), pays, "{packed} of 1000");
+        }
+    }
+
+    #[test]
+    fn what_a_codec_loses_is_measured_apart_for_each() {
+        let mut gain = Gain::default();
+        let mut out = Vec::new();
+        for codec in [Codec::Bf16, Codec::Int8, Codec::Int4] {
+            assert_eq!(gain.sample(codec), Sample::default());
+            gain.encode(&normal(7, N), codec, false, &mut out).unwrap();
+        }
+        let error = |codec| f64::from(gain.sample(codec).error.unwrap()) / 1e6;
+        for codec in [Codec::Bf16, Codec::Int8, Codec::Int4] {
+            let nominal = crate::codec::nominal_error(codec);
+            assert!((error(codec) / nominal - 1.0).abs() < 0.1, "{codec:?} {}", error(codec));
+            assert_eq!(gain.sample(codec).saved, None, "nobody asked for zstd");
         }
     }
 }

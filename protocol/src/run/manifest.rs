@@ -546,22 +546,33 @@ pub enum Codec {
     Sparse,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cbor(array)]
 pub struct Codecs {
-    /// Allowed for activations, the first is preferred.
+    /// Allowed for activations. The first is used unless another is faster on a link.
     #[n(0)]
     pub forward: Vec<Codec>,
-    /// Allowed for gradients, the first is preferred.
+    /// Allowed for gradients. The first is used unless another is faster on a link.
     #[n(1)]
     pub backward: Vec<Codec>,
+    /// What the averaging codec loses of one difference is added to the next. Activations and gradients carry nothing over: each
+    /// belongs to other samples.
     #[n(2)]
     #[serde(default)]
     pub error_feedback: bool,
     #[n(3)]
     #[serde(default)]
     pub entropy: Entropy,
+    /// The error budget of activations and gradients: the part of a tensor's size that its codec may lose (root mean square of
+    /// the error over that of the values), 0 to 1.
+    #[n(4)]
+    #[serde(default = "fiftieth")]
+    pub error_max: f64,
+}
+
+fn fiftieth() -> f64 {
+    0.02
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
@@ -570,8 +581,8 @@ pub struct Codecs {
 pub enum Entropy {
     #[n(0)]
     None,
-    /// zstd where it makes the tensors that one stage sends in one direction more than 5 % smaller: measured on all while it
-    /// does, on one of 16 while it does not.
+    /// zstd where it makes the tensors that one stage sends in one direction more than 5 % smaller (measured on all while it
+    /// does, on one of 16 while it does not), and the link is so slow that this saves time.
     #[default]
     #[n(1)]
     Zstd,

@@ -125,6 +125,7 @@ pub const KEYS: &[Key] = &[
     need("codecs.backward", Kind::Words(CODEC)),
     may("codecs.error_feedback", Kind::Flag),
     may("codecs.entropy", Kind::Word(&["none", "zstd"])),
+    may("codecs.error_max", Kind::Real),
     may("data.from", Kind::Word(&["owner", "members", "listed"])),
     may("data.listed", Kind::Blobs),
     need("data.eval.every", U64),

@@ -377,13 +377,26 @@ impl Writer {
         self.line("alpha", real(averaging.alpha), "");
         self.line("beta", real(averaging.beta), "");
         self.line("gamma", real(averaging.gamma), "");
-        self.line("codec", word(&averaging.codec), "of the differences: f32 | bf16 | int8 | sparse");
+        self.line("codec", word(&averaging.codec), "of the differences: f32 | bf16 | int8 | int4 | sparse");
         self.line("robust", word(&averaging.robust), "none | clip | centered-clip | trimmed");
         self.section("codecs");
-        self.line("forward", words(&codecs.forward), "allowed for activations, the first is preferred");
+        self.line(
+            "forward",
+            words(&codecs.forward),
+            "allowed for activations; another than the first where it is faster",
+        );
         self.line("backward", words(&codecs.backward), "allowed for gradients");
-        self.line("error_feedback", codecs.error_feedback, "");
+        self.line(
+            "error_feedback",
+            codecs.error_feedback,
+            "what averaging.codec loses of one difference is added to the next",
+        );
         self.line("entropy", word(&codecs.entropy), "none | zstd");
+        self.line(
+            "error_max",
+            real(codecs.error_max),
+            "part of a tensor that its codec may lose: int8 0.006, int4 0.09",
+        );
     }
 
     fn rest(&mut self, manifest: &Manifest) {

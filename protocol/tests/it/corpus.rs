@@ -6,7 +6,7 @@ use skein_protocol::{
     hash::Digest,
     invite::{Address, Invite, InvitePeer, Transport, VERSION},
     key::Key,
-    run::{Codec, PRESETS, preset, text},
+    run::{PRESETS, preset, text},
 };
 
 use crate::{
@@ -34,9 +34,9 @@ pub fn seeds(target: &str) -> Seeds {
         "tensor" => {
             let values: Vec<f32> = (0..100).map(|i| (i as f32 - 50.0) / 7.0).collect();
             let coded = |codec, zstd| [&100u16.to_le_bytes()[..], &codec::encode(&values, codec, zstd)].concat();
-            let codecs = [("f32", Codec::F32), ("bf16", Codec::Bf16), ("int8", Codec::Int8)];
-            let both = codecs.iter().flat_map(|(name, codec)| {
-                [named(name, coded(*codec, false)), named(&format!("{name}-zstd"), coded(*codec, true))]
+            let both = decoders::CODECS.into_iter().flat_map(|codec| {
+                let name = format!("{codec:?}").to_lowercase();
+                [named(&name, coded(codec, false)), named(&format!("{name}-zstd"), coded(codec, true))]
             });
             both.collect()
         }

@@ -17,9 +17,12 @@ use std::{
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use skein_pipeline::peer::{
-    Peer, PeerConfig, SavedState,
-    io::{Command, Input},
+use skein_pipeline::{
+    flow::coding::Costs,
+    peer::{
+        Peer, PeerConfig, SavedState,
+        io::{Command, Input},
+    },
 };
 use skein_protocol::{
     Instant, Lane, Manifest, PeerId, RunId, Stage, Utc,
@@ -456,6 +459,7 @@ impl<P: Process> Simulation<P> {
             addresses: vec![directory::address(self.ids[peer])],
             feed_from: self.disks[peer].feed_from,
             saved: saved.collect(),
+            costs: Costs::default(),
             expects_others: plan.bootstrap.iter().any(|other| *other != peer),
         };
         let commands = plan.role.commands();

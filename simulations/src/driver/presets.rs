@@ -131,6 +131,7 @@ impl Small {
                 robust: Robust::Clip,
             },
             codecs: Codecs {
+                error_max: 0.02,
                 forward: vec![self.codec],
                 backward: vec![self.codec],
                 error_feedback: false,

@@ -12,7 +12,12 @@ use skein_pipeline::{
     job::{Coding, Done, Job, Key},
     model::cost,
 };
-use skein_protocol::{Blob, Manifest, Stage, Version, hash, run::Codec};
+use skein_protocol::{
+    Blob, Manifest, Stage, Version,
+    codec::{Sample, coded_len},
+    hash,
+    run::Codec,
+};
 
 use super::Work;
 use crate::{
@@ -134,12 +139,7 @@ impl Modelled {
 
 /// Bytes of `values` numbers under a codec.
 fn encoded(values: u64, codec: Codec) -> u64 {
-    match codec {
-        Codec::F32 => values * 4,
-        Codec::Bf16 | Codec::Sparse => values * 2,
-        Codec::Int8 => values + values.div_ceil(64) * 4,
-        Codec::Int4 => values.div_ceil(2) + values.div_ceil(64) * 4,
-    }
+    coded_len(values, codec).unwrap_or(4 * values)
 }
 
 fn root_of(version: Version) -> hash::Digest {
@@ -169,6 +169,7 @@ impl Work for Modelled {
             }
             _ => (0, 0),
         };
+        let sample = Sample::default();
         let last = stage == self.manifest.last_stage();
         let tokens = self.manifest.tokens_per_micro_batch() as u32;
         let steps = self.stages.get(&stage).map_or(0, |model| model.steps);
@@ -189,7 +190,7 @@ impl Work for Modelled {
                 if !model.kept.insert(key) {
                     return self.wrong(format!("forward {key} of stage {stage} twice"));
                 }
-                Done::Forwarded { output: store.insert(Payload::plain(activation)), coding, raw }
+                Done::Forwarded { output: store.insert(Payload::plain(activation)), coding, raw, sample }
             }
             Job::Loss { key, weight, coding, .. } => {
                 model.sum += u32::from(weight > 0.0);
@@ -197,7 +198,7 @@ impl Work for Modelled {
                     return self.wrong(format!("loss {key} of stage {stage} after a forward"));
                 }
                 let gradient = (stage > 0).then(|| store.insert(Payload::plain(activation)));
-                Done::Backed { gradient, coding, raw, loss, tokens }
+                Done::Backed { gradient, coding, raw, sample, loss, tokens }
             }
             Job::Backward { key, weight, coding, .. } => {
                 if !model.kept.remove(&key) {
@@ -205,7 +206,7 @@ impl Work for Modelled {
                 }
                 model.sum += u32::from(weight > 0.0);
                 let gradient = (stage > 0).then(|| store.insert(Payload::plain(activation)));
-                Done::Backed { gradient, coding, raw, loss: 0.0, tokens: 0 }
+                Done::Backed { gradient, coding, raw, sample, loss: 0.0, tokens: 0 }
             }
             Job::Drop { keys, .. } => {
                 for key in keys {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use skein_protocol::{
-    Manifest,
+    Lane, Manifest,
     event::{Event, Record, Severity},
 };
 
@@ -86,6 +86,17 @@ impl Story {
                 let sentence =
                     format!("{} goes on from its checkpoint of own step {}", self.stage(*stage), version.own_step);
                 out.say(Mark::Note, &sentence, &[("stage", stage), ("own_step", &version.own_step)]);
+            }
+            Event::Recoded { to, lane, codec, zstd, bytes_per_s, takes_us, took_us, .. } => {
+                let what = if *lane == Lane::Gradient { "gradients" } else { "activations" };
+                let codec = format!("{codec:?}{}", if *zstd { " and zstd" } else { "" }).to_lowercase();
+                let (takes, took) = (takes_us / 1000, took_us / 1000);
+                let sentence = format!(
+                    "{what} to {} go as {codec} from now on: {takes} ms instead of {took}, at {}/s",
+                    Peer(*to),
+                    Bytes(*bytes_per_s),
+                );
+                out.say(Mark::Note, &sentence, &[("peer", to), ("bytes_per_s", bytes_per_s)]);
             }
             Event::Fenced { why, .. } => {
                 out.say(Mark::Warning, &format!("starting over as a new incarnation: {why}"), &[])

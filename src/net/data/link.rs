@@ -12,7 +12,7 @@ use serde::Serialize;
 use skein_protocol::PeerId;
 use tokio::sync::watch;
 
-use super::wire::Segment;
+use super::{pace::Pace, wire::Segment};
 use crate::net::gate::Code;
 
 /// How a connection came about and what carries it.
@@ -102,6 +102,7 @@ pub struct Link {
     pub path: Path,
     pub address: String,
     pub rtt: Rtt,
+    pub pace: Pace,
     /// The segment of theirs that this connection carries, plus one; 0 before the first.
     pub reading: AtomicU32,
     /// The segment of ours that it carries. It is announced even when the order to send is taken back before anything was
@@ -122,6 +123,7 @@ impl Link {
             path,
             address,
             rtt,
+            pace: Pace::default(),
             reading: AtomicU32::new(0),
             segment: OnceLock::new(),
             order,

@@ -8,6 +8,7 @@ mod decoders;
 mod hub;
 mod link;
 mod outbox;
+mod pace;
 mod quic_link;
 mod silence;
 mod stream_link;
@@ -241,6 +242,7 @@ impl Shared {
             path: present.link.path,
             address: present.link.address.clone(),
             rtt: present.link.rtt.get(),
+            bytes_per_s: present.link.pace.get(),
         });
         NetStats {
             sent: load(&self.counts.sent),

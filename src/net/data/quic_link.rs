@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -43,6 +43,8 @@ const LONGEST: Duration = Duration::from_secs(300);
 const AFTERWARDS: Duration = Duration::from_secs(5);
 /// Messages whose refusal can still be told to the node: more than can be on their way.
 const REMEMBERED: usize = 256;
+/// A stretch of sending is measured after this, though it goes on.
+const PACED: Duration = Duration::from_secs(2);
 /// The control stream stands above every lane.
 const CONTROL_PRIORITY: i32 = 8;
 
@@ -203,6 +205,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     let mut orders = link.orders();
     let mut flying = FuturesUnordered::new();
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
+    let (mut busy_since, mut carried) = (Instant::now(), 0);
     loop {
         let order = *orders.borrow_and_update();
         let sending = order.sends();
@@ -211,6 +214,9 @@ async fn send(wire: &Arc<Wire>) -> End {
                 sending && counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
             };
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
+            if flying.is_empty() {
+                (busy_since, carried) = (Instant::now(), 0);
+            }
             counts[message.lane as usize] += 1;
             bytes += message.size();
             if writable {
@@ -234,9 +240,16 @@ async fn send(wire: &Arc<Wire>) -> End {
                 counts[message.lane as usize] -= 1;
                 bytes -= message.size();
                 match outcome {
-                    Outcome::Delivered => shared.count_sent(message.lane, message.size()),
+                    Outcome::Delivered => {
+                        shared.count_sent(message.lane, message.size());
+                        carried += message.size();
+                    }
                     Outcome::Stopped => {}
                     Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
+                }
+                if flying.is_empty() || busy_since.elapsed() > PACED {
+                    link.pace.measured(carried, busy_since.elapsed(), wire.connection.rtt());
+                    (busy_since, carried) = (Instant::now(), 0);
                 }
             }
             _ = orders.changed() => {}

@@ -15,6 +15,7 @@ use super::{StageFlow, decline, release_done};
 use crate::{
     flow::{
         Desk,
+        coding::{Change, Facts},
         handoff::Handoff,
         kept::Work,
         schedule::{Priority, Purpose},
@@ -60,6 +61,10 @@ impl Busy {
     }
 }
 
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl StageFlow {
     /// Asks the worker for whatever may run now.
     pub(super) fn advance(&mut self, desk: &mut Desk<'_>) {
@@ -77,7 +82,7 @@ impl StageFlow {
         let (stage, last) = (self.stage, self.is_last());
         let Some(kept) = self.kept.get_mut(&id) else { return false };
         let Work::Queued { input } = kept.work else { return true };
-        let coding = self.coding_for(&id, last);
+        let coding = self.coding_for(desk, &id, last);
         let Some(kept) = self.kept.get_mut(&id) else { return false };
         let job = if last {
             // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else
@@ -100,29 +105,46 @@ impl StageFlow {
 
     pub(super) fn run_backward(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
         let stage = self.stage;
-        let coding = self.coding_for(&id, true);
-        let Some(kept) = self.kept.get_mut(&id) else { return };
+        let Some(kept) = self.kept.get(&id) else { return };
         let Work::Returning { gradient, .. } = kept.work else { return };
         if kept.returning_asked {
             return;
         }
+        let coding = self.coding_for(desk, &id, true);
+        let Some(kept) = self.kept.get_mut(&id) else { return };
         kept.returning_asked = true;
         let job = Job::Backward { stage, key: kept.key, gradient, weight: 1.0, coding };
         desk.jobs.push(Priority::Backward, job, Purpose::Backward { stage, id });
     }
 
     /// To myself nothing is compressed: a lone peer trains exactly like ordinary training.
-    pub(super) fn coding_for(&self, id: &MicroBatchId, backward: bool) -> Coding {
+    fn coding_for(&mut self, desk: &mut Desk<'_>, id: &MicroBatchId, backward: bool) -> Coding {
         let kept = self.kept.get(id);
         let to = match backward {
             true => kept.map(|kept| kept.upstream),
             false => kept.and_then(|kept| kept.handoff.as_ref()).and_then(Handoff::to),
         };
-        match (to == Some(self.me), backward) {
-            (true, _) => Coding { codec: Codec::F32, zstd: false },
-            (false, true) => self.rules.backward,
-            (false, false) => self.rules.forward,
+        let nobody = self.stage == 0 && backward;
+        // What goes to nobody yet is encoded as for a link that nobody measured.
+        let Some(to) = to.filter(|to| *to != self.me && !nobody) else {
+            let plain = Coding { codec: Codec::F32, zstd: false };
+            return if to.is_some() { plain } else { self.forward.unmeasured() };
+        };
+        let speed = self.busy.speed();
+        let period = if speed > 0.0 { Duration::from_secs_f64((1.0 / speed).min(3600.0)) } else { Duration::ZERO };
+        let facts = Facts { values: self.rules.values, link: desk.route.link(to), period };
+        let (chooser, lane) = match backward {
+            true => (&mut self.backward, Lane::Gradient),
+            false => (&mut self.forward, Lane::Activation),
+        };
+        let (coding, change) = chooser.choose(to, &facts, &self.rules.costs);
+        if let Some(Change { coding: Coding { codec, zstd }, link, takes, took }) = change {
+            let stage = self.stage;
+            let (bytes_per_s, round_trip_us) = (link.bytes_per_s, micros(link.round_trip));
+            let (takes_us, took_us) = (micros(takes), micros(took));
+            desk.emit(Event::Recoded { stage, to, lane, codec, zstd, bytes_per_s, round_trip_us, takes_us, took_us });
         }
+        coding
     }
 
     /// Last look at a job before the worker gets it: its weight by the age that the gradient has now.
@@ -150,7 +172,8 @@ impl StageFlow {
         let Some(kept) = self.kept.get_mut(&id) else { return release_done(desk, done) };
         let Work::Running { input } = kept.work else { return release_done(desk, done) };
         match done {
-            Done::Forwarded { output, coding, raw } => {
+            Done::Forwarded { output, coding, raw, sample } => {
+                self.forward.measured(coding, sample);
                 desk.release(input);
                 kept.work = Work::Forwarded { output, coding, raw };
                 kept.forward_at = at;
@@ -163,7 +186,10 @@ impl StageFlow {
 
     pub fn on_backward_done(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, done: Done) {
         let Some(kept) = self.kept.get_mut(&id) else { return self.on_orphan(desk, id, done) };
-        let Done::Backed { gradient, coding, raw, loss, tokens } = done else { return self.on_bad(desk, id, done) };
+        let Done::Backed { gradient, coding, raw, sample, loss, tokens } = done else {
+            return self.on_bad(desk, id, done);
+        };
+        self.backward.measured(coding, sample);
         match kept.work {
             Work::Running { input } => {
                 desk.release(input);

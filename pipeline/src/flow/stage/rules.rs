@@ -1,11 +1,8 @@
-//! What a stage must know of the manifest.
+//! What a stage must know of the manifest, and of the machine it runs on.
 
-use skein_protocol::{
-    Manifest, Stage,
-    run::{Codec, Entropy, StalenessWeight},
-};
+use skein_protocol::{Manifest, Stage, run::StalenessWeight};
 
-use crate::job::Coding;
+use crate::flow::coding::{Chooser, Costs};
 
 /// Facts of the run that a stage needs.
 #[derive(Clone, Debug)]
@@ -15,22 +12,27 @@ pub struct StageRules {
     pub in_flight_max: u32,
     pub bound: u32,
     pub weight: StalenessWeight,
-    pub forward: Coding,
-    pub backward: Coding,
+    /// Numbers in an activation, and in its gradient.
+    pub values: u64,
+    /// How activations and gradients travel; nothing is decided in these.
+    pub forward: Chooser,
+    pub backward: Chooser,
+    pub costs: Costs,
 }
 
 impl StageRules {
-    pub fn of(manifest: &Manifest) -> Self {
-        let zstd = manifest.codecs.entropy == Entropy::Zstd;
-        let coding = |codecs: &[Codec]| Coding { codec: codecs.first().copied().unwrap_or(Codec::F32), zstd };
+    pub fn of(manifest: &Manifest, costs: Costs) -> Self {
+        let codecs = &manifest.codecs;
         StageRules {
             last: manifest.last_stage(),
             micro_batches_per_step: manifest.train.micro_batches_per_step,
             in_flight_max: manifest.train.in_flight_max,
             bound: manifest.staleness.bound,
             weight: manifest.staleness.weight,
-            forward: coding(&manifest.codecs.forward),
-            backward: coding(&manifest.codecs.backward),
+            values: manifest.tokens_per_micro_batch().saturating_mul(u64::from(manifest.model.config.hidden)),
+            forward: Chooser::new(&codecs.forward, codecs, manifest.lock_step()),
+            backward: Chooser::new(&codecs.backward, codecs, manifest.lock_step()),
+            costs,
         }
     }
 

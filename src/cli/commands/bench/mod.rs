@@ -1,7 +1,9 @@
 //! `skein bench`: what this machine can do, measured. In: what to measure. Out: a table, or one document. Every figure that
 //! others' are compared with stands beside one that was taken in the same minutes.
 
+mod codec;
 mod link;
+mod loss;
 mod peer;
 mod stage;
 mod swarm;
@@ -19,6 +21,7 @@ use crate::cli::{
 pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
     match args {
         Bench::Stage(args) => stage::run(args, context),
+        Bench::Codec(args) => codec::run(args, context),
         Bench::Link(args) => link::run(args, context),
         Bench::Swarm(args) => swarm::run(args, context),
         Bench::Peer(args) => peer::run(args, context),
