@@ -27,10 +27,11 @@ pub struct Limits {
     /// Concurrent messages from a peer before and after one of its bodies was taken.
     pub streams_new: u32,
     pub streams: u32,
-    /// QUIC receive windows in bytes: of a stream, of a connection before and after a body was taken from it, and the sum
-    /// that may be granted. A stream's rate is at most its window over the round trip.
+    /// QUIC receive windows in bytes: of a stream, which its connection's bounds too; of a stranger's connection, of one from
+    /// which a body was taken, the most that one may grow to as its link needs it, and the sum that may be granted.
     pub window_stream: u32,
     pub window_new: u32,
+    pub window_used: u32,
     pub window: u32,
     pub windows_total: u64,
     /// Bytes unacknowledged on one connection. All lanes share it, so it is larger than what bulk lanes may have open.
@@ -74,6 +75,7 @@ impl Default for Limits {
             streams: 64,
             window_stream: 16 * MIB as u32,
             window_new: MIB as u32,
+            window_used: 4 * MIB as u32,
             window: 64 * MIB as u32,
             windows_total: 1024 * MIB,
             send_window: 32 * MIB,

@@ -36,8 +36,10 @@ pub struct Rounds {
     prepared: Option<Prepared>,
 }
 
-/// The momentum travels only so that both sides can say how far apart the round leaves them; a byte a value is plenty.
+/// The momentum travels only so that both sides can say how far apart the round leaves them; a byte a value is plenty, and so
+/// are this many values of it, evenly spread.
 const MOMENTUM: Codec = Codec::Int8;
+const SAMPLE: usize = 1 << 16;
 
 impl Rounds {
     pub fn fresh(phi: Vec<f32>) -> Self {
@@ -54,23 +56,26 @@ impl Rounds {
         (&self.phi, &self.momentum)
     }
 
-    /// Freezes `theta` for a round. Returns d in `codec`, phi in f32 and the momentum: three lengths (u64, little-endian), then
-    /// three coded tensors.
+    /// Freezes `theta` for a round. Returns d in `codec`, phi in f32 and a sample of the momentum: three lengths (u64,
+    /// little-endian), then three coded tensors.
     pub fn freeze(&mut self, theta: &[f32], codec: Codec) -> Result<Vec<u8>, Done> {
         let d: Vec<f32> = theta.iter().zip(&self.phi).map(|(theta, phi)| theta - phi).collect();
         codec::gate(&d).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        let parts = [
-            codec::encode(&d, codec, false),
-            codec::encode(&self.phi, Codec::F32, false),
-            codec::encode(&self.momentum, MOMENTUM, false),
-        ];
+        let coded = codec::encode(&d, codec, false);
         // My own difference counts as the partner sees it, so that both compute the same mean.
-        let d = codec::decode(&parts[0], d.len(), &[codec]).map_err(|error| failed(error.to_string()))?;
+        let d = match codec {
+            Codec::F32 => d,
+            _ => codec::decode(&coded, d.len(), &[codec]).map_err(|error| failed(error.to_string()))?,
+        };
         self.frozen = Some(Frozen { theta: theta.to_vec(), d });
         self.prepared = None;
-        let mut out = Vec::with_capacity(24 + parts.iter().map(Vec::len).sum::<usize>());
-        parts.iter().for_each(|part| out.extend_from_slice(&(part.len() as u64).to_le_bytes()));
-        parts.iter().for_each(|part| out.extend_from_slice(part));
+        let momentum = codec::encode(&Sampling::of(self.phi.len()).take(&self.momentum), MOMENTUM, false);
+        let phi = codec::encode(&[], Codec::F32, false).len() + 4 * self.phi.len();
+        let mut out = Vec::with_capacity(24 + coded.len() + phi + momentum.len());
+        [coded.len(), phi, momentum.len()].iter().for_each(|len| out.extend_from_slice(&(*len as u64).to_le_bytes()));
+        out.extend_from_slice(&coded);
+        append_f32(&self.phi, &mut out);
+        out.extend_from_slice(&momentum);
         Ok(out)
     }
 
@@ -83,7 +88,8 @@ impl Rounds {
         tensors: &[u8],
     ) -> Result<Done, Done> {
         let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
-        let [their_d, their_phi, their_momentum] = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
+        let theirs = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
+        let [their_d, their_phi, their_momentum] = theirs;
         let before = noloco::disagreement(&self.phi, &their_phi);
         if partner.copy {
             let momentum = vec![0.0; their_phi.len()];
@@ -94,7 +100,7 @@ impl Rounds {
         let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
         let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
         // One side's step, with what it accepts of the other.
-        let step = |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>| {
+        let step = |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>, blocks: &[Range<usize>]| {
             let clipped = match averaging.robust {
                 Robust::Clip => clip::partner(own, other, blocks),
                 Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
@@ -105,10 +111,16 @@ impl Rounds {
             noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
             Prepared { phi, momentum }
         };
-        let here = step(mine, theirs, partner.first, self.momentum.clone());
-        let there = step(theirs, mine, !partner.first, their_momentum);
+        let here = step(mine, theirs, partner.first, self.momentum.clone(), blocks);
         codec::gate(&here.phi).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        let after = noloco::disagreement(&here.phi, &there.phi);
+        // What the round leaves there is computed where its momentum is known.
+        let sampling = Sampling::of(self.phi.len());
+        let [my_phi, my_d, phi, d] = [mine.phi, mine.d, theirs.phi, theirs.d].map(|tensor| sampling.take(tensor));
+        let mine = Side { phi: &my_phi, d: &my_d, ..mine };
+        let theirs = Side { phi: &phi, d: &d, ..theirs };
+        let blocks: Vec<_> = blocks.iter().map(|block| sampling.range(block)).collect();
+        let there = step(theirs, mine, !partner.first, their_momentum, &blocks);
+        let after = noloco::disagreement(&sampling.take(&here.phi), &there.phi);
         self.prepared = Some(here);
         Ok(Done::Prepared { before, after })
     }
@@ -138,7 +150,44 @@ impl Rounds {
     }
 }
 
-/// A partner's d (in `codec`), phi and momentum, of `values` numbers each.
+/// Which values of a tensor are in a sample: every so many, from the first.
+#[derive(Clone, Copy)]
+struct Sampling {
+    every: usize,
+}
+
+impl Sampling {
+    /// Of tensors of so many values: all of them, up to [`SAMPLE`].
+    fn of(values: usize) -> Sampling {
+        Sampling { every: values.div_ceil(SAMPLE).max(1) }
+    }
+
+    fn len(self, values: usize) -> usize {
+        values.div_ceil(self.every)
+    }
+
+    fn take(self, tensor: &[f32]) -> Vec<f32> {
+        tensor.iter().step_by(self.every).copied().collect()
+    }
+
+    /// Where the values of a block lie in the sample.
+    fn range(self, block: &Range<usize>) -> Range<usize> {
+        self.len(block.start)..self.len(block.end)
+    }
+}
+
+/// As `codec::encode` in f32, without a copy of its own of what are the most bytes of a round.
+fn append_f32(values: &[f32], out: &mut Vec<u8>) {
+    out.extend_from_slice(&codec::encode(&[], Codec::F32, false));
+    let mut bytes = [0; 4 << 10];
+    for piece in values.chunks(1 << 10) {
+        let bytes = &mut bytes[..4 * piece.len()];
+        bytes.as_chunks_mut::<4>().0.iter_mut().zip(piece).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+        out.extend_from_slice(bytes);
+    }
+}
+
+/// A partner's d (in `codec`) and phi, of `values` numbers each, and a sample of its momentum.
 ///
 /// # Errors
 /// Anything but that, to the last byte. No more is allocated than these tensors take, whatever the lengths say.
@@ -147,8 +196,8 @@ pub fn read_round(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>
     let short = BadTensor::Length { got: bytes.len() as u64, wanted };
     let (lengths, mut rest) = bytes.split_at_checked(24).ok_or(short.clone())?;
     let mut tensors = [const { Vec::new() }; 3];
-    let codecs = [codec, Codec::F32, MOMENTUM];
-    for ((length, tensor), codec) in lengths.as_chunks::<8>().0.iter().zip(&mut tensors).zip(codecs) {
+    let kinds = [(codec, values), (Codec::F32, values), (MOMENTUM, Sampling::of(values).len(values))];
+    for ((length, tensor), (codec, values)) in lengths.as_chunks::<8>().0.iter().zip(&mut tensors).zip(kinds) {
         let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| short.clone())?;
         let (coded, left) = rest.split_at_checked(length).ok_or(short.clone())?;
         *tensor = codec::decode(coded, values, &[codec])?;

@@ -11,6 +11,7 @@ mod outbox;
 mod quic_link;
 mod silence;
 mod stream_link;
+mod window;
 pub(super) mod wire;
 
 use std::{
