@@ -42,6 +42,9 @@ const WINDOW_MAX: u64 = 256 << 20;
 const SHARE: f64 = 14.0;
 /// A queue shorter than this is not told from the jitter of timers; it bounds `share` from below on fast links.
 const QUEUE_MIN: Duration = Duration::from_millis(1);
+/// The same between processes of one machine and in one network: what makes a round trip longer there is a receiver that waits
+/// for its turn on the processor, and buffers hold much more.
+const QUEUE_MIN_NEAR: Duration = Duration::from_millis(5);
 /// A round is at least this long, so that a rate is taken over more than one burst on links that are short and fast.
 const ROUND_MIN: Duration = Duration::from_millis(4);
 /// Packets of a round whose shortest round trip shows a queue, and the least and greatest queue that ends the doubling.
@@ -69,6 +72,8 @@ const BOLDNESS_MAX: f64 = 16.0;
 pub struct Patient {
     window: u64,
     mtu: u64,
+    /// The shortest queue that is worth avoiding.
+    queue_min: Duration,
     phase: Phase,
     round: Round,
     base: Base,
@@ -90,10 +95,16 @@ pub struct Patient {
 enum Phase {
     /// Doubling each round, until a queue or losses are seen or the rate does not follow. The rate of the best round so far, and
     /// rounds in turn that were not better by a quarter.
-    Startup { best: f64, flat: u32 },
+    Startup {
+        best: f64,
+        flat: u32,
+    },
     Cruise,
     /// Half a window for some rounds.
-    Drain { rounds: u32, then: u64 },
+    Drain {
+        rounds: u32,
+        then: u64,
+    },
 }
 
 /// What was seen since the first packet of this round was sent.
@@ -132,10 +143,11 @@ impl Base {
 }
 
 impl Patient {
-    fn new(now: Instant, mtu: u16) -> Patient {
+    fn new(now: Instant, mtu: u16, queue_min: Duration) -> Patient {
         Patient {
             window: INITIAL_WINDOW,
             mtu: u64::from(mtu),
+            queue_min,
             phase: Phase::Startup { best: 0.0, flat: 0 },
             round: Round::new(now),
             base: Base { now: None, before: None, since: now },
@@ -194,8 +206,8 @@ impl Patient {
         self.round.marked |= bytes == 0;
         if persistent {
             // Nothing got through for several round trips: whatever was known of the path is not true any more.
-            let mtu = self.mtu as u16;
-            *self = Patient { window: self.mtu * PACKETS_MIN, idle: false, ..Patient::new(now, mtu) };
+            let new = Patient::new(now, self.mtu as u16, self.queue_min);
+            *self = Patient { window: self.mtu * PACKETS_MIN, idle: false, ..new };
         }
     }
 
@@ -207,13 +219,28 @@ impl Patient {
         let rate = round.acked as f64 / now.saturating_duration_since(round.began).as_secs_f64().max(1e-6);
         let lost = round.lost as f64 / (round.lost + round.acked) as f64;
         self.loss += (lost - self.loss) / 8.0;
-        let wanted = wanted_queue(rate);
+        let wanted = self.wanted_queue(rate);
         match self.phase {
             Phase::Startup { .. } => self.start_up(now, &round, rate, base, fastest.saturating_sub(base)),
             Phase::Cruise => self.cruise(now, &round, rate, base, queue, wanted),
             Phase::Drain { rounds, then } => self.drain(rounds, then, queue, wanted),
         }
+        self.bound();
+    }
+
+    /// A window below a packet would never open again: nothing would be sent that could be acknowledged.
+    fn bound(&mut self) {
         self.window = self.window.clamp(self.mtu * PACKETS_MIN, WINDOW_MAX);
+    }
+
+    /// Seconds of queue that our share of it makes where nobody else is, at a rate in bytes a second.
+    fn wanted_queue(&self, rate: f64) -> f64 {
+        (SHARE / rate.max(1.0).sqrt()).max(self.queue_min.as_secs_f64())
+    }
+
+    /// The queue that ends the doubling.
+    fn startup_queue(&self, base: Duration) -> Duration {
+        (base / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1).max(self.queue_min)
     }
 
     fn note_base(&mut self, now: Instant, fastest: Duration) {
@@ -232,7 +259,7 @@ impl Patient {
         let best = best.max(rate);
         self.phase = Phase::Startup { best, flat };
         let losing = round.lost > 8 * self.mtu && round.lost as f64 > LOSS_OVERFLOW * round.acked as f64;
-        if losing || flat >= 3 || queue > startup_queue(base) {
+        if losing || flat >= 3 || queue > self.startup_queue(base) {
             self.end_startup(now, best, base);
         }
     }
@@ -242,7 +269,10 @@ impl Patient {
         let Phase::Startup { best, .. } = self.phase else { return };
         let (Some(fastest), Some(base)) = (self.round.fastest, self.base.get()) else { return };
         let took = now.saturating_duration_since(self.round.began);
-        if self.round.packets >= STARTUP_PACKETS && took >= ROUND_MIN && fastest.saturating_sub(base) > startup_queue(base) {
+        if self.round.packets >= STARTUP_PACKETS
+            && took >= ROUND_MIN
+            && fastest.saturating_sub(base) > self.startup_queue(base)
+        {
             let rate = self.round.acked as f64 / took.as_secs_f64();
             self.round = Round::new(now);
             self.end_startup(now, best.max(rate), base);
@@ -252,7 +282,8 @@ impl Patient {
     fn end_startup(&mut self, now: Instant, rate: f64, base: Duration) {
         self.phase = Phase::Cruise;
         self.drained = now;
-        self.window = self.window.min((rate * (base.as_secs_f64() + wanted_queue(rate))) as u64);
+        self.window = self.window.min((rate * (base.as_secs_f64() + self.wanted_queue(rate))) as u64);
+        self.bound();
     }
 
     fn cruise(&mut self, now: Instant, round: &Round, rate: f64, base: Duration, queue: f64, wanted: f64) {
@@ -285,7 +316,8 @@ impl Patient {
         }
         let rival = (RIVAL_QUEUE * wanted).min(RIVAL_QUEUE_MAX.as_secs_f64());
         self.rivalled = if queue > rival { self.rivalled + 1 } else { 0 };
-        self.room = if queue < wanted / 2.0 && !round.app_limited && self.loss < LOSS_OVERFLOW { self.room + 1 } else { 0 };
+        self.room =
+            if queue < wanted / 2.0 && !round.app_limited && self.loss < LOSS_OVERFLOW { self.room + 1 } else { 0 };
         if self.rivalled >= RIVAL_ROUNDS {
             self.boldness = (self.boldness * 1.1).min(BOLDNESS_MAX);
         } else if self.boldness < 1.0 {
@@ -307,23 +339,16 @@ impl Patient {
     }
 }
 
-/// Seconds of queue that our share of it makes where nobody else is, at a rate in bytes a second.
-fn wanted_queue(rate: f64) -> f64 {
-    (SHARE / rate.max(1.0).sqrt()).max(QUEUE_MIN.as_secs_f64())
-}
-
-/// The queue that ends the doubling.
-fn startup_queue(base: Duration) -> Duration {
-    (base / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1)
-}
-
 /// Makes a controller for each path of a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PatientConfig;
+#[derive(Clone, Copy, Debug)]
+pub struct PatientConfig {
+    /// Both ends are on one machine, or in one network.
+    pub near: bool,
+}
 
 impl ControllerFactory for PatientConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(Patient::new(now, mtu))
+        Box::new(Patient::new(now, mtu, if self.near { QUEUE_MIN_NEAR } else { QUEUE_MIN }))
     }
 }
 
@@ -372,6 +397,10 @@ mod tests {
     use super::*;
 
     const PACKET: u64 = 1452;
+
+    fn patient(now: Instant) -> Patient {
+        Patient::new(now, PACKET as u16, QUEUE_MIN)
+    }
 
     /// What a flow's controller is asked, so that the model of CUBIC stands beside ours.
     trait Controls {
@@ -594,14 +623,14 @@ mod tests {
     }
 
     fn alone(link: Narrow, seconds: u64) -> Flow {
-        run(link, seconds, |now| vec![Flow::new(Patient::new(now, PACKET as u16), 0, now)]).remove(0)
+        run(link, seconds, |now| vec![Flow::new(patient(now), 0, now)]).remove(0)
     }
 
     fn both(link: Narrow, seconds: u64, starts: u64, second: impl FnOnce(Instant) -> Flow) -> [Flow; 2] {
         let flows = run(link, seconds, |now| {
             let mut second = second(now);
             second.starts = Duration::from_secs(starts);
-            vec![Flow::new(Patient::new(now, PACKET as u16), 0, now), second]
+            vec![Flow::new(patient(now), 0, now), second]
         });
         flows.try_into().unwrap_or_else(|_| panic!("two flows"))
     }
@@ -647,7 +676,7 @@ mod tests {
 
     #[test]
     fn two_flows_share_a_link_evenly_and_the_later_one_soon() {
-        let [first, second] = both(CLEAN, 20, 2, |now| Flow::new(Patient::new(now, PACKET as u16), 0, now));
+        let [first, second] = both(CLEAN, 20, 2, |now| Flow::new(patient(now), 0, now));
         let (a, b) = (first.mbit(8, 20), second.mbit(8, 20));
         assert!(a < 2.0 * b && b < 2.0 * a && a + b > 93.0, "{a} {b}");
     }
@@ -662,7 +691,7 @@ mod tests {
     #[test]
     fn a_sender_with_little_to_say_gets_no_larger_window_and_keeps_the_one_it_has() {
         let zero = Instant::now();
-        let mut patient = Patient::new(zero, PACKET as u16);
+        let mut patient = patient(zero);
         for n in 0..1000u64 {
             let sent = zero + Duration::from_millis(60 * n);
             patient.sent(sent);
@@ -673,9 +702,26 @@ mod tests {
     }
 
     #[test]
+    fn a_window_holds_some_packets_however_slow_and_late_they_are() {
+        let (zero, soon) = (Instant::now(), Duration::from_micros(30));
+        let mut patient = Patient::new(zero, 6500, QUEUE_MIN_NEAR);
+        patient.sent(zero);
+        let second = zero + ROUND_MIN;
+        patient.acked(second + soon, second, 60, false);
+        patient.acks_end(second + soon, 60);
+        // Sent before the round ended, and small; the receiver gets no turn for long.
+        for n in 0..30 {
+            let late = second + Duration::from_millis(20 + n);
+            patient.acked(late, second, 60, false);
+            patient.acks_end(late, 60);
+        }
+        assert_eq!((patient.phase, patient.window), (Phase::Cruise, PACKETS_MIN * 6500));
+    }
+
+    #[test]
     fn when_nothing_gets_through_it_starts_again_from_little() {
         let zero = Instant::now();
-        let mut patient = Patient::new(zero, PACKET as u16);
+        let mut patient = patient(zero);
         patient.lost(zero, 100 * PACKET, true);
         assert_eq!(patient.window, PACKETS_MIN * PACKET);
         assert!(matches!(patient.phase, Phase::Startup { .. }));

@@ -36,6 +36,10 @@ pub struct Limits {
     pub windows_total: u64,
     /// Bytes unacknowledged on one connection. All lanes share it, so it is larger than what bulk lanes may have open.
     pub send_window: u64,
+    /// Bytes of the longest datagram that is tried to a peer on this machine or in this network, where more than Ethernet's 1500
+    /// bytes may pass: fewer packets are sealed and counted for the same bytes. quinn hands ten at once to the system, which
+    /// takes no more than 65,507.
+    pub datagram_near: u16,
     /// Messages and bytes that wait for one peer in one lane; more is `Congested`.
     pub queue_messages: usize,
     pub queue_bytes: u64,
@@ -79,6 +83,7 @@ impl Default for Limits {
             window: 64 * MIB as u32,
             windows_total: 1024 * MIB,
             send_window: 32 * MIB,
+            datagram_near: 6500,
             queue_messages: 256,
             queue_bytes: 64 * MIB,
             connections_peer: 4,

@@ -41,9 +41,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections notice a dead peer after this; those in use have a heartbeat of their own.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// Bytes of the longest datagram that is tried where [`is_near`]: fewer packets are sealed and counted for the same bytes. quinn
-/// hands ten at once to the system, which takes no more than 65,507.
-const MTU_NEAR: u16 = 6500;
+/// Bytes of a datagram that Ethernet carries, as quinn has it.
+const DATAGRAM: u16 = 1472;
 /// Asked of the system for bursts; what it gives is logged.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes of data that quinn buffers for a handshake that we have not looked at.
@@ -119,7 +118,7 @@ impl Quic {
     fn endpoint(&self, socket: UdpSocket, server: bool) -> io::Result<quinn::Endpoint> {
         let server = server.then(|| quinn::ServerConfig::clone(&self.configs.server));
         let mut config = quinn::EndpointConfig::default();
-        config.max_udp_payload_size(MTU_NEAR).expect("it is no less than QUIC asks for");
+        config.max_udp_payload_size(self.limits.datagram_near.max(DATAGRAM)).expect("it is no less than QUIC asks for");
         quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
     }
 
@@ -162,7 +161,9 @@ impl Configs {
     fn new(key: &Keypair, limits: &Limits) -> Result<Configs, TlsError> {
         let (client, server) = tls::configs(key)?;
         let (client, server) = (Arc::new(client), Arc::new(server));
-        let [far, near] = [None, Some(MTU_NEAR)].map(|mtu| Arc::new(transport(limits, mtu)));
+        let far = Arc::new(transport(limits, None));
+        let longer = limits.datagram_near > DATAGRAM;
+        let near = if longer { Arc::new(transport(limits, Some(limits.datagram_near))) } else { far.clone() };
         let client = |transport: &Arc<quinn::TransportConfig>| {
             let mut config = quinn::ClientConfig::new(client.clone());
             config.transport_config(transport.clone());
@@ -227,7 +228,7 @@ fn transport(limits: &Limits, mtu: Option<u16>) -> quinn::TransportConfig {
         .send_window(limits.send_window)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("ten seconds fit a varint")))
-        .congestion_controller_factory(Arc::new(PatientConfig));
+        .congestion_controller_factory(Arc::new(PatientConfig { near: mtu.is_some() }));
     transport
 }
 

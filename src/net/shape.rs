@@ -2,8 +2,7 @@
 //! the same, later, at the other side; and back. For measuring; knows no packet's content.
 
 use std::{
-    fmt,
-    io,
+    fmt, io,
     net::{Ipv4Addr, SocketAddr},
     str::FromStr,
     sync::{
@@ -85,7 +84,8 @@ pub struct Counts {
 impl Counts {
     /// Datagrams that found the queue full, of all.
     pub fn dropped_percent(&self) -> f64 {
-        let [passed, dropped, lost] = [&self.passed, &self.dropped, &self.lost].map(|n| n.load(Ordering::Relaxed) as f64);
+        let [passed, dropped, lost] =
+            [&self.passed, &self.dropped, &self.lost].map(|n| n.load(Ordering::Relaxed) as f64);
         100.0 * dropped / (passed + dropped + lost).max(1.0)
     }
 }
@@ -193,7 +193,16 @@ mod tests {
         assert_eq!(shape, Shape { bits_per_s: 100_000_000, round_trip: Duration::from_millis(50), loss: 0.005 });
         assert_eq!(shape.to_string(), "100mbit,50ms,0.5%");
         assert_eq!("8.5mbit,20ms".parse::<Shape>().expect("a shape").to_string(), "8.5mbit,20ms");
-        for bad in ["", "100mbit", "100,50ms", "0mbit,50ms", "100mbit,50ms,101%", "100mbit,-1ms", "1mbit,1ms,1%,1", "nanmbit,1ms"] {
+        for bad in [
+            "",
+            "100mbit",
+            "100,50ms",
+            "0mbit,50ms",
+            "100mbit,50ms,101%",
+            "100mbit,-1ms",
+            "1mbit,1ms,1%,1",
+            "nanmbit,1ms",
+        ] {
             assert!(bad.parse::<Shape>().is_err(), "{bad}");
         }
     }

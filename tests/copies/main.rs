@@ -141,7 +141,8 @@ fn a_body_that_is_refused_is_let_go_before_it_was_sent() {
         b.up(a.me).await;
         let (whole, held) = (body(60 * MIB, 1), Arc::new(()));
         a.net.send(b.me, Lane::Bulk, FRAME, Some(owned(&whole, &held))).expect("b is up");
-        a.until(|event| matches!(event, NetEvent::Refused { lane: Lane::Bulk, code: Code::Busy, .. }).then_some(())).await;
+        a.until(|event| matches!(event, NetEvent::Refused { lane: Lane::Bulk, code: Code::Busy, .. }).then_some(()))
+            .await;
         eventually(|| Arc::strong_count(&held) == 1).await;
         // The lane is free for what is wanted.
         let next = Arc::new(());

@@ -39,7 +39,10 @@ pub fn partner(mine: Side<'_>, theirs: Side<'_>, blocks: &[Range<usize>]) -> Opt
         // Samples are the partner's own claim; `noloco` counts them no higher either.
         let their_samples = theirs.samples.min(mine.samples.saturating_mul(2));
         let of_d = scale(libm::sqrt(sum::squares(d)), a_sample * their_samples as f64);
-        let of_phi = scale(libm::sqrt(sum::squared_difference(their_phi, phi)), a_sample * mine.samples.max(their_samples) as f64);
+        let of_phi = scale(
+            libm::sqrt(sum::squared_difference(their_phi, phi)),
+            a_sample * mine.samples.max(their_samples) as f64,
+        );
         if of_d.is_none() && of_phi.is_none() {
             continue;
         }

@@ -65,7 +65,10 @@ impl Rounds {
         // My own difference counts as the partner sees it, so that both compute the same mean.
         let d = match codec {
             Codec::F32 => d,
-            _ => codec::decode(&coded, d.len(), &[codec]).map_err(|error| failed(error.to_string()))?,
+            _ => {
+                drop(d);
+                codec::decode(&coded, theta.len(), &[codec]).map_err(|error| failed(error.to_string()))?
+            }
         };
         self.frozen = Some(Frozen { theta: theta.to_vec(), d });
         self.prepared = None;
@@ -90,7 +93,8 @@ impl Rounds {
         let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
         let theirs = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
         let [their_d, their_phi, their_momentum] = theirs;
-        let before = noloco::disagreement(&self.phi, &their_phi);
+        let sampling = Sampling::of(self.phi.len());
+        let before = noloco::disagreement(&sampling.take(&self.phi), &sampling.take(&their_phi));
         if partner.copy {
             let momentum = vec![0.0; their_phi.len()];
             self.prepared = Some(Prepared { phi: their_phi, momentum });
@@ -100,21 +104,21 @@ impl Rounds {
         let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
         let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
         // One side's step, with what it accepts of the other.
-        let step = |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>, blocks: &[Range<usize>]| {
-            let clipped = match averaging.robust {
-                Robust::Clip => clip::partner(own, other, blocks),
-                Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
+        let step =
+            |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>, blocks: &[Range<usize>]| {
+                let clipped = match averaging.robust {
+                    Robust::Clip => clip::partner(own, other, blocks),
+                    Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
+                };
+                let other = clipped.as_ref().map_or(other, |Clipped { phi, d }| Side { phi, d, ..other });
+                let (first, second) = if own_is_first { (own, other) } else { (other, own) };
+                let mut phi = vec![0.0; momentum.len()];
+                noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
+                Prepared { phi, momentum }
             };
-            let other = clipped.as_ref().map_or(other, |Clipped { phi, d }| Side { phi, d, ..other });
-            let (first, second) = if own_is_first { (own, other) } else { (other, own) };
-            let mut phi = vec![0.0; momentum.len()];
-            noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
-            Prepared { phi, momentum }
-        };
         let here = step(mine, theirs, partner.first, self.momentum.clone(), blocks);
         codec::gate(&here.phi).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        // What the round leaves there is computed where its momentum is known.
-        let sampling = Sampling::of(self.phi.len());
+        // What the round leaves there is computed where its momentum is known: enough to say how far apart both are.
         let [my_phi, my_d, phi, d] = [mine.phi, mine.d, theirs.phi, theirs.d].map(|tensor| sampling.take(tensor));
         let mine = Side { phi: &my_phi, d: &my_d, ..mine };
         let theirs = Side { phi: &phi, d: &d, ..theirs };

@@ -66,7 +66,18 @@ pub fn run(args: &BenchAverage, context: &Context) -> Result<u8, Report> {
         context.out.document("bench-average", &measured);
         return Ok(0);
     }
-    let columns = ["REPLICAS", "EACH", "ROUND", "P95", "ENCODING", "COMPUTING", "ADOPTING", "WITHOUT PARTNER", "HIVEMIND*", "GLOO*"];
+    let columns = [
+        "REPLICAS",
+        "EACH",
+        "ROUND",
+        "P95",
+        "ENCODING",
+        "COMPUTING",
+        "ADOPTING",
+        "WITHOUT PARTNER",
+        "HIVEMIND*",
+        "GLOO*",
+    ];
     let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
     let seconds = |value: Option<f64>| value.map_or_else(|| "-".into(), |s| format!("{s:.3} s"));
     table.row(vec![

@@ -43,7 +43,7 @@ const STAGE: Stage = 0;
 const KEY: Key = 1;
 
 pub async fn run(context: &Context, manifest: Manifest, seed: u64) -> Result<u8, Report> {
-    let (net, mut events) = link::end().await?;
+    let (net, mut events) = link::end(false).await?;
     let quic = |address: &Multiaddr| address.to_string().contains("/quic-v1");
     let address = loop {
         match events.recv().await {
@@ -179,9 +179,10 @@ impl Replica {
     async fn work(&mut self, job: Job) -> Result<Done, Report> {
         self.ask(job, Asked::Other)?;
         match self.ran.recv().await {
-            Some(Ran::Done { done: Done::BadInput { why } | Done::NotFinite { why } | Done::Failed { why, .. }, .. }) => {
-                Err(other(why))
-            }
+            Some(Ran::Done {
+                done: Done::BadInput { why } | Done::NotFinite { why } | Done::Failed { why, .. },
+                ..
+            }) => Err(other(why)),
             Some(Ran::Done { done, .. }) => Ok(done),
             Some(Ran::Panicked { message, .. }) => Err(other(message)),
             None => Err(other("the worker's thread is gone")),

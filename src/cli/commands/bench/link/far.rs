@@ -35,15 +35,18 @@ impl Admit for TakeAll {
     }
 }
 
-/// One end: a network of its own at any port of the loopback interface.
-pub async fn end() -> Result<(Net, mpsc::Receiver<NetEvent>), Report> {
-    let config = NetConfig::loopback(Key::from_secret(rand::random()));
+/// One end: a network of its own at any port of the loopback interface. `far`: as to peers elsewhere, whatever the address.
+pub async fn end(far: bool) -> Result<(Net, mpsc::Receiver<NetEvent>), Report> {
+    let mut config = NetConfig::loopback(Key::from_secret(rand::random()));
+    if far {
+        config.limits.datagram_near = 0;
+    }
     net::start(config, Arc::new(TakeAll)).await.map_err(other)
 }
 
 /// Says where it listens, and answers until stdin closes.
 pub async fn run(context: &Context) -> Result<u8, Report> {
-    let (net, mut events) = end().await?;
+    let (net, mut events) = end(false).await?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(other)?;
     let tcp = listener.local_addr().map_err(other)?;
     thread::spawn(move || {

@@ -87,7 +87,8 @@ pub fn run(args: &BenchLink, context: &Context) -> Result<u8, Report> {
         context.out.document("bench-link", &all);
         return Ok(0);
     }
-    let columns = ["BODY", "AT ONCE", "RATE", "QUINN", "OF IT", "TCP", "THERE AND BACK", "P95", "QUINN", "CPU S/GIB", "QUINN"];
+    let columns =
+        ["BODY", "AT ONCE", "RATE", "QUINN", "OF IT", "TCP", "THERE AND BACK", "P95", "QUINN", "CPU S/GIB", "QUINN"];
     let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
     for one in &all.bodies {
         table.row(vec![
@@ -131,7 +132,7 @@ async fn measure(length: Duration) -> Result<Document, Report> {
     let far_end = tokio::task::block_in_place(FarEnd::start)?;
     let address = far_end.address.clone();
     let quinn = Quinn::dial(far_end.quinn).await?;
-    let mut ends = Ends::dial(far_end, address).await?;
+    let mut ends = Ends::dial(far_end, address, false).await?;
     let mut bodies = Vec::new();
     for (bytes, at_once) in SIZES {
         bodies.push(ends.one_size(&quinn, bytes, at_once, length).await?);
@@ -149,9 +150,9 @@ async fn measure(length: Duration) -> Result<Document, Report> {
 }
 
 impl Ends {
-    /// Connects to the far end at `address`.
-    async fn dial(far_end: FarEnd, address: Multiaddr) -> Result<Ends, Report> {
-        let (net, mut events) = end().await?;
+    /// Connects to the far end at `address`; `far` as in [`end`].
+    async fn dial(far_end: FarEnd, address: Multiaddr, far: bool) -> Result<Ends, Report> {
+        let (net, mut events) = end(far).await?;
         net.dial_address(address);
         loop {
             match timeout(PATIENCE, events.recv()).await {
@@ -163,7 +164,13 @@ impl Ends {
         }
     }
 
-    async fn one_size(&mut self, quinn: &Quinn, bytes: usize, at_once: usize, length: Duration) -> Result<Measured, Report> {
+    async fn one_size(
+        &mut self,
+        quinn: &Quinn,
+        bytes: usize,
+        at_once: usize,
+        length: Duration,
+    ) -> Result<Measured, Report> {
         let body = sample(bytes);
         let (warm, turn) = (Duration::from_millis(200), length / TURNS);
         self.stream(&body, at_once, warm).await?;

@@ -16,7 +16,11 @@ use crate::{
         failure::Report,
         table::{Column, Table},
     },
-    net::{SendError, shape::{Shape, Shaper}, to_multiaddr, to_socket},
+    net::{
+        SendError,
+        shape::{Shape, Shaper},
+        to_multiaddr, to_socket,
+    },
 };
 
 /// Before the measurement: the handshake and the first search for the rate.
@@ -52,7 +56,7 @@ pub async fn run(context: &Context, shape: Shape, length: Duration) -> Result<u8
         through.push(libp2p::multiaddr::Protocol::P2p(peer));
     }
     let quinn = Quinn::dial(beside.address()).await?;
-    let mut ends = Ends::dial(far_end, through).await?;
+    let mut ends = Ends::dial(far_end, through, true).await?;
     let (bytes, mut urgent) = bulk_and_urgent(&mut ends, length).await?;
     let filled = |bytes: f64| 100.0 * bytes * 8.0 / shape.bits_per_s as f64;
     let dropped = narrow.counts().dropped_percent();
