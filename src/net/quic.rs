@@ -290,8 +290,7 @@ async fn accept(
     endpoint: quinn::Endpoint,
     configs: Configs,
     handshakes: Arc<Semaphore>,
-    unproved_max: usize,
-    handshakes_max: usize,
+    limits: Limits,
     events: mpsc::Sender<Event>,
     adopt: Adopt,
 ) {
@@ -301,8 +300,8 @@ async fn accept(
             incoming.refuse();
             continue;
         };
-        let running = handshakes_max.saturating_sub(handshakes.available_permits());
-        if running > unproved_max && !incoming.remote_address_validated() && incoming.may_retry() {
+        let running = limits.handshakes.saturating_sub(handshakes.available_permits());
+        if running > limits.handshakes_unproved && !incoming.remote_address_validated() && incoming.may_retry() {
             let _ = incoming.retry();
             continue;
         }
@@ -363,8 +362,7 @@ impl Transport for Quic {
             endpoint.clone(),
             self.configs.clone(),
             self.handshakes.clone(),
-            self.limits.handshakes_unproved,
-            self.limits.handshakes,
+            self.limits.clone(),
             self.events_in.clone(),
             self.adopt.clone(),
         );

@@ -194,7 +194,7 @@ impl Replica {
         self.ended = None;
         let tokens = self.manifest.tokens_per_micro_batch();
         let ids = |shift: u64| -> Bytes {
-            (0..tokens as u64).flat_map(|i| (((i * 31 + seed * 7 + shift) % 200) as u32).to_le_bytes()).collect()
+            (0..tokens).flat_map(|i| (((i * 31 + seed * 7 + shift) % 200) as u32).to_le_bytes()).collect()
         };
         let input = self.blobs.put(ids(u64::from(step)), Kind::Work);
         let labels = self.blobs.put(ids(u64::from(step) + 31), Kind::Work);
