@@ -77,7 +77,7 @@ mod tests {
     }
 
     fn length(values: &[f32]) -> f64 {
-        norm(values.iter().map(|v| f64::from(*v)))
+        libm::sqrt(sum::squares(values))
     }
 
     #[test]
