@@ -161,7 +161,7 @@ pub enum Done {
         gradient_norm: f32,
         run_step: u64,
     },
-    /// `State`, `RoundSnapshot`.
+    /// `State`, and `RoundSnapshot`, whose tensors have no root.
     Encoded {
         blob: Blob,
         root: Digest,

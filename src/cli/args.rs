@@ -495,10 +495,12 @@ Examples
 pub enum Bench {
     /// Tokens/s of forward, backward and step of a model on this machine
     Stage(BenchStage),
-    /// Throughput, latency and CPU time of messages between two processes, beside plain TCP
+    /// Throughput, latency and CPU time of messages between two processes, beside quinn by itself and plain TCP
     Link(BenchLink),
     /// Speed, bytes and error of each codec; with --loss, what they cost a run in loss
     Codec(BenchCodec),
+    /// Seconds of an averaging round among replicas that are processes of their own
+    Average(BenchAverage),
     /// Tokens/s of a swarm on this machine beside one process on the same cores
     Swarm(BenchSwarm),
     /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
@@ -525,6 +527,9 @@ pub struct BenchLink {
     /// Seconds of traffic for each size
     #[arg(long, default_value_t = 3, value_name = "N")]
     pub seconds: u32,
+    /// Measure over a narrow link instead: its rate, its round trip, and what it loses, as 100mbit,50ms,0.5%
+    #[arg(long, value_name = "RATE,TRIP[,LOSS]")]
+    pub shape: Option<crate::net::shape::Shape>,
     /// The process at the other end
     #[arg(long, hide = true)]
     pub far_end: bool,
@@ -556,6 +561,18 @@ pub struct BenchCodec {
     /// Trainings of each codec, on other texts
     #[arg(long, default_value_t = 1, value_name = "N", requires = "loss", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub seeds: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchAverage {
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=16))]
+    pub replicas: u16,
+    /// MiB of f32 parameters at each replica
+    #[arg(long, default_value_t = 40, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
+    pub mib: u32,
+    /// One of the replicas, by its seed
+    #[arg(long, hide = true)]
+    pub replica: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]

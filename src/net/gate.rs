@@ -27,14 +27,19 @@ pub struct Limits {
     /// Concurrent messages from a peer before and after one of its bodies was taken.
     pub streams_new: u32,
     pub streams: u32,
-    /// QUIC receive windows in bytes: of a stream, of a connection before and after a body was taken from it, and the sum
-    /// that may be granted. A stream's rate is at most its window over the round trip.
+    /// QUIC receive windows in bytes: of a stream, which its connection's bounds too; of a stranger's connection, of one from
+    /// which a body was taken, the most that one may grow to as its link needs it, and the sum that may be granted.
     pub window_stream: u32,
     pub window_new: u32,
+    pub window_used: u32,
     pub window: u32,
     pub windows_total: u64,
     /// Bytes unacknowledged on one connection. All lanes share it, so it is larger than what bulk lanes may have open.
     pub send_window: u64,
+    /// Bytes of the longest datagram that is tried to a peer on this machine or in this network, where more than Ethernet's 1500
+    /// bytes may pass: fewer packets are sealed and counted for the same bytes. quinn hands ten at once to the system, which
+    /// takes no more than 65,507.
+    pub datagram_near: u16,
     /// Messages and bytes that wait for one peer in one lane; more is `Congested`.
     pub queue_messages: usize,
     pub queue_bytes: u64,
@@ -74,9 +79,11 @@ impl Default for Limits {
             streams: 64,
             window_stream: 16 * MIB as u32,
             window_new: MIB as u32,
+            window_used: 4 * MIB as u32,
             window: 64 * MIB as u32,
             windows_total: 1024 * MIB,
             send_window: 32 * MIB,
+            datagram_near: 6500,
             queue_messages: 256,
             queue_bytes: 64 * MIB,
             connections_peer: 4,

@@ -3,7 +3,6 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
-use libp2p::identity::Keypair;
 use skein_protocol::{Lane, PeerId, event::Severity, key::Key};
 use tokio::sync::mpsc;
 
@@ -39,8 +38,7 @@ impl Victim {
 
     /// A connection of the peer with this seed, as it would be after the handshake.
     async fn connection(&self, seed: u8) -> quinn::Connection {
-        let key = Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes");
-        let (client, _) = quic::configs(&key, &Limits::default()).expect("a certificate");
+        let (client, _) = quic::plain(&Key::from_secret([seed; 32])).expect("a certificate");
         let to = self.net.addresses().iter().find_map(quic::to_socket).expect("it listens").0;
         let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
         endpoint.connect_with(client, to, "skein").expect("an address").await.expect("a handshake")

@@ -3,6 +3,7 @@
 //! training; knows no frame's content.
 
 pub mod address;
+mod congestion;
 mod control;
 mod data;
 pub mod gate;
@@ -10,6 +11,7 @@ pub mod gate;
 mod hostile;
 mod muxer;
 mod quic;
+pub mod shape;
 mod tls;
 
 use std::{
@@ -32,6 +34,7 @@ pub use self::{
     address::Reachability,
     data::Path,
     gate::{Code, Limits},
+    quic::{plain as plain_quinn, to_multiaddr, to_socket},
 };
 use self::{
     control::Command,

@@ -23,13 +23,15 @@ use libp2p::{
     identity::Keypair,
     multiaddr::Protocol,
 };
+use skein_protocol::key::Key;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::AbortHandle,
 };
 
 use super::{
-    gate::Limits,
+    congestion::PatientConfig,
+    gate::{self, Limits},
     muxer::{Adopt, Muxer},
     tls::{self, TlsError},
 };
@@ -39,8 +41,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections notice a dead peer after this; those in use have a heartbeat of their own.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
-/// The first 64 KiB of a new or rested connection then arrive within one round trip.
-const INITIAL_CONGESTION_WINDOW: u64 = 128 << 10;
+/// Bytes of a datagram that Ethernet carries, as quinn has it.
+const DATAGRAM: u16 = 1472;
 /// Asked of the system for bursts; what it gives is logged.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes of data that quinn buffers for a handshake that we have not looked at.
@@ -51,8 +53,7 @@ type Upgrade = BoxFuture<'static, io::Result<(PeerId, Muxer)>>;
 type Event = TransportEvent<Upgrade, io::Error>;
 
 pub struct Quic {
-    client: quinn::ClientConfig,
-    server: quinn::ServerConfig,
+    configs: Configs,
     limits: Limits,
     listeners: Vec<Listener>,
     /// Endpoints for dials where nothing listens, by whether they speak IPv4.
@@ -95,11 +96,10 @@ impl Endpoints {
 impl Quic {
     /// `adopt` is called once for each connection that libp2p has accepted.
     pub fn new(key: &Keypair, limits: &Limits, adopt: Adopt) -> Result<Quic, TlsError> {
-        let (client, server) = configs(key, limits)?;
+        let configs = Configs::new(key, limits)?;
         let (events_in, events) = mpsc::channel(64);
         Ok(Quic {
-            client,
-            server,
+            configs,
             limits: limits.clone(),
             listeners: Vec::new(),
             dialers: BTreeMap::new(),
@@ -116,8 +116,10 @@ impl Quic {
     }
 
     fn endpoint(&self, socket: UdpSocket, server: bool) -> io::Result<quinn::Endpoint> {
-        let server = server.then(|| self.server.clone());
-        quinn::Endpoint::new(quinn::EndpointConfig::default(), server, socket, Arc::new(quinn::TokioRuntime))
+        let server = server.then(|| quinn::ServerConfig::clone(&self.configs.server));
+        let mut config = quinn::EndpointConfig::default();
+        config.max_udp_payload_size(self.limits.datagram_near.max(DATAGRAM)).expect("it is no less than QUIC asks for");
+        quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
     }
 
     /// The endpoint from which `to` is dialled. The listening port is used wherever it can be: only then does the other
@@ -146,36 +148,87 @@ impl Quic {
     }
 }
 
-/// quinn's configurations for both sides, with our windows and time-outs.
-pub fn configs(key: &Keypair, limits: &Limits) -> Result<(quinn::ClientConfig, quinn::ServerConfig), TlsError> {
-    let (client, server) = tls::configs(key)?;
-    let transport = Arc::new(transport(limits));
-    let mut client = quinn::ClientConfig::new(Arc::new(client));
-    client.transport_config(transport.clone());
-    let mut server = quinn::ServerConfig::with_crypto(Arc::new(server));
-    server
-        .transport_config(transport)
-        .migration(false)
-        .max_incoming(limits.handshakes * 2)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFER * limits.handshakes as u64);
-    Ok((client, server))
+/// quinn's configurations for both sides, with our windows and time-outs: for peers near by, and for all others.
+#[derive(Clone)]
+struct Configs {
+    client: quinn::ClientConfig,
+    client_near: quinn::ClientConfig,
+    server: Arc<quinn::ServerConfig>,
+    server_near: Arc<quinn::ServerConfig>,
 }
 
-fn transport(limits: &Limits) -> quinn::TransportConfig {
-    let mut congestion = quinn::congestion::CubicConfig::default();
-    congestion.initial_window(INITIAL_CONGESTION_WINDOW);
+impl Configs {
+    fn new(key: &Keypair, limits: &Limits) -> Result<Configs, TlsError> {
+        let (client, server) = tls::configs(key)?;
+        let (client, server) = (Arc::new(client), Arc::new(server));
+        let far = Arc::new(transport(limits, None));
+        let longer = limits.datagram_near > DATAGRAM;
+        let near = if longer { Arc::new(transport(limits, Some(limits.datagram_near))) } else { far.clone() };
+        let client = |transport: &Arc<quinn::TransportConfig>| {
+            let mut config = quinn::ClientConfig::new(client.clone());
+            config.transport_config(transport.clone());
+            config
+        };
+        let server = |transport: &Arc<quinn::TransportConfig>| {
+            let mut config = quinn::ServerConfig::with_crypto(server.clone());
+            config
+                .transport_config(transport.clone())
+                .migration(false)
+                .max_incoming(limits.handshakes * 2)
+                .incoming_buffer_size(INCOMING_BUFFER)
+                .incoming_buffer_size_total(INCOMING_BUFFER * limits.handshakes as u64);
+            Arc::new(config)
+        };
+        Ok(Configs {
+            client: client(&far),
+            client_near: client(&near),
+            server: server(&far),
+            server_near: server(&near),
+        })
+    }
+
+    fn client(&self, to: SocketAddr) -> quinn::ClientConfig {
+        if is_near(to.ip()) { self.client_near.clone() } else { self.client.clone() }
+    }
+
+    fn server(&self, from: SocketAddr) -> Arc<quinn::ServerConfig> {
+        if is_near(from.ip()) { self.server_near.clone() } else { self.server.clone() }
+    }
+}
+
+/// Whether the path may carry more than Ethernet's 1500 bytes: on one machine it does, in one network it can.
+fn is_near(ip: IpAddr) -> bool {
+    gate::subnet(ip).is_none()
+}
+
+/// quinn's configurations with our certificates and ciphers, and otherwise as they come: what our data plane is measured beside.
+///
+/// # Errors
+/// No certificate can be made.
+pub fn plain(key: &Key) -> Result<(quinn::ClientConfig, quinn::ServerConfig), TlsError> {
+    let key = Keypair::ed25519_from_bytes(key.secret()).expect("32 bytes are a secret key");
+    let (client, server) = tls::configs(&key)?;
+    Ok((quinn::ClientConfig::new(Arc::new(client)), quinn::ServerConfig::with_crypto(Arc::new(server))))
+}
+
+/// `mtu`: the longest datagram that is tried, in bytes; nothing: what Ethernet carries.
+fn transport(limits: &Limits, mtu: Option<u16>) -> quinn::TransportConfig {
+    let mut discovery = quinn::MtuDiscoveryConfig::default();
+    if let Some(mtu) = mtu {
+        discovery.upper_bound(mtu);
+    }
     let mut transport = quinn::TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(BIDI_STREAMS.into())
         .max_concurrent_uni_streams(limits.streams_new.into())
+        .mtu_discovery_config(Some(discovery))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(limits.window_stream.into())
         .receive_window(limits.window_new.into())
         .send_window(limits.send_window)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("ten seconds fit a varint")))
-        .congestion_controller_factory(Arc::new(congestion));
+        .congestion_controller_factory(Arc::new(PatientConfig { near: mtu.is_some() }));
     transport
 }
 
@@ -235,9 +288,9 @@ async fn established(connecting: quinn::Connecting, adopt: Adopt) -> io::Result<
 async fn accept(
     id: ListenerId,
     endpoint: quinn::Endpoint,
+    configs: Configs,
     handshakes: Arc<Semaphore>,
-    unproved_max: usize,
-    handshakes_max: usize,
+    limits: Limits,
     events: mpsc::Sender<Event>,
     adopt: Adopt,
 ) {
@@ -247,16 +300,16 @@ async fn accept(
             incoming.refuse();
             continue;
         };
-        let running = handshakes_max.saturating_sub(handshakes.available_permits());
-        if running > unproved_max && !incoming.remote_address_validated() && incoming.may_retry() {
+        let running = limits.handshakes.saturating_sub(handshakes.available_permits());
+        if running > limits.handshakes_unproved && !incoming.remote_address_validated() && incoming.may_retry() {
             let _ = incoming.retry();
             continue;
         }
         let from = incoming.remote_address();
-        let adopt = adopt.clone();
+        let (adopt, config) = (adopt.clone(), configs.server(from));
         let upgrade = async move {
             let _permit = permit;
-            established(incoming.accept()?, adopt).await
+            established(incoming.accept_with(config)?, adopt).await
         };
         let event = TransportEvent::Incoming {
             listener_id: id,
@@ -307,9 +360,9 @@ impl Transport for Quic {
         let accepting = accept(
             id,
             endpoint.clone(),
+            self.configs.clone(),
             self.handshakes.clone(),
-            self.limits.handshakes_unproved,
-            self.limits.handshakes,
+            self.limits.clone(),
             self.events_in.clone(),
             self.adopt.clone(),
         );
@@ -343,7 +396,7 @@ impl Transport for Quic {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
         let endpoint = self.dialer(to, options.port_use).map_err(TransportError::Other)?;
-        let (config, adopt) = (self.client.clone(), self.adopt.clone());
+        let (config, adopt) = (self.configs.client(to), self.adopt.clone());
         let dial = async move {
             // The name is not looked at: the certificate says who answered.
             let connecting = endpoint.connect_with(config, to, "skein").map_err(io::Error::other)?;
@@ -370,7 +423,7 @@ impl Drop for Listener {
         for task in &self.tasks {
             task.abort();
         }
-        self.endpoint.close(super::gate::Code::ShuttingDown.into(), b"listener closed");
+        self.endpoint.close(gate::Code::ShuttingDown.into(), b"listener closed");
     }
 }
 

@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::noloco::Side;
+use super::{noloco::Side, sum};
 
 /// How many times my own size a sample the partner's may have. Honest replicas of one stage see the same data: theirs lie
 /// within a factor of two.
@@ -31,16 +31,18 @@ pub fn partner(mine: Side<'_>, theirs: Side<'_>, blocks: &[Range<usize>]) -> Opt
     for block in blocks {
         let (own, phi) = (&mine.d[block.clone()], &mine.phi[block.clone()]);
         let (d, their_phi) = (&theirs.d[block.clone()], &theirs.phi[block.clone()]);
-        let reference = norm(own.iter().map(|v| f64::from(*v)));
+        let reference = libm::sqrt(sum::squares(own));
         if mine.samples == 0 || reference == 0.0 {
             continue;
         }
         let a_sample = FACTOR * reference / mine.samples as f64;
         // Samples are the partner's own claim; `noloco` counts them no higher either.
         let their_samples = theirs.samples.min(mine.samples.saturating_mul(2));
-        let apart = || their_phi.iter().zip(phi).map(|(theirs, mine)| f64::from(*theirs) - f64::from(*mine));
-        let of_d = scale(norm(d.iter().map(|v| f64::from(*v))), a_sample * their_samples as f64);
-        let of_phi = scale(norm(apart()), a_sample * mine.samples.max(their_samples) as f64);
+        let of_d = scale(libm::sqrt(sum::squares(d)), a_sample * their_samples as f64);
+        let of_phi = scale(
+            libm::sqrt(sum::squared_difference(their_phi, phi)),
+            a_sample * mine.samples.max(their_samples) as f64,
+        );
         if of_d.is_none() && of_phi.is_none() {
             continue;
         }
@@ -49,9 +51,10 @@ pub fn partner(mine: Side<'_>, theirs: Side<'_>, blocks: &[Range<usize>]) -> Opt
             out.d[block.clone()].iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
         }
         if let Some(scale) = of_phi {
-            let near = apart().zip(phi).map(|(apart, mine)| (f64::from(*mine) + apart * scale) as f32);
-            let near: Vec<f32> = near.collect();
-            out.phi[block.clone()].copy_from_slice(&near);
+            for (out, mine) in out.phi[block.clone()].iter_mut().zip(phi) {
+                let apart = f64::from(*out) - f64::from(*mine);
+                *out = (f64::from(*mine) + apart * scale) as f32;
+            }
         }
     }
     clipped
@@ -60,11 +63,6 @@ pub fn partner(mine: Side<'_>, theirs: Side<'_>, blocks: &[Range<usize>]) -> Opt
 /// The factor that brings `size` down to `most`; nothing where it is small enough.
 fn scale(size: f64, most: f64) -> Option<f64> {
     (size > most).then(|| most / size)
-}
-
-/// In f64, where no finite f32 overflows when it is squared.
-fn norm(values: impl Iterator<Item = f64>) -> f64 {
-    libm::sqrt(values.map(|v| v * v).sum())
 }
 
 #[cfg(test)]
@@ -79,7 +77,7 @@ mod tests {
     }
 
     fn length(values: &[f32]) -> f64 {
-        norm(values.iter().map(|v| f64::from(*v)))
+        libm::sqrt(sum::squares(values))
     }
 
     #[test]

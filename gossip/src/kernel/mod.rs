@@ -3,3 +3,4 @@
 pub mod clip;
 pub mod noloco;
 pub mod staleness;
+mod sum;

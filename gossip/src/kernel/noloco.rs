@@ -4,6 +4,8 @@
 //! With zero differences the disagreement of two replicas falls by a factor 0.50 in variance a round at alpha 0.5, gamma 0.7
 //! (lambda^2 - (1 + alpha - gamma) lambda + alpha = 0, |lambda|^2 = alpha).
 
+use super::sum;
+
 /// alpha, beta, gamma of the rule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rule {
@@ -42,10 +44,13 @@ pub fn shares(mine: u64, theirs: u64) -> (f32, f32) {
 /// which of them `m` belongs to.
 pub fn step(rule: Rule, first: Side<'_>, second: Side<'_>, i_am_first: bool, m: &mut [f32], phi: &mut [f32]) {
     let (a, b) = shares(first.samples, second.samples);
-    let mine = if i_am_first { first.phi } else { second.phi };
-    for i in 0..phi.len() {
-        let mean_d = a * first.d[i] + b * second.d[i];
-        let mean_phi = 0.5 * (first.phi[i] + second.phi[i]);
+    let n = phi.len();
+    // Slices of one known length, so that the loop is checked once and not at each value.
+    let (first_phi, first_d, second_phi, second_d) = (&first.phi[..n], &first.d[..n], &second.phi[..n], &second.d[..n]);
+    let (mine, m) = (if i_am_first { first_phi } else { second_phi }, &mut m[..n]);
+    for i in 0..n {
+        let mean_d = a * first_d[i] + b * second_d[i];
+        let mean_phi = 0.5 * (first_phi[i] + second_phi[i]);
         m[i] = rule.alpha * m[i] + rule.beta * mean_d + rule.gamma * (mean_phi - mine[i]);
         phi[i] = mine[i] + m[i];
     }
@@ -53,13 +58,9 @@ pub fn step(rule: Rule, first: Side<'_>, second: Side<'_>, i_am_first: bool, m: 
 
 /// |a - mean| / |mean| of two vectors: the same for both sides.
 pub fn disagreement(a: &[f32], b: &[f32]) -> f32 {
-    let (mut difference, mut size) = (0.0f64, 0.0f64);
-    for (a, b) in a.iter().zip(b) {
-        let mean = 0.5 * (f64::from(*a) + f64::from(*b));
-        difference += (f64::from(*a) - mean) * (f64::from(*a) - mean);
-        size += mean * mean;
-    }
-    if size > 0.0 { (difference / size).sqrt() as f32 } else { 0.0 }
+    // The distance of each to the mean is half of the difference.
+    let (difference, size) = (0.25 * sum::squared_difference(a, b), sum::squared_mean(a, b));
+    if size > 0.0 { libm::sqrt(difference / size) as f32 } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -139,18 +139,18 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let scratch = VALUE * (rows + logits + 3 * tokens * d);
     // A state is collected (20 bytes a parameter), then encoded (20 more).
     let state = bytes(40);
-    // What is owed of the differences so far, and what this one will owe.
-    let owed = if manifest.codecs.error_feedback { VALUE } else { 0 };
-    // A round freezes theta and d. Its body (d coded, phi, momentum in a byte) is here twice, mine and the partner's. Then the
-    // partner's is decoded, and what it leaves both sides with is computed.
+    // What the codec loses of the difference, until the round is adopted.
+    let lost = if manifest.codecs.error_feedback { VALUE } else { 0 };
+    // A round freezes theta and d. Its body (d coded, phi, a sample of the momentum) is here twice, mine and the partner's. Then
+    // the partner's is decoded, what of it is too much is scaled down in a copy, and what it leaves here is computed.
     let round = match manifest.averaging.rule {
         AveragingRule::None => 0,
-        _ => bytes(8 + 12 + 16 + owed).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
+        _ => bytes(8 + 8 + 8 + 8 + lost).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
         weights: bytes(VALUE * 4),
         optimizer: bytes(VALUE * moments),
-        averaging: bytes(VALUE * 2 + owed),
+        averaging: bytes(VALUE * 2),
         kept: tapes.saturating_add(open),
         tapes,
         scratch: scratch.saturating_add(tape * made),
@@ -171,10 +171,11 @@ pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
     stage_parameters(manifest, stage).saturating_mul(5 * VALUE).saturating_add(REST)
 }
 
-/// Bytes that one side of an averaging round sends: the difference in its codec, phi in f32, the momentum in a byte.
+/// Bytes that one side of an averaging round sends: the difference in its codec, phi in f32, a sample of the momentum in bytes.
 pub fn round_bytes(manifest: &Manifest, stage: Stage) -> u64 {
     let values = stage_parameters(manifest, stage);
-    coded_bytes(values, manifest.averaging.codec).saturating_add(values.saturating_mul(5))
+    let sample = values.min(70 << 10);
+    coded_bytes(values, manifest.averaging.codec).saturating_add(values.saturating_mul(VALUE)).saturating_add(sample)
 }
 
 fn coded_bytes(values: u64, codec: Codec) -> u64 {

@@ -137,8 +137,8 @@ impl Hosted {
             Job::RoundSnapshot { codec, .. } => {
                 let feedback = manifest.codecs.error_feedback;
                 let bytes = self.rounds.freeze(self.engine.params(), codec, feedback)?;
-                let root = skein_protocol::hash::keyed("skein round tensors 1", &[&bytes]);
-                Ok(Done::Encoded { blob: blobs.put(bytes.into()), root })
+                // Nobody names a round's tensors by their digest, and taking it would cost as much as encoding them.
+                Ok(Done::Encoded { blob: blobs.put(bytes.into()), root: Digest::default() })
             }
             Job::RoundPrepare { partner, .. } => {
                 let theirs = bytes_of(partner.tensors, blobs)?;

@@ -10,7 +10,7 @@ use skein_gossip::kernel::{
     noloco::{self, Rule, Side},
 };
 use skein_protocol::{
-    codec::{self, BadTensor, Feedback},
+    codec::{self, BadTensor},
     run::{Averaging, Codec, Robust},
 };
 
@@ -20,10 +20,10 @@ use crate::job::{Done, RoundPartner};
 /// The tensors that a round began with, as the partner sees them.
 struct Frozen {
     theta: Vec<f32>,
-    /// theta - phi, with what is owed of the rounds before, after its codec.
+    /// theta - phi, after its codec.
     d: Vec<f32>,
-    /// What its codec loses of that; owed once the round is adopted.
-    owed: Option<Feedback>,
+    /// What its codec loses of that; it stays in theta when the round is adopted, and so is in the next difference.
+    kept: Option<Vec<f32>>,
 }
 
 struct Prepared {
@@ -38,12 +38,12 @@ pub struct Rounds {
     momentum: Vec<f32>,
     frozen: Option<Frozen>,
     prepared: Option<Prepared>,
-    /// What the codec lost of the differences that were adopted.
-    feedback: Feedback,
 }
 
-/// The momentum travels only so that both sides can say how far apart the round leaves them; a byte a value is plenty.
+/// The momentum travels only so that both sides can say how far apart the round leaves them; a byte a value is plenty, and so
+/// are this many values of it, evenly spread.
 const MOMENTUM: Codec = Codec::Int8;
+const SAMPLE: usize = 1 << 16;
 
 impl Rounds {
     pub fn fresh(phi: Vec<f32>) -> Self {
@@ -52,7 +52,7 @@ impl Rounds {
     }
 
     pub fn new(phi: Vec<f32>, momentum: Vec<f32>) -> Self {
-        Rounds { phi, momentum, frozen: None, prepared: None, feedback: Feedback::default() }
+        Rounds { phi, momentum, frozen: None, prepared: None }
     }
 
     /// Slow weights and outer momentum.
@@ -60,27 +60,33 @@ impl Rounds {
         (&self.phi, &self.momentum)
     }
 
-    /// Freezes `theta` for a round. Returns d in `codec`, phi in f32 and the momentum: three lengths (u64, little-endian), then
-    /// three coded tensors. `fed_back`: what the codec lost of former differences is in d.
+    /// Freezes `theta` for a round. Returns d in `codec`, phi in f32 and a sample of the momentum: three lengths (u64,
+    /// little-endian), then three coded tensors. `fed_back`: what the codec loses of d stays in theta.
     pub fn freeze(&mut self, theta: &[f32], codec: Codec, fed_back: bool) -> Result<Vec<u8>, Done> {
-        let mut d: Vec<f32> = theta.iter().zip(&self.phi).map(|(theta, phi)| theta - phi).collect();
+        let d: Vec<f32> = theta.iter().zip(&self.phi).map(|(theta, phi)| theta - phi).collect();
         codec::gate(&d).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        if fed_back {
-            self.feedback.add_to(&mut d);
-        }
-        let parts = [
-            codec::encode(&d, codec, false),
-            codec::encode(&self.phi, Codec::F32, false),
-            codec::encode(&self.momentum, MOMENTUM, false),
-        ];
+        let coded = codec::encode(&d, codec, false);
         // My own difference counts as the partner sees it, so that both compute the same mean.
-        let decoded = codec::decode(&parts[0], d.len(), &[codec]).map_err(|error| failed(error.to_string()))?;
-        let owed = fed_back.then(|| Feedback::of(d, &decoded));
-        self.frozen = Some(Frozen { theta: theta.to_vec(), d: decoded, owed });
+        let mut kept = None;
+        let d = match codec {
+            Codec::F32 => d,
+            _ => {
+                kept = fed_back.then_some(d);
+                codec::decode(&coded, theta.len(), &[codec]).map_err(|error| failed(error.to_string()))?
+            }
+        };
+        if let Some(kept) = &mut kept {
+            kept.iter_mut().zip(&d).for_each(|(kept, d)| *kept -= d);
+        }
+        self.frozen = Some(Frozen { theta: theta.to_vec(), d, kept });
         self.prepared = None;
-        let mut out = Vec::with_capacity(24 + parts.iter().map(Vec::len).sum::<usize>());
-        parts.iter().for_each(|part| out.extend_from_slice(&(part.len() as u64).to_le_bytes()));
-        parts.iter().for_each(|part| out.extend_from_slice(part));
+        let momentum = codec::encode(&Sampling::of(self.phi.len()).take(&self.momentum), MOMENTUM, false);
+        let phi = codec::encode(&[], Codec::F32, false).len() + 4 * self.phi.len();
+        let mut out = Vec::with_capacity(24 + coded.len() + phi + momentum.len());
+        [coded.len(), phi, momentum.len()].iter().for_each(|len| out.extend_from_slice(&(*len as u64).to_le_bytes()));
+        out.extend_from_slice(&coded);
+        append_f32(&self.phi, &mut out);
+        out.extend_from_slice(&momentum);
         Ok(out)
     }
 
@@ -93,8 +99,10 @@ impl Rounds {
         tensors: &[u8],
     ) -> Result<Done, Done> {
         let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
-        let [their_d, their_phi, their_momentum] = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
-        let before = noloco::disagreement(&self.phi, &their_phi);
+        let theirs = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
+        let [their_d, their_phi, their_momentum] = theirs;
+        let sampling = Sampling::of(self.phi.len());
+        let before = noloco::disagreement(&sampling.take(&self.phi), &sampling.take(&their_phi));
         if partner.copy {
             let momentum = vec![0.0; their_phi.len()];
             self.prepared = Some(Prepared { phi: their_phi, momentum, copied: true });
@@ -104,21 +112,27 @@ impl Rounds {
         let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
         let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
         // One side's step, with what it accepts of the other.
-        let step = |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>| {
-            let clipped = match averaging.robust {
-                Robust::Clip => clip::partner(own, other, blocks),
-                Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
+        let step =
+            |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>, blocks: &[Range<usize>]| {
+                let clipped = match averaging.robust {
+                    Robust::Clip => clip::partner(own, other, blocks),
+                    Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
+                };
+                let other = clipped.as_ref().map_or(other, |Clipped { phi, d }| Side { phi, d, ..other });
+                let (first, second) = if own_is_first { (own, other) } else { (other, own) };
+                let mut phi = vec![0.0; momentum.len()];
+                noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
+                Prepared { phi, momentum, copied: false }
             };
-            let other = clipped.as_ref().map_or(other, |Clipped { phi, d }| Side { phi, d, ..other });
-            let (first, second) = if own_is_first { (own, other) } else { (other, own) };
-            let mut phi = vec![0.0; momentum.len()];
-            noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
-            Prepared { phi, momentum, copied: false }
-        };
-        let here = step(mine, theirs, partner.first, self.momentum.clone());
-        let there = step(theirs, mine, !partner.first, their_momentum);
+        let here = step(mine, theirs, partner.first, self.momentum.clone(), blocks);
         codec::gate(&here.phi).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        let after = noloco::disagreement(&here.phi, &there.phi);
+        // What the round leaves there is computed where its momentum is known: enough to say how far apart both are.
+        let [my_phi, my_d, phi, d] = [mine.phi, mine.d, theirs.phi, theirs.d].map(|tensor| sampling.take(tensor));
+        let mine = Side { phi: &my_phi, d: &my_d, ..mine };
+        let theirs = Side { phi: &phi, d: &d, ..theirs };
+        let blocks: Vec<_> = blocks.iter().map(|block| sampling.range(block)).collect();
+        let there = step(theirs, mine, !partner.first, their_momentum, &blocks);
+        let after = noloco::disagreement(&sampling.take(&here.phi), &there.phi);
         self.prepared = Some(here);
         Ok(Done::Prepared { before, after })
     }
@@ -129,11 +143,12 @@ impl Rounds {
             return Err(failed("no round is prepared"));
         };
         let since = theta.iter().zip(&frozen.theta).map(|(now, then)| now - then);
-        let theta = prepared.phi.iter().zip(since).map(|(phi, since)| phi + since).collect();
+        let mut theta: Vec<f32> = prepared.phi.iter().zip(since).map(|(phi, since)| phi + since).collect();
+        if let Some(kept) = frozen.kept.filter(|_| !prepared.copied) {
+            theta.iter_mut().zip(&kept).for_each(|(theta, kept)| *theta += kept);
+        }
         self.phi = prepared.phi;
         self.momentum = prepared.momentum;
-        // What of a round that was rolled back did not arrive is still in theta - phi.
-        self.feedback = frozen.owed.filter(|_| !prepared.copied).unwrap_or_default();
         Ok(theta)
     }
 
@@ -146,12 +161,48 @@ impl Rounds {
     pub fn alone(&mut self, theta: &[f32]) {
         self.phi.copy_from_slice(theta);
         self.momentum.fill(0.0);
-        self.feedback.reset();
         self.roll_back();
     }
 }
 
-/// A partner's d (in `codec`), phi and momentum, of `values` numbers each.
+/// Which values of a tensor are in a sample: every so many, from the first.
+#[derive(Clone, Copy)]
+struct Sampling {
+    every: usize,
+}
+
+impl Sampling {
+    /// Of tensors of so many values: all of them, up to [`SAMPLE`].
+    fn of(values: usize) -> Sampling {
+        Sampling { every: values.div_ceil(SAMPLE).max(1) }
+    }
+
+    fn len(self, values: usize) -> usize {
+        values.div_ceil(self.every)
+    }
+
+    fn take(self, tensor: &[f32]) -> Vec<f32> {
+        tensor.iter().step_by(self.every).copied().collect()
+    }
+
+    /// Where the values of a block lie in the sample.
+    fn range(self, block: &Range<usize>) -> Range<usize> {
+        self.len(block.start)..self.len(block.end)
+    }
+}
+
+/// As `codec::encode` in f32, without a copy of its own of what are the most bytes of a round.
+fn append_f32(values: &[f32], out: &mut Vec<u8>) {
+    out.extend_from_slice(&codec::encode(&[], Codec::F32, false));
+    let mut bytes = [0; 4 << 10];
+    for piece in values.chunks(1 << 10) {
+        let bytes = &mut bytes[..4 * piece.len()];
+        bytes.as_chunks_mut::<4>().0.iter_mut().zip(piece).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+        out.extend_from_slice(bytes);
+    }
+}
+
+/// A partner's d (in `codec`) and phi, of `values` numbers each, and a sample of its momentum.
 ///
 /// # Errors
 /// Anything but that, to the last byte. No more is allocated than these tensors take, whatever the lengths say.
@@ -160,8 +211,8 @@ pub fn read_round(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>
     let short = BadTensor::Length { got: bytes.len() as u64, wanted };
     let (lengths, mut rest) = bytes.split_at_checked(24).ok_or(short.clone())?;
     let mut tensors = [const { Vec::new() }; 3];
-    let codecs = [codec, Codec::F32, MOMENTUM];
-    for ((length, tensor), codec) in lengths.as_chunks::<8>().0.iter().zip(&mut tensors).zip(codecs) {
+    let kinds = [(codec, values), (Codec::F32, values), (MOMENTUM, Sampling::of(values).len(values))];
+    for ((length, tensor), (codec, values)) in lengths.as_chunks::<8>().0.iter().zip(&mut tensors).zip(kinds) {
         let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| short.clone())?;
         let (coded, left) = rest.split_at_checked(length).ok_or(short.clone())?;
         *tensor = codec::decode(coded, values, &[codec])?;
@@ -202,19 +253,21 @@ mod tests {
         let averaging = Averaging { robust, codec, alpha: 0.0, beta: 1.0, ..demo };
         let moved: Vec<f32> = (0..512).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         let mut sides = [(); 2].map(|()| Rounds::fresh(vec![0.0; 512]));
+        let mut theta = vec![0.0; 512];
         for _ in 0..rounds {
-            let theta: Vec<f32> = sides[0].phi.iter().zip(&moved).map(|(phi, moved)| phi + moved).collect();
+            theta.iter_mut().zip(&moved).for_each(|(theta, moved)| *theta += moved);
             if rolled_back {
                 sides.iter_mut().for_each(|side| drop(side.freeze(&theta, codec, fed_back).unwrap()));
                 sides.iter_mut().for_each(Rounds::roll_back);
             }
             let bodies = [0, 1].map(|side| sides[side].freeze(&theta, codec, fed_back).unwrap());
+            let before = theta.clone();
             for (side, first) in [(0, true), (1, false)] {
                 let theirs = &bodies[1 - side];
                 let tensors = Blob { id: 1, len: theirs.len() as u64 };
                 let partner = RoundPartner { tensors, my_samples: 1, their_samples: 1, first, copy: false };
                 sides[side].prepare(&averaging, &[0..256, 256..512], &partner, theirs).unwrap();
-                sides[side].adopt(&theta).unwrap();
+                theta = sides[side].adopt(&before).unwrap();
             }
         }
         let size = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();

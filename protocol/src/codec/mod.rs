@@ -18,7 +18,6 @@
 //! compiled for several instruction sets and chosen at run time; every choice gives the same bytes.
 
 mod bf16;
-mod feedback;
 mod gain;
 mod gate;
 mod int4;
@@ -28,7 +27,6 @@ mod sparse;
 mod x86;
 
 pub use self::{
-    feedback::Feedback,
     gain::{Gain, Sample},
     gate::{Gate, RMS_MAX},
     int8::BLOCK,

@@ -340,9 +340,6 @@ impl Found {
         let carries = manifest.codecs.error_feedback;
         if carries && (averaging.codec == Codec::F32 || averaging.rule == AveragingRule::None) {
             self.remark("codecs.error_feedback", "has no effect: nothing is lost of a difference");
-        } else if carries && averaging.codec == Codec::Sparse {
-            let what = "made the demo learn more slowly than sparse without it: compare with skein bench codec --loss";
-            self.remark("codecs.error_feedback", what);
         }
         if averaging.rule == AveragingRule::Noloco && averaging.group != 2 {
             self.error("averaging.group", "noloco averages in pairs; only rule = \"groups\" has larger groups");
@@ -614,10 +611,9 @@ mod tests {
             check(&manifest).into_iter().map(|p| (p.key, p.severity)).collect::<Vec<_>>()
         };
         let int8 = [Codec::Int8];
-        for (codec, fed_back) in [(Codec::Int4, false), (Codec::Int4, true), (Codec::Sparse, false)] {
+        for (codec, fed_back) in [(Codec::Int4, false), (Codec::Int4, true), (Codec::Sparse, false), (Codec::Sparse, true)] {
             assert_eq!(remarks(&int8, codec, fed_back), []);
         }
-        assert_eq!(remarks(&int8, Codec::Sparse, true), [("codecs.error_feedback", Severity::Remark)]);
         assert_eq!(remarks(&int8, Codec::F32, true), [("codecs.error_feedback", Severity::Remark)]);
         assert_eq!(remarks(&[Codec::Int4], Codec::Bf16, false), [("codecs.forward", Severity::Remark)]);
     }

@@ -556,8 +556,8 @@ pub struct Codecs {
     /// Allowed for gradients. The first is used unless another is faster on a link.
     #[n(1)]
     pub backward: Vec<Codec>,
-    /// What the averaging codec loses of one difference is added to the next. Activations and gradients carry nothing over: each
-    /// belongs to other samples.
+    /// What the averaging codec loses of a difference stays in the weights for the next. Activations and gradients carry nothing
+    /// over: each belongs to other samples.
     #[n(2)]
     #[serde(default)]
     pub error_feedback: bool,

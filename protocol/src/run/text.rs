@@ -389,7 +389,7 @@ impl Writer {
         self.line(
             "error_feedback",
             codecs.error_feedback,
-            "what averaging.codec loses of one difference is added to the next",
+            "what averaging.codec loses of a difference stays for the next",
         );
         self.line("entropy", word(&codecs.entropy), "none | zstd");
         self.line(

@@ -12,6 +12,7 @@ mod pace;
 mod quic_link;
 mod silence;
 mod stream_link;
+mod window;
 pub(super) mod wire;
 
 use std::{

@@ -7,7 +7,7 @@ use std::{
     future::pending,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,6 +25,7 @@ use super::{
     outbox::Message,
     silence::IN_USE,
     units,
+    window::Window,
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
 use crate::net::{
@@ -45,6 +46,8 @@ const AFTERWARDS: Duration = Duration::from_secs(5);
 const REMEMBERED: usize = 256;
 /// A stretch of sending is measured after this, though it goes on.
 const PACED: Duration = Duration::from_secs(2);
+/// Pieces of a body that are taken from quinn at one time: a packet each.
+const CHUNKS: usize = 64;
 /// The control stream stands above every lane.
 const CONTROL_PRIORITY: i32 = 8;
 
@@ -80,6 +83,7 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
     let (mut readers, mut refusals) = (JoinSet::new(), Refusals { wire: &wire });
     let mut acknowledged = 0;
     let alive = || {
+        wire.granted.on_tick(&wire.conversation.shared, &wire.connection);
         let frames = wire.connection.stats().frame_rx;
         let now = frames.acks + frames.stream;
         std::mem::replace(&mut acknowledged, now) != now
@@ -303,10 +307,8 @@ async fn try_send(wire: &Wire, message: &Message) -> Result<Option<quinn::VarInt
     let mut first = BytesMut::with_capacity(HEAD_LEN + message.frame.len());
     first.extend_from_slice(&head.encode());
     first.extend_from_slice(&message.frame);
-    stream.write_chunk(first.freeze()).await?;
-    if let Some(body) = &message.body {
-        stream.write_chunk(body.clone()).await?;
-    }
+    // Together, so that the head does not leave in a packet of its own. The body is shared with whoever gave it, not copied.
+    stream.write_all_chunks(&mut [first.freeze(), message.body.clone().unwrap_or_default()]).await?;
     // It fails only on streams that are finished or reset already.
     let _ = stream.finish();
     stream.stopped().await.map_err(|error| match error {
@@ -376,9 +378,9 @@ async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<(Messag
         let _ = wire.conversation.replies.send(Reply(Kind::Refused(head.lane), refusal.encode().into())).await;
         return Err(Dropped::Stop(code));
     }
-    wire.granted.grant(shared, &wire.connection);
+    wire.granted.begin(shared, &wire.connection);
     let room = room(shared, peering, head.body_len).await.ok_or(Dropped::Gone)?;
-    let whole = timeout(slowest(head.body_len), body(stream, head.body_len as usize)).await;
+    let whole = timeout(slowest(head.body_len), body(wire, stream, head.body_len as usize)).await;
     let body = whole.map_err(|_| Dropped::Stop(Code::Cancelled))??;
     Ok((Message { lane: head.lane, frame, body: Some(body) }, Some(room)))
 }
@@ -433,14 +435,22 @@ async fn exact(stream: &mut quinn::RecvStream, buffer: &mut [u8]) -> Result<(), 
     }
 }
 
-/// Reads a body of exactly `len` bytes into one buffer.
-async fn body(stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Dropped> {
+/// Reads a body of exactly `len` bytes into one buffer: the only copy of it between the packets and its decoder.
+async fn body(wire: &Wire, stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Dropped> {
     let mut body = BytesMut::with_capacity(len);
+    let mut chunks = [const { Bytes::new() }; CHUNKS];
     loop {
-        // One byte more than is missing would show a body that is too long.
-        match timeout(STALLED, stream.read_chunk(len - body.len() + 1, true)).await {
-            Ok(Ok(Some(chunk))) if body.len() + chunk.bytes.len() <= len => body.extend_from_slice(&chunk.bytes),
-            Ok(Ok(Some(_))) => return Err(Dropped::Fault(Code::Malformed, "a body longer than it said")),
+        match timeout(STALLED, stream.read_chunks(&mut chunks)).await {
+            Ok(Ok(Some(count))) => {
+                let before = body.len();
+                for chunk in &mut chunks[..count] {
+                    if chunk.len() > len - body.len() {
+                        return Err(Dropped::Fault(Code::Malformed, "a body longer than it said"));
+                    }
+                    body.extend_from_slice(&std::mem::take(chunk));
+                }
+                wire.granted.on_read(&wire.conversation.shared, &wire.connection, (body.len() - before) as u64);
+            }
             Ok(Ok(None)) if body.len() == len => return Ok(body.freeze()),
             Ok(Ok(None)) => return Err(Dropped::Fault(Code::Malformed, "a body shorter than it said")),
             Ok(Err(_)) => return Err(Dropped::Gone),
@@ -449,30 +459,62 @@ async fn body(stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Dropp
     }
 }
 
-/// The larger windows that a peer gets when the first of its bodies is wanted, out of a sum that is granted to all.
+/// The window that a peer gets beyond a stranger's once one of its bodies is wanted, out of a sum that is granted to all.
 #[derive(Default)]
 struct Granted {
-    asked: AtomicBool,
-    bytes: AtomicU64,
+    window: Mutex<Option<Window>>,
+    /// Taken from the sum.
+    taken: AtomicU64,
 }
 
 impl Granted {
-    fn grant(&self, shared: &Shared, connection: &quinn::Connection) {
-        if self.asked.swap(true, Ordering::Relaxed) {
+    /// The first body of this peer is wanted, or another one.
+    fn begin(&self, shared: &Shared, connection: &quinn::Connection) {
+        let mut window = lock(&self.window);
+        if window.is_some() {
             return;
         }
-        connection.set_max_concurrent_uni_streams(shared.limits.streams.into());
-        let more = u64::from(shared.limits.window.saturating_sub(shared.limits.window_new));
-        let taken = shared.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |granted| {
-            Some(granted + more).filter(|sum| *sum <= shared.limits.windows_total)
+        let limits = &shared.limits;
+        connection.set_max_concurrent_uni_streams(limits.streams.into());
+        let new = Window::new(Instant::now(), limits.window_used.into(), limits.window.into());
+        let size = new.size();
+        self.set(shared, connection, window.insert(new), size);
+    }
+
+    /// `bytes` of a body were read.
+    fn on_read(&self, shared: &Shared, connection: &quinn::Connection, bytes: u64) {
+        let mut window = lock(&self.window);
+        let Some(window) = window.as_mut() else { return };
+        if let Some(size) = window.on_read(Instant::now(), bytes, || connection.rtt()) {
+            self.set(shared, connection, window, size);
+        }
+    }
+
+    /// To be called now and then.
+    fn on_tick(&self, shared: &Shared, connection: &quinn::Connection) {
+        let mut window = lock(&self.window);
+        let Some(window) = window.as_mut() else { return };
+        if let Some(size) = window.on_tick(Instant::now()) {
+            self.set(shared, connection, window, size);
+        }
+    }
+
+    /// Sets the window if the sum allows it.
+    fn set(&self, shared: &Shared, connection: &quinn::Connection, window: &mut Window, size: u64) {
+        let wanted = size.saturating_sub(shared.limits.window_new.into());
+        let has = self.taken.load(Ordering::Relaxed);
+        let granted = shared.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |granted| {
+            Some(granted - has + wanted).filter(|sum| wanted <= has || *sum <= shared.limits.windows_total)
         });
-        if taken.is_ok() {
-            self.bytes.store(more, Ordering::Relaxed);
-            connection.set_receive_window(shared.limits.window.into());
+        if granted.is_ok() {
+            self.taken.store(wanted, Ordering::Relaxed);
+            connection.set_receive_window(quinn::VarInt::try_from(size).unwrap_or(quinn::VarInt::MAX));
+            window.set(size);
         }
     }
 
     fn give_back(&self, shared: &Shared) {
-        shared.granted.fetch_sub(self.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        *lock(&self.window) = None;
+        shared.granted.fetch_sub(self.taken.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 }

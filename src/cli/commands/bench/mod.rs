@@ -1,6 +1,7 @@
 //! `skein bench`: what this machine can do, measured. In: what to measure. Out: a table, or one document. Every figure that
 //! others' are compared with stands beside one that was taken in the same minutes.
 
+mod average;
 mod codec;
 mod link;
 mod loss;
@@ -23,6 +24,7 @@ pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
         Bench::Stage(args) => stage::run(args, context),
         Bench::Codec(args) => codec::run(args, context),
         Bench::Link(args) => link::run(args, context),
+        Bench::Average(args) => average::run(args, context),
         Bench::Swarm(args) => swarm::run(args, context),
         Bench::Peer(args) => peer::run(args, context),
     }
