@@ -141,6 +141,8 @@ pub struct PeerStage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feeding {
     pub open: u64,
+    /// How many may be open: what keeps the busiest stage at work, within the manifest's `in_flight_max`.
+    pub window: u64,
     pub completed: u64,
     pub voided: u64,
 }
@@ -260,6 +262,7 @@ impl State {
             .collect();
         self.feeding = view.feeding.as_ref().map(|feed| Feeding {
             open: feed.open as u64,
+            window: feed.window,
             completed: feed.completed,
             voided: feed.voided,
         });

@@ -1,7 +1,8 @@
 //! One micro-batch, from the feeder through the stages and back.
 //!
 //! Split by lifetime: [`source`] (the feeder's ids), [`stage`] (one served stage), [`kept`] (one id at one stage), [`handoff`]
-//! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`schedule`] (jobs of the worker).
+//! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`window`] (how many are open), [`schedule`] (jobs of the
+//! worker).
 
 pub mod handoff;
 pub mod kept;
@@ -9,6 +10,7 @@ pub mod route;
 pub mod schedule;
 pub mod source;
 pub mod stage;
+pub mod window;
 
 use skein_protocol::{Blob, Instant, Lane, Outbox, PeerId, event::Event, wire};
 

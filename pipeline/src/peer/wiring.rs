@@ -420,7 +420,7 @@ impl Peer {
         if let Done::Failed { why, .. } = &done {
             out.push(Output::Emit(Event::Waiting { what: format!("a job could not be done: {why}") }));
         }
-        let Some(Finished { stage, purpose, took }) = self.jobs.done(now, job) else {
+        let Some(Finished { stage, purpose, began, took }) = self.jobs.done(now, job) else {
             let mut desk = desk!(self, now, out);
             return release_done(&mut desk, done);
         };
@@ -430,10 +430,16 @@ impl Peer {
         }
         match purpose {
             Purpose::Forward { stage, id } => {
-                self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_forward_done(desk, id, done));
+                self.flow_done(now, stage, done, out, |flow, desk, done| {
+                    flow.on_begun(id, began);
+                    flow.on_forward_done(desk, id, done);
+                });
             }
             Purpose::Backward { stage, id } => {
-                self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_backward_done(desk, id, done));
+                self.flow_done(now, stage, done, out, |flow, desk, done| {
+                    flow.on_begun(id, began);
+                    flow.on_backward_done(desk, id, done);
+                });
             }
             Purpose::Step { stage } => self.on_stepped(now, stage, done, out),
             Purpose::DropSum { stage } => {
@@ -759,6 +765,14 @@ impl Peer {
             }
         }
         self.route.set_serving(serving, leaving);
+        if let Some(source) = &mut self.source {
+            // Stages that a feeder has no connection to are on the way, too.
+            let mut everybody = self.directory.serving(|_| true);
+            for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((stage, replica.flow()?))) {
+                everybody.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+            }
+            source.window.on_serving(&everybody);
+        }
     }
 
     fn name_active(&mut self, out: &mut Outbox<Output>) {

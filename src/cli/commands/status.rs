@@ -190,9 +190,9 @@ fn text(state: &State) -> String {
         lines.push(format!("  stage {}  {}  {replicas}", stage.stage, layers(stage.first_layer, stage.layers)));
     }
     if let Some(feeding) = &state.feeding {
-        let (open, voided) = (Count(feeding.open), Count(feeding.voided));
+        let (open, window, voided) = (Count(feeding.open), Count(feeding.window), Count(feeding.voided));
         let completed = counted(feeding.completed, "micro-batch");
-        lines.push(format!("  feeds  {completed} completed, {open} open, {voided} voided"));
+        lines.push(format!("  feeds  {completed} completed, {open} of at most {window} open, {voided} voided"));
     }
     let given = &state.given;
     lines.push(format!(

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use skein_protocol::{
-    Blob, Lane, MicroBatchId,
+    Blob, Instant, Lane, MicroBatchId,
     event::{Event, Severity},
     run::Codec,
     wire::flow::{Frame, Returned, Void, Why},
@@ -89,6 +89,7 @@ impl StageFlow {
             Job::Forward { stage, key: kept.key, input, coding }
         };
         kept.work = Work::Running { input };
+        kept.asked = desk.now;
         let (priority, purpose) = if last {
             (Priority::Backward, Purpose::Backward { stage, id })
         } else {
@@ -107,6 +108,7 @@ impl StageFlow {
             return;
         }
         kept.returning_asked = true;
+        kept.asked = desk.now;
         let job = Job::Backward { stage, key: kept.key, gradient, weight: 1.0, coding };
         desk.jobs.push(Priority::Backward, job, Purpose::Backward { stage, id });
     }
@@ -142,6 +144,13 @@ impl StageFlow {
                 kept.added = true;
             }
             _ => {}
+        }
+    }
+
+    /// The worker began with what it was asked for an id.
+    pub fn on_begun(&mut self, id: MicroBatchId, began: Instant) {
+        if let Some(kept) = self.kept.get_mut(&id) {
+            kept.waited = kept.waited.saturating_add(began.since(kept.asked));
         }
     }
 
@@ -262,6 +271,7 @@ impl StageFlow {
             path: kept.path_with(self.stage, self.me, self.incarnation),
             loss: kept.loss,
             tokens: kept.tokens,
+            waited_us: u64::try_from(kept.waited.as_micros()).unwrap_or(u64::MAX),
         };
         let to = kept.upstream;
         if self.stage == 0 {
