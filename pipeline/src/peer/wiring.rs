@@ -32,6 +32,8 @@ const FENCE_PAUSE: Duration = Duration::from_secs(10);
 const APART: Duration = Duration::from_secs(90);
 /// A run that begins has empty stages; they are news only after this.
 const EMPTY_AFTER: Duration = Duration::from_secs(3);
+/// Jobs of training in a row that my worker may fail at before I leave: who comes for them then finds somebody else.
+const UNDONE_MAX: u32 = 8;
 /// Ticks do their work at most this often.
 const TICK: Duration = Duration::from_millis(90);
 
@@ -428,6 +430,9 @@ impl Peer {
         if trains && let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
             flow.busy.worked(took);
         }
+        if trains {
+            self.count_undone(now, &done, out);
+        }
         match purpose {
             Purpose::Forward { stage, id } => {
                 self.flow_done(now, stage, done, out, |flow, desk, done| {
@@ -457,6 +462,18 @@ impl Peer {
                 let mut desk = desk!(self, now, out);
                 release_done(&mut desk, done);
             }
+        }
+    }
+
+    /// Whose worker fails again and again is no help: it leaves, and says why.
+    fn count_undone(&mut self, now: Instant, done: &Done, out: &mut Outbox<Output>) {
+        let Done::Failed { why, .. } = done else { return self.undone = 0 };
+        self.undone += 1;
+        if self.undone == UNDONE_MAX {
+            let what =
+                format!("{UNDONE_MAX} jobs in a row could not be done, the last because: {why}. This peer leaves");
+            out.push(Output::Emit(Event::Waiting { what }));
+            self.start_drain(now, out);
         }
     }
 

@@ -11,7 +11,7 @@ use skein_protocol::{
 
 use super::{Blobs, Engines, Saves, bad, failed, round::Rounds};
 use crate::{
-    exact::{Engine, StageInput},
+    exact::{Engine, EngineError, StageInput},
     job::{Coding, Done, Job, Key},
     model::{StageModel, init, schedule, state::StageState},
 };
@@ -27,6 +27,8 @@ pub struct Hosted {
     /// What zstd saves on what goes to the next stage, and on what goes back to the one before.
     forward_gain: Gain,
     backward_gain: Gain,
+    /// Bytes that kept forwards may take beyond their inputs.
+    kept_bytes_max: u64,
 }
 
 impl Hosted {
@@ -76,7 +78,8 @@ impl Hosted {
 
     fn of(engine: Box<dyn Engine>, rounds: Rounds, samples: u64) -> Self {
         let (forward_gain, backward_gain) = (Gain::default(), Gain::default());
-        Hosted { engine, rounds, samples, summed: 0, stepped_with: 0, forward_gain, backward_gain }
+        let kept_bytes_max = engine.settings().kept_bytes_max;
+        Hosted { engine, rounds, samples, summed: 0, stepped_with: 0, forward_gain, backward_gain, kept_bytes_max }
     }
 
     pub fn engine(&self) -> &dyn Engine {
@@ -84,7 +87,21 @@ impl Hosted {
     }
 
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
+        self.kept_bytes_max = bytes;
         self.engine.set_kept_bytes_max(bytes);
+    }
+
+    /// A device that fails may be out of memory: it is asked once more with nothing kept but inputs, and keeps half as much from
+    /// then on.
+    fn smaller<T>(&mut self, mut ask: impl FnMut(&mut dyn Engine) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        match ask(self.engine.as_mut()) {
+            Err(EngineError::Device(_)) if self.kept_bytes_max > 0 => {}
+            answer => return answer,
+        }
+        self.engine.set_kept_bytes_max(0);
+        let again = ask(self.engine.as_mut());
+        self.set_kept_bytes_max(self.kept_bytes_max / 2);
+        again
     }
 
     pub fn stepped_with(&self) -> u32 {
@@ -170,7 +187,7 @@ impl Hosted {
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
         let input = self.input(manifest, input, blobs)?;
-        let output = self.engine.forward(key, input.as_input())?;
+        let output = self.smaller(|engine| engine.forward(key, input.as_input()))?;
         let (output, raw) = coded(&output, coding, &mut self.forward_gain, blobs)?;
         Ok(Done::Forwarded { output, coding, raw })
     }
@@ -188,8 +205,10 @@ impl Hosted {
     ) -> Result<Done, Done> {
         let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
         let input = self.input(manifest, input, blobs)?;
-        self.engine.forward(key, input.as_input())?;
-        let lost = self.engine.loss_backward(key, &targets, weight)?;
+        let lost = self.smaller(|engine| {
+            engine.forward(key, input.as_input())?;
+            engine.loss_backward(key, &targets, weight)
+        })?;
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&lost.gradient, coding, blobs)?;
         Ok(Done::Backed { gradient, coding, raw, loss: lost.loss as f32, tokens: lost.tokens })
@@ -206,7 +225,7 @@ impl Hosted {
     ) -> Result<Done, Done> {
         let codecs = &manifest.codecs.backward;
         let gradient = hidden(&bytes_of(gradient, blobs)?, manifest, codecs)?;
-        let gradient = self.engine.backward(key, &gradient, weight, false)?;
+        let gradient = self.smaller(|engine| engine.backward(key, &gradient, weight, false))?;
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&gradient, coding, blobs)?;
         Ok(Done::Backed { gradient, coding, raw, loss: 0.0, tokens: 0 })

@@ -1,5 +1,6 @@
 //! The peer as a whole, over a world of a few lines: a fixed delay, a worker that takes a fixed time and computes nothing.
 
+mod devices;
 mod generate;
 mod hostile;
 mod one;

@@ -23,6 +23,9 @@ use crate::{
     peer::io::Output,
 };
 
+/// Replicas of a stage at which the result of an id may be not finite before it is voided.
+const NOT_FINITE_MAX: u8 = 2;
+
 /// What was known of an id when the worker was told how to add it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Orphan {
@@ -233,8 +236,11 @@ impl StageFlow {
                 decline(desk, upstream, id, &attempt, self.stage, Why::NotFinite);
                 self.void(desk, id, &why);
             }
-            Done::NotFinite { why } => self.void(desk, id, &why),
-            Done::Failed { .. } => {
+            Done::NotFinite { why } if attempt.hops().last().is_some_and(|hop| *hop + 1 >= NOT_FINITE_MAX) => {
+                self.void(desk, id, &why);
+            }
+            // It may be this device, or the model: another one is asked first.
+            Done::NotFinite { .. } | Done::Failed { .. } => {
                 decline(desk, upstream, id, &attempt, self.stage, Why::NotServing);
                 self.forget(desk, id);
             }
