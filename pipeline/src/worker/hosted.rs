@@ -1,19 +1,21 @@
 //! One stage at one worker: its engine, and the slow weights and outer momentum of averaging beside it. In: jobs of this
 //! stage. Out: what came of each.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use skein_protocol::{
     Blob, Manifest, Stage, Version,
     codec::{self, Gain},
     hash::Digest,
-    run::{Codec, Weights},
+    run::{Codec, Recompute, Weights},
 };
 
 use super::{Blobs, Engines, Saves, bad, failed, round::Rounds};
 use crate::{
     exact::{Engine, EngineError, StageInput},
     job::{Coding, Done, Job, Key},
-    model::{StageModel, init, schedule, state::StageState},
+    model::{StageModel, cost, init, schedule, state::StageState},
 };
 
 pub struct Hosted {
@@ -29,6 +31,9 @@ pub struct Hosted {
     backward_gain: Gain,
     /// Bytes that kept forwards may take beyond their inputs.
     kept_bytes_max: u64,
+    /// Forwards whose backward is still to come, and the most that ever were.
+    ahead: BTreeSet<Key>,
+    ahead_most: u64,
 }
 
 impl Hosted {
@@ -79,7 +84,18 @@ impl Hosted {
     fn of(engine: Box<dyn Engine>, rounds: Rounds, samples: u64) -> Self {
         let (forward_gain, backward_gain) = (Gain::default(), Gain::default());
         let kept_bytes_max = engine.settings().kept_bytes_max;
-        Hosted { engine, rounds, samples, summed: 0, stepped_with: 0, forward_gain, backward_gain, kept_bytes_max }
+        Hosted {
+            engine,
+            rounds,
+            samples,
+            summed: 0,
+            stepped_with: 0,
+            forward_gain,
+            backward_gain,
+            kept_bytes_max,
+            ahead: BTreeSet::new(),
+            ahead_most: 0,
+        }
     }
 
     pub fn engine(&self) -> &dyn Engine {
@@ -89,6 +105,22 @@ impl Hosted {
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
         self.kept_bytes_max = bytes;
         self.engine.set_kept_bytes_max(bytes);
+    }
+
+    /// Bytes of kept forwards: their inputs, and the tapes of those whose backward is to come. The buffers of tapes stay for the
+    /// next ones, so the most that ever were count.
+    pub fn kept_bytes(&self, manifest: &Manifest, stage: Stage) -> u64 {
+        let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept().len() as u64);
+        let tape = match manifest.train.recompute {
+            Recompute::WhenNeeded if !self.engine.model().head => cost::tape_bytes(manifest, stage),
+            _ => 0,
+        };
+        inputs.saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
+    }
+
+    fn is_ahead(&mut self, key: Key) {
+        self.ahead.insert(key);
+        self.ahead_most = self.ahead_most.max(self.ahead.len() as u64);
     }
 
     /// A device that fails may be out of memory: it is asked once more with nothing kept but inputs, and keeps half as much from
@@ -124,7 +156,10 @@ impl Hosted {
                 self.backward(manifest, key, gradient, weight, coding, blobs)
             }
             Job::Drop { keys, .. } => {
-                keys.into_iter().for_each(|key| self.engine.drop_kept(key));
+                for key in keys {
+                    self.ahead.remove(&key);
+                    self.engine.drop_kept(key);
+                }
                 Ok(Done::Ok)
             }
             Job::DropSum { .. } => {
@@ -188,6 +223,7 @@ impl Hosted {
     ) -> Result<Done, Done> {
         let input = self.input(manifest, input, blobs)?;
         let output = self.smaller(|engine| engine.forward(key, input.as_input()))?;
+        self.is_ahead(key);
         let (output, raw) = coded(&output, coding, &mut self.forward_gain, blobs)?;
         Ok(Done::Forwarded { output, coding, raw })
     }
@@ -226,6 +262,7 @@ impl Hosted {
         let codecs = &manifest.codecs.backward;
         let gradient = hidden(&bytes_of(gradient, blobs)?, manifest, codecs)?;
         let gradient = self.smaller(|engine| engine.backward(key, &gradient, weight, false))?;
+        self.ahead.remove(&key);
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&gradient, coding, blobs)?;
         Ok(Done::Backed { gradient, coding, raw, loss: 0.0, tokens: 0 })
