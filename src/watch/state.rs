@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use skein_pipeline::peer::view::{MyState, View};
 use skein_protocol::{Incarnation, Manifest, PeerId, RunId, Stage};
 
+use crate::node::memory::Account;
+
 /// How far back a pace looks.
 const PACE_WINDOW: Duration = Duration::from_secs(20);
 /// A picture that is older means that the loop hangs.
@@ -37,6 +39,7 @@ pub struct State {
     pub mine: Vec<MyStage>,
     pub peers: Vec<PeerState>,
     pub feeding: Option<Feeding>,
+    pub memory: Account,
     pub given: Given,
     /// Sentences about what should not stay as it is.
     pub warnings: Vec<String>,
@@ -180,6 +183,7 @@ impl State {
             mine: Vec::new(),
             peers: Vec::new(),
             feeding: None,
+            memory: Account::default(),
             given: Given::default(),
             warnings: Vec::new(),
         }
