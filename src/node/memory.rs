@@ -14,10 +14,6 @@ use skein_pipeline::{
 };
 use skein_protocol::Manifest;
 
-/// What a process takes before it serves anything, as [`Account::resident`] counts it: code, stacks, tables of the network,
-/// buffers of its sockets, pages that the allocator holds. Measured by `skein bench peer`, which prints both sides.
-pub const BASE: u64 = 64 << 20;
-
 /// Bytes, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
