@@ -203,6 +203,8 @@ pub struct NetStats {
     /// Bytes of frames and bodies, by lane.
     pub sent: [u64; Lane::ALL.len()],
     pub received: [u64; Lane::ALL.len()],
+    /// Bytes of bodies that are being read.
+    pub receiving: u64,
     /// Bodies that the node refused.
     pub refused: u64,
     /// Faults of peers.

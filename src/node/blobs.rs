@@ -25,8 +25,8 @@ pub struct Blobs {
 struct Shared {
     held: DashMap<u64, Held>,
     next: AtomicU64,
-    /// Of work and of weights.
-    bytes: [AtomicU64; 2],
+    /// Of work, of weights, and of what counts in no budget but lies in memory: states made here.
+    bytes: [AtomicU64; 3],
     budgets: [u64; 2],
     wrongs: AtomicU64,
 }
@@ -44,9 +44,10 @@ pub enum Kind {
     Work,
     /// States of stages on their way: few, large, and each of them asked for.
     Weights,
-    /// No peer fills memory with it, and it counts nowhere: states encoded here, and bytes of files, which lie in memory only
-    /// as long as nobody else needs it.
+    /// No peer fills memory with it, so it counts in no budget: states encoded here.
     Own,
+    /// Bytes of files, which lie in memory only as long as nobody else needs it: they count nowhere.
+    File,
 }
 
 /// What a body that wants to come in is for.
@@ -90,7 +91,8 @@ impl Blobs {
         match kind {
             Kind::Work => change(&self.shared.bytes[0]),
             Kind::Weights => change(&self.shared.bytes[1]),
-            Kind::Own => {}
+            Kind::Own => change(&self.shared.bytes[2]),
+            Kind::File => {}
         }
     }
 
@@ -114,7 +116,7 @@ impl Blobs {
         let Some(mut held) = self.shared.held.get_mut(&blob.id).filter(|held| held.bytes.len() == bytes.len()) else {
             return;
         };
-        let before = std::mem::replace(&mut *held, Held { bytes, kind: Kind::Own });
+        let before = std::mem::replace(&mut *held, Held { bytes, kind: Kind::File });
         self.count(before.kind, |all| _ = all.fetch_sub(before.bytes.len() as u64, Ordering::Relaxed));
     }
 
@@ -154,6 +156,11 @@ impl Blobs {
     /// Bytes of work that are held, each slice counted as its own.
     pub fn bytes(&self) -> u64 {
         self.shared.bytes[0].load(Ordering::Relaxed)
+    }
+
+    /// Everything that lies in memory, each slice counted as its own.
+    pub fn bytes_in_memory(&self) -> u64 {
+        self.shared.bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).fold(0, u64::saturating_add)
     }
 
     /// For work.

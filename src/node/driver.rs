@@ -40,6 +40,7 @@ use super::{
     feed::{Feed, Mark, bytes_of},
     generate::{Ask, Next, Said, Sessions},
     log::Log,
+    memory::Books,
     shapes::{Body, Shapes},
     store::Store,
     view::{BlobState, State, Work},
@@ -114,6 +115,8 @@ pub(super) struct Parts {
     pub feed: Option<Feed>,
     pub mark: Mark,
     pub context: usize,
+    /// Bytes of memory that the person gave.
+    pub memory: u64,
     /// The served stages are saved this often; zero: only when it drains.
     pub save_every: Duration,
     /// What the role asks for, before any order.
@@ -144,6 +147,7 @@ pub(super) struct Driver {
     noted: Instant,
     saved: Instant,
     traffic: [(u64, u64); Lane::ALL.len()],
+    books: Books,
     booked: bool,
     /// The book on its way to the disk.
     saving: Option<JoinHandle<()>>,
@@ -192,6 +196,7 @@ impl Driver {
             noted: now,
             saved: now,
             traffic: Default::default(),
+            books: Books::default(),
             booked: false,
             saving: None,
             incarnating: None,
@@ -366,6 +371,9 @@ impl Driver {
         self.shown = self.now;
         let parts = &self.parts;
         let waiting = self.waiting.as_ref().filter(|(at, _)| self.now.since(*at) < WAITING);
+        let (view, net) = (parts.peer.view(), parts.net.stats());
+        let (in_blobs, at_work) = (parts.blobs.bytes_in_memory(), parts.worker.at_work());
+        let memory = self.books.account(parts.memory, &parts.manifest, &view, at_work, in_blobs, net.receiving);
         let state = State {
             run: parts.run,
             name: parts.manifest.run.name.clone(),
@@ -373,8 +381,8 @@ impl Driver {
             incarnation: self.incarnation,
             uptime_ms: self.now.0 / 1_000_000,
             utc: self.utc.0,
-            peer: parts.peer.view(),
-            net: parts.net.stats(),
+            peer: view,
+            net,
             addresses: self.addresses.clone(),
             reachability: self.reachability,
             work: Work { busy_ms: self.busy.as_millis() as u64, ..self.work },
@@ -384,6 +392,7 @@ impl Driver {
                 budget: parts.blobs.budget(),
                 wrongs: parts.blobs.wrongs(),
             },
+            memory,
             waiting: waiting.map(|(_, what)| what.clone()),
             generating: self.sessions.len(),
         };

@@ -360,6 +360,7 @@ fn build<M: Engines + 'static>(
         feed,
         mark,
         context: manifest.model.config.context as usize,
+        memory: setup.give.memory,
         save_every: setup.give.save_every,
         commands,
         orders,
@@ -402,7 +403,7 @@ fn found_on_disk(stores: &[&Store], blobs: &Blobs) -> (Vec<SavedState>, Vec<Rema
         }
     }
     let saved = newest.into_values().map(|Found { version, root, state }| {
-        let blob = blobs.put(state, Kind::Own);
+        let blob = blobs.put(state, Kind::File);
         SavedState { version, root, blob }
     });
     (saved.collect(), remarks)

@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod lobby;
 pub mod local;
 pub mod log;
+pub mod memory;
 mod perform;
 pub mod save;
 pub mod shapes;

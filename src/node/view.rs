@@ -4,6 +4,7 @@ use serde::Serialize;
 use skein_pipeline::peer::view::View;
 use skein_protocol::{Incarnation, PeerId, RunId};
 
+use super::memory::Account;
 use crate::net::{NetStats, Reachability};
 
 /// Totals are since the start of this process.
@@ -23,6 +24,7 @@ pub struct State {
     pub reachability: Reachability,
     pub work: Work,
     pub blobs: BlobState,
+    pub memory: Account,
     /// What this peer waits for, if that was said lately.
     pub waiting: Option<String>,
     /// Answers that are being generated for somebody here.

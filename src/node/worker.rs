@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use skein_pipeline::{
     job::{Done, Job},
+    model::cost,
     worker::{self, Engines},
 };
 use skein_protocol::{Blob, JobId, Manifest};
@@ -22,6 +23,7 @@ use tokio::sync::mpsc as channel;
 
 use super::{
     blobs::{Blobs, Kind},
+    memory::AtWork,
     store::Store,
 };
 
@@ -51,6 +53,7 @@ pub enum Ran {
 pub struct WorkerThread {
     jobs: mpsc::Sender<Assigned>,
     blobs: Blobs,
+    at_work: AtWork,
 }
 
 /// Whether the thread steps back behind the other programs of this machine.
@@ -74,6 +77,8 @@ impl WorkerThread {
         let (jobs, assigned) = mpsc::channel::<Assigned>();
         let (ran, results) = channel::unbounded_channel();
         let (shared, mut store) = (blobs.clone(), store);
+        let at_work = AtWork::default();
+        let (says, cost_of) = (at_work.clone(), manifest.clone());
         thread::Builder::new().name("skein-worker".into()).spawn(move || {
             if niceness == Niceness::Low {
                 step_back();
@@ -82,7 +87,9 @@ impl WorkerThread {
             for Assigned { id, job, inputs } in assigned {
                 let mut desk = Desk { inputs, blobs: shared.clone(), kind: kind_of(&job) };
                 let began = Instant::now();
+                says.begins(passing(&cost_of, &job));
                 let outcome = catch_unwind(AssertUnwindSafe(|| worker.run(job, &mut desk, &mut store)));
+                says.ended(worker.kept_bytes());
                 let told = match outcome {
                     Ok(done) => Ran::Done { job: id, done, took: began.elapsed() },
                     Err(panic) => Ran::Panicked { job: id, message: words(panic.as_ref()) },
@@ -93,7 +100,12 @@ impl WorkerThread {
                 }
             }
         })?;
-        Ok((WorkerThread { jobs, blobs }, results))
+        Ok((WorkerThread { jobs, blobs, at_work }, results))
+    }
+
+    /// What the thread holds.
+    pub fn at_work(&self) -> &AtWork {
+        &self.at_work
     }
 
     /// Hands a job over. `false`: the thread is gone.
@@ -109,6 +121,30 @@ struct Desk {
     inputs: BTreeMap<u64, Bytes>,
     blobs: Blobs,
     kind: Kind,
+}
+
+/// Bytes that a job takes beyond the steady state of its stage.
+fn passing(manifest: &Manifest, job: &Job) -> u64 {
+    match job {
+        Job::State { .. }
+        | Job::Save { .. }
+        | Job::Load { .. }
+        | Job::RoundSnapshot { .. }
+        | Job::RoundPrepare { .. } => cost::memory(manifest, job.stage()).passing,
+        Job::Create { .. }
+        | Job::Forward { .. }
+        | Job::Loss { .. }
+        | Job::Backward { .. }
+        | Job::Drop { .. }
+        | Job::DropSum { .. }
+        | Job::Step { .. }
+        | Job::RoundAdopt { .. }
+        | Job::RoundRollBack { .. }
+        | Job::RoundAlone { .. }
+        | Job::Infer { .. }
+        | Job::InferClose { .. }
+        | Job::Remove { .. } => 0,
+    }
 }
 
 /// What the results of a job count as.

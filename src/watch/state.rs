@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use skein_pipeline::peer::view::{MyState, View};
 use skein_protocol::{Incarnation, Manifest, PeerId, RunId, Stage};
 
+use crate::node::memory::Account;
+
 /// How far back a pace looks.
 const PACE_WINDOW: Duration = Duration::from_secs(20);
 /// A picture that is older means that the loop hangs.
@@ -37,6 +39,7 @@ pub struct State {
     pub mine: Vec<MyStage>,
     pub peers: Vec<PeerState>,
     pub feeding: Option<Feeding>,
+    pub memory: Account,
     pub given: Given,
     /// Sentences about what should not stay as it is.
     pub warnings: Vec<String>,
@@ -141,6 +144,8 @@ pub struct PeerStage {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feeding {
     pub open: u64,
+    /// How many may be open: what keeps the busiest stage at work, within the manifest's `in_flight_max`.
+    pub window: u64,
     pub completed: u64,
     pub voided: u64,
 }
@@ -178,6 +183,7 @@ impl State {
             mine: Vec::new(),
             peers: Vec::new(),
             feeding: None,
+            memory: Account::default(),
             given: Given::default(),
             warnings: Vec::new(),
         }
@@ -260,6 +266,7 @@ impl State {
             .collect();
         self.feeding = view.feeding.as_ref().map(|feed| Feeding {
             open: feed.open as u64,
+            window: feed.window,
             completed: feed.completed,
             voided: feed.voided,
         });

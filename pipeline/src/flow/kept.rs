@@ -1,5 +1,7 @@
 //! One micro-batch at one replica of a stage: from its acceptance until its feeder says that it is over.
 
+use std::time::Duration;
+
 use skein_protocol::{Attempt, Blob, Instant, MicroBatchId, PeerId, Stage, wire::flow::Hop};
 
 use super::handoff::{Cargo, Handoff};
@@ -44,6 +46,10 @@ pub struct Kept {
     pub path: Vec<Hop>,
     pub loss: f32,
     pub tokens: u32,
+    /// When the worker was last asked for something of it.
+    pub asked: Instant,
+    /// How long it has waited for workers, here and at the stages that it has been through.
+    pub waited: Duration,
     /// Staleness that the worker was told, for the event.
     pub staleness: u32,
     pub added: bool,

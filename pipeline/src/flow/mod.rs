@@ -2,7 +2,7 @@
 //!
 //! Split by lifetime: [`source`] (the feeder's ids), [`stage`] (one served stage), [`kept`] (one id at one stage), [`handoff`]
 //! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`coding`] (how a tensor gets there),
-//! [`schedule`] (jobs of the worker).
+//! [`window`] (how many are open), [`schedule`] (jobs of the worker).
 
 pub mod coding;
 pub mod handoff;
@@ -11,6 +11,7 @@ pub mod route;
 pub mod schedule;
 pub mod source;
 pub mod stage;
+pub mod window;
 
 use skein_protocol::{Blob, Instant, Lane, Outbox, PeerId, event::Event, wire};
 

@@ -81,6 +81,8 @@ pub struct Finished {
     pub stage: Stage,
     /// `Forget` when it was disowned meanwhile.
     pub purpose: Purpose,
+    /// When the worker began.
+    pub began: Instant,
     /// How long the worker was at it.
     pub took: Duration,
 }
@@ -139,9 +141,8 @@ impl Schedule {
     /// What the finished job was for; `None` if there was no such job. The worker does them in the order of handing over.
     pub fn done(&mut self, now: Instant, id: JobId) -> Option<Finished> {
         let Running { stage, purpose } = self.running.remove(&id)?;
-        let took = now.since(self.worker_since);
-        self.worker_since = now;
-        Some(Finished { stage, purpose, took })
+        let began = std::mem::replace(&mut self.worker_since, now);
+        Some(Finished { stage, purpose, began, took: now.since(began) })
     }
 
     /// The process was suspended: what went before does not count as time of the worker.
@@ -214,9 +215,10 @@ mod tests {
         }
         schedule.dispatch(at(100), &mut out, |_, _, _| {});
         let jobs: Vec<JobId> = schedule.running.keys().copied().collect();
-        let mut took = |ms, job: usize| schedule.done(at(ms), jobs[job]).map(|done| (done.stage, done.took));
-        assert_eq!(took(130, 0), Some((0, Duration::from_millis(30))));
-        assert_eq!(took(140, 1), Some((1, Duration::from_millis(10))));
+        let mut took =
+            |ms, job: usize| schedule.done(at(ms), jobs[job]).map(|done| (done.stage, done.began, done.took));
+        assert_eq!(took(130, 0), Some((0, at(100), Duration::from_millis(30))));
+        assert_eq!(took(140, 1), Some((1, at(130), Duration::from_millis(10))));
         assert_eq!(took(150, 1), None);
         // What nobody did anything in does not count.
         schedule.push(Priority::Forward, Job::Drop { stage: 2, keys: vec![] }, Purpose::Forget);

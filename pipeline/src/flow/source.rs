@@ -14,6 +14,7 @@ use skein_protocol::{
 use super::{
     Desk,
     handoff::{Cargo, Handoff},
+    window::Window,
 };
 use crate::peer::io::Output;
 
@@ -29,6 +30,7 @@ struct Open {
     tokens: Blob,
     labels: Blob,
     samples: u64,
+    minted: Instant,
     handoff: Handoff,
 }
 
@@ -56,6 +58,8 @@ pub struct Source {
     samples_each: u64,
     tokens_each: u64,
     in_flight_max: u64,
+    /// How many ids are to be open, within `in_flight_max`.
+    pub window: Window,
     lock_step: bool,
     /// Feeding, as opposed to finishing what is open.
     pub feeding: bool,
@@ -90,6 +94,7 @@ impl Source {
             samples_each: u64::from(manifest.train.micro_batch),
             tokens_each: manifest.tokens_per_micro_batch(),
             in_flight_max: u64::from(manifest.train.in_flight_max).max(1),
+            window: Window::new(manifest.stages.count, u64::from(manifest.train.in_flight_max)),
             lock_step: manifest.lock_step(),
             feeding: false,
             ended: false,
@@ -112,6 +117,11 @@ impl Source {
 
     pub fn open_len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Ids that may be open now.
+    pub fn open_max(&self) -> u64 {
+        if self.lock_step { self.in_flight_max.min(self.per_step) } else { self.window.open_max() }
     }
 
     /// Data index of the first micro-batch that is not over: where a restart goes on.
@@ -159,10 +169,12 @@ impl Source {
 
     /// Whether another id may be minted.
     fn may_mint(&self) -> bool {
-        let window = self.next < self.low + self.in_flight_max;
-        // Lock-step: step n+1 begins when all of step n is over.
+        // What is told of them has room for so many from the first that is not over.
+        let told = self.next < self.low + self.in_flight_max;
+        // In lock-step the step is the window: n+1 begins when all of n is over.
+        let window = self.lock_step || (self.open.len() as u64) < self.open_max();
         let step = !self.lock_step || self.next / self.per_step <= self.low / self.per_step;
-        self.feeding && !self.ended && window && step
+        self.feeding && !self.ended && told && window && step
     }
 
     /// Asks for records, mints, sends. `run_samples` is what all feeders completed.
@@ -172,8 +184,8 @@ impl Source {
             let position = self.next;
             self.next += 1;
             let handoff = Handoff::new(0, false);
-            self.open
-                .insert(position, Open { tokens: ready.tokens, labels: ready.labels, samples: run_samples, handoff });
+            let Ready { tokens, labels } = ready;
+            self.open.insert(position, Open { tokens, labels, samples: run_samples, minted: desk.now, handoff });
             desk.emit(Event::Minted { id: self.id(position), samples: run_samples });
             self.push(desk, position);
         }
@@ -252,6 +264,7 @@ impl Source {
             return desk.out.push(Output::Blame { peer: from, severity: Severity::Odd, why });
         }
         open.handoff.on_answered(desk, from);
+        self.window.on_back(desk.now.since(open.minted), Duration::from_micros(returned.waited_us));
         let loss = returned.loss / returned.tokens as f32;
         self.loss = Some(self.loss.map_or(loss, |before| before + 0.05 * (loss - before)));
         self.completed += 1;

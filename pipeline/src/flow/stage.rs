@@ -217,6 +217,8 @@ impl StageFlow {
                 path: Vec::new(),
                 loss: 0.0,
                 tokens: 0,
+                asked: desk.now,
+                waited: Duration::ZERO,
                 staleness: 0,
                 added: false,
                 returning_asked: false,
@@ -402,6 +404,7 @@ impl StageFlow {
         kept.path = returned.path;
         kept.loss = returned.loss;
         kept.tokens = returned.tokens;
+        kept.waited = kept.waited.saturating_add(Duration::from_micros(returned.waited_us));
         kept.work = Work::Returning { gradient: body, output };
         if let Some(handoff) = &mut kept.handoff {
             handoff.on_answered(desk, from);

@@ -66,12 +66,19 @@ pub fn tape_bytes(manifest: &Manifest, stage: Stage) -> u64 {
     VALUE.saturating_mul(tape.saturating_add(manifest.tokens_per_micro_batch() * u64::from(config.hidden)))
 }
 
+/// Bytes of the input of one micro-batch, as an engine keeps it: token ids or hidden states.
+pub fn input_bytes(manifest: &Manifest, stage: Stage) -> u64 {
+    let each = if stage == 0 { 1 } else { u64::from(manifest.model.config.hidden) };
+    VALUE.saturating_mul(manifest.tokens_per_micro_batch()).saturating_mul(each)
+}
+
 /// Bytes of a stage at one replica: its engine, what averaging holds beside it, and the bodies of its micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// Two versions of the parameters (the one in use, and the one that a step or an adoption writes or that a backward still
-    /// uses), the open sum, and the gradient of one micro-batch.
-    pub weights: u64,
+    /// Two versions: the one in use, and the one that a step or an adoption writes or that a backward still uses.
+    pub parameters: u64,
+    /// The open sum, and the gradient of one micro-batch.
+    pub gradients: u64,
     /// Moments of the optimizer.
     pub optimizer: u64,
     /// Slow weights and outer momentum.
@@ -88,7 +95,9 @@ pub struct Memory {
 
 impl Memory {
     pub fn steady(&self) -> u64 {
-        [self.weights, self.optimizer, self.averaging, self.kept, self.scratch].into_iter().fold(0, u64::saturating_add)
+        [self.parameters, self.gradients, self.optimizer, self.averaging, self.kept, self.scratch]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 
     pub fn peak(&self) -> u64 {
@@ -121,7 +130,7 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let tapes = tape.saturating_mul(kept_tapes);
     // The engine keeps the input until the id is over. Of the bodies the output waits for its gradient, and the gradient until
     // the id is over.
-    let input = VALUE * if first { tokens } else { tokens * d };
+    let input = input_bytes(manifest, stage);
     // Which of its codecs a link takes is decided by its speed: the longest counts.
     let coded = |codecs: &[Codec]| {
         let each = codecs.iter().map(|codec| coded_bytes(tokens * d, *codec));
@@ -148,7 +157,8 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
         _ => bytes(8 + 8 + 8 + 8 + lost).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
-        weights: bytes(VALUE * 4),
+        parameters: bytes(VALUE * 2),
+        gradients: bytes(VALUE * 2),
         optimizer: bytes(VALUE * moments),
         averaging: bytes(VALUE * 2),
         kept: tapes.saturating_add(open),
@@ -248,7 +258,8 @@ mod tests {
         // small-124m, a middle stage: 2 layers of 4 * 768^2 + 3 * 768 * 1984 + 2 * 768 parameters, 4 x 512 tokens, in 8 lanes.
         let memory = memory(&preset("small-124m").unwrap(), 4);
         let n = 2 * (4 * 768 * 768 + 3 * 768 * 1984 + 2 * 768);
-        assert_eq!((memory.weights, memory.optimizer, memory.averaging), (4 * 4 * n, 4 * 2 * n, 4 * 2 * n));
+        assert_eq!((memory.parameters, memory.gradients), (4 * 2 * n, 4 * 2 * n));
+        assert_eq!((memory.optimizer, memory.averaging), (4 * 2 * n, 4 * 2 * n));
         let tape = 4 * (4 * 2 * 512 * (3 * 768 + 3 * 768 + 2 * 1984 + 2 + 12 * 512) + 2048 * 768);
         assert_eq!(memory.tapes, 4 * tape);
         // 8 for what is frozen, 2 * (2 + 5) for the bodies, 12 for the partner's tensors, 16 for both results.

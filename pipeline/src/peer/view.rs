@@ -75,6 +75,8 @@ pub struct PeerStageView {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FeedView {
     pub open: usize,
+    /// How many may be open.
+    pub window: u64,
     pub completed: u64,
     pub tokens: u64,
     pub voided: u64,
@@ -110,6 +112,7 @@ impl Peer {
             peers: self.peer_views(),
             feeding: self.source.as_ref().map(|source| FeedView {
                 open: source.open_len(),
+                window: source.open_max(),
                 completed: source.completed,
                 tokens: source.tokens,
                 voided: source.voided,

@@ -33,6 +33,8 @@ const FENCE_PAUSE: Duration = Duration::from_secs(10);
 const APART: Duration = Duration::from_secs(90);
 /// A run that begins has empty stages; they are news only after this.
 const EMPTY_AFTER: Duration = Duration::from_secs(3);
+/// Jobs of training in a row that my worker may fail at before I leave: who comes for them then finds somebody else.
+const UNDONE_MAX: u32 = 8;
 /// Ticks do their work at most this often.
 const TICK: Duration = Duration::from_millis(90);
 
@@ -429,7 +431,7 @@ impl Peer {
         if let Done::Failed { why, .. } = &done {
             out.push(Output::Emit(Event::Waiting { what: format!("a job could not be done: {why}") }));
         }
-        let Some(Finished { stage, purpose, took }) = self.jobs.done(now, job) else {
+        let Some(Finished { stage, purpose, began, took }) = self.jobs.done(now, job) else {
             let mut desk = desk!(self, now, out);
             return release_done(&mut desk, done);
         };
@@ -437,12 +439,21 @@ impl Peer {
         if trains && let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
             flow.busy.worked(took);
         }
+        if trains {
+            self.count_undone(now, &done, out);
+        }
         match purpose {
             Purpose::Forward { stage, id } => {
-                self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_forward_done(desk, id, done));
+                self.flow_done(now, stage, done, out, |flow, desk, done| {
+                    flow.on_begun(id, began);
+                    flow.on_forward_done(desk, id, done);
+                });
             }
             Purpose::Backward { stage, id } => {
-                self.flow_done(now, stage, done, out, |flow, desk, done| flow.on_backward_done(desk, id, done));
+                self.flow_done(now, stage, done, out, |flow, desk, done| {
+                    flow.on_begun(id, began);
+                    flow.on_backward_done(desk, id, done);
+                });
             }
             Purpose::Step { stage } => self.on_stepped(now, stage, done, out),
             Purpose::DropSum { stage } => {
@@ -460,6 +471,18 @@ impl Peer {
                 let mut desk = desk!(self, now, out);
                 release_done(&mut desk, done);
             }
+        }
+    }
+
+    /// Whose worker fails again and again is no help: it leaves, and says why.
+    fn count_undone(&mut self, now: Instant, done: &Done, out: &mut Outbox<Output>) {
+        let Done::Failed { why, .. } = done else { return self.undone = 0 };
+        self.undone += 1;
+        if self.undone == UNDONE_MAX {
+            let what =
+                format!("{UNDONE_MAX} jobs in a row could not be done, the last because: {why}. This peer leaves");
+            out.push(Output::Emit(Event::Waiting { what }));
+            self.start_drain(now, out);
         }
     }
 
@@ -768,6 +791,14 @@ impl Peer {
             }
         }
         self.route.set_serving(serving, leaving);
+        if let Some(source) = &mut self.source {
+            // Stages that a feeder has no connection to are on the way, too.
+            let mut everybody = self.directory.serving(|_| true);
+            for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((stage, replica.flow()?))) {
+                everybody.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+            }
+            source.window.on_serving(&everybody);
+        }
     }
 
     fn name_active(&mut self, out: &mut Outbox<Output>) {

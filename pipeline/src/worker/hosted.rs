@@ -1,19 +1,21 @@
 //! One stage at one worker: its engine, and the slow weights and outer momentum of averaging beside it. In: jobs of this
 //! stage. Out: what came of each.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use skein_protocol::{
     Blob, Manifest, Stage, Version,
     codec::{self, Gain},
     hash::Digest,
-    run::{Codec, Weights},
+    run::{Codec, Recompute, Weights},
 };
 
 use super::{Blobs, Engines, Saves, bad, failed, round::Rounds};
 use crate::{
-    exact::{Engine, StageInput},
+    exact::{Engine, EngineError, StageInput},
     job::{Coding, Done, Job, Key},
-    model::{StageModel, init, schedule, state::StageState},
+    model::{StageModel, cost, init, schedule, state::StageState},
 };
 
 pub struct Hosted {
@@ -29,6 +31,11 @@ pub struct Hosted {
     backward_gain: Gain,
     /// Memory that activations and gradients are decoded into.
     decoded: Vec<f32>,
+    /// Bytes that kept forwards may take beyond their inputs.
+    kept_bytes_max: u64,
+    /// Forwards whose backward is still to come, and the most that ever were.
+    ahead: BTreeSet<Key>,
+    ahead_most: u64,
 }
 
 impl Hosted {
@@ -78,8 +85,20 @@ impl Hosted {
 
     fn of(engine: Box<dyn Engine>, rounds: Rounds, samples: u64) -> Self {
         let (forward_gain, backward_gain) = (Gain::default(), Gain::default());
-        let (decoded, summed, stepped_with) = (Vec::new(), 0, 0);
-        Hosted { engine, rounds, samples, summed, stepped_with, forward_gain, backward_gain, decoded }
+        let kept_bytes_max = engine.settings().kept_bytes_max;
+        Hosted {
+            engine,
+            rounds,
+            samples,
+            summed: 0,
+            stepped_with: 0,
+            forward_gain,
+            backward_gain,
+            decoded: Vec::new(),
+            kept_bytes_max,
+            ahead: BTreeSet::new(),
+            ahead_most: 0,
+        }
     }
 
     pub fn engine(&self) -> &dyn Engine {
@@ -91,7 +110,37 @@ impl Hosted {
     }
 
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
+        self.kept_bytes_max = bytes;
         self.engine.set_kept_bytes_max(bytes);
+    }
+
+    /// Bytes of kept forwards: their inputs, and the tapes of those whose backward is to come. The buffers of tapes stay for the
+    /// next ones, so the most that ever were count.
+    pub fn kept_bytes(&self, manifest: &Manifest, stage: Stage) -> u64 {
+        let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept().len() as u64);
+        let tape = match manifest.train.recompute {
+            Recompute::WhenNeeded if !self.engine.model().head => cost::tape_bytes(manifest, stage),
+            _ => 0,
+        };
+        inputs.saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
+    }
+
+    fn is_ahead(&mut self, key: Key) {
+        self.ahead.insert(key);
+        self.ahead_most = self.ahead_most.max(self.ahead.len() as u64);
+    }
+
+    /// A device that fails may be out of memory: it is asked once more with nothing kept but inputs, and keeps half as much from
+    /// then on.
+    fn smaller<T>(&mut self, mut ask: impl FnMut(&mut dyn Engine) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        match ask(self.engine.as_mut()) {
+            Err(EngineError::Device(_)) if self.kept_bytes_max > 0 => {}
+            answer => return answer,
+        }
+        self.engine.set_kept_bytes_max(0);
+        let again = ask(self.engine.as_mut());
+        self.set_kept_bytes_max(self.kept_bytes_max / 2);
+        again
     }
 
     pub fn stepped_with(&self) -> u32 {
@@ -114,7 +163,10 @@ impl Hosted {
                 self.backward(manifest, key, gradient, weight, coding, blobs)
             }
             Job::Drop { keys, .. } => {
-                keys.into_iter().for_each(|key| self.engine.drop_kept(key));
+                for key in keys {
+                    self.ahead.remove(&key);
+                    self.engine.drop_kept(key);
+                }
                 Ok(Done::Ok)
             }
             Job::DropSum { .. } => {
@@ -177,7 +229,10 @@ impl Hosted {
         coding: Coding,
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
-        let output = self.forward_values(manifest, key, input, blobs)?;
+        let input = self.input(manifest, input, blobs)?;
+        let output = self.smaller(|engine| engine.forward(key, input.as_input()))?;
+        self.used(input);
+        self.is_ahead(key);
         let (output, raw) = coded(&output, coding, &mut self.forward_gain, blobs)?;
         Ok(Done::Forwarded { output, coding, raw, sample: self.forward_gain.sample(coding.codec) })
     }
@@ -194,8 +249,12 @@ impl Hosted {
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
         let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
-        self.forward_values(manifest, key, input, blobs)?;
-        let lost = self.engine.loss_backward(key, &targets, weight)?;
+        let input = self.input(manifest, input, blobs)?;
+        let lost = self.smaller(|engine| {
+            engine.forward(key, input.as_input())?;
+            engine.loss_backward(key, &targets, weight)
+        })?;
+        self.used(input);
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&lost.gradient, coding, blobs)?;
         let sample = self.backward_gain.sample(coding.codec);
@@ -211,8 +270,11 @@ impl Hosted {
         coding: Coding,
         blobs: &mut dyn Blobs,
     ) -> Result<Done, Done> {
-        hidden(&bytes_of(gradient, blobs)?, manifest, &manifest.codecs.backward, &mut self.decoded)?;
-        let gradient = self.engine.backward(key, &self.decoded, weight, false)?;
+        let mut values = std::mem::take(&mut self.decoded);
+        hidden(&bytes_of(gradient, blobs)?, manifest, &manifest.codecs.backward, &mut values)?;
+        let gradient = self.smaller(|engine| engine.backward(key, &values, weight, false))?;
+        self.decoded = values;
+        self.ahead.remove(&key);
         self.summed += u32::from(weight > 0.0);
         let (gradient, raw) = self.gradient(&gradient, coding, blobs)?;
         let sample = self.backward_gain.sample(coding.codec);
@@ -270,21 +332,36 @@ impl Hosted {
         Ok(Done::Inferred { output: blobs.put(bytes.into()) })
     }
 
-    /// Decodes what comes into the stage, and runs its forward.
-    fn forward_values(
-        &mut self,
-        manifest: &Manifest,
-        key: Key,
-        input: Blob,
-        blobs: &dyn Blobs,
-    ) -> Result<Vec<f32>, Done> {
+    fn input(&mut self, manifest: &Manifest, input: Blob, blobs: &dyn Blobs) -> Result<Input, Done> {
         let bytes = bytes_of(input, blobs)?;
         if self.engine.model().embedding {
-            let ids = ids(&bytes, manifest.tokens_per_micro_batch())?;
-            return Ok(self.engine.forward(key, StageInput::Tokens(&ids))?);
+            return Ok(Input::Tokens(ids(&bytes, manifest.tokens_per_micro_batch())?));
         }
-        hidden(&bytes, manifest, &manifest.codecs.forward, &mut self.decoded)?;
-        Ok(self.engine.forward(key, StageInput::Hidden(&self.decoded))?)
+        let mut values = std::mem::take(&mut self.decoded);
+        hidden(&bytes, manifest, &manifest.codecs.forward, &mut values)?;
+        Ok(Input::Hidden(values))
+    }
+
+    /// Its memory is for the next.
+    fn used(&mut self, input: Input) {
+        if let Input::Hidden(values) = input {
+            self.decoded = values;
+        }
+    }
+}
+
+/// What comes into a stage, decoded.
+enum Input {
+    Tokens(Vec<u32>),
+    Hidden(Vec<f32>),
+}
+
+impl Input {
+    fn as_input(&self) -> StageInput<'_> {
+        match self {
+            Input::Tokens(ids) => StageInput::Tokens(ids),
+            Input::Hidden(values) => StageInput::Hidden(values),
+        }
     }
 }
 

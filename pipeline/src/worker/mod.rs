@@ -104,6 +104,12 @@ impl<M: Engines> Worker<M> {
         self.stages.values().map(|hosted| hosted.engine().kept().len()).sum()
     }
 
+    /// Bytes of those forwards, over all stages: inputs, and what their backward needs.
+    pub fn kept_bytes(&self) -> u64 {
+        let each = self.stages.iter().map(|(stage, hosted)| hosted.kept_bytes(&self.manifest, *stage));
+        each.fold(0, u64::saturating_add)
+    }
+
     /// Gradients that the last step of a stage took the mean of.
     pub fn stepped_with(&self, stage: Stage) -> Option<u32> {
         self.stages.get(&stage).map(Hosted::stepped_with)

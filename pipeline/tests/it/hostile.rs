@@ -166,7 +166,15 @@ fn sent_on() -> One {
 fn returned(by: u8) -> flow::Frame {
     let path = vec![flow::Hop { stage: 2, peer: id(by), incarnation: 1 }];
     let attempt = Attempt::first(0).hop(0).hop(0);
-    flow::Frame::Backward(flow::Returned { id: batch(0), attempt, stage: 1, path, loss: 32.0, tokens: 32 })
+    flow::Frame::Backward(flow::Returned {
+        id: batch(0),
+        attempt,
+        stage: 1,
+        path,
+        loss: 32.0,
+        tokens: 32,
+        waited_us: 0,
+    })
 }
 
 #[test]

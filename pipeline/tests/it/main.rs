@@ -1,6 +1,7 @@
 //! The peer as a whole, over a world of a few lines: a fixed delay, a worker that takes a fixed time and computes nothing.
 
 mod coding;
+mod devices;
 mod generate;
 mod hostile;
 mod one;

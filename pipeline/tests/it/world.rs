@@ -82,7 +82,12 @@ struct Node {
     /// Stopped by the system until then: inputs wait.
     suspended: Option<Instant>,
     events: Vec<Event>,
+    /// What its device makes of a job, where it is not what it should.
+    fault: Option<Fault>,
 }
+
+/// Takes the place of the answer to a job.
+pub type Fault = fn(&Job) -> Option<Done>;
 
 pub struct World {
     now: Instant,
@@ -138,6 +143,7 @@ impl World {
                 awake: true,
                 suspended: None,
                 events: Vec::new(),
+                fault: None,
             });
             world.after(Duration::from_millis(i as u64), i, What::Tick);
         }
@@ -242,6 +248,11 @@ impl World {
         self.command(node, Command::Drain);
     }
 
+    /// From now on its device fails so; nothing: it is well again.
+    pub fn break_device(&mut self, node: usize, fault: Option<Fault>) {
+        self.nodes[node].fault = fault;
+    }
+
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].alive = false;
         let dead = self.nodes[node].peer.me();
@@ -329,7 +340,9 @@ impl World {
 
     fn compute(&mut self, node: usize, job: JobId, spec: Job) {
         let (coding, sample) = (Coding { codec: Codec::Bf16, zstd: false }, Sample::default());
+        let fault = self.nodes[node].fault.and_then(|fault| fault(&spec));
         let (ms, done) = match spec {
+            _ if fault.is_some() => (5, fault.unwrap_or(Done::Ok)),
             Job::Forward { .. } => (10, Done::Forwarded { output: self.blob(node, 1000), coding, raw: 2000, sample }),
             Job::Loss { .. } | Job::Backward { .. } => {
                 let gradient = (spec.stage() > 0).then(|| self.blob(node, 1000));

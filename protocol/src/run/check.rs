@@ -611,7 +611,9 @@ mod tests {
             check(&manifest).into_iter().map(|p| (p.key, p.severity)).collect::<Vec<_>>()
         };
         let int8 = [Codec::Int8];
-        for (codec, fed_back) in [(Codec::Int4, false), (Codec::Int4, true), (Codec::Sparse, false), (Codec::Sparse, true)] {
+        for (codec, fed_back) in
+            [(Codec::Int4, false), (Codec::Int4, true), (Codec::Sparse, false), (Codec::Sparse, true)]
+        {
             assert_eq!(remarks(&int8, codec, fed_back), []);
         }
         assert_eq!(remarks(&int8, Codec::F32, true), [("codecs.error_feedback", Severity::Remark)]);

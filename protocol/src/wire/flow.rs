@@ -157,6 +157,9 @@ pub struct Returned {
     pub loss: f32,
     #[n(5)]
     pub tokens: u32,
+    /// Microseconds that it waited for a worker, at all stages so far.
+    #[n(6)]
+    pub waited_us: u64,
 }
 
 fn hops<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Vec<Hop>, minicbor::decode::Error> {

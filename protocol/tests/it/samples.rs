@@ -99,6 +99,7 @@ impl Draw {
             path: self.list(4, hop),
             loss: self.u32() as f32 / 1000.0,
             tokens: self.u32(),
+            waited_us: self.u64(),
         }
     }
 

@@ -243,6 +243,11 @@ impl<P: Process> Simulation<P> {
         self.lives[peer].as_ref().map(|life| &life.store)
     }
 
+    /// How long the worker of a running peer was at jobs that are done.
+    pub fn busy(&self, peer: usize) -> Duration {
+        Duration::from_nanos(self.lives[peer].as_ref().map_or(0, |life| life.busy))
+    }
+
     /// Forwards that a peer's worker keeps for their backward.
     pub fn kept(&self, peer: usize) -> usize {
         self.lives[peer].as_ref().map_or(0, |life| life.worker.kept())
@@ -483,6 +488,7 @@ impl<P: Process> Simulation<P> {
             running: None,
             wake: (Time::MAX, 0),
             job_token: 0,
+            busy: 0,
             ticked: (now + phase).saturating_sub(TICK),
             paused: None,
             inbox: Default::default(),
@@ -560,6 +566,7 @@ impl<P: Process> Simulation<P> {
         life.wake.0 = Time::MAX;
         let inbox = std::mem::take(&mut life.inbox);
         if let Some(running) = &mut life.running {
+            running.began += now - since;
             running.ends += now - since;
             let at = running.ends;
             life.job_token += 1;

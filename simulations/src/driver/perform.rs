@@ -301,7 +301,7 @@ impl<P: Process> Simulation<P> {
         let ends = now + cost as Time;
         life.job_token += 1;
         let happening = Happening::JobDone { peer, process: life.number, token: life.job_token };
-        life.running = Some(Running { job, spec, ends });
+        life.running = Some(Running { job, spec, began: now, ends });
         self.engine.plan(ends, happening);
     }
 
@@ -310,7 +310,8 @@ impl<P: Process> Simulation<P> {
         if life.number != process || life.job_token != token || life.paused.is_some() {
             return;
         }
-        let Some(Running { job, spec, .. }) = life.running.take() else { return };
+        let Some(Running { job, spec, began, ends }) = life.running.take() else { return };
+        life.busy += ends - began;
         let done = life.worker.run(spec.clone(), &mut life.store, &mut self.disks[peer]);
         life.store.unpin(&spec);
         self.start_job(peer);

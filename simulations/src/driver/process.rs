@@ -63,6 +63,7 @@ impl Message {
 pub(super) struct Running {
     pub job: JobId,
     pub spec: Job,
+    pub began: Time,
     pub ends: Time,
 }
 
@@ -79,6 +80,8 @@ pub(super) struct Life<P> {
     /// Alarm clocks carry this number: only the latest counts.
     pub wake: (Time, u64),
     pub job_token: u64,
+    /// How long its worker was at jobs that are done.
+    pub busy: Time,
     pub ticked: Time,
     pub paused: Option<Time>,
     pub inbox: VecDeque<Fact>,

@@ -4,6 +4,7 @@ mod basics;
 mod common;
 mod digest;
 mod faults;
+mod full;
 mod healing;
 mod large;
 mod learning;

@@ -116,7 +116,7 @@ fn every_frame_of_a_micro_batch_and_of_a_round_has_its_moments() {
     let accepted = flow::Accepted { id, attempt: attempt.clone(), stage, next };
     let declined = flow::Declined { id, attempt: attempt.clone(), stage, why: flow::Why::Busy };
     let forward = flow::Forward { id, attempt: attempt.clone(), stage, samples: 0, close: false, hint: None };
-    let returned = flow::Returned { id, attempt, stage, path: vec![], loss: 0.0, tokens: 0 };
+    let returned = flow::Returned { id, attempt, stage, path: vec![], loss: 0.0, tokens: 0, waited_us: 0 };
     use flow::Frame as F;
     let flows = [
         F::Forward(forward),

@@ -15,8 +15,9 @@ use crate::{
         failure::{Failure, Report},
         out::Out,
         petname,
-        show::{About, Count, Peer, Span, Traffic, counted, tokens_per_s, utc_ms},
+        show::{About, Bytes, Count, Peer, Span, Traffic, counted, tokens_per_s, utc_ms},
     },
+    node::memory::Account,
     watch::{ClientError, MyStage, MyStageState, Phase, State},
 };
 
@@ -190,10 +191,11 @@ fn text(state: &State) -> String {
         lines.push(format!("  stage {}  {}  {replicas}", stage.stage, layers(stage.first_layer, stage.layers)));
     }
     if let Some(feeding) = &state.feeding {
-        let (open, voided) = (Count(feeding.open), Count(feeding.voided));
+        let (open, window, voided) = (Count(feeding.open), Count(feeding.window), Count(feeding.voided));
         let completed = counted(feeding.completed, "micro-batch");
-        lines.push(format!("  feeds  {completed} completed, {open} open, {voided} voided"));
+        lines.push(format!("  feeds  {completed} completed, {open} of at most {window} open, {voided} voided"));
     }
+    lines.extend(memory(&state.memory));
     let given = &state.given;
     lines.push(format!(
         "  given  {}   {} tokens   up {}   down {}",
@@ -231,6 +233,31 @@ fn me(state: &State) -> Vec<String> {
         )
     };
     state.mine.iter().enumerate().map(line).collect()
+}
+
+/// What is held in memory, by what it is for, beside what was given; nothing while nothing is served.
+fn memory(account: &Account) -> Option<String> {
+    let Account { parameters, gradients, optimizer, averaging, kept, scratch, passing, blobs, network, .. } = *account;
+    if parameters == 0 {
+        return None;
+    }
+    let parts = [
+        ("parameters", parameters),
+        ("gradients", gradients),
+        ("optimizer", optimizer),
+        ("averaging", averaging),
+        ("kept", kept),
+        ("at work", scratch.saturating_add(passing)),
+        ("blobs", blobs),
+        ("network", network),
+    ];
+    let parts: Vec<String> = parts.iter().map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
+    let (total, budget) = (Bytes(account.total()), Bytes(account.budget));
+    let resident = match account.resident {
+        0 => String::new(),
+        bytes => format!("   resident {}", Bytes(bytes)),
+    };
+    Some(format!("  memory {total} of {budget}: {}{resident}", parts.join(", ")))
 }
 
 /// `layers 4-5`

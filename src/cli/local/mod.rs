@@ -24,7 +24,7 @@ use super::{
 use crate::{
     corpus::Corpus,
     home::Home,
-    node::{self, Give, NetSetup, Node, Role, Serve, Setup, Way, feed::Data, signed, view::State, worker::Niceness},
+    node::{self, Give, NetSetup, Node, Role, Serve, Setup, Way, feed::Data, signed, view::State},
 };
 
 /// Peers that do not come within this time do not come.
@@ -72,7 +72,8 @@ impl LocalSwarm {
             way: Way::Known { signed, meet: Vec::new() },
             role: Role { serve: what.serve, feed: Some(data), feed_later: true },
             net: NetSetup::loopback(),
-            give: Give { niceness: Niceness::Normal, save_every: Duration::ZERO, ..Give::default() },
+            // Its worker steps back as those of the others do, or a busy machine would slow only them.
+            give: Give { save_every: Duration::ZERO, ..Give::default() },
             invite: None,
             events_keep: 1 << 30,
             patience: FORMING,

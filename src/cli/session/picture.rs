@@ -29,6 +29,7 @@ impl Picture {
         state.tokens_per_s = self.pace.per_s();
         state.me.addresses.clone_from(&snapshot.addresses);
         state.me.reachability = snapshot.reachability_in_words().into();
+        state.memory = snapshot.memory;
         state.given.bytes_up = snapshot.net.sent.iter().sum();
         state.given.bytes_down = snapshot.net.received.iter().sum();
         for peer in &mut state.peers {

@@ -233,6 +233,12 @@ impl Shared {
         metrics::counter!("skein_net_refused_total").increment(1);
     }
 
+    /// Bytes of bodies that are being read.
+    fn being_read(&self) -> u64 {
+        let free = self.receiving.available_permits() as u64;
+        u64::from(units(self.limits.receiving_total)).saturating_sub(free) * RECEIVE_UNIT
+    }
+
     pub fn stats(&self) -> NetStats {
         let load = |counters: &[AtomicU64; Lane::ALL.len()]| {
             std::array::from_fn(|lane| counters[lane].load(Ordering::Relaxed))
@@ -248,6 +254,7 @@ impl Shared {
         NetStats {
             sent: load(&self.counts.sent),
             received: load(&self.counts.received),
+            receiving: self.being_read(),
             refused: self.counts.refused.load(Ordering::Relaxed),
             faults: self.counts.faults.load(Ordering::Relaxed),
             connections: self.counts.connections.load(Ordering::Relaxed),

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use skein_protocol::{
-    Blob, Lane, MicroBatchId,
+    Blob, Instant, Lane, MicroBatchId,
     event::{Event, Severity},
     run::Codec,
     wire::flow::{Frame, Returned, Void, Why},
@@ -23,6 +23,9 @@ use crate::{
     job::{Coding, Done, Job},
     peer::io::Output,
 };
+
+/// Replicas of a stage at which the result of an id may be not finite before it is voided.
+const NOT_FINITE_MAX: u8 = 2;
 
 /// What was known of an id when the worker was told how to add it.
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +97,7 @@ impl StageFlow {
             Job::Forward { stage, key: kept.key, input, coding }
         };
         kept.work = Work::Running { input };
+        kept.asked = desk.now;
         let (priority, purpose) = if last {
             (Priority::Backward, Purpose::Backward { stage, id })
         } else {
@@ -113,6 +117,7 @@ impl StageFlow {
         let coding = self.coding_for(desk, &id, true);
         let Some(kept) = self.kept.get_mut(&id) else { return };
         kept.returning_asked = true;
+        kept.asked = desk.now;
         let job = Job::Backward { stage, key: kept.key, gradient, weight: 1.0, coding };
         desk.jobs.push(Priority::Backward, job, Purpose::Backward { stage, id });
     }
@@ -164,6 +169,13 @@ impl StageFlow {
                 kept.added = true;
             }
             _ => {}
+        }
+    }
+
+    /// The worker began with what it was asked for an id.
+    pub fn on_begun(&mut self, id: MicroBatchId, began: Instant) {
+        if let Some(kept) = self.kept.get_mut(&id) {
+            kept.waited = kept.waited.saturating_add(began.since(kept.asked));
         }
     }
 
@@ -250,8 +262,11 @@ impl StageFlow {
                 decline(desk, upstream, id, &attempt, self.stage, Why::NotFinite);
                 self.void(desk, id, &why);
             }
-            Done::NotFinite { why } => self.void(desk, id, &why),
-            Done::Failed { .. } => {
+            Done::NotFinite { why } if attempt.hops().last().is_some_and(|hop| *hop + 1 >= NOT_FINITE_MAX) => {
+                self.void(desk, id, &why);
+            }
+            // It may be this device, or the model: another one is asked first.
+            Done::NotFinite { .. } | Done::Failed { .. } => {
                 decline(desk, upstream, id, &attempt, self.stage, Why::NotServing);
                 self.forget(desk, id);
             }
@@ -288,6 +303,7 @@ impl StageFlow {
             path: kept.path_with(self.stage, self.me, self.incarnation),
             loss: kept.loss,
             tokens: kept.tokens,
+            waited_us: u64::try_from(kept.waited.as_micros()).unwrap_or(u64::MAX),
         };
         let to = kept.upstream;
         if self.stage == 0 {

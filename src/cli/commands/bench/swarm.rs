@@ -1,7 +1,9 @@
 //! `skein bench swarm`: tokens/s of peers that are processes of their own, beside one process on the same cores. In: a model,
-//! peers, stages. Out: both rates and their ratio, measured in turn so that a noisy machine disturbs both.
+//! peers, stages. Out: both rates, their ratio, measured in turn so that a noisy machine disturbs both, and what the peers sent
+//! each other for it.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -47,15 +49,20 @@ struct Measured {
     peers: u16,
     stages: u16,
     threads_each: u16,
+    /// Of the one process.
+    single_threads: u16,
     cores: u16,
     seconds: u32,
     /// Of each round.
-    one_process: Vec<f64>,
-    swarm: Vec<f64>,
-    one_process_tokens_per_s: f64,
-    swarm_tokens_per_s: f64,
+    rounds: Vec<f64>,
+    single_rounds: Vec<f64>,
+    /// Medians of the rounds.
+    tokens_per_s: f64,
+    single_tokens_per_s: f64,
     /// Median of the rounds' ratios.
-    efficiency: f64,
+    efficiency_percent: f64,
+    /// Activations and gradients as they travelled from peer to peer, all of them together, for one step of the run.
+    bytes_per_step: u64,
 }
 
 pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
@@ -73,12 +80,14 @@ pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
     let corpus = Arc::new(Corpus::fables(SEED, FABLES));
     let runtime = session::runtime()?;
     let length = Duration::from_secs(u64::from(args.seconds.max(1)));
-    let (mut one, mut many, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    // The same threads in all, where the cores allow it.
+    let single = threads.saturating_mul(args.peers).min(cores).max(1);
+    let (mut one, mut many, mut ratios, mut bytes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for round in 1..=args.rounds {
-        let lone = Members { peers: 0, stages: 1, threads: cores };
-        let a = runtime.block_on(tokens_per_s(&whole, lone, length, &corpus, context))?;
+        let lone = Members { peers: 0, stages: 1, threads: single };
+        let (a, _) = runtime.block_on(tokens_per_s(&whole, lone, length, &corpus, context))?;
         let members = Members { peers: args.peers, stages: args.stages, threads };
-        let b = runtime.block_on(tokens_per_s(&split, members, length, &corpus, context))?;
+        let (b, sent) = runtime.block_on(tokens_per_s(&split, members, length, &corpus, context))?;
         context.out.note(&format!(
             "round {round} of {}: one process {}, swarm {}",
             args.rounds,
@@ -88,6 +97,7 @@ pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
         one.push(a);
         many.push(b);
         ratios.push(b / a);
+        bytes.push(sent);
     }
     let median = |values: &[f64]| quantile(&mut values.to_vec(), 0.5).unwrap_or(0.0);
     let measured = Measured {
@@ -95,28 +105,31 @@ pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
         peers: args.peers,
         stages: args.stages,
         threads_each: threads,
+        single_threads: single,
         cores,
         seconds: args.seconds,
-        one_process_tokens_per_s: median(&one),
-        swarm_tokens_per_s: median(&many),
-        efficiency: median(&ratios),
-        one_process: one,
-        swarm: many,
+        tokens_per_s: median(&many),
+        single_tokens_per_s: median(&one),
+        efficiency_percent: 100.0 * median(&ratios),
+        bytes_per_step: median(&bytes) as u64,
+        rounds: many,
+        single_rounds: one,
     };
     if context.out.style().json {
         context.out.document("bench-swarm", &measured);
         return Ok(0);
     }
-    let columns = ["MODEL", "PEERS", "STAGES", "THREADS EACH", "SWARM", "ONE PROCESS", "EFFICIENCY"];
+    let columns = ["MODEL", "PEERS", "STAGES", "THREADS EACH", "SWARM", "ONE PROCESS", "EFFICIENCY", "SENT A STEP"];
     let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
     table.row(vec![
         measured.preset,
         measured.peers.to_string(),
         measured.stages.to_string(),
         threads.to_string(),
-        show::tokens_per_s(measured.swarm_tokens_per_s),
-        format!("{} ({cores} threads)", show::tokens_per_s(measured.one_process_tokens_per_s)),
-        format!("{:.0} %", 100.0 * measured.efficiency),
+        show::tokens_per_s(measured.tokens_per_s),
+        format!("{} ({single} threads)", show::tokens_per_s(measured.single_tokens_per_s)),
+        format!("{:.0} %", measured.efficiency_percent),
+        show::Bytes(measured.bytes_per_step).to_string(),
     ]);
     context.out.table(&table);
     Ok(0)
@@ -140,13 +153,14 @@ struct Members {
     threads: u16,
 }
 
+/// Tokens a second, and bytes that the peers sent each other for one step.
 async fn tokens_per_s(
     manifest: &Manifest,
     members: Members,
     length: Duration,
     corpus: &Arc<Corpus>,
     context: &Context,
-) -> Result<f64, Report> {
+) -> Result<(f64, f64), Report> {
     let folder = scratch()?;
     let homes: &Path = folder.path();
     let alone = members.peers == 0;
@@ -180,7 +194,22 @@ async fn tokens_per_s(
     }
     let _ = orders.send(Order::Stop).await;
     let _ = timeout(PATIENCE, swarm.node.wait()).await;
-    Ok(rate)
+    let per_step = f64::from(manifest.train.micro_batches_per_step);
+    let records = swarm.peers.iter().flat_map(|peer| peer.records());
+    Ok((rate, per_step * sent_an_id(records)))
+}
+
+/// Mean bytes of activations and gradients of a micro-batch, as the event logs of the peers have them.
+fn sent_an_id(records: impl Iterator<Item = Record>) -> f64 {
+    let mut ids = BTreeSet::new();
+    let mut all = 0;
+    for record in records {
+        if let Event::SentForward { id, bytes, .. } | Event::SentBackward { id, bytes, .. } = record.event {
+            ids.insert(id);
+            all += bytes;
+        }
+    }
+    all as f64 / ids.len().max(1) as f64
 }
 
 /// Tokens of the next micro-batch that is completed.

@@ -1,0 +1,189 @@
+//! What this process holds in memory, by what it is for, beside what the person gave. In: the stages that are served, what the
+//! worker and the network say, the handles. Out: one account. What no part of it explains (code, stacks, tables of the network,
+//! pages that the allocator has not given back) is the difference to what the system says is resident.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use serde::{Deserialize, Serialize};
+use skein_pipeline::{
+    model::cost,
+    peer::view::{MyState, View},
+};
+use skein_protocol::Manifest;
+
+/// Bytes, by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// What the person gave for stages.
+    pub budget: u64,
+    /// Of the stages that are served: two versions of their parameters.
+    pub parameters: u64,
+    pub gradients: u64,
+    /// Moments.
+    pub optimizer: u64,
+    /// Slow weights and outer momentum.
+    pub averaging: u64,
+    /// Inputs of micro-batches, and what their backward needs.
+    pub kept: u64,
+    /// Work space of one forward or backward.
+    pub scratch: u64,
+    /// A round, or a state that is made for a joiner or the disk: while the worker is at it.
+    pub passing: u64,
+    /// Bodies: activations and gradients on their way, states and rounds of others.
+    pub blobs: u64,
+    /// Bodies that are being read from the network.
+    pub network: u64,
+    /// The most that all of it ever was at one time.
+    pub most: u64,
+    /// What the system says: now, and the most that it ever was. 0 where it does not say.
+    pub resident: u64,
+    pub resident_most: u64,
+}
+
+impl Account {
+    /// Everything that is accounted for.
+    pub fn total(&self) -> u64 {
+        [self.parameters, self.gradients, self.optimizer, self.averaging, self.kept, self.scratch, self.passing]
+            .into_iter()
+            .chain([self.blobs, self.network])
+            .fold(0, u64::saturating_add)
+    }
+
+    /// The stages that are served or being loaded.
+    fn add_stages(&mut self, manifest: &Manifest, view: &View) {
+        let here = view.mine.iter().filter(|mine| matches!(mine.state, MyState::Loading | MyState::Serving));
+        for mine in here {
+            let cost::Memory { parameters, gradients, optimizer, averaging, scratch, .. } =
+                cost::memory(manifest, mine.stage);
+            self.parameters += parameters;
+            self.gradients += gradients;
+            self.optimizer += optimizer;
+            self.averaging += averaging;
+            self.scratch += scratch;
+        }
+    }
+}
+
+/// What the worker's thread says of itself, which the driver reads.
+#[derive(Clone, Debug, Default)]
+pub struct AtWork {
+    shared: Arc<[AtomicU64; 3]>,
+}
+
+impl AtWork {
+    /// The worker begins a job that takes so much beyond the steady state.
+    pub fn begins(&self, passing: u64) {
+        self.shared[1].store(passing, Relaxed);
+        self.shared[2].fetch_max(passing, Relaxed);
+    }
+
+    /// It has ended, and forwards keep so much.
+    pub fn ended(&self, kept: u64) {
+        self.shared[0].store(kept, Relaxed);
+        self.shared[1].store(0, Relaxed);
+    }
+
+    fn kept(&self) -> u64 {
+        self.shared[0].load(Relaxed)
+    }
+
+    fn passing(&self) -> u64 {
+        self.shared[1].load(Relaxed)
+    }
+
+    fn passing_most(&self) -> u64 {
+        self.shared[2].load(Relaxed)
+    }
+}
+
+/// Keeps the account of one process.
+#[derive(Debug, Default)]
+pub struct Books {
+    most: u64,
+}
+
+impl Books {
+    pub fn account(
+        &mut self,
+        budget: u64,
+        manifest: &Manifest,
+        view: &View,
+        at_work: &AtWork,
+        blobs: u64,
+        network: u64,
+    ) -> Account {
+        let mut account = Account { budget, kept: at_work.kept(), blobs, network, ..Account::default() };
+        account.add_stages(manifest, view);
+        // Jobs are shorter than the time between two looks: what one of them took is remembered.
+        self.most = self.most.max(account.total().saturating_add(at_work.passing_most()));
+        let (resident, resident_most) = resident().unwrap_or_default();
+        Account { passing: at_work.passing(), most: self.most, resident, resident_most, ..account }
+    }
+}
+
+/// What the system says this process holds, now and at most.
+#[cfg(target_os = "linux")]
+pub fn resident() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+    };
+    Some((of("VmRSS:")?, of("VmHWM:")?))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn resident() -> Option<(u64, u64)> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_pipeline::peer::view::MineView;
+
+    use super::*;
+    use crate::node::sample_manifest;
+
+    fn serving(stages: &[u16], state: MyState) -> View {
+        let mine = |stage: &u16| MineView {
+            stage: *stage,
+            state,
+            version: None,
+            micro_batches: 0,
+            micro_batches_per_s: 0.0,
+            rounds: 0,
+            rounds_rolled_back: 0,
+        };
+        View { mine: stages.iter().map(mine).collect(), ..View::default() }
+    }
+
+    #[test]
+    fn the_account_is_the_plan_of_the_stages_and_what_is_kept_beside() {
+        let manifest = sample_manifest(2);
+        let (mut books, at_work) = (Books::default(), AtWork::default());
+        at_work.begins(0);
+        at_work.ended(1000);
+        let account = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 200, 30);
+        let planned = [0, 1].map(|stage| cost::memory(&manifest, stage));
+        let fixed: u64 = planned.iter().map(|memory| memory.steady() - memory.kept).sum();
+        assert_eq!((account.total(), account.most), (fixed + 1230, fixed + 1230));
+        assert_eq!(account.parameters, planned.iter().map(|memory| memory.parameters).sum::<u64>());
+        // A stage that is only looked for takes nothing yet, and what was is remembered.
+        at_work.begins(5000);
+        at_work.ended(0);
+        let after = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Looking), &at_work, 0, 0);
+        assert_eq!((after.total(), after.most), (0, fixed + 1230));
+        let again = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 0, 0);
+        assert_eq!((again.passing, again.most), (0, fixed + 5000));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_is_resident() {
+        let (now, most) = resident().expect("it runs");
+        assert!(now > 1 << 20 && most >= now, "{now} {most}");
+    }
+}
