@@ -509,17 +509,39 @@ pub enum Bench {
 
 #[derive(Clone, Debug, Args)]
 pub struct BenchStage {
-    /// Size of the model
+    /// Sizes that are not given
     #[arg(long, default_value = "tiny", value_name = "NAME")]
     pub preset: String,
     /// One stage of it; nothing: the whole model
     #[arg(long, value_name = "N")]
     pub stage: Option<u16>,
+    /// Width of the hidden states
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub hidden: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub layers: Option<u32>,
+    /// Attention heads, as many of keys as of queries
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub heads: Option<u32>,
+    /// Width of the feed-forward layers
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=262_144))]
+    pub ffn: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub vocab: Option<u32>,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub sequence: Option<u32>,
+    /// Sequences of a micro-batch
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: Option<u32>,
+    /// Text whose bytes are the tokens; nothing: made-up tokens
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
-    /// Micro-batches to measure
-    #[arg(long, default_value_t = 20, value_name = "N")]
-    pub micro_batches: u32,
+    /// Micro-batches, a step each; the last half of them (50 at most) are measured
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
 }
 
 #[derive(Clone, Debug, Args)]
