@@ -84,7 +84,10 @@ impl Engines for OnDevice {
             Device::Cpu { .. } => matches!(arithmetic, Arithmetic::F32 | Arithmetic::Repeatable),
             Device::Cuda(_) | Device::Metal(_) => **arithmetic == Arithmetic::F32,
         };
-        let Some(arithmetic) = wanted.iter().find(here) else {
+        // Without fused multiply-adds the fixed order is a call for each: only where nothing else is allowed.
+        let fused = Instructions::fastest() == Instructions::fixed();
+        let quick = |arithmetic: &&Arithmetic| here(arithmetic) && (fused || **arithmetic != Arithmetic::Repeatable);
+        let Some(arithmetic) = wanted.iter().find(quick).or_else(|| wanted.iter().find(here)) else {
             return Err(EngineError::Device(format!("{:?} computes in none of {wanted:?}", self.0)));
         };
         engine(self.0, *arithmetic, model, Settings::of(manifest), params)

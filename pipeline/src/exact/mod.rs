@@ -1,9 +1,8 @@
 //! The arithmetic of a stage of a Llama-like model, by hand over f32 slices: forward, backward, loss, optimizer, generation.
 //!
-//! One block implementation, generic over the matrix product: [`Exact`] multiplies in one fixed order, so its bits are equal
-//! on every CPU, in debug and release; `compute::cpu` exchanges the product for a faster one. Everything else here has one
-//! order of summation and no fused operations, and takes its transcendental functions from `libm` or from [`kernel::exp`].
-//! It knows no clock, thread, network or disk.
+//! [`FixedProduct`] multiplies in one fixed order, at the speed of the processor and with equal bits on every one; `compute::cpu`
+//! adds threads. Everything else here has one order of summation and no fused operations, and takes its transcendental
+//! functions from `libm` or from [`kernel::exp`]. It knows no clock, thread, network or disk.
 
 pub mod engine;
 pub mod kernel;
