@@ -267,6 +267,9 @@ impl Patient {
     /// The first packets of a round tell as much of the queue as all of it, and each more makes what is too much longer.
     fn peek(&mut self, now: Instant) {
         let Phase::Startup { best, .. } = self.phase else { return };
+        if self.round.app_limited {
+            return;
+        }
         let (Some(fastest), Some(base)) = (self.round.fastest, self.base.get()) else { return };
         let took = now.saturating_duration_since(self.round.began);
         if self.round.packets >= STARTUP_PACKETS

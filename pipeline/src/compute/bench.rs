@@ -42,7 +42,8 @@ pub fn stage(engine: &mut dyn Engine, steps: usize, text: Option<&[u32]>) -> Res
     let mut times = [const { Vec::<Duration>::new() }; 3];
     let steps = steps.max(3);
     for i in 0..steps {
-        (ids.clear(), targets.clear());
+        ids.clear();
+        targets.clear();
         for _ in 0..settings.micro_batch {
             // A stride that meets the text everywhere before it comes back.
             at = (at + 7919 * sequence) % (text.len() - sequence);

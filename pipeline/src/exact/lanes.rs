@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{
     attention::Shape,
-    block::{Tape, Tensor},
+    block::{self, Tape, Tensor},
     head, kernel,
     lane::{From, Lane, Part, Plan},
     product::Product,
@@ -70,7 +70,7 @@ pub fn backward<P: Product>(
             made(pool, shares, pieces, |lane, product, left, piece| {
                 let att = Tape::att_of(&left.shape, &left.tape[n * Tape::values(&left.shape)..]);
                 let tensor = places[piece.matrix].0;
-                tensor.gradient(product, &left.shape, att, &left.lane.block, piece.first, lane > 0, piece.to);
+                tensor.gradient(product, &left.shape, att, left.block, piece.first, lane > 0, piece.to);
             });
         }
     }
@@ -124,7 +124,7 @@ fn losses<P: Product>(
             let add = at.tied || chunk > 0;
             let pieces = cut(grad, &[(at.matrix, dims.vocab, dims.hidden)]);
             made(pool, shares, pieces, |lane, product, left, piece| {
-                head::matrix_gradient(product, &dims, &left.lane.head, piece.first, add || lane > 0, piece.to);
+                head::matrix_gradient(product, &dims, left.head, piece.first, add || lane > 0, piece.to);
             });
         }
     }
@@ -155,13 +155,9 @@ fn cut<'a>(grad: &'a mut [f32], matrices: &[(usize, usize, usize)]) -> Vec<Piece
 /// What a lane's last phase left, for all workers to read.
 struct Left<'a> {
     shape: Shape,
-    lane: LeftLane<'a>,
-    tape: &'a [f32],
-}
-
-struct LeftLane<'a> {
-    block: &'a super::block::Scratch,
+    block: &'a block::Scratch,
     head: &'a head::Scratch,
+    tape: &'a [f32],
 }
 
 /// Makes every piece, with the products of the lanes as work space: `make(lane, product, what the lane left, piece)` for each
@@ -176,7 +172,7 @@ fn made<P: Product>(
     for Share { lane, shape, tape, .. } in shares {
         let Lane { product, block, head } = &mut **lane;
         products.push(product);
-        left.push(Left { shape: *shape, lane: LeftLane { block, head }, tape });
+        left.push(Left { shape: *shape, block, head, tape });
     }
     // The largest first: the last to end is then a small one.
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.to.len()));

@@ -335,6 +335,18 @@ impl<P: Product> Engine for StageEngine<P> {
     }
 
     fn set_kept_bytes_max(&mut self, bytes: u64) {
+        if bytes < self.settings.kept_bytes_max {
+            self.free.clear();
+            // What does not fit any more is computed again.
+            let mut room = bytes;
+            for kept in self.kept.values_mut() {
+                let takes = kept.tape.as_ref().map_or(0, |tape| 4 * tape.buffer.len() as u64);
+                match room.checked_sub(takes) {
+                    Some(left) => room = left,
+                    None => kept.tape = None,
+                }
+            }
+        }
         self.settings.kept_bytes_max = bytes;
     }
 

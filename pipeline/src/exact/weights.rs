@@ -86,6 +86,7 @@ impl Panels {
         }
         let len = self.places.values().map(|place| place.panels[1].end).max().unwrap_or(0);
         self.data.resize(len, 0.0);
+        self.version = None;
         let mut work = Vec::with_capacity(2 * self.places.len());
         let mut rest = &mut self.data[..];
         // Places were laid out in the order of the matrices, which is that of the map.

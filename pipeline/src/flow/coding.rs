@@ -89,6 +89,8 @@ const AGAIN: u32 = 6;
 const SAVED_MIN: u16 = 50;
 /// Without zstd on a link, one tensor of so many is given to it, so that what it saves stays known.
 const TRY_EVERY: u32 = 64;
+/// A codec that lost too much is tried again after so many tensors.
+const LAPSES: u32 = 512;
 
 /// Expected seconds of one tensor.
 pub fn expected(coding: Coding, facts: &Facts, link: LinkSpeed, costs: &Costs, sample: Sample) -> f64 {
@@ -121,6 +123,8 @@ pub struct Chooser {
     /// What was last measured of the tensors in each codec.
     samples: [Sample; 5],
     links: BTreeMap<PeerId, Choice>,
+    /// Tensors so far.
+    chosen: u32,
 }
 
 /// One link.
@@ -143,6 +147,7 @@ impl Chooser {
             error_max: codecs.error_max,
             samples: Default::default(),
             links: BTreeMap::new(),
+            chosen: 0,
         }
     }
 
@@ -157,6 +162,14 @@ impl Chooser {
         self.options().next().unwrap_or(Coding { codec: Codec::F32, zstd: self.zstd })
     }
 
+    /// A codec that once lost too much is not used, and so not sampled again: it is given another chance.
+    fn forgive(&mut self) {
+        for codec in self.allowed.iter().filter(|codec| nominal_error(**codec) <= self.error_max) {
+            let error = &mut self.samples[place(*codec)].error;
+            *error = error.filter(|error| f64::from(*error) / 1e6 <= self.error_max);
+        }
+    }
+
     /// Nothing more is sent there.
     pub fn forget(&mut self, peer: PeerId) {
         self.links.remove(&peer);
@@ -164,6 +177,10 @@ impl Chooser {
 
     /// How the next tensor to `to` travels, and whether that is news.
     pub fn choose(&mut self, to: PeerId, facts: &Facts, costs: &Costs) -> (Coding, Option<Change>) {
+        self.chosen = self.chosen.wrapping_add(1);
+        if self.chosen.is_multiple_of(LAPSES) {
+            self.forgive();
+        }
         let first = self.unmeasured();
         let now = *self.links.entry(to).or_insert(Choice { coding: first, wanted: None, since: 0 });
         // What is used must stay within the budget, whatever it takes.

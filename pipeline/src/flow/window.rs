@@ -64,6 +64,8 @@ impl Window {
 
     /// A micro-batch came back: it was under way for so long, and waited for workers for so much of it.
     pub fn on_back(&mut self, under_way: Duration, waited: Duration) {
+        // Peers say how long they waited: more than all of it is no answer.
+        let waited = if waited < under_way { waited } else { Duration::ZERO };
         let alone = under_way.saturating_sub(waited).as_secs_f64();
         self.alone = if self.back == 0 { alone } else { self.alone + NEWEST * (alone - self.alone) };
         self.back = self.back.saturating_add(1);

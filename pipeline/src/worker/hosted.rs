@@ -33,6 +33,10 @@ pub struct Hosted {
     decoded: Vec<f32>,
     /// Bytes that kept forwards may take beyond their inputs.
     kept_bytes_max: u64,
+    /// What a device that ran out of memory is still trusted with.
+    ceiling: u64,
+    /// Whether the weights are held once more, packed.
+    packed: bool,
     /// Forwards whose backward is still to come, and the most that ever were.
     ahead: BTreeSet<Key>,
     ahead_most: u64,
@@ -96,6 +100,8 @@ impl Hosted {
             backward_gain,
             decoded: Vec::new(),
             kept_bytes_max,
+            ceiling: u64::MAX,
+            packed: false,
             ahead: BTreeSet::new(),
             ahead_most: 0,
         }
@@ -106,23 +112,25 @@ impl Hosted {
     }
 
     pub fn set_packed(&mut self, packed: bool) {
+        self.packed = packed;
         self.engine.set_packed(packed);
     }
 
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
-        self.kept_bytes_max = bytes;
-        self.engine.set_kept_bytes_max(bytes);
+        self.kept_bytes_max = bytes.min(self.ceiling);
+        self.engine.set_kept_bytes_max(self.kept_bytes_max);
     }
 
     /// Bytes of kept forwards: their inputs, and the tapes of those whose backward is to come. The buffers of tapes stay for the
-    /// next ones, so the most that ever were count.
+    /// next ones, so the most that ever were count. Packed weights, which take their place where memory is short, count here.
     pub fn kept_bytes(&self, manifest: &Manifest, stage: Stage) -> u64 {
         let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept().len() as u64);
         let tape = match manifest.train.recompute {
             Recompute::WhenNeeded if !self.engine.model().head => cost::tape_bytes(manifest, stage),
             _ => 0,
         };
-        inputs.saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
+        let packed = if self.packed { cost::packed_bytes(manifest, stage) } else { 0 };
+        inputs.saturating_add(packed).saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
     }
 
     fn is_ahead(&mut self, key: Key) {
@@ -139,7 +147,8 @@ impl Hosted {
         }
         self.engine.set_kept_bytes_max(0);
         let again = ask(self.engine.as_mut());
-        self.set_kept_bytes_max(self.kept_bytes_max / 2);
+        self.ceiling = self.kept_bytes_max / 2;
+        self.set_kept_bytes_max(self.ceiling);
         again
     }
 

@@ -83,7 +83,6 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
     let (mut readers, mut refusals) = (JoinSet::new(), Refusals { wire: &wire });
     let mut acknowledged = 0;
     let alive = || {
-        wire.granted.on_tick(&wire.conversation.shared, &wire.connection);
         let frames = wire.connection.stats().frame_rx;
         let now = frames.acks + frames.stream;
         std::mem::replace(&mut acknowledged, now) != now
@@ -209,7 +208,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     let mut orders = link.orders();
     let mut flying = FuturesUnordered::new();
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
-    let (mut busy_since, mut carried) = (Instant::now(), 0);
+    let (mut busy_since, mut sent) = (Instant::now(), sent_by(&wire.connection));
     loop {
         let order = *orders.borrow_and_update();
         let sending = order.sends();
@@ -219,7 +218,7 @@ async fn send(wire: &Arc<Wire>) -> End {
             };
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
             if flying.is_empty() {
-                (busy_since, carried) = (Instant::now(), 0);
+                (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
             }
             counts[message.lane as usize] += 1;
             bytes += message.size();
@@ -246,20 +245,24 @@ async fn send(wire: &Arc<Wire>) -> End {
                 match outcome {
                     Outcome::Delivered => {
                         shared.count_sent(message.lane, message.size());
-                        carried += message.size();
                     }
                     Outcome::Stopped => {}
                     Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
                 }
                 if flying.is_empty() || busy_since.elapsed() > PACED {
-                    link.pace.measured(carried, busy_since.elapsed(), wire.connection.rtt());
-                    (busy_since, carried) = (Instant::now(), 0);
+                    link.pace.measured(sent_by(&wire.connection) - sent, busy_since.elapsed(), wire.connection.rtt());
+                    (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
                 }
             }
             _ = orders.changed() => {}
             () = peering.outbox.queued.notified(), if sending => {}
         }
     }
+}
+
+/// Bytes that went out over a connection, those that went twice included.
+fn sent_by(connection: &quinn::Connection) -> u64 {
+    connection.stats().udp_tx.bytes
 }
 
 async fn closed_here(connection: &quinn::Connection) -> String {
@@ -476,9 +479,9 @@ impl Granted {
         }
         let limits = &shared.limits;
         connection.set_max_concurrent_uni_streams(limits.streams.into());
-        let new = Window::new(Instant::now(), limits.window_used.into(), limits.window.into());
-        let size = new.size();
-        self.set(shared, connection, window.insert(new), size);
+        let (new, used) = (u64::from(limits.window_new), u64::from(limits.window_used));
+        let new = Window::new(Instant::now(), new, used, limits.window.into());
+        self.set(shared, connection, window.insert(new), used);
     }
 
     /// `bytes` of a body were read.
@@ -490,21 +493,12 @@ impl Granted {
         }
     }
 
-    /// To be called now and then.
-    fn on_tick(&self, shared: &Shared, connection: &quinn::Connection) {
-        let mut window = lock(&self.window);
-        let Some(window) = window.as_mut() else { return };
-        if let Some(size) = window.on_tick(Instant::now()) {
-            self.set(shared, connection, window, size);
-        }
-    }
-
     /// Sets the window if the sum allows it.
     fn set(&self, shared: &Shared, connection: &quinn::Connection, window: &mut Window, size: u64) {
         let wanted = size.saturating_sub(shared.limits.window_new.into());
         let has = self.taken.load(Ordering::Relaxed);
         let granted = shared.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |granted| {
-            Some(granted - has + wanted).filter(|sum| wanted <= has || *sum <= shared.limits.windows_total)
+            Some(granted - has + wanted).filter(|sum| *sum <= shared.limits.windows_total)
         });
         if granted.is_ok() {
             self.taken.store(wanted, Ordering::Relaxed);

@@ -1,9 +1,10 @@
 //! How far a peer may send ahead of our reading. In: bytes that were read, and how long a round trip takes. Out: a window that
-//! has become too narrow for what the peer sends, or too wide for a peer that sends nothing. Knows no connection.
+//! has become too narrow for what the peer sends. Knows no connection.
 //!
 //! A link carries at most a window a round trip. Strangers get a narrow one, since it is memory that they may fill; a peer in
 //! use gets what it has shown that it fills: four times what was read in one round trip (its bandwidth-delay product), so that
-//! a lost packet, or a reader that is late, does not stop it.
+//! a lost packet, or a reader that is late, does not stop it. It never shrinks: what a peer was once told that it may send it may
+//! send for ever, so memory is promised until the connection ends.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 const AHEAD: u64 = 4;
 /// Bytes are counted over at least this long: on loopback a round trip is shorter than a reader's turn.
 const SPAN_MIN: Duration = Duration::from_millis(4);
-/// A peer that sends nothing for this long needs no more than at first.
+/// Bytes after such a rest say nothing of a rate.
 const REST: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
@@ -26,18 +27,13 @@ pub struct Window {
 }
 
 impl Window {
-    /// `least`: what a peer in use gets at first; `most`: what one peer gets at most; in bytes.
-    pub fn new(now: Instant, least: u64, most: u64) -> Window {
-        Window { size: least, least, most: most.max(least), read: 0, since: now, last: now }
-    }
-
-    pub fn size(&self) -> u64 {
-        self.size
+    /// `size`: what it is now; `least`: what a peer in use should have; `most`: what one peer gets at most; in bytes.
+    pub fn new(now: Instant, size: u64, least: u64, most: u64) -> Window {
+        Window { size, least, most: most.max(least), read: 0, since: now, last: now }
     }
 
     /// `bytes` were read. The size that is wanted, where the window is too narrow. `round_trip` is asked rarely.
     pub fn on_read(&mut self, now: Instant, bytes: u64, round_trip: impl FnOnce() -> Duration) -> Option<u64> {
-        // Bytes after a rest say nothing of a rate.
         if now.saturating_duration_since(self.last) >= REST {
             (self.read, self.since) = (0, now);
         }
@@ -53,15 +49,9 @@ impl Window {
         }
         let in_one = (self.read as f64 * round_trip.as_secs_f64() / took.as_secs_f64()) as u64;
         (self.read, self.since) = (0, now);
-        let wanted = (in_one * AHEAD).min(self.most);
+        let wanted = (in_one * AHEAD).clamp(self.least, self.most);
         // A little more is not worth a frame.
         (wanted > self.size + self.size / 4).then_some(wanted)
-    }
-
-    /// The size that is enough, where the peer has sent nothing for long.
-    pub fn on_tick(&self, now: Instant) -> Option<u64> {
-        let rests = now.saturating_duration_since(self.last) >= REST;
-        (rests && self.size > self.least).then_some(self.least)
     }
 
     /// The window is `size` from now on.
@@ -79,16 +69,16 @@ mod tests {
     /// Reads for a second what a link of so many bytes a second and this round trip brings, a window a round trip at most.
     fn after_a_second(rate: u64, round_trip: Duration) -> u64 {
         let mut now = Instant::now();
-        let mut window = Window::new(now, 4 * MIB, 64 * MIB);
+        let mut window = Window::new(now, MIB, 4 * MIB, 64 * MIB);
         let step = Duration::from_millis(1);
         for _ in 0..1000 {
             now += step;
-            let most = (window.size() as f64 / round_trip.as_secs_f64()) as u64;
+            let most = (window.size as f64 / round_trip.as_secs_f64()) as u64;
             if let Some(size) = window.on_read(now, rate.min(most) / 1000, || round_trip) {
                 window.set(size);
             }
         }
-        window.size()
+        window.size
     }
 
     #[test]
@@ -102,19 +92,18 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_rests_gives_back_what_it_had() {
+    fn a_rest_is_no_rate_and_what_was_refused_is_asked_for_again() {
         let now = Instant::now();
-        let mut window = Window::new(now, 4 * MIB, 64 * MIB);
+        let mut window = Window::new(now, MIB, 4 * MIB, 64 * MIB);
         let trip = || Duration::from_millis(100);
         window.on_read(now, 0, trip);
-        let size = window.on_read(now + trip(), 8 * MIB, trip).expect("too narrow");
+        assert_eq!(window.on_read(now + trip(), 1000, trip), Some(4 * MIB), "a peer in use has the least");
+        assert_eq!(window.on_read(now + 2 * trip(), 1000, trip), Some(4 * MIB), "it was refused: asked for again");
+        window.set(4 * MIB);
+        let size = window.on_read(now + 3 * trip(), 8 * MIB, trip).expect("too narrow");
         assert_eq!(size, 32 * MIB);
         window.set(size);
-        let rested = now + trip() + REST;
-        assert_eq!(window.on_tick(rested - Duration::from_millis(1)), None);
-        assert_eq!(window.on_tick(rested), Some(4 * MIB));
-        window.set(4 * MIB);
-        assert_eq!(window.on_tick(rested), None);
-        assert_eq!(window.on_read(rested, 8 * MIB, trip), None, "the first bytes after a rest are no rate");
+        let rested = now + 3 * trip() + REST;
+        assert_eq!(window.on_read(rested, 64 * MIB, trip), None, "the first bytes after a rest are no rate");
     }
 }

@@ -169,11 +169,18 @@ impl Instructions {
 }
 
 /// One order of summation on every CPU.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct FixedProduct {
     instructions: Instructions,
     /// A panel of b, then tiles of a.
     work: Vec<f32>,
+}
+
+impl Clone for FixedProduct {
+    /// With no work space yet.
+    fn clone(&self) -> Self {
+        FixedProduct { instructions: self.instructions, work: Vec::new() }
+    }
 }
 
 impl Default for FixedProduct {
@@ -217,7 +224,10 @@ impl Product for FixedProduct {
         // Rows of a that lie apart are read where they are; columns are packed once for all panels.
         let packed = a.col_stride != 1 && (b.cols > 2 * wide || a.row_stride != 1);
         let rows_max = if packed { PACKED_ROWS / high * high } else { a.rows };
-        self.work.resize(DEPTH * 2 * wide + if packed { DEPTH * rows_max } else { 0 }, 0.0);
+        let needed = DEPTH * 2 * wide + if packed { DEPTH * rows_max } else { 0 };
+        if self.work.len() < needed {
+            self.work.resize(needed, 0.0);
+        }
         let (panel, tiles) = self.work.split_at_mut(DEPTH * 2 * wide);
         for k in (0..a.cols).step_by(DEPTH) {
             let depth = DEPTH.min(a.cols - k);

@@ -85,16 +85,20 @@ impl StageFlow {
         let (stage, last) = (self.stage, self.is_last());
         let Some(kept) = self.kept.get_mut(&id) else { return false };
         let Work::Queued { input } = kept.work else { return true };
+        // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else waits, or
+        // one id would enter two sums.
+        let labels = kept.labels.filter(|_| kept.confirmed);
+        if last && labels.is_none() {
+            return false;
+        }
         let coding = self.coding_for(desk, &id, last);
         let Some(kept) = self.kept.get_mut(&id) else { return false };
-        let job = if last {
-            // The last stage adds the gradient in the same breath: an offer that upstream may still give to somebody else
-            // waits, or one id would enter two sums.
-            let (Some(labels), true) = (kept.labels, kept.confirmed) else { return false };
-            kept.returning_asked = true;
-            Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
-        } else {
-            Job::Forward { stage, key: kept.key, input, coding }
+        let job = match labels.filter(|_| last) {
+            Some(labels) => {
+                kept.returning_asked = true;
+                Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
+            }
+            None => Job::Forward { stage, key: kept.key, input, coding },
         };
         kept.work = Work::Running { input };
         kept.asked = desk.now;
@@ -262,7 +266,9 @@ impl StageFlow {
                 decline(desk, upstream, id, &attempt, self.stage, Why::NotFinite);
                 self.void(desk, id, &why);
             }
-            Done::NotFinite { why } if attempt.hops().last().is_some_and(|hop| *hop + 1 >= NOT_FINITE_MAX) => {
+            Done::NotFinite { why }
+                if attempt.hops().last().is_some_and(|hop| hop.saturating_add(1) >= NOT_FINITE_MAX) =>
+            {
                 self.void(desk, id, &why);
             }
             // It may be this device, or the model: another one is asked first.
