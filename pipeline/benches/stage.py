@@ -1,8 +1,8 @@
-"""The model of `cargo bench --bench stage` in PyTorch: same sizes, same tokens, AdamW, f32, subnormals flushed.
+"""The model of `skein bench stage` in PyTorch: same sizes, AdamW, f32, subnormals flushed.
 
     python pipeline/benches/stage.py hidden layers heads ffn vocab sequence batch threads steps FILE
 
-Prints a line every ten steps as the bench does. Without a file the tokens are made up.
+Prints medians of the last half of the steps (50 at most), as the bench does. Without a file the tokens are made up.
 """
 
 import sys
@@ -104,13 +104,12 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         end = time.perf_counter()
         times.append((end - start, forward - start, backward - forward, end - backward))
-        if (step + 1) % 10 == 0:
-            whole, f, b, s = sorted(times[-10:])[5]
-            print(
-                f"step {step + 1:4} loss {loss.item():.3f}: forward {f * 1e3:.1f} backward {b * 1e3:.1f}"
-                f" step {s * 1e3:.1f} ms, {sequence * batch / whole:.0f} tokens/s",
-                flush=True,
-            )
+    last = times[max(steps // 2, steps - 50) :]
+    whole, forward, backward, step = (sorted(t[k] for t in last)[len(last) // 2] for k in range(4))
+    print(
+        f"loss {loss.item():.3f}, forward {forward * 1e3:.1f} ms, backward {backward * 1e3:.1f} ms, step {step * 1e3:.1f} ms,"
+        f" {sequence * batch / whole:.0f} tokens/s"
+    )
 
 
 main()
