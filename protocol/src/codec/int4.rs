@@ -12,7 +12,7 @@ use multiversion::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
-    bf16,
+    bf16, by_blocks,
     int8::{ROUND, scale_of},
 };
 
@@ -32,28 +32,7 @@ pub fn encode(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
 
 #[multiversion(targets("x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 fn encode_plain(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
-    encode_by(values, bytes, scales, encode_block);
-}
-
-/// Block by block.
-#[inline(always)]
-pub fn encode_by(
-    values: &[f32],
-    bytes: &mut [u8],
-    scales: &mut [u8],
-    encode_block: impl Fn(&[f32; BLOCK], &mut [u8; HALF]) -> [u8; 2],
-) {
-    let (blocks, rest) = values.as_chunks::<BLOCK>();
-    let bytes = bytes.as_chunks_mut::<HALF>().0;
-    let scales = scales.as_chunks_mut::<2>().0;
-    for ((block, bytes), scale) in blocks.iter().zip(bytes.iter_mut()).zip(scales.iter_mut()) {
-        *scale = encode_block(block, bytes);
-    }
-    if let (false, Some(bytes), Some(scale)) = (rest.is_empty(), bytes.last_mut(), scales.last_mut()) {
-        let mut block = [0.0; BLOCK];
-        block[..rest.len()].copy_from_slice(rest);
-        *scale = encode_block(&block, bytes);
-    }
+    by_blocks(values, bytes, scales, encode_block);
 }
 
 #[inline(always)]
@@ -169,7 +148,7 @@ mod tests {
             let blank = || (vec![0; HALF * blocks], vec![0; 2 * blocks], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            encode_by(&values, &mut b, &mut sb, encode_block);
+            by_blocks(&values, &mut b, &mut sb, encode_block);
             assert_eq!((&a, &sa), (&b, &sb));
             encode_plain(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));

@@ -103,6 +103,27 @@ fn tail_len(values: u64, codec: Codec, apart: bool) -> u64 {
     }
 }
 
+/// Encodes block by block, the last one filled up with zeros: `BYTES` bytes and a scale (two bytes) for `VALUES` values each.
+#[inline(always)]
+fn by_blocks<const VALUES: usize, const BYTES: usize>(
+    values: &[f32],
+    bytes: &mut [u8],
+    scales: &mut [u8],
+    encode_block: impl Fn(&[f32; VALUES], &mut [u8; BYTES]) -> [u8; 2],
+) {
+    let (blocks, rest) = values.as_chunks::<VALUES>();
+    let bytes = bytes.as_chunks_mut::<BYTES>().0;
+    let scales = scales.as_chunks_mut::<2>().0;
+    for ((block, bytes), scale) in blocks.iter().zip(bytes.iter_mut()).zip(scales.iter_mut()) {
+        *scale = encode_block(block, bytes);
+    }
+    if let (false, Some(bytes), Some(scale)) = (rest.is_empty(), bytes.last_mut(), scales.last_mut()) {
+        let mut block = [0.0; VALUES];
+        block[..rest.len()].copy_from_slice(rest);
+        *scale = encode_block(&block, bytes);
+    }
+}
+
 fn tag(codec: Codec) -> u8 {
     match codec {
         Codec::F32 => 0,

@@ -9,7 +9,7 @@ use multiversion::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
-    bf16,
+    bf16, by_blocks,
     int8::{ROUND, scale_of},
 };
 
@@ -29,28 +29,7 @@ pub fn encode(values: &[f32], records: &mut [u8], scales: &mut [u8]) {
 
 #[multiversion(targets("x86_64+avx2+popcnt+bmi1", "x86_64+sse4.1", "aarch64+neon"))]
 fn encode_plain(values: &[f32], records: &mut [u8], scales: &mut [u8]) {
-    encode_by(values, records, scales, encode_block);
-}
-
-/// Block by block.
-#[inline(always)]
-pub fn encode_by(
-    values: &[f32],
-    records: &mut [u8],
-    scales: &mut [u8],
-    encode_block: impl Fn(&[f32; BLOCK], &mut [u8; RECORD]) -> [u8; 2],
-) {
-    let (blocks, rest) = values.as_chunks::<BLOCK>();
-    let records = records.as_chunks_mut::<RECORD>().0;
-    let scales = scales.as_chunks_mut::<2>().0;
-    for ((block, record), scale) in blocks.iter().zip(records.iter_mut()).zip(scales.iter_mut()) {
-        *scale = encode_block(block, record);
-    }
-    if let (false, Some(record), Some(scale)) = (rest.is_empty(), records.last_mut(), scales.last_mut()) {
-        let mut block = [0.0; BLOCK];
-        block[..rest.len()].copy_from_slice(rest);
-        *scale = encode_block(&block, record);
-    }
+    by_blocks(values, records, scales, encode_block);
 }
 
 #[inline(always)]
@@ -262,7 +241,7 @@ mod tests {
             let blank = || (vec![0; RECORD * blocks], vec![0; 2 * blocks], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            encode_by(&values, &mut b, &mut sb, encode_block);
+            by_blocks(&values, &mut b, &mut sb, encode_block);
             assert_eq!((&a, &sa), (&b, &sb));
             encode_plain(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));

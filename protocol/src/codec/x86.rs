@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{int4, sparse};
+use super::{by_blocks, int4, sparse};
 
 fn is_here() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl")
@@ -29,7 +29,7 @@ pub fn encode_sparse(values: &[f32], records: &mut [u8], scales: &mut [u8]) -> b
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn int4_encode(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) -> bool {
-    int4::encode_by(values, bytes, scales, |block, bytes| {
+    by_blocks(values, bytes, scales, |block: &[f32; int4::BLOCK], bytes: &mut [u8; int4::HALF]| {
         // SAFETY: a block is two vectors.
         let halves = unsafe { [_mm512_loadu_ps(block.as_ptr()), _mm512_loadu_ps(block.as_ptr().add(16))] };
         let turned = halves.map(|half| _mm512_rol_epi32::<1>(_mm512_castps_si512(half)));
@@ -65,7 +65,7 @@ fn int4_decode(bytes: &[u8], scales: &[u8], values: &mut [f32]) -> bool {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,popcnt")]
 fn sparse_encode(values: &[f32], records: &mut [u8], scales: &mut [u8]) -> bool {
-    sparse::encode_by(values, records, scales, |block, record| {
+    by_blocks(values, records, scales, |block: &[f32; sparse::BLOCK], record: &mut [u8; sparse::RECORD]| {
         let parts = block.as_chunks::<16>().0;
         // SAFETY: a part is one vector.
         let part = |at: usize| unsafe { _mm512_loadu_ps(parts[at].as_ptr()) };

@@ -167,6 +167,18 @@ macro_rules! micro_kernel {
                             }
                         };
                     }
+                    macro_rules! four {
+                        () => {
+                            one!(0);
+                            one!(1);
+                            one!(2);
+                            one!(3);
+                            for base in bases.iter_mut().take(R.div_ceil(4)) {
+                                *base = base.wrapping_add(4 * next);
+                            }
+                            b = b.wrapping_add(4 * V * WIDTH);
+                        };
+                    }
                     for i in 0..R {
                         for j in 0..V {
                             near(s.c.wrapping_add((row + i) * s.c_stride + WIDTH * j));
@@ -181,26 +193,12 @@ macro_rules! micro_kernel {
                         }
                         ahead = ahead.wrapping_add(16);
                         for _ in 0..4 {
-                            one!(0);
-                            one!(1);
-                            one!(2);
-                            one!(3);
-                            for base in bases.iter_mut().take(R.div_ceil(4)) {
-                                *base = base.wrapping_add(4);
-                            }
-                            b = b.wrapping_add(4 * V * WIDTH);
+                            four!();
                         }
                         left -= 16;
                     }
                     while left >= 4 {
-                        one!(0);
-                        one!(1);
-                        one!(2);
-                        one!(3);
-                        for base in bases.iter_mut().take(R.div_ceil(4)) {
-                            *base = base.wrapping_add(4 * next);
-                        }
-                        b = b.wrapping_add(4 * V * WIDTH);
+                        four!();
                         left -= 4;
                     }
                     while left > 0 {

@@ -9,7 +9,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use libp2p::Multiaddr;
 use skein_gossip::average::{Act, Average};
 use skein_pipeline::{
     compute::{Device, OnDevice},
@@ -44,14 +43,7 @@ const KEY: Key = 1;
 
 pub async fn run(context: &Context, manifest: Manifest, seed: u64) -> Result<u8, Report> {
     let (net, mut events) = link::end(false).await?;
-    let quic = |address: &Multiaddr| address.to_string().contains("/quic-v1");
-    let address = loop {
-        match events.recv().await {
-            Some(NetEvent::Listening { address }) if quic(&address) => break address,
-            Some(_) => {}
-            None => return Err(other("the network stopped")),
-        }
-    };
+    let address = link::address(&mut events).await?;
     let folder = scratch()?;
     let blobs = Blobs::new(u64::MAX / 2, u64::MAX / 2);
     let engines = || OnDevice(Device::Cpu { threads: 1 });

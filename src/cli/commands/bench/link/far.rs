@@ -35,6 +35,17 @@ impl Admit for TakeAll {
     }
 }
 
+/// Where others reach an end over QUIC.
+pub async fn address(events: &mut mpsc::Receiver<NetEvent>) -> Result<Multiaddr, Report> {
+    loop {
+        match events.recv().await {
+            Some(NetEvent::Listening { address }) if address.to_string().contains("/quic-v1") => return Ok(address),
+            Some(_) => {}
+            None => return Err(other("the network stopped")),
+        }
+    }
+}
+
 /// One end: a network of its own at any port of the loopback interface. `far`: as to peers elsewhere, whatever the address.
 pub async fn end(far: bool) -> Result<(Net, mpsc::Receiver<NetEvent>), Report> {
     let mut config = NetConfig::loopback(Key::from_secret(rand::random()));
@@ -57,14 +68,7 @@ pub async fn run(context: &Context) -> Result<u8, Report> {
     let endpoint = plain::endpoint()?;
     let quinn = endpoint.local_addr().map_err(other)?;
     tokio::spawn(plain::serve(endpoint));
-    let quic = |address: &Multiaddr| address.to_string().contains("/quic-v1");
-    let address = loop {
-        match events.recv().await {
-            Some(NetEvent::Listening { address }) if quic(&address) => break address,
-            Some(_) => {}
-            None => return Err(other("the network stopped")),
-        }
-    };
+    let address = address(&mut events).await?;
     context.out.print(&format!("{address} {tcp} {quinn}"));
     let (closed, mut ended) = mpsc::channel::<()>(1);
     thread::spawn(move || {

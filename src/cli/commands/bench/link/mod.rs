@@ -15,7 +15,7 @@ use serde::Serialize;
 use skein_protocol::{Lane, PeerId};
 use tokio::{sync::mpsc, time::timeout};
 
-pub(super) use self::far::end;
+pub(super) use self::far::{address, end};
 use self::{
     far::{COUNT, ECHO, FarEnd, HOP},
     plain::Quinn,
