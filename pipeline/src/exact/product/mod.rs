@@ -5,9 +5,11 @@
 //! A fused multiply-add is rounded once, wherever it is computed, so neither the width of a vector, nor how work is cut into
 //! tiles, nor the processor changes a bit.
 
+mod bf16;
 mod micro;
 mod pack;
 
+pub use bf16::{Bf16Instructions, Bf16Product};
 use micro::Strip;
 
 /// A matrix in a slice, by strides; `t()` is its transpose without a copy.
@@ -85,6 +87,19 @@ pub trait Product: Clone + Send + Sync + 'static {
     fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
         items.iter_mut().for_each(work);
     }
+}
+
+/// Checks the shapes of a product, and writes that of nothing. False: no sums are left to compute.
+fn begun(c: &mut [f32], stride: usize, add: bool, a: &Matrix<'_>, b: &Matrix<'_>) -> bool {
+    assert!(a.cols == b.rows && a.fits() && b.fits(), "shapes of a product match");
+    if a.rows == 0 || b.cols == 0 {
+        return false;
+    }
+    assert!((a.rows - 1) * stride + b.cols <= c.len() && stride >= b.cols, "the result holds the product");
+    if a.cols == 0 && !add {
+        c.chunks_mut(stride).take(a.rows).for_each(|row| row[..b.cols].fill(0.0));
+    }
+    a.cols > 0
 }
 
 /// Columns of a that one chain covers: a panel of b so deep stays in the first cache.
@@ -208,15 +223,8 @@ impl Product for FixedProduct {
         scale: f32,
     ) {
         let Operand { matrix: b, panels } = b.into();
-        assert!(a.cols == b.rows && a.fits() && b.fits(), "shapes of a product match");
-        if a.rows == 0 || b.cols == 0 {
+        if !begun(c, stride, add, &a, &b) {
             return;
-        }
-        assert!((a.rows - 1) * stride + b.cols <= c.len() && stride >= b.cols, "the result holds the product");
-        if a.cols == 0 {
-            return if !add {
-                c.chunks_mut(stride).take(a.rows).for_each(|row| row[..b.cols].fill(0.0))
-            };
         }
         let (high, wide) = self.instructions.tile();
         let padded = padded(b.cols, wide);
@@ -310,10 +318,10 @@ fn padded(cols: usize, wide: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn values(n: usize, seed: u32) -> Vec<f32> {
+    pub fn values(n: usize, seed: u32) -> Vec<f32> {
         (0..n as u32).map(|i| ((i.wrapping_mul(2_654_435_761) ^ seed) % 1000) as f32 / 500.0 - 1.0).collect()
     }
 

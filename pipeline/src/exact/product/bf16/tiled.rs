@@ -1,0 +1,155 @@
+//! The product from tiles of bf16, by one of two kernels.
+//!
+//! For each [`DEPTH`] values of the sum and each [`ROWS`] rows of a: rows are packed once for all columns, a group of columns is
+//! packed (or was before, see [`Product::pack`]) and stays in the first cache, and blocks of 32 by 32 are computed from groups.
+
+use super::{
+    amx, avx512,
+    pack::{self, Form, GROUP},
+};
+use crate::exact::product::{Matrix, Operand, Product};
+
+/// Values of the sum that are computed before they are added to c: a group of columns so deep takes 32 KiB.
+const DEPTH: usize = 512;
+
+/// Rows of a that are packed at a time: so many and so deep stay in the second cache.
+const ROWS: usize = 512;
+
+/// A part of c: up to 32 by 32 of it, from `steps` tiles of a group of a and of a group of b.
+#[derive(Clone, Copy)]
+pub struct Block {
+    pub c: *mut f32,
+    pub stride: usize,
+    pub rows: usize,
+    pub width: usize,
+    pub a: *const u32,
+    pub b: *const u32,
+    pub steps: usize,
+    pub scale: f32,
+    /// C is written, not added to.
+    pub fresh: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    Amx,
+    Avx512,
+}
+
+#[derive(Debug)]
+pub struct Tiled {
+    kernel: Kernel,
+    /// A group of b, then groups of a.
+    work: Vec<u32>,
+}
+
+impl Clone for Tiled {
+    /// With no work space yet.
+    fn clone(&self) -> Self {
+        Self::new(self.kernel)
+    }
+}
+
+impl Tiled {
+    /// The caller knows that the processor has the kernel's instructions.
+    pub fn new(kernel: Kernel) -> Self {
+        Tiled { kernel, work: Vec::new() }
+    }
+}
+
+impl Product for Tiled {
+    fn product<'b>(
+        &mut self,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+        a: Matrix<'_>,
+        b: impl Into<Operand<'b>>,
+        scale: f32,
+    ) {
+        let Operand { matrix: b, panels } = b.into();
+        if !crate::exact::product::begun(c, stride, add, &a, &b) {
+            return;
+        }
+        let panels = panels.map(words);
+        assert!(panels.is_none_or(|panels| panels.len() == pack::words(b.cols, b.rows)), "the panels are those of b");
+        let columns = if panels.is_none() { pack::words(GROUP, DEPTH) } else { 0 };
+        let needed = columns + pack::words(ROWS.min(a.rows), DEPTH.min(a.cols));
+        if self.work.len() < needed {
+            self.work.resize(needed, 0);
+        }
+        let (columns, rows_of_a) = self.work.split_at_mut(columns);
+        let _tiles = (self.kernel == Kernel::Amx).then(amx::Tiles::configured);
+        for k in (0..a.cols).step_by(DEPTH) {
+            let depth = DEPTH.min(a.cols - k);
+            let deep = depth.next_multiple_of(pack::DEEP);
+            for row in (0..a.rows).step_by(ROWS) {
+                let rows = ROWS.min(a.rows - row);
+                // SAFETY: the instructions are here; the rows and values are those of a, which fits.
+                unsafe { pack::groups(&a, row, rows, k, depth, Form::Lines, rows_of_a) };
+                for col in (0..b.cols).step_by(GROUP) {
+                    let width = GROUP.min(b.cols - col);
+                    let group = match panels {
+                        Some(panels) => &panels[pack::words(b.cols, k) + pack::words(col, deep)..],
+                        None => {
+                            // SAFETY: as above, of b.
+                            unsafe { pack::groups(&b.t(), col, width, k, depth, Form::Pairs, columns) };
+                            &columns[..]
+                        }
+                    };
+                    assert!(group.len() >= pack::words(width, deep), "a group holds its columns");
+                    for first in (0..rows).step_by(GROUP) {
+                        let high = GROUP.min(rows - first);
+                        let of_a = &rows_of_a[pack::words(first, deep)..][..pack::words(high, deep)];
+                        let block = Block {
+                            c: c[(row + first) * stride + col..].as_mut_ptr(),
+                            stride,
+                            rows: high,
+                            width,
+                            a: of_a.as_ptr(),
+                            b: group.as_ptr(),
+                            steps: deep / pack::DEEP,
+                            scale,
+                            fresh: !add && k == 0,
+                        };
+                        // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing else
+                        // refers to, and its groups were packed so deep.
+                        unsafe {
+                            match self.kernel {
+                                Kernel::Amx => amx::block(&block),
+                                Kernel::Avx512 => avx512::block(&block),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> usize {
+        pack::words(cols, rows)
+    }
+
+    fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
+        assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
+        let mut rest = words_mut(to);
+        for k in (0..b.rows).step_by(DEPTH) {
+            let depth = DEPTH.min(b.rows - k);
+            let (here, left) = rest.split_at_mut(pack::words(b.cols, depth));
+            // SAFETY: the instructions are here; the columns and values are those of b, which fits.
+            unsafe { pack::groups(&b.t(), 0, b.cols, k, depth, Form::Pairs, here) };
+            rest = left;
+        }
+    }
+}
+
+/// Panels lie in buffers of f32: a word takes the place of one.
+fn words(panels: &[f32]) -> &[u32] {
+    // SAFETY: both are four bytes, aligned alike, and any bits are a value of either.
+    unsafe { std::slice::from_raw_parts(panels.as_ptr().cast(), panels.len()) }
+}
+
+fn words_mut(panels: &mut [f32]) -> &mut [u32] {
+    // SAFETY: as in `words`; the slice is borrowed for as long.
+    unsafe { std::slice::from_raw_parts_mut(panels.as_mut_ptr().cast(), panels.len()) }
+}
