@@ -36,7 +36,16 @@ pub enum Bf16Instructions {
 impl Bf16Instructions {
     /// The fastest of this processor.
     pub fn fastest() -> Self {
-        *[Self::Amx, Self::Avx512].iter().find(|set| set.here()).unwrap_or(&Self::Portable)
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Self::Amx.here() {
+                return Self::Amx;
+            }
+            if Self::Avx512.here() && avx512::quick() {
+                return Self::Avx512;
+            }
+        }
+        Self::Portable
     }
 
     /// Whether this processor has them and the system permits them.

@@ -97,6 +97,8 @@ unsafe fn by_lines(from: *const f32, stride: usize, lines: usize, n: usize) -> [
     let mut vectors = [_mm512_setzero_si512(); LINES];
     for (i, vector) in vectors.iter_mut().enumerate().take(lines) {
         let at = from.wrapping_add(i * stride);
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(DEEP).cast());
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(DEEP + 16).cast());
         // SAFETY: a masked load reads the lanes of its mask alone, and those lie in the line.
         *vector = unsafe {
             let (low, high) = (_mm512_maskz_loadu_ps(low, at), _mm512_maskz_loadu_ps(high, at.wrapping_add(16)));
@@ -118,6 +120,10 @@ unsafe fn by_pairs(from: *const f32, stride: usize, lines: usize, n: usize) -> [
     let mut vectors = [_mm512_setzero_si512(); LINES];
     for (i, vector) in vectors.iter_mut().enumerate().take(n.div_ceil(2)) {
         let at = from.wrapping_add(2 * i * stride);
+        // Rows lie in other pages than their neighbours: nobody else would fetch those of the next tile.
+        for ahead in [DEEP, DEEP + 1] {
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead * stride).cast());
+        }
         let (first, second) = (mask(lines), if 2 * i + 1 < n { mask(lines) } else { 0 });
         // SAFETY: a masked load reads the lanes of its mask alone, and those lie in the row; the order has 32 values.
         *vector = unsafe {

@@ -9,11 +9,11 @@ use super::{
 };
 use crate::exact::product::{Matrix, Operand, Product};
 
-/// Values of the sum that are computed before they are added to c: a group of columns so deep takes 32 KiB.
+/// Values of the sum that are computed before they are added to c.
 const DEPTH: usize = 512;
 
-/// Rows of a that are packed at a time: so many and so deep stay in the second cache.
-const ROWS: usize = 512;
+/// Rows of a, and columns of b, that are packed at a time: so many and so deep of both stay in the second cache.
+const LINES_MAX: usize = 256;
 
 /// A part of c: up to 32 by 32 of it, from `steps` tiles of a group of a and of a group of b.
 #[derive(Clone, Copy)]
@@ -73,51 +73,50 @@ impl Product for Tiled {
         }
         let panels = panels.map(words);
         assert!(panels.is_none_or(|panels| panels.len() == pack::words(b.cols, b.rows)), "the panels are those of b");
-        let columns = if panels.is_none() { pack::words(GROUP, DEPTH) } else { 0 };
-        let needed = columns + pack::words(ROWS.min(a.rows), DEPTH.min(a.cols));
+        let of_b = if panels.is_none() { pack::words(LINES_MAX.min(b.cols), DEPTH.min(b.rows)) } else { 0 };
+        let needed = of_b + pack::words(LINES_MAX.min(a.rows), DEPTH.min(a.cols));
         if self.work.len() < needed {
             self.work.resize(needed, 0);
         }
-        let (columns, rows_of_a) = self.work.split_at_mut(columns);
+        let (columns, rows) = self.work.split_at_mut(of_b);
         let _tiles = (self.kernel == Kernel::Amx).then(amx::Tiles::configured);
         for k in (0..a.cols).step_by(DEPTH) {
             let depth = DEPTH.min(a.cols - k);
             let deep = depth.next_multiple_of(pack::DEEP);
-            for row in (0..a.rows).step_by(ROWS) {
-                let rows = ROWS.min(a.rows - row);
+            for (row, high) in parts(a.rows, LINES_MAX) {
                 // SAFETY: the instructions are here; the rows and values are those of a, which fits.
-                unsafe { pack::groups(&a, row, rows, k, depth, Form::Lines, rows_of_a) };
-                for col in (0..b.cols).step_by(GROUP) {
-                    let width = GROUP.min(b.cols - col);
-                    let group = match panels {
+                unsafe { pack::groups(&a, row, high, k, depth, Form::Lines, rows) };
+                for (col, wide) in parts(b.cols, LINES_MAX) {
+                    let columns = match panels {
                         Some(panels) => &panels[pack::words(b.cols, k) + pack::words(col, deep)..],
                         None => {
                             // SAFETY: as above, of b.
-                            unsafe { pack::groups(&b.t(), col, width, k, depth, Form::Pairs, columns) };
+                            unsafe { pack::groups(&b.t(), col, wide, k, depth, Form::Pairs, columns) };
                             &columns[..]
                         }
                     };
-                    assert!(group.len() >= pack::words(width, deep), "a group holds its columns");
-                    for first in (0..rows).step_by(GROUP) {
-                        let high = GROUP.min(rows - first);
-                        let of_a = &rows_of_a[pack::words(first, deep)..][..pack::words(high, deep)];
-                        let block = Block {
-                            c: c[(row + first) * stride + col..].as_mut_ptr(),
-                            stride,
-                            rows: high,
-                            width,
-                            a: of_a.as_ptr(),
-                            b: group.as_ptr(),
-                            steps: deep / pack::DEEP,
-                            scale,
-                            fresh: !add && k == 0,
-                        };
-                        // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing else
-                        // refers to, and its groups were packed so deep.
-                        unsafe {
-                            match self.kernel {
-                                Kernel::Amx => amx::block(&block),
-                                Kernel::Avx512 => avx512::block(&block),
+                    for (i, rows_here) in parts(high, GROUP) {
+                        let of_a = &rows[pack::words(i, deep)..][..pack::words(rows_here, deep)];
+                        for (j, width) in parts(wide, GROUP) {
+                            let of_b = &columns[pack::words(j, deep)..][..pack::words(width, deep)];
+                            let block = Block {
+                                c: c[(row + i) * stride + col + j..].as_mut_ptr(),
+                                stride,
+                                rows: rows_here,
+                                width,
+                                a: of_a.as_ptr(),
+                                b: of_b.as_ptr(),
+                                steps: deep / pack::DEEP,
+                                scale,
+                                fresh: !add && k == 0,
+                            };
+                            // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing
+                            // else refers to, and its groups were packed so deep.
+                            unsafe {
+                                match self.kernel {
+                                    Kernel::Amx => amx::block(&block),
+                                    Kernel::Avx512 => avx512::block(&block),
+                                }
                             }
                         }
                     }
@@ -141,6 +140,11 @@ impl Product for Tiled {
             rest = left;
         }
     }
+}
+
+/// `0..n` in parts of at most `most`: where each begins, and its length.
+fn parts(n: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..n).step_by(most).map(move |first| (first, most.min(n - first)))
 }
 
 /// Panels lie in buffers of f32: a word takes the place of one.
