@@ -9,7 +9,7 @@ mod bf16;
 mod micro;
 mod pack;
 
-pub use bf16::{Bf16Instructions, Bf16Product};
+pub use bf16::{Bf16Instructions, Bf16Product, F32Product};
 use micro::Strip;
 
 /// A matrix in a slice, by strides; `t()` is its transpose without a copy.
@@ -209,6 +209,10 @@ impl FixedProduct {
     pub fn with(instructions: Instructions) -> Self {
         assert!(instructions.here(), "this processor computes with {instructions:?}");
         FixedProduct { instructions, work: Vec::new() }
+    }
+
+    pub fn instructions(&self) -> Instructions {
+        self.instructions
     }
 }
 

@@ -81,9 +81,11 @@ impl Drop for Tiles {
     }
 }
 
+/// `SPLIT`: its groups hold values in two parts.
+///
 /// # Safety
 /// Tiles are configured. The block lies in its buffers, and its groups hold as many tiles as it has rows and columns.
-pub unsafe fn block(s: &Block) {
+pub unsafe fn block<const SPLIT: bool>(s: &Block) {
     // SAFETY: a prefetch changes nothing that the program sees.
     for row in 0..s.rows {
         let at = s.c.wrapping_add(row * s.stride);
@@ -92,12 +94,12 @@ pub unsafe fn block(s: &Block) {
     let whole = s.rows.is_multiple_of(LINES) && s.width.is_multiple_of(LINES) && s.scale == 1.0;
     if whole {
         // SAFETY: all rows and columns of the tiles are in c.
-        return unsafe { sums(s, s.c, s.stride, s.fresh) };
+        return unsafe { sums::<SPLIT>(s, s.c, s.stride, s.fresh) };
     }
     let mut buffer = [0f32; GROUP * GROUP];
     // SAFETY: the buffer holds four tiles; c has the rows and columns of the block.
     unsafe {
-        sums(s, buffer.as_mut_ptr(), GROUP, true);
+        sums::<SPLIT>(s, buffer.as_mut_ptr(), GROUP, true);
         for (i, from) in buffer.as_chunks::<GROUP>().0.iter().enumerate().take(s.rows) {
             let to = std::slice::from_raw_parts_mut(s.c.add(i * s.stride), s.width);
             match s.fresh {
@@ -185,18 +187,67 @@ kernel!(two_by_two, 2048, 2048,
     store "tilestored [r8 + rdx], tmm0" "tilestored [r8 + rdx + 64], tmm1"
         "tilestored [r9 + rdx], tmm2" "tilestored [r9 + rdx + 64], tmm3");
 
+// Of values in two parts the groups hold, for each step, tiles of the first and then of the second. The products of the first
+// part of a with both of b, and of its second with the first of b: what is left out is a part in 2^18.
+kernel!(one_by_one_split, 2048, 2048,
+    zero "tilezero tmm0",
+    load "tileloadd tmm0, [r8 + rdx]",
+    step "tileloadd tmm4, [rsi + rax]" "tileloadd tmm6, [rdi + rax]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm5, [rsi + rax + 1024]" "tdpbf16ps tmm0, tmm5, tmm6"
+        "tileloadd tmm7, [rdi + rax + 1024]" "tdpbf16ps tmm0, tmm4, tmm7",
+    store "tilestored [r8 + rdx], tmm0");
+
+kernel!(one_by_two_split, 2048, 4096,
+    zero "tilezero tmm0" "tilezero tmm1",
+    load "tileloadd tmm0, [r8 + rdx]" "tileloadd tmm1, [r8 + rdx + 64]",
+    step "tileloadd tmm4, [rsi + rax]" "tileloadd tmm6, [rdi + rax]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [rdi + rax + 1024]" "tdpbf16ps tmm1, tmm4, tmm7"
+        "tileloadd tmm5, [rsi + rax + 1024]" "tdpbf16ps tmm0, tmm5, tmm6" "tdpbf16ps tmm1, tmm5, tmm7"
+        "tileloadd tmm6, [rdi + rax + 2048]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [rdi + rax + 3072]" "tdpbf16ps tmm1, tmm4, tmm7",
+    store "tilestored [r8 + rdx], tmm0" "tilestored [r8 + rdx + 64], tmm1");
+
+kernel!(two_by_one_split, 4096, 2048,
+    zero "tilezero tmm0" "tilezero tmm2",
+    load "tileloadd tmm0, [r8 + rdx]" "tileloadd tmm2, [r9 + rdx]",
+    step "tileloadd tmm4, [rsi + rax]" "tileloadd tmm6, [rdi + rax]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm5, [rsi + rax + 1024]" "tdpbf16ps tmm2, tmm5, tmm6"
+        "tileloadd tmm7, [rdi + rax + 1024]" "tdpbf16ps tmm0, tmm4, tmm7" "tdpbf16ps tmm2, tmm5, tmm7"
+        "tileloadd tmm4, [rsi + rax + 2048]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm5, [rsi + rax + 3072]" "tdpbf16ps tmm2, tmm5, tmm6",
+    store "tilestored [r8 + rdx], tmm0" "tilestored [r9 + rdx], tmm2");
+
+kernel!(two_by_two_split, 4096, 4096,
+    zero "tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3",
+    load "tileloadd tmm0, [r8 + rdx]" "tileloadd tmm1, [r8 + rdx + 64]"
+        "tileloadd tmm2, [r9 + rdx]" "tileloadd tmm3, [r9 + rdx + 64]",
+    step "tileloadd tmm4, [rsi + rax]" "tileloadd tmm6, [rdi + rax]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [rdi + rax + 1024]" "tdpbf16ps tmm1, tmm4, tmm7"
+        "tileloadd tmm5, [rsi + rax + 1024]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+        "tileloadd tmm4, [rsi + rax + 2048]" "tdpbf16ps tmm0, tmm4, tmm6" "tdpbf16ps tmm1, tmm4, tmm7"
+        "tileloadd tmm5, [rsi + rax + 3072]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7"
+        "tileloadd tmm4, [rsi + rax]" "tileloadd tmm6, [rdi + rax + 2048]" "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm7, [rdi + rax + 3072]" "tdpbf16ps tmm1, tmm4, tmm7"
+        "tileloadd tmm5, [rsi + rax + 1024]" "tdpbf16ps tmm2, tmm5, tmm6" "tdpbf16ps tmm3, tmm5, tmm7",
+    store "tilestored [r8 + rdx], tmm0" "tilestored [r8 + rdx + 64], tmm1"
+        "tilestored [r9 + rdx], tmm2" "tilestored [r9 + rdx + 64], tmm3");
+
 /// Adds the sums of the block's tiles to `c`, or writes them there.
 ///
 /// # Safety
 /// As [`block`]'s; `c` holds whole tiles.
-unsafe fn sums(s: &Block, c: *mut f32, stride: usize, fresh: bool) {
+unsafe fn sums<const SPLIT: bool>(s: &Block, c: *mut f32, stride: usize, fresh: bool) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (s.rows > LINES, s.width > LINES) {
-            (false, false) => one_by_one(s, c, stride, fresh),
-            (false, true) => one_by_two(s, c, stride, fresh),
-            (true, false) => two_by_one(s, c, stride, fresh),
-            (true, true) => two_by_two(s, c, stride, fresh),
+        match (SPLIT, s.rows > LINES, s.width > LINES) {
+            (false, false, false) => one_by_one(s, c, stride, fresh),
+            (false, false, true) => one_by_two(s, c, stride, fresh),
+            (false, true, false) => two_by_one(s, c, stride, fresh),
+            (false, true, true) => two_by_two(s, c, stride, fresh),
+            (true, false, false) => one_by_one_split(s, c, stride, fresh),
+            (true, false, true) => one_by_two_split(s, c, stride, fresh),
+            (true, true, false) => two_by_one_split(s, c, stride, fresh),
+            (true, true, true) => two_by_two_split(s, c, stride, fresh),
         }
     }
 }

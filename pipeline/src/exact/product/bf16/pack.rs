@@ -2,8 +2,8 @@
 //!
 //! The lines of a are its rows, those of b its columns, and values follow each other in the order of the summation. A tile of a
 //! holds line after line, one of b pair after pair; the rest of a tile at an edge is zero. Two tiles that lie beside each other
-//! make a group: for each 32 values the tile of the first 16 lines, then that of the others where there are more than 16. Groups
-//! follow each other.
+//! make a group: for each 32 values the tile of the first 16 lines, then that of the others where there are more than 16; where
+//! values are split in two, these of what was rounded away come next. Groups follow each other.
 
 use std::arch::x86_64::*;
 
@@ -32,45 +32,70 @@ pub enum Form {
     Pairs,
 }
 
-/// Packs the values `k..k + n` of the lines `line..line + lines`, which are rows of `matrix`, into groups.
+/// Values `k..k + n` of the lines `line..line + lines`, which are rows of `matrix`.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    pub matrix: Matrix<'a>,
+    pub line: usize,
+    pub lines: usize,
+    pub k: usize,
+    pub n: usize,
+}
+
+/// Packs lines into groups. `split`: in two.
 ///
 /// # Safety
-/// The processor has AVX512-BF16, and all of that lies in the matrix, which fits.
+/// The processor has AVX512-BF16, and all of the part lies in its matrix, which fits.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub unsafe fn groups(m: &Matrix<'_>, line: usize, lines: usize, k: usize, n: usize, form: Form, to: &mut [u32]) {
+pub unsafe fn groups(part: &Part<'_>, form: Form, split: bool, to: &mut [u32]) {
     let tiles = to.as_chunks_mut::<TILE>().0;
-    let steps = n.div_ceil(DEEP);
-    for first in (0..lines).step_by(LINES) {
+    let (steps, copies) = (part.n.div_ceil(DEEP), 1 + usize::from(split));
+    for first in (0..part.lines).step_by(LINES) {
         // Tiles of a group before this one's, and from one step of this one to the next.
         let group = first / GROUP * GROUP;
-        let apart = (lines - group).min(GROUP).div_ceil(LINES);
-        let start = group / LINES * steps + (first - group) / LINES;
+        let apart = (part.lines - group).min(GROUP).div_ceil(LINES);
+        let start = group / LINES * steps * copies + (first - group) / LINES;
         for step in 0..steps {
             let at = step * DEEP;
-            let to = &mut tiles[start + step * apart];
+            let here = Part {
+                line: part.line + first,
+                lines: LINES.min(part.lines - first),
+                k: part.k + at,
+                n: DEEP.min(part.n - at),
+                ..*part
+            };
+            let start = start + step * apart * copies;
             // SAFETY: the caller's promise.
-            unsafe { tile(m, line + first, LINES.min(lines - first), k + at, DEEP.min(n - at), form, to) };
+            unsafe {
+                tile::<false>(&here, form, &mut tiles[start]);
+                if split {
+                    tile::<true>(&here, form, &mut tiles[start + apart]);
+                }
+            }
         }
     }
 }
 
+/// `REST`: of what rounding took away.
+///
 /// # Safety
 /// As [`groups`], of at most 16 lines and 32 values.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile(m: &Matrix<'_>, line: usize, lines: usize, k: usize, n: usize, form: Form, to: &mut [u32; TILE]) {
+unsafe fn tile<const REST: bool>(part: &Part<'_>, form: Form, to: &mut [u32; TILE]) {
+    let Part { matrix: m, line, lines, k, n } = *part;
     let from = m.data.as_ptr().wrapping_add(line * m.row_stride + k * m.col_stride);
     // SAFETY: the caller's promise; the buffer holds 16 lines of 32 values.
     let (vectors, are) = unsafe {
         if m.col_stride == 1 {
-            (by_lines(from, m.row_stride, lines, n), Form::Lines)
+            (by_lines::<REST>(from, m.row_stride, lines, n), Form::Lines)
         } else if m.row_stride == 1 {
-            (by_pairs(from, m.col_stride, lines, n), Form::Pairs)
+            (by_pairs::<REST>(from, m.col_stride, lines, n), Form::Pairs)
         } else {
             let mut buffer = [0.0; LINES * DEEP];
             for (i, j) in (0..lines).flat_map(|i| (0..n).map(move |j| (i, j))) {
                 buffer[i * DEEP + j] = *from.add(i * m.row_stride + j * m.col_stride);
             }
-            (by_lines(buffer.as_ptr(), DEEP, LINES, DEEP), Form::Lines)
+            (by_lines::<REST>(buffer.as_ptr(), DEEP, LINES, DEEP), Form::Lines)
         }
     };
     let vectors = if are == form { vectors } else { transposed(vectors) };
@@ -92,7 +117,7 @@ fn mask(n: usize) -> __mmask16 {
 /// As [`tile`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn by_lines(from: *const f32, stride: usize, lines: usize, n: usize) -> [__m512i; LINES] {
+unsafe fn by_lines<const REST: bool>(from: *const f32, stride: usize, lines: usize, n: usize) -> [__m512i; LINES] {
     let (low, high) = (mask(n), mask(n.saturating_sub(16)));
     let mut vectors = [_mm512_setzero_si512(); LINES];
     for (i, vector) in vectors.iter_mut().enumerate().take(lines) {
@@ -102,7 +127,7 @@ unsafe fn by_lines(from: *const f32, stride: usize, lines: usize, n: usize) -> [
         // SAFETY: a masked load reads the lanes of its mask alone, and those lie in the line.
         *vector = unsafe {
             let (low, high) = (_mm512_maskz_loadu_ps(low, at), _mm512_maskz_loadu_ps(high, at.wrapping_add(16)));
-            bits(_mm512_cvtne2ps_pbh(high, low))
+            rounded::<REST>(high, low)
         };
     }
     vectors
@@ -114,7 +139,7 @@ unsafe fn by_lines(from: *const f32, stride: usize, lines: usize, n: usize) -> [
 /// As [`tile`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn by_pairs(from: *const f32, stride: usize, lines: usize, n: usize) -> [__m512i; LINES] {
+unsafe fn by_pairs<const REST: bool>(from: *const f32, stride: usize, lines: usize, n: usize) -> [__m512i; LINES] {
     // Word i is value i of the first half and value i of the second.
     let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
     let mut vectors = [_mm512_setzero_si512(); LINES];
@@ -130,10 +155,21 @@ unsafe fn by_pairs(from: *const f32, stride: usize, lines: usize, n: usize) -> [
             let order = _mm512_loadu_si512(order.as_ptr().cast());
             let (first, second) =
                 (_mm512_maskz_loadu_ps(first, at), _mm512_maskz_loadu_ps(second, at.wrapping_add(stride)));
-            _mm512_permutexvar_epi16(order, bits(_mm512_cvtne2ps_pbh(second, first)))
+            _mm512_permutexvar_epi16(order, rounded::<REST>(second, first))
         };
     }
     vectors
+}
+
+/// The nearest bf16 of both, the low in the first half; or of what is left of them then.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn rounded<const REST: bool>(high: __m512, low: __m512) -> __m512i {
+    if !REST {
+        return bits(_mm512_cvtne2ps_pbh(high, low));
+    }
+    let rest = |x: __m512| _mm512_sub_ps(x, _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(x)));
+    bits(_mm512_cvtne2ps_pbh(rest(high), rest(low)))
 }
 
 #[inline(always)]

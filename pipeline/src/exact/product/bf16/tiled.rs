@@ -1,16 +1,13 @@
-//! The product from tiles of bf16, by one of two kernels.
+//! The product from tiles of bf16, by one of three kernels.
 //!
-//! For each [`DEPTH`] values of the sum and each [`ROWS`] rows of a: rows are packed once for all columns, a group of columns is
+//! For some hundred values of the sum and each [`ROWS`] rows of a: rows are packed once for all columns, a group of columns is
 //! packed (or was before, see [`Product::pack`]) and stays in the first cache, and blocks of 32 by 32 are computed from groups.
 
 use super::{
     amx, avx512,
-    pack::{self, Form, GROUP},
+    pack::{self, Form, GROUP, Part},
 };
 use crate::exact::product::{Matrix, Operand, Product};
-
-/// Values of the sum that are computed before they are added to c.
-const DEPTH: usize = 512;
 
 /// Rows of a, and columns of b, that are packed at a time: so many and so deep of both stay in the second cache.
 const LINES_MAX: usize = 256;
@@ -33,7 +30,25 @@ pub struct Block {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     Amx,
+    /// Of values in two parts: each part of a with each of b, but for the two smaller ones.
+    AmxSplit,
     Avx512,
+}
+
+impl Kernel {
+    fn split(self) -> bool {
+        self == Kernel::AmxSplit
+    }
+
+    /// Values of the sum that are computed before they are added to c: a group of b so deep stays in the first cache.
+    fn depth(self) -> usize {
+        if self.split() { 256 } else { 512 }
+    }
+
+    /// Words of `lines` packed lines of `deep` values.
+    fn words(self, lines: usize, deep: usize) -> usize {
+        pack::words(lines, deep) << u32::from(self.split())
+    }
 }
 
 #[derive(Debug)]
@@ -71,34 +86,41 @@ impl Product for Tiled {
         if !crate::exact::product::begun(c, stride, add, &a, &b) {
             return;
         }
+        let (kernel, depth_max) = (self.kernel, self.kernel.depth());
         let panels = panels.map(words);
-        assert!(panels.is_none_or(|panels| panels.len() == pack::words(b.cols, b.rows)), "the panels are those of b");
-        let of_b = if panels.is_none() { pack::words(LINES_MAX.min(b.cols), DEPTH.min(b.rows)) } else { 0 };
-        let needed = of_b + pack::words(LINES_MAX.min(a.rows), DEPTH.min(a.cols));
+        assert!(panels.is_none_or(|panels| panels.len() == self.kernel.words(b.cols, b.rows)), "the panels are those of b");
+        let of_b = if panels.is_none() { kernel.words(LINES_MAX.min(b.cols), depth_max.min(b.rows)) } else { 0 };
+        let needed = of_b + kernel.words(LINES_MAX.min(a.rows), depth_max.min(a.cols));
         if self.work.len() < needed {
             self.work.resize(needed, 0);
         }
         let (columns, rows) = self.work.split_at_mut(of_b);
-        let _tiles = (self.kernel == Kernel::Amx).then(amx::Tiles::configured);
-        for k in (0..a.cols).step_by(DEPTH) {
-            let depth = DEPTH.min(a.cols - k);
+        let _tiles = (kernel != Kernel::Avx512).then(amx::Tiles::configured);
+        for k in (0..a.cols).step_by(depth_max) {
+            let depth = depth_max.min(a.cols - k);
             let deep = depth.next_multiple_of(pack::DEEP);
             for (row, high) in parts(a.rows, LINES_MAX) {
                 // SAFETY: the instructions are here; the rows and values are those of a, which fits.
-                unsafe { pack::groups(&a, row, high, k, depth, Form::Lines, rows) };
+                unsafe {
+                    let part = Part { matrix: a, line: row, lines: high, k, n: depth };
+                    pack::groups(&part, Form::Lines, kernel.split(), rows);
+                }
                 for (col, wide) in parts(b.cols, LINES_MAX) {
                     let columns = match panels {
-                        Some(panels) => &panels[pack::words(b.cols, k) + pack::words(col, deep)..],
+                        Some(panels) => &panels[kernel.words(b.cols, k) + kernel.words(col, deep)..],
                         None => {
                             // SAFETY: as above, of b.
-                            unsafe { pack::groups(&b.t(), col, wide, k, depth, Form::Pairs, columns) };
+                            unsafe {
+                                let part = Part { matrix: b.t(), line: col, lines: wide, k, n: depth };
+                                pack::groups(&part, Form::Pairs, kernel.split(), columns);
+                            }
                             &columns[..]
                         }
                     };
                     for (i, rows_here) in parts(high, GROUP) {
-                        let of_a = &rows[pack::words(i, deep)..][..pack::words(rows_here, deep)];
+                        let of_a = &rows[kernel.words(i, deep)..][..kernel.words(rows_here, deep)];
                         for (j, width) in parts(wide, GROUP) {
-                            let of_b = &columns[pack::words(j, deep)..][..pack::words(width, deep)];
+                            let of_b = &columns[kernel.words(j, deep)..][..kernel.words(width, deep)];
                             let block = Block {
                                 c: c[(row + i) * stride + col + j..].as_mut_ptr(),
                                 stride,
@@ -113,8 +135,9 @@ impl Product for Tiled {
                             // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing
                             // else refers to, and its groups were packed so deep.
                             unsafe {
-                                match self.kernel {
-                                    Kernel::Amx => amx::block(&block),
+                                match kernel {
+                                    Kernel::Amx => amx::block::<false>(&block),
+                                    Kernel::AmxSplit => amx::block::<true>(&block),
                                     Kernel::Avx512 => avx512::block(&block),
                                 }
                             }
@@ -126,17 +149,21 @@ impl Product for Tiled {
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> usize {
-        pack::words(cols, rows)
+        self.kernel.words(cols, rows)
     }
 
     fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
         assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
         let mut rest = words_mut(to);
-        for k in (0..b.rows).step_by(DEPTH) {
-            let depth = DEPTH.min(b.rows - k);
-            let (here, left) = rest.split_at_mut(pack::words(b.cols, depth));
+        let depth_max = self.kernel.depth();
+        for k in (0..b.rows).step_by(depth_max) {
+            let depth = depth_max.min(b.rows - k);
+            let (here, left) = rest.split_at_mut(self.kernel.words(b.cols, depth));
             // SAFETY: the instructions are here; the columns and values are those of b, which fits.
-            unsafe { pack::groups(&b.t(), 0, b.cols, k, depth, Form::Pairs, here) };
+            unsafe {
+                let part = Part { matrix: b.t(), line: 0, lines: b.cols, k, n: depth };
+                pack::groups(&part, Form::Pairs, self.kernel.split(), here);
+            }
             rest = left;
         }
     }
