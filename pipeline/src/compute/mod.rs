@@ -12,7 +12,10 @@ pub mod hf;
 use skein_protocol::{Manifest, run::Arithmetic};
 
 use crate::{
-    exact::{Bf16Instructions, Bf16Product, Engine, EngineError, FixedProduct, Instructions, Settings, StageEngine},
+    exact::{
+        Bf16Instructions, Bf16Product, Engine, EngineError, F32Product, FixedProduct, Instructions, Settings,
+        StageEngine,
+    },
     model::StageModel,
     worker::Engines,
 };
@@ -50,13 +53,12 @@ pub fn engine(
     params: Vec<f32>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     match (device, arithmetic) {
-        (Device::Cpu { threads }, Arithmetic::F32 | Arithmetic::Repeatable) => {
-            // The order of the repeatable product costs nothing where the processor has fused multiply-adds.
-            let product = match arithmetic {
-                Arithmetic::Repeatable => FixedProduct::default(),
-                _ => FixedProduct::with(Instructions::fastest()),
-            };
-            let product = cpu::Threads::new(product, threads)?;
+        (Device::Cpu { threads }, Arithmetic::F32) => {
+            let product = cpu::Threads::new(F32Product::default(), threads)?;
+            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+        }
+        (Device::Cpu { threads }, Arithmetic::Repeatable) => {
+            let product = cpu::Threads::new(FixedProduct::default(), threads)?;
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
         (Device::Cpu { threads }, Arithmetic::Bf16) => {

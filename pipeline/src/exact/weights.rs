@@ -46,6 +46,8 @@ pub struct Panels {
     /// Version that is packed.
     version: Option<u64>,
     data: Vec<f32>,
+    /// Where panels begin in it: at a line of the caches, since what lies across two costs as much as two.
+    begin: usize,
     /// By where the matrix begins in the flat buffer.
     places: BTreeMap<usize, Place>,
 }
@@ -67,12 +69,12 @@ impl Panels {
         };
         let place = |(at, rows, cols)| (at, Place { rows, cols, panels: [take(cols, rows), take(rows, cols)] });
         let places = matrices.map(place).collect();
-        Panels { version: None, data: Vec::new(), places }
+        Panels { version: None, data: Vec::new(), begin: 0, places }
     }
 
     fn of(&self, at: usize) -> Option<[&[f32]; 2]> {
         let place = self.places.get(&at)?;
-        Some(place.panels.clone().map(|range| &self.data[range]))
+        Some(place.panels.clone().map(|range| &self.data[self.begin..][range]))
     }
 
     /// Values of all panels, packed or not.
@@ -89,10 +91,12 @@ impl Panels {
         if self.holds(version) {
             return;
         }
-        self.data.resize(self.values(), 0.0);
+        const LINE: usize = 16;
+        self.data.resize(self.values() + LINE, 0.0);
+        self.begin = self.data.as_ptr().align_offset(4 * LINE).min(LINE);
         self.version = None;
         let mut work = Vec::with_capacity(2 * self.places.len());
-        let mut rest = &mut self.data[..];
+        let mut rest = &mut self.data[self.begin..];
         // Places were laid out in the order of the matrices, which is that of the map.
         for (&at, place) in &self.places {
             let matrix = Matrix::new(&flat[at..], place.rows, place.cols);

@@ -1,7 +1,7 @@
 //! The product from tiles of bf16, by one of three kernels.
 //!
-//! For some hundred values of the sum and each [`ROWS`] rows of a: rows are packed once for all columns, a group of columns is
-//! packed (or was before, see [`Product::pack`]) and stays in the first cache, and blocks of 32 by 32 are computed from groups.
+//! For some hundred values of the sum, columns of b are packed (or were before, see [`Product::pack`]), then some rows of a, and
+//! blocks of 32 by 32 are computed from groups: one of a stays in the first cache while some of b pass from the second.
 
 use super::{
     amx, avx512,
@@ -9,8 +9,14 @@ use super::{
 };
 use crate::exact::product::{Matrix, Operand, Product};
 
-/// Rows of a, and columns of b, that are packed at a time: so many and so deep of both stay in the second cache.
+/// Rows of a, and columns of b, that meet at a time: so many and so deep of both stay in the second cache.
 const LINES_MAX: usize = 256;
+
+/// Words of a line of the caches.
+const LINE: usize = 16;
+
+/// Columns of b that are packed at a time.
+const COLS_MAX: usize = 1024;
 
 /// A part of c: up to 32 by 32 of it, from `steps` tiles of a group of a and of a group of b.
 #[derive(Clone, Copy)]
@@ -88,57 +94,68 @@ impl Product for Tiled {
         }
         let (kernel, depth_max) = (self.kernel, self.kernel.depth());
         let panels = panels.map(words);
-        assert!(panels.is_none_or(|panels| panels.len() == self.kernel.words(b.cols, b.rows)), "the panels are those of b");
-        let of_b = if panels.is_none() { kernel.words(LINES_MAX.min(b.cols), depth_max.min(b.rows)) } else { 0 };
+        assert!(
+            panels.is_none_or(|panels| panels.len() == self.kernel.words(b.cols, b.rows)),
+            "the panels are those of b"
+        );
+        // Columns that were packed before are there all at once.
+        let (of_b, cols_max) = match panels {
+            Some(_) => (0, b.cols),
+            None => (kernel.words(COLS_MAX.min(b.cols), depth_max.min(b.rows)), COLS_MAX),
+        };
         let needed = of_b + kernel.words(LINES_MAX.min(a.rows), depth_max.min(a.cols));
-        if self.work.len() < needed {
-            self.work.resize(needed, 0);
+        if self.work.len() < needed + LINE {
+            self.work.resize(needed + LINE, 0);
         }
-        let (columns, rows) = self.work.split_at_mut(of_b);
+        // A line of a tile that lay across two of a cache's would cost as much as two.
+        let begin = self.work.as_ptr().align_offset(4 * LINE).min(LINE);
+        let (columns, rows) = self.work[begin..].split_at_mut(of_b);
         let _tiles = (kernel != Kernel::Avx512).then(amx::Tiles::configured);
-        for k in (0..a.cols).step_by(depth_max) {
-            let depth = depth_max.min(a.cols - k);
+        for (k, depth) in parts(a.cols, depth_max) {
             let deep = depth.next_multiple_of(pack::DEEP);
-            for (row, high) in parts(a.rows, LINES_MAX) {
-                // SAFETY: the instructions are here; the rows and values are those of a, which fits.
-                unsafe {
-                    let part = Part { matrix: a, line: row, lines: high, k, n: depth };
-                    pack::groups(&part, Form::Lines, kernel.split(), rows);
-                }
-                for (col, wide) in parts(b.cols, LINES_MAX) {
-                    let columns = match panels {
-                        Some(panels) => &panels[kernel.words(b.cols, k) + kernel.words(col, deep)..],
-                        None => {
-                            // SAFETY: as above, of b.
-                            unsafe {
-                                let part = Part { matrix: b.t(), line: col, lines: wide, k, n: depth };
-                                pack::groups(&part, Form::Pairs, kernel.split(), columns);
-                            }
-                            &columns[..]
+            for (col, wide) in parts(b.cols, cols_max) {
+                let columns = match panels {
+                    Some(panels) => &panels[kernel.words(b.cols, k)..],
+                    None => {
+                        // SAFETY: the instructions are here; the columns and values are those of b, which fits.
+                        unsafe {
+                            let part = Part { matrix: b.t(), line: col, lines: wide, k, n: depth };
+                            pack::groups(&part, Form::Pairs, kernel.split(), columns);
                         }
-                    };
-                    for (i, rows_here) in parts(high, GROUP) {
-                        let of_a = &rows[kernel.words(i, deep)..][..kernel.words(rows_here, deep)];
-                        for (j, width) in parts(wide, GROUP) {
-                            let of_b = &columns[kernel.words(j, deep)..][..kernel.words(width, deep)];
-                            let block = Block {
-                                c: c[(row + i) * stride + col + j..].as_mut_ptr(),
-                                stride,
-                                rows: rows_here,
-                                width,
-                                a: of_a.as_ptr(),
-                                b: of_b.as_ptr(),
-                                steps: deep / pack::DEEP,
-                                scale,
-                                fresh: !add && k == 0,
-                            };
-                            // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing
-                            // else refers to, and its groups were packed so deep.
-                            unsafe {
-                                match kernel {
-                                    Kernel::Amx => amx::block::<false>(&block),
-                                    Kernel::AmxSplit => amx::block::<true>(&block),
-                                    Kernel::Avx512 => avx512::block(&block),
+                        &columns[..]
+                    }
+                };
+                for (row, high) in parts(a.rows, LINES_MAX) {
+                    // SAFETY: as above, of a.
+                    unsafe {
+                        let part = Part { matrix: a, line: row, lines: high, k, n: depth };
+                        pack::groups(&part, Form::Lines, kernel.split(), rows);
+                    }
+                    for (first, wide) in parts(wide, LINES_MAX) {
+                        for (i, high) in parts(high, GROUP) {
+                            let of_a = &rows[kernel.words(i, deep)..][..kernel.words(high, deep)];
+                            for (j, wide) in parts(wide, GROUP) {
+                                let j = first + j;
+                                let of_b = &columns[kernel.words(j, deep)..][..kernel.words(wide, deep)];
+                                let block = Block {
+                                    c: c[(row + i) * stride + col + j..].as_mut_ptr(),
+                                    stride,
+                                    rows: high,
+                                    width: wide,
+                                    a: of_a.as_ptr(),
+                                    b: of_b.as_ptr(),
+                                    steps: deep / pack::DEEP,
+                                    scale,
+                                    fresh: !add && k == 0,
+                                };
+                                // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing
+                                // else refers to, and its groups were packed so deep.
+                                unsafe {
+                                    match kernel {
+                                        Kernel::Amx => amx::block::<false>(&block),
+                                        Kernel::AmxSplit => amx::block::<true>(&block),
+                                        Kernel::Avx512 => avx512::block(&block),
+                                    }
                                 }
                             }
                         }
@@ -156,8 +173,7 @@ impl Product for Tiled {
         assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
         let mut rest = words_mut(to);
         let depth_max = self.kernel.depth();
-        for k in (0..b.rows).step_by(depth_max) {
-            let depth = depth_max.min(b.rows - k);
+        for (k, depth) in parts(b.rows, depth_max) {
             let (here, left) = rest.split_at_mut(self.kernel.words(b.cols, depth));
             // SAFETY: the instructions are here; the columns and values are those of b, which fits.
             unsafe {
