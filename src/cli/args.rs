@@ -539,9 +539,19 @@ pub struct BenchStage {
     pub data: Option<PathBuf>,
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
+    /// Of the products
+    #[arg(long, value_enum, default_value_t = BenchArithmetic::F32, value_name = "WHICH")]
+    pub arithmetic: BenchArithmetic,
     /// Micro-batches, a step each; the last half of them (50 at most) are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchArithmetic {
+    F32,
+    /// Operands rounded to bf16, sums in f32
+    Bf16,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -12,7 +12,7 @@ pub mod hf;
 use skein_protocol::{Manifest, run::Arithmetic};
 
 use crate::{
-    exact::{Engine, EngineError, FixedProduct, Instructions, Settings, StageEngine},
+    exact::{Bf16Instructions, Bf16Product, Engine, EngineError, FixedProduct, Instructions, Settings, StageEngine},
     model::StageModel,
     worker::Engines,
 };
@@ -59,6 +59,10 @@ pub fn engine(
             let product = cpu::Threads::new(product, threads)?;
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
+        (Device::Cpu { threads }, Arithmetic::Bf16) => {
+            let product = cpu::Threads::new(Bf16Product::default(), threads)?;
+            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+        }
         (Device::Cuda(_) | Device::Metal(_), Arithmetic::F32) => {
             Ok(Box::new(candle::Candle::new(model, settings, params, &candle::device(device)?)?))
         }
@@ -81,12 +85,18 @@ impl Engines for OnDevice {
     ) -> Result<Box<dyn Engine>, EngineError> {
         let wanted = &manifest.train.arithmetic;
         let here = |arithmetic: &&Arithmetic| match self.0 {
-            Device::Cpu { .. } => matches!(arithmetic, Arithmetic::F32 | Arithmetic::Repeatable),
+            Device::Cpu { .. } => true,
             Device::Cuda(_) | Device::Metal(_) => **arithmetic == Arithmetic::F32,
         };
-        // Without fused multiply-adds the fixed order is a call for each: only where nothing else is allowed.
-        let fused = Instructions::fastest() == Instructions::fixed();
-        let quick = |arithmetic: &&Arithmetic| here(arithmetic) && (fused || **arithmetic != Arithmetic::Repeatable);
+        // What is slow on this processor is computed only where nothing else is allowed.
+        let slow = |arithmetic: &Arithmetic| match (self.0, arithmetic) {
+            // Without fused multiply-adds the fixed order is a call for each.
+            (Device::Cpu { .. }, Arithmetic::Repeatable) => Instructions::fastest() != Instructions::fixed(),
+            // Without instructions for bf16 it is f32, and rounding besides.
+            (Device::Cpu { .. }, Arithmetic::Bf16) => Bf16Instructions::fastest() == Bf16Instructions::Portable,
+            _ => false,
+        };
+        let quick = |arithmetic: &&Arithmetic| here(arithmetic) && !slow(arithmetic);
         let Some(arithmetic) = wanted.iter().find(quick).or_else(|| wanted.iter().find(here)) else {
             return Err(EngineError::Device(format!("{:?} computes in none of {wanted:?}", self.0)));
         };

@@ -106,9 +106,14 @@ pub trait Engine: Send {
     /// From now on kept forwards may take this much beyond their inputs ([`Settings::kept_bytes_max`]).
     fn set_kept_bytes_max(&mut self, bytes: u64);
 
-    /// Whether there is memory to hold the weights once more in the order in which products read them, 8 bytes a parameter
+    /// Whether there is memory to hold the weights once more in the order in which products read them
     /// (at first there is). It changes no bit.
     fn set_packed(&mut self, packed: bool);
+
+    /// Bytes that the weights take so packed, whether they are or not.
+    fn packed_bytes(&self) -> u64 {
+        0
+    }
 
     /// Runs the stage's layers. Returns the hidden states, or nothing at the last stage (its loss or its logits come from
     /// [`loss_backward`](Engine::loss_backward) and [`infer`](Engine::infer)). A key that is kept already is replaced.

@@ -357,6 +357,10 @@ impl<P: Product> Engine for StageEngine<P> {
         }
     }
 
+    fn packed_bytes(&self) -> u64 {
+        4 * self.panels.values() as u64
+    }
+
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
         let (input, sequences) = self.check(input)?;
         self.drop_kept(key);

@@ -75,6 +75,11 @@ impl Panels {
         Some(place.panels.clone().map(|range| &self.data[range]))
     }
 
+    /// Values of all panels, packed or not.
+    pub fn values(&self) -> usize {
+        self.places.values().map(|place| place.panels[1].end).max().unwrap_or(0)
+    }
+
     pub fn holds(&self, version: u64) -> bool {
         self.version == Some(version)
     }
@@ -84,8 +89,7 @@ impl Panels {
         if self.holds(version) {
             return;
         }
-        let len = self.places.values().map(|place| place.panels[1].end).max().unwrap_or(0);
-        self.data.resize(len, 0.0);
+        self.data.resize(self.values(), 0.0);
         self.version = None;
         let mut work = Vec::with_capacity(2 * self.places.len());
         let mut rest = &mut self.data[..];

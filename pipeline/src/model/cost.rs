@@ -168,13 +168,6 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     }
 }
 
-/// Bytes of a stage's matrices packed for both products of training. Nobody must have them: see `Worker::with_memory`.
-pub fn packed_bytes(manifest: &Manifest, stage: Stage) -> u64 {
-    // Panels are rounded up to a vector of columns.
-    const ROUNDED: u64 = 1 << 20;
-    stage_parameters(manifest, stage).saturating_mul(2 * VALUE).saturating_add(ROUNDED)
-}
-
 /// Bytes of the state of a stage on its way: five tensors at most, the header and the root.
 pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
     const REST: u64 = 8 << 10;

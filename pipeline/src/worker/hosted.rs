@@ -129,7 +129,7 @@ impl Hosted {
             Recompute::WhenNeeded if !self.engine.model().head => cost::tape_bytes(manifest, stage),
             _ => 0,
         };
-        let packed = if self.packed { cost::packed_bytes(manifest, stage) } else { 0 };
+        let packed = if self.packed { self.engine.packed_bytes() } else { 0 };
         inputs.saturating_add(packed).saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
     }
 

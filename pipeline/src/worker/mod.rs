@@ -86,7 +86,7 @@ impl<M: Engines> Worker<M> {
         let spare = self.memory.saturating_sub(needed) / (self.stages.len() as u64).max(1);
         for (stage, hosted) in &mut self.stages {
             // What is spare makes products faster first, then saves recomputing.
-            let packed = cost::packed_bytes(&self.manifest, *stage);
+            let packed = hosted.engine().packed_bytes();
             let left = spare.checked_sub(packed);
             hosted.set_packed(left.is_some());
             let bytes = need(stage).tapes.saturating_add(left.unwrap_or(spare));

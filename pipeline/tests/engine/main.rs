@@ -1,5 +1,6 @@
 //! How engines behave: one model in one stage or in many, gradients against differences, versions, generation.
 
+mod bf16;
 #[cfg(feature = "compute")]
 mod candle;
 #[cfg(feature = "compute")]

@@ -34,8 +34,10 @@ fn any_number_of_threads_gives_the_same_bits() {
         assert_eq!(trained(&mut *made(Arithmetic::Repeatable, threads)), repeatable, "{threads} threads");
     }
     let fast = trained(&mut *made(Arithmetic::F32, 1));
+    let bf16 = trained(&mut *made(Arithmetic::Bf16, 1));
     for threads in [2, 3, 5] {
         assert_eq!(trained(&mut *made(Arithmetic::F32, threads)), fast, "{threads} threads");
+        assert_eq!(trained(&mut *made(Arithmetic::Bf16, threads)), bf16, "{threads} threads");
     }
     let far = repeatable.iter().zip(&fast).map(|(&a, &b)| (f32::from_bits(a) - f32::from_bits(b)).abs());
     assert!(far.fold(0.0, f32::max) < 1e-2, "the two differ by rounding only");
@@ -46,5 +48,5 @@ fn an_engine_that_this_build_lacks_is_refused() {
     let model = StageModel::whole(config()).unwrap();
     let params = init::initial(&model, SEED);
     let settings = settings(8, 1, OptimizerKind::Adamw);
-    assert!(engine(Device::Cpu { threads: 1 }, Arithmetic::Bf16, model, settings, params).is_err());
+    assert!(engine(Device::Cuda(0), Arithmetic::Repeatable, model, settings, params).is_err());
 }

@@ -437,7 +437,6 @@ impl Found {
     fn not_built(&mut self, manifest: &Manifest) {
         let Manifest { run, model, stages, train, averaging, data, admission, privacy, .. } = manifest;
         let not_yet = |what: &str| format!("this build cannot do it yet: {what}");
-        let computed = [Arithmetic::F32, Arithmetic::Repeatable];
         for (missing, key, what) in [
             (run.starts != "now", "run.starts", "runs start now"),
             (run.ends.until.is_some(), "run.ends.until", "runs end by steps, tokens or loss"),
@@ -447,11 +446,6 @@ impl Found {
             (stages.pin_ends, "stages.pin_ends", "every peer may serve every stage"),
             (train.method == Method::Lora, "train.method", "it trains all weights, method = \"full\""),
             (train.loss != Loss::NextToken, "train.loss", "the loss is next-token"),
-            (
-                !train.arithmetic.is_empty() && !train.arithmetic.iter().any(|a| computed.contains(a)),
-                "train.arithmetic",
-                "it computes in f32 or repeatable",
-            ),
             (
                 matches!(averaging.rule, AveragingRule::Gossip | AveragingRule::Groups),
                 "averaging.rule",
@@ -573,14 +567,13 @@ mod tests {
     #[test]
     fn what_is_not_built_is_an_error_that_says_so() {
         let blob = Digest([1; 32]);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 6] = [
             ("model.family", |m| m.model.family = Family::Qwen3),
             ("averaging.rule", |m| m.averaging.rule = AveragingRule::Gossip),
             ("averaging.robust", |m| m.averaging.robust = Robust::Trimmed),
             ("data.from", |m| m.data.from = DataFrom::Members),
             ("admission.open", |m| m.admission.open = false),
             ("privacy.noise", |m| m.privacy.noise.sigma = 1.1),
-            ("train.arithmetic", |m| m.train.arithmetic = vec![Arithmetic::Bf16]),
         ];
         for (key, change) in changes {
             assert_eq!(errors(change), [key]);

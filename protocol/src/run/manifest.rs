@@ -253,7 +253,7 @@ pub struct Train {
     #[n(7)]
     #[serde(default = "one")]
     pub clip: f64,
-    /// What peers may compute in.
+    /// What peers may compute in: each takes the first that its device is quick in.
     #[n(8)]
     #[serde(default = "arithmetic")]
     pub arithmetic: Vec<Arithmetic>,
@@ -315,8 +315,10 @@ pub enum Loss {
 #[serde(rename_all = "lowercase")]
 #[cbor(index_only)]
 pub enum Arithmetic {
+    /// All values f32.
     #[n(0)]
     F32,
+    /// Products of operands rounded to bf16, summed in f32; all else f32. Bits depend on the processor.
     #[n(1)]
     Bf16,
     /// Fixed summation order: equal bits on every CPU and for any number of threads.

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 use skein_pipeline::{
     compute::{Device, bench, engine},
-    exact::{Instructions, Settings},
+    exact::{Bf16Instructions, Instructions, Settings},
     model::{
         StageModel,
         cost::{self, Flops},
@@ -20,7 +20,7 @@ use skein_protocol::{
 use super::other;
 use crate::{
     cli::{
-        args::BenchStage,
+        args::{BenchArithmetic, BenchStage},
         commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
@@ -37,6 +37,7 @@ struct Measured {
     threads: u16,
     /// What computes.
     engine: String,
+    arithmetic: Arithmetic,
     forward_ms: f64,
     backward_ms: f64,
     step_ms: f64,
@@ -57,7 +58,11 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     let params = init::initial(&model, manifest.train.seed);
     let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
     let (layers, head, values) = (model.layers, model.head, model.values() as u64);
-    let made = engine(device, Arithmetic::Repeatable, model, Settings::of(&manifest), params);
+    let (arithmetic, instructions) = match args.arithmetic {
+        BenchArithmetic::F32 => (Arithmetic::F32, format!("{:?}", Instructions::fastest())),
+        BenchArithmetic::Bf16 => (Arithmetic::Bf16, format!("{:?}", Bf16Instructions::fastest())),
+    };
+    let made = engine(device, arithmetic, model, Settings::of(&manifest), params);
     let mut engine = made.map_err(other)?;
     let speed = bench::stage(engine.as_mut(), args.steps as usize, text.as_deref()).map_err(other)?;
     let Flops { layer, head: head_flops } = cost::flops(&manifest.model.config, u64::from(manifest.train.sequence));
@@ -67,7 +72,8 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
         model: name(args, &manifest),
         params: values,
         threads: args.threads.max(1),
-        engine: format!("cpu, {:?}", Instructions::fixed()).to_lowercase(),
+        engine: format!("cpu, {instructions}").to_lowercase(),
+        arithmetic,
         forward_ms: speed.forward_ms,
         backward_ms: speed.backward_ms,
         step_ms: speed.step_ms,
@@ -78,13 +84,15 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
         context.out.document("bench", &measured);
         return Ok(0);
     }
-    let columns = ["MODEL", "PARAMETERS", "THREADS", "ENGINE", "FORWARD", "BACKWARD", "STEP", "PRODUCTS", "TOGETHER"];
-    let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
+    let sizes = ["MODEL", "PARAMETERS", "THREADS", "ENGINE", "ARITHMETIC"];
+    let times = ["FORWARD", "BACKWARD", "STEP", "PRODUCTS", "TOGETHER"];
+    let mut table = Table::new(sizes.into_iter().chain(times).map(Column::Left).collect());
     table.row(vec![
         measured.model,
         About(measured.params as f64).to_string(),
         measured.threads.to_string(),
         measured.engine,
+        format!("{arithmetic:?}").to_lowercase(),
         format!("{:.1} ms", speed.forward_ms),
         format!("{:.1} ms", speed.backward_ms),
         format!("{:.1} ms", speed.step_ms),

