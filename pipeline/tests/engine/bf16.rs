@@ -25,11 +25,16 @@ fn with<P: Product>(model: StageModel, settings: Settings, product: P) -> StageE
 fn apart(got: &[f32], wanted: &[f32]) -> f64 {
     let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
     let difference = squares(&mut got.iter().zip(wanted).map(|(a, b)| a - b));
-    (difference / squares(&mut wanted.iter().copied())).sqrt()
+    // Queries of a sequence of one token have no gradient.
+    if difference == 0.0 { 0.0 } else { (difference / squares(&mut wanted.iter().copied())).sqrt() }
 }
 
-/// Bound of relative errors: 2^-9 for each rounded operand, through all layers.
+/// Bound of relative errors of a loss and of what one layer makes: up to 2^-9 for each rounded operand.
 const NEAR: f64 = 1e-2;
+
+/// Bound of relative errors of gradients that passed three layers twice: those of queries and keys, which differences of
+/// probabilities make, are 3.7e-2 apart where they are farthest, by every set of instructions alike.
+const THROUGH: f64 = 5e-2;
 
 #[test]
 fn loss_and_every_gradient_are_near_those_of_f32() {
@@ -43,16 +48,20 @@ fn loss_and_every_gradient_are_near_those_of_f32() {
         let what = format!("{set:?} {} wide, {sequences} of {sequence}", config.hidden);
         let settings = || plain(sequence, sequences);
         let model = StageModel::whole(config.clone()).unwrap();
-        let (mut rounded, mut f32) =
-            (with(model.clone(), settings(), Bf16Product::with(set)), exact(model.clone(), settings()));
         let data = batch(config, sequence * sequences, 2);
-        let (got, wanted) = (train(&mut rounded, 0, &data, 1.0), train(&mut f32, 0, &data, 1.0));
-        assert!((got - wanted).abs() < NEAR * wanted, "{what}: a loss of {got}, not {wanted}");
-        [&mut rounded as &mut dyn Engine, &mut f32].into_iter().for_each(|engine| _ = engine.step(0.0).unwrap());
+        let computed = |engine: &mut dyn Engine| {
+            let loss = train(engine, 0, &data, 1.0);
+            engine.step(0.0).unwrap();
+            (loss, engine.state().m)
+        };
+        let rounded = |set| computed(&mut with(model.clone(), settings(), Bf16Product::with(set)));
+        let (got, defined) = (rounded(set), rounded(Bf16Instructions::Portable));
+        let wanted = computed(&mut exact(model.clone(), settings()));
+        assert!((got.0 - wanted.0).abs() < NEAR * wanted.0, "{what}: a loss of {}, not {}", got.0, wanted.0);
         for param in model.params() {
-            let part = |engine: &dyn Engine| engine.state().m[param.range()].to_vec();
-            let far = apart(&part(&rounded), &part(&f32));
-            assert!(far < NEAR, "{what}: {} is {far} apart", param.name);
+            let far = |other: &[f32]| apart(&got.1[param.range()], &other[param.range()]);
+            let (other, f32) = (far(&defined.1), far(&wanted.1));
+            assert!(other < NEAR && f32 < THROUGH, "{what}: {} is {other} and {f32} apart", param.name);
         }
     }
 }

@@ -133,7 +133,7 @@ unsafe fn by_pairs(from: *const f32, stride: usize, lines: usize, n: usize) -> [
 #[inline(always)]
 fn bits(x: __m512bh) -> __m512i {
     // SAFETY: both are 512 bits of any value.
-    unsafe { std::mem::transmute(x) }
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(x) }
 }
 
 /// Word j of vector i becomes word i of vector j.
