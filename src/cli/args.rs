@@ -539,19 +539,22 @@ pub struct BenchStage {
     pub data: Option<PathBuf>,
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
-    /// Of the products
-    #[arg(long, value_enum, default_value_t = BenchArithmetic::F32, value_name = "WHICH")]
-    pub arithmetic: BenchArithmetic,
+    /// Of the products: f32, bf16x3, bf16 or repeatable
+    #[arg(long, default_value = "f32", value_name = "WHICH", value_parser = arithmetic_named)]
+    pub arithmetic: Arithmetic,
     /// Micro-batches, a step each; the last half of them (50 at most) are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchArithmetic {
-    F32,
-    /// Operands rounded to bf16, sums in f32
-    Bf16,
+fn arithmetic_named(name: &str) -> Result<Arithmetic, String> {
+    match name {
+        "f32" => Ok(Arithmetic::F32),
+        "bf16x3" => Ok(Arithmetic::Bf16x3),
+        "bf16" => Ok(Arithmetic::Bf16),
+        "repeatable" => Ok(Arithmetic::Repeatable),
+        _ => Err("there are f32, bf16x3, bf16 and repeatable".into()),
+    }
 }
 
 #[derive(Clone, Debug, Args)]

@@ -13,7 +13,7 @@ use skein_protocol::{Manifest, run::Arithmetic};
 
 use crate::{
     exact::{
-        Bf16Instructions, Bf16Product, Engine, EngineError, F32Product, FixedProduct, Instructions, Settings,
+        Bf16Instructions, Bf16Product, Bf16x3Product, Engine, EngineError, FixedProduct, Instructions, Settings,
         StageEngine,
     },
     model::StageModel,
@@ -53,12 +53,17 @@ pub fn engine(
     params: Vec<f32>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     match (device, arithmetic) {
-        (Device::Cpu { threads }, Arithmetic::F32) => {
-            let product = cpu::Threads::new(F32Product::default(), threads)?;
+        (Device::Cpu { threads }, Arithmetic::F32 | Arithmetic::Repeatable) => {
+            // The order of the repeatable product costs nothing where the processor has fused multiply-adds.
+            let product = match arithmetic {
+                Arithmetic::Repeatable => FixedProduct::default(),
+                _ => FixedProduct::with(Instructions::fastest()),
+            };
+            let product = cpu::Threads::new(product, threads)?;
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
-        (Device::Cpu { threads }, Arithmetic::Repeatable) => {
-            let product = cpu::Threads::new(FixedProduct::default(), threads)?;
+        (Device::Cpu { threads }, Arithmetic::Bf16x3) => {
+            let product = cpu::Threads::new(Bf16x3Product::default(), threads)?;
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
         (Device::Cpu { threads }, Arithmetic::Bf16) => {
@@ -72,6 +77,18 @@ pub fn engine(
             Err(EngineError::Device(format!("{device:?} does not compute in {arithmetic:?} arithmetic in this build")))
         }
     }
+}
+
+/// What multiplies on this processor, in a word.
+pub fn instructions(arithmetic: Arithmetic) -> String {
+    let bf16 = Bf16Instructions::fastest();
+    let name = match arithmetic {
+        Arithmetic::Bf16 => format!("{bf16:?}"),
+        Arithmetic::Bf16x3 if bf16 == Bf16Instructions::Amx => format!("{bf16:?}"),
+        Arithmetic::Repeatable => format!("{:?}", Instructions::fixed()),
+        Arithmetic::F32 | Arithmetic::Bf16x3 => format!("{:?}", Instructions::fastest()),
+    };
+    name.to_lowercase()
 }
 
 /// Engines for a worker on one device, in the first arithmetic of the manifest that the device has.

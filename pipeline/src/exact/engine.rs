@@ -110,7 +110,7 @@ pub trait Engine: Send {
     /// (at first there is). It changes no bit.
     fn set_packed(&mut self, packed: bool);
 
-    /// Bytes that the weights take so packed, whether they are or not.
+    /// Bytes that the weights take so packed, whether they are or not. 0: this engine packs none.
     fn packed_bytes(&self) -> u64 {
         0
     }

@@ -324,6 +324,10 @@ pub enum Arithmetic {
     /// Fixed summation order: equal bits on every CPU and for any number of threads.
     #[n(2)]
     Repeatable,
+    /// All values f32, of which products need 16 of 24 bits: from two bf16 each where that is quicker. Bits depend on the
+    /// processor.
+    #[n(3)]
+    Bf16x3,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]

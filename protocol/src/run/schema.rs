@@ -98,7 +98,7 @@ pub const KEYS: &[Key] = &[
     need("train.in_flight_max", U32),
     may("train.loss", Kind::Word(&["next-token", "completion-only"])),
     may("train.clip", Kind::Real),
-    may("train.arithmetic", Kind::Words(&["f32", "bf16", "repeatable"])),
+    may("train.arithmetic", Kind::Words(&["f32", "bf16", "repeatable", "bf16x3"])),
     may("train.recompute", Kind::Word(&["when-needed", "always"])),
     may("train.seed", U64),
     may("optimizer.kind", Kind::Word(&["adamw", "nadamw", "sgd"])),

@@ -343,7 +343,7 @@ impl Writer {
         self.line("in_flight_max", train.in_flight_max, "ids a feeder may have open");
         self.line("loss", word(&train.loss), "next-token | completion-only");
         self.line("clip", real(train.clip), "gradient norm of each block; 0 = off");
-        self.line("arithmetic", words(&train.arithmetic), "that peers may use: f32, bf16, repeatable");
+        self.line("arithmetic", words(&train.arithmetic), "that peers may use: bf16x3, f32, bf16, repeatable");
         self.line("recompute", word(&train.recompute), "always | when-needed");
         self.line("seed", train.seed, "order of the data");
     }

@@ -55,9 +55,10 @@ impl Chosen {
         }
     }
 
-    /// Graphics cards have one arithmetic.
+    /// Graphics cards do not compute in one order.
     pub fn of(self, manifest: &Manifest) -> Device {
-        if manifest.train.arithmetic.contains(&Arithmetic::F32) { self.first } else { self.otherwise }
+        let one_order = manifest.train.arithmetic.iter().all(|arithmetic| *arithmetic == Arithmetic::Repeatable);
+        if one_order { self.otherwise } else { self.first }
     }
 }
 

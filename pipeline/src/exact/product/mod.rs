@@ -9,7 +9,7 @@ mod bf16;
 mod micro;
 mod pack;
 
-pub use bf16::{Bf16Instructions, Bf16Product, F32Product};
+pub use bf16::{Bf16Instructions, Bf16Product, Bf16x3Product};
 use micro::Strip;
 
 /// A matrix in a slice, by strides; `t()` is its transpose without a copy.
@@ -76,6 +76,12 @@ pub trait Product: Clone + Send + Sync + 'static {
         b: impl Into<Operand<'b>>,
         scale: f32,
     );
+
+    /// As [`product`](Product::product), in f32 whatever operands are rounded to elsewhere: for attention, where the differences
+    /// of large numbers become gradients.
+    fn fine(&mut self, c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>, scale: f32) {
+        self.product(c, stride, add, a, b, scale);
+    }
 
     /// Values of the panels of a second operand of so many rows and columns.
     fn packed_len(&self, rows: usize, cols: usize) -> usize;
@@ -209,10 +215,6 @@ impl FixedProduct {
     pub fn with(instructions: Instructions) -> Self {
         assert!(instructions.here(), "this processor computes with {instructions:?}");
         FixedProduct { instructions, work: Vec::new() }
-    }
-
-    pub fn instructions(&self) -> Instructions {
-        self.instructions
     }
 }
 

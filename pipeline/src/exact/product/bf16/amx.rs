@@ -86,11 +86,7 @@ impl Drop for Tiles {
 /// # Safety
 /// Tiles are configured. The block lies in its buffers, and its groups hold as many tiles as it has rows and columns.
 pub unsafe fn block<const SPLIT: bool>(s: &Block) {
-    // SAFETY: a prefetch changes nothing that the program sees.
-    for row in 0..s.rows {
-        let at = s.c.wrapping_add(row * s.stride);
-        unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) at, options(nostack, preserves_flags)) };
-    }
+    (0..s.rows).for_each(|row| near(s.c.wrapping_add(row * s.stride)));
     let whole = s.rows.is_multiple_of(LINES) && s.width.is_multiple_of(LINES) && s.scale == 1.0;
     if whole {
         // SAFETY: all rows and columns of the tiles are in c.
@@ -108,6 +104,13 @@ pub unsafe fn block<const SPLIT: bool>(s: &Block) {
             }
         }
     }
+}
+
+/// Has two lines of c brought near, to be written: tiles that are stored would wait for them.
+#[inline(always)]
+fn near(at: *const f32) {
+    // SAFETY: every processor with AMX has the instruction, and a prefetch changes nothing that the program sees.
+    unsafe { asm!("prefetchw [{0}]", "prefetchw [{0} + 64]", in(reg) at, options(nostack, preserves_flags, readonly)) };
 }
 
 /// Writes one size of block: `$a` and `$b` bytes from step to step, tiles of c.

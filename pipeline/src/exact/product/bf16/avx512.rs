@@ -62,7 +62,7 @@ unsafe fn sums<const R: usize, const V: usize>(s: &Block, row: usize) {
                 for (i, sums) in sums.iter_mut().enumerate() {
                     let x = _mm512_set1_epi32(*a.add(i * (TILE / LINES) + pair) as i32);
                     for (sum, column) in sums.iter_mut().zip(columns) {
-                        *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute(x), std::mem::transmute(column));
+                        *sum = _mm512_dpbf16_ps(*sum, bf16(x), bf16(column));
                     }
                 }
             }
@@ -80,4 +80,10 @@ unsafe fn sums<const R: usize, const V: usize>(s: &Block, row: usize) {
             }
         }
     }
+}
+
+#[inline(always)]
+fn bf16(x: __m512i) -> __m512bh {
+    // SAFETY: both are 512 bits of any value.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(x) }
 }

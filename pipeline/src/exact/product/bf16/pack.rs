@@ -175,7 +175,7 @@ fn rounded<const REST: bool>(high: __m512, low: __m512) -> __m512i {
 #[inline(always)]
 fn bits(x: __m512bh) -> __m512i {
     // SAFETY: both are 512 bits of any value.
-    unsafe { std::mem::transmute(x) }
+    unsafe { std::mem::transmute::<__m512bh, __m512i>(x) }
 }
 
 /// Word j of vector i becomes word i of vector j.

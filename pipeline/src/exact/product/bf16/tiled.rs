@@ -1,22 +1,22 @@
 //! The product from tiles of bf16, by one of three kernels.
 //!
-//! For some hundred values of the sum, columns of b are packed (or were before, see [`Product::pack`]), then some rows of a, and
-//! blocks of 32 by 32 are computed from groups: one of a stays in the first cache while some of b pass from the second.
+//! For some hundred values of the sum, up to [`COLS_MAX`] columns of b are packed (unless those were before, see
+//! [`Product::pack`]), then [`LINES_MAX`] rows of a, which are multiplied by as many columns at a time, group by group.
 
 use super::{
     amx, avx512,
     pack::{self, Form, GROUP, Part},
 };
-use crate::exact::product::{Matrix, Operand, Product};
+use crate::exact::product::{Matrix, Operand, Product, begun};
 
 /// Rows of a, and columns of b, that meet at a time: so many and so deep of both stay in the second cache.
 const LINES_MAX: usize = 256;
 
-/// Words of a line of the caches.
-const LINE: usize = 16;
-
 /// Columns of b that are packed at a time.
 const COLS_MAX: usize = 1024;
+
+/// Words of a line of the caches.
+const LINE: usize = 16;
 
 /// A part of c: up to 32 by 32 of it, from `steps` tiles of a group of a and of a group of b.
 #[derive(Clone, Copy)]
@@ -41,12 +41,31 @@ pub enum Kernel {
     Avx512,
 }
 
+/// Packed lines of an operand, which are `deep` values long with the zeros at their end.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    kernel: Kernel,
+    words: &'a [u32],
+    lines: usize,
+    deep: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// Its groups: the first line of each, how many it has, their tiles.
+    fn groups(self) -> impl Iterator<Item = (usize, usize, &'a [u32])> {
+        parts(self.lines, GROUP).map(move |(first, lines)| {
+            let words = |lines| self.kernel.words(lines, self.deep);
+            (first, lines, &self.words[words(first)..][..words(lines)])
+        })
+    }
+}
+
 impl Kernel {
     fn split(self) -> bool {
         self == Kernel::AmxSplit
     }
 
-    /// Values of the sum that are computed before they are added to c: a group of b so deep stays in the first cache.
+    /// Values of the sum that are computed before they are added to c.
     fn depth(self) -> usize {
         if self.split() { 256 } else { 512 }
     }
@@ -55,12 +74,45 @@ impl Kernel {
     fn words(self, lines: usize, deep: usize) -> usize {
         pack::words(lines, deep) << u32::from(self.split())
     }
+
+    /// `c = (fresh ? 0 : c) + scale * a b`.
+    ///
+    /// # Safety
+    /// The processor has the kernel's instructions, and tiles are configured where they need them.
+    unsafe fn multiply(self, c: &mut [f32], stride: usize, a: Packed<'_>, b: Packed<'_>, scale: f32, fresh: bool) {
+        assert!(a.deep == b.deep && (a.lines - 1) * stride + b.lines <= c.len(), "c holds the product of the parts");
+        // Along the rows of c: what is written next then lies beside what was, and in the same pages.
+        for (row, rows, of_a) in a.groups() {
+            for (col, width, of_b) in b.groups() {
+                let block = Block {
+                    c: c[row * stride + col..].as_mut_ptr(),
+                    stride,
+                    rows,
+                    width,
+                    a: of_a.as_ptr(),
+                    b: of_b.as_ptr(),
+                    steps: a.deep / pack::DEEP,
+                    scale,
+                    fresh,
+                };
+                // SAFETY: the caller's promise about instructions and tiles; the block lies inside c, which nothing else refers
+                // to, and its groups hold whole tiles so deep.
+                unsafe {
+                    match self {
+                        Kernel::Amx => amx::block::<false>(&block),
+                        Kernel::AmxSplit => amx::block::<true>(&block),
+                        Kernel::Avx512 => avx512::block(&block),
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
 pub struct Tiled {
     kernel: Kernel,
-    /// A group of b, then groups of a.
+    /// Groups of b, then groups of a.
     work: Vec<u32>,
 }
 
@@ -72,7 +124,7 @@ impl Clone for Tiled {
 }
 
 impl Tiled {
-    /// The caller knows that the processor has the kernel's instructions.
+    /// The caller knows that the processor has the kernel's instructions, and that the system permits them.
     pub fn new(kernel: Kernel) -> Self {
         Tiled { kernel, work: Vec::new() }
     }
@@ -89,25 +141,22 @@ impl Product for Tiled {
         scale: f32,
     ) {
         let Operand { matrix: b, panels } = b.into();
-        if !crate::exact::product::begun(c, stride, add, &a, &b) {
+        if !begun(c, stride, add, &a, &b) {
             return;
         }
         let (kernel, depth_max) = (self.kernel, self.kernel.depth());
         let panels = panels.map(words);
-        assert!(
-            panels.is_none_or(|panels| panels.len() == self.kernel.words(b.cols, b.rows)),
-            "the panels are those of b"
-        );
+        assert!(panels.is_none_or(|panels| panels.len() == kernel.words(b.cols, b.rows)), "the panels are those of b");
         // Columns that were packed before are there all at once.
         let (of_b, cols_max) = match panels {
             Some(_) => (0, b.cols),
             None => (kernel.words(COLS_MAX.min(b.cols), depth_max.min(b.rows)), COLS_MAX),
         };
-        let needed = of_b + kernel.words(LINES_MAX.min(a.rows), depth_max.min(a.cols));
-        if self.work.len() < needed + LINE {
-            self.work.resize(needed + LINE, 0);
+        let needed = LINE + of_b + kernel.words(LINES_MAX.min(a.rows), depth_max.min(a.cols));
+        if self.work.len() < needed {
+            self.work.resize(needed, 0);
         }
-        // A line of a tile that lay across two of a cache's would cost as much as two.
+        // A line of a tile that lies across two of the caches costs as much as two.
         let begin = self.work.as_ptr().align_offset(4 * LINE).min(LINE);
         let (columns, rows) = self.work[begin..].split_at_mut(of_b);
         let _tiles = (kernel != Kernel::Avx512).then(amx::Tiles::configured);
@@ -117,48 +166,22 @@ impl Product for Tiled {
                 let columns = match panels {
                     Some(panels) => &panels[kernel.words(b.cols, k)..],
                     None => {
+                        let part = Part { matrix: b.t(), line: col, lines: wide, k, n: depth };
                         // SAFETY: the instructions are here; the columns and values are those of b, which fits.
-                        unsafe {
-                            let part = Part { matrix: b.t(), line: col, lines: wide, k, n: depth };
-                            pack::groups(&part, Form::Pairs, kernel.split(), columns);
-                        }
+                        unsafe { pack::groups(&part, Form::Pairs, kernel.split(), columns) };
                         &columns[..]
                     }
                 };
                 for (row, high) in parts(a.rows, LINES_MAX) {
+                    let part = Part { matrix: a, line: row, lines: high, k, n: depth };
                     // SAFETY: as above, of a.
-                    unsafe {
-                        let part = Part { matrix: a, line: row, lines: high, k, n: depth };
-                        pack::groups(&part, Form::Lines, kernel.split(), rows);
-                    }
-                    for (first, wide) in parts(wide, LINES_MAX) {
-                        for (i, high) in parts(high, GROUP) {
-                            let of_a = &rows[kernel.words(i, deep)..][..kernel.words(high, deep)];
-                            for (j, wide) in parts(wide, GROUP) {
-                                let j = first + j;
-                                let of_b = &columns[kernel.words(j, deep)..][..kernel.words(wide, deep)];
-                                let block = Block {
-                                    c: c[(row + i) * stride + col + j..].as_mut_ptr(),
-                                    stride,
-                                    rows: high,
-                                    width: wide,
-                                    a: of_a.as_ptr(),
-                                    b: of_b.as_ptr(),
-                                    steps: deep / pack::DEEP,
-                                    scale,
-                                    fresh: !add && k == 0,
-                                };
-                                // SAFETY: the instructions are here, tiles are configured; the block lies inside c, which nothing
-                                // else refers to, and its groups were packed so deep.
-                                unsafe {
-                                    match kernel {
-                                        Kernel::Amx => amx::block::<false>(&block),
-                                        Kernel::AmxSplit => amx::block::<true>(&block),
-                                        Kernel::Avx512 => avx512::block(&block),
-                                    }
-                                }
-                            }
-                        }
+                    unsafe { pack::groups(&part, Form::Lines, kernel.split(), rows) };
+                    let of_a = Packed { kernel, words: rows, lines: high, deep };
+                    for (first, lines) in parts(wide, LINES_MAX) {
+                        let of_b = Packed { kernel, words: &columns[kernel.words(first, deep)..], lines, deep };
+                        let c = &mut c[row * stride + col + first..];
+                        // SAFETY: see `new`; tiles are configured.
+                        unsafe { kernel.multiply(c, stride, of_a, of_b, scale, !add && k == 0) };
                     }
                 }
             }
@@ -172,14 +195,11 @@ impl Product for Tiled {
     fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
         assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
         let mut rest = words_mut(to);
-        let depth_max = self.kernel.depth();
-        for (k, depth) in parts(b.rows, depth_max) {
+        for (k, depth) in parts(b.rows, self.kernel.depth()) {
             let (here, left) = rest.split_at_mut(self.kernel.words(b.cols, depth));
+            let part = Part { matrix: b.t(), line: 0, lines: b.cols, k, n: depth };
             // SAFETY: the instructions are here; the columns and values are those of b, which fits.
-            unsafe {
-                let part = Part { matrix: b.t(), line: 0, lines: b.cols, k, n: depth };
-                pack::groups(&part, Form::Pairs, self.kernel.split(), here);
-            }
+            unsafe { pack::groups(&part, Form::Pairs, self.kernel.split(), here) };
             rest = left;
         }
     }
