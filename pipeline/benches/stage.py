@@ -3,8 +3,10 @@
     python pipeline/benches/stage.py hidden layers heads ffn vocab sequence batch threads steps FILE
 
 Prints medians of the last half of the steps (50 at most), as the bench does. Without a file the tokens are made up.
+With --json as the last argument the last line is a document, for `skein bench stage --torch PYTHON`.
 """
 
+import json
 import sys
 import time
 
@@ -72,7 +74,8 @@ class Model(nn.Module):
 
 
 def main():
-    args = sys.argv[1:]
+    document = sys.argv[-1] == "--json"
+    args = sys.argv[1 : len(sys.argv) - document]
     defaults = [256, 8, 8, 688, 256, 128, 8, 2, 30]
     given = [int(a) for a in args[:9]]
     hidden, layers, heads, ffn, vocab, sequence, batch, threads, steps = given + defaults[len(given) :]
@@ -84,7 +87,8 @@ def main():
     else:
         text = torch.tensor([((i * 2654435761) % 2**32 >> 8) % vocab for i in range(1 << 20)])
     model = Model(hidden, layers, heads, ffn, vocab, sequence)
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {threads} threads, torch {torch.__version__}")
+    params = sum(p.numel() for p in model.parameters())
+    print(f"{params} parameters, {threads} threads, torch {torch.__version__}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     at, times = 0, []
     for step in range(steps):
@@ -110,6 +114,8 @@ def main():
         f"loss {loss.item():.3f}, forward {forward * 1e3:.1f} ms, backward {backward * 1e3:.1f} ms, step {step * 1e3:.1f} ms,"
         f" {sequence * batch / whole:.0f} tokens/s"
     )
+    if document:
+        print(json.dumps({"torch": torch.__version__, "params": params, "tokens_per_s": sequence * batch / whole}))
 
 
 main()

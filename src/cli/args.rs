@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use skein_protocol::run::Arithmetic;
+
 use super::out::Colour;
 use crate::config::Flag;
 
@@ -505,6 +507,8 @@ pub enum Bench {
     Swarm(BenchSwarm),
     /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
     Peer(BenchPeer),
+    /// All of it, as the text of BENCHMARKS.md
+    Report(BenchReport),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -545,6 +549,12 @@ pub struct BenchStage {
     /// Micro-batches, a step each; the last half of them (50 at most) are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
+    /// A Python that has torch: the same model in PyTorch, in turns
+    #[arg(long, value_name = "PYTHON", conflicts_with = "stage")]
+    pub torch: Option<PathBuf>,
+    /// Turns
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
 }
 
 fn arithmetic_named(name: &str) -> Result<Arithmetic, String> {
@@ -641,6 +651,23 @@ pub struct BenchPeer {
     /// Keys to store and to find
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein bench report --data book.txt --torch python3 > BENCHMARKS.md
+  skein bench report --data book.txt --only link,shaped")]
+pub struct BenchReport {
+    /// Text whose bytes are the tokens of the stages
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// A Python that has torch; nothing: the stages are measured by themselves
+    #[arg(long, value_name = "PYTHON")]
+    pub torch: Option<PathBuf>,
+    /// These sections: stage, codec, loss, link, shaped, average, swarm, peer, demo
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub only: Vec<String>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Rows of one gradient's matrix that are made in one piece. A multiple of every tile's height.
-const PIECE_ROWS: usize = 240;
+const PIECE_ROWS: usize = 480;
 
 /// One lane with its part of a micro-batch.
 pub struct Share<'a, P> {

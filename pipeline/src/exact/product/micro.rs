@@ -16,6 +16,8 @@ pub struct Strip {
     pub width: usize,
     pub depth: usize,
     pub panel: *const f32,
+    /// Another panel lies behind this one and is read next.
+    pub followed: bool,
     pub scale: f32,
     /// C is written, not added to.
     pub fresh: bool,
@@ -25,6 +27,9 @@ pub struct Strip {
 const ROWS_MAX: usize = 12;
 const WIDTH_MAX: usize = 16;
 
+/// Values of a line of the caches.
+const LINE: usize = 16;
+
 /// Has a line brought near, wherever it is.
 #[inline(always)]
 fn near(at: *const f32) {
@@ -32,6 +37,19 @@ fn near(at: *const f32) {
     // SAFETY: SSE is in every x86-64, and a prefetch reads nothing that the program sees.
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Has a line brought into the second cache: a panel that was packed long ago lies in memory, and the first tile would wait
+/// for all of it.
+#[inline(always)]
+fn nearer(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as `near`'s.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
@@ -104,7 +122,14 @@ macro_rules! micro_kernel {
                 // SAFETY: `row` stays below `rows`.
                 unsafe {
                     let mut row = 0;
+                    let next = s.depth * V * WIDTH;
+                    let each = if s.followed { (next / LINE).div_ceil(s.rows.div_ceil(ROWS)) } else { 0 };
+                    let mut ahead = s.panel.wrapping_add(next);
                     while row + ROWS <= s.rows {
+                        for _ in 0..each {
+                            nearer(ahead);
+                            ahead = ahead.wrapping_add(LINE);
+                        }
                         tile::<ROWS, V>(s, row);
                         row += ROWS;
                     }

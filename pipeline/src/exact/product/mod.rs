@@ -270,6 +270,7 @@ impl Product for FixedProduct {
                         width,
                         depth,
                         panel: panel.as_ptr(),
+                        followed: panels.is_some(),
                         scale,
                         fresh: !add && k == 0,
                     };

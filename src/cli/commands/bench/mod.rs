@@ -6,8 +6,10 @@ mod codec;
 mod link;
 mod loss;
 mod peer;
+mod report;
 mod stage;
 mod swarm;
+mod torch;
 
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
         Bench::Average(args) => average::run(args, context),
         Bench::Swarm(args) => swarm::run(args, context),
         Bench::Peer(args) => peer::run(args, context),
+        Bench::Report(args) => report::run(args, context),
     }
 }
 

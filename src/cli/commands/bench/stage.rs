@@ -1,11 +1,16 @@
-//! `skein bench stage`: how fast a model is trained by one process. In: sizes, a text. Out: milliseconds of each part.
+//! `skein bench stage`: how fast a model is trained by one process. In: sizes, a text. Out: milliseconds of each part,
+//! and the same of PyTorch where a Python has it.
 
 use std::path::Path;
 
 use serde::Serialize;
 use skein_pipeline::{
-    compute::{Device, bench, engine},
-    exact::{Bf16Instructions, Instructions, Settings},
+    compute::{
+        Device,
+        bench::{self, Speed},
+        engine, instructions,
+    },
+    exact::Settings,
     model::{
         StageModel,
         cost::{self, Flops},
@@ -17,10 +22,10 @@ use skein_protocol::{
     run::{Arithmetic, preset::preset},
 };
 
-use super::other;
+use super::{other, quantile, torch};
 use crate::{
     cli::{
-        args::{BenchArithmetic, BenchStage},
+        args::BenchStage,
         commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
@@ -44,9 +49,21 @@ struct Measured {
     tokens_per_s: f64,
     /// Of the matrix products that forward and backward need, over the time of both.
     gflops: f64,
+    #[serde(flatten)]
+    beside: Option<Beside>,
 }
 
-/// Milliseconds of forward, backward and step.
+/// The same model in PyTorch, measured in turns with ours.
+#[derive(Serialize)]
+struct Beside {
+    torch: String,
+    torch_tokens_per_s: f64,
+    /// Ours of theirs: median of the turns.
+    ratio_percent: f64,
+    ratios_percent: Vec<f64>,
+}
+
+/// Milliseconds of forward, backward and step: of several turns, medians.
 pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     let manifest = manifest(args)?;
     let model = match args.stage {
@@ -55,52 +72,94 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     };
     let model = model.map_err(other)?;
     let text = args.data.as_deref().map(|file| text(file, manifest.model.config.vocab)).transpose()?;
-    let params = init::initial(&model, manifest.train.seed);
-    let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
-    let (layers, head, values) = (model.layers, model.head, model.values() as u64);
-    let (arithmetic, instructions) = match args.arithmetic {
-        BenchArithmetic::F32 => (Arithmetic::F32, format!("{:?}", Instructions::fastest())),
-        BenchArithmetic::Bf16 => (Arithmetic::Bf16, format!("{:?}", Bf16Instructions::fastest())),
+    let threads = args.threads.max(1);
+    let (mut ours, mut theirs, mut version) = (Vec::new(), Vec::new(), String::new());
+    for _ in 0..args.rounds {
+        ours.push(turn(args, &manifest, &model, text.as_deref())?);
+        if let Some(python) = &args.torch {
+            let turn = torch::stage(python, &manifest, threads, args.steps, args.data.as_deref())?;
+            if turn.params != model.values() as u64 {
+                let message = format!(
+                    "--torch: its model has {} parameters, this one {}: it has as many heads of keys as of queries, and a head of its own",
+                    turn.params,
+                    model.values()
+                );
+                return Err(Failure::Usage { message }.into());
+            }
+            theirs.push(turn.tokens_per_s);
+            version = turn.torch;
+        }
+    }
+    let median = |of: &dyn Fn(&Speed) -> f64| {
+        quantile(&mut ours.iter().map(of).collect::<Vec<f64>>(), 0.5).expect("there is at least one turn")
     };
-    let made = engine(device, arithmetic, model, Settings::of(&manifest), params);
-    let mut engine = made.map_err(other)?;
-    let speed = bench::stage(engine.as_mut(), args.steps as usize, text.as_deref()).map_err(other)?;
-    let Flops { layer, head: head_flops } = cost::flops(&manifest.model.config, u64::from(manifest.train.sequence));
-    let a_token = u64::from(layers) * layer + if head { head_flops } else { 0 };
+    let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| 100.0 * ours.tokens_per_s / theirs).collect();
+    let ratio = quantile(&mut ratios.clone(), 0.5);
+    let beside = quantile(&mut theirs, 0.5).zip(ratio).map(|(torch_tokens_per_s, ratio_percent)| Beside {
+        torch: version,
+        torch_tokens_per_s,
+        ratio_percent,
+        ratios_percent: ratios,
+    });
+    let Flops { layer, head } = cost::flops(&manifest.model.config, u64::from(manifest.train.sequence));
+    let a_token = u64::from(model.layers) * layer + if model.head { head } else { 0 };
     let flops = 3 * manifest.tokens_per_micro_batch() * a_token;
     let measured = Measured {
         model: name(args, &manifest),
-        params: values,
-        threads: args.threads.max(1),
-        engine: format!("cpu, {instructions}").to_lowercase(),
-        arithmetic,
-        forward_ms: speed.forward_ms,
-        backward_ms: speed.backward_ms,
-        step_ms: speed.step_ms,
-        tokens_per_s: speed.tokens_per_s,
-        gflops: flops as f64 / (speed.forward_ms + speed.backward_ms) / 1e6,
+        params: model.values() as u64,
+        threads,
+        engine: format!("cpu, {}", instructions(args.arithmetic)),
+        arithmetic: args.arithmetic,
+        forward_ms: median(&|speed| speed.forward_ms),
+        backward_ms: median(&|speed| speed.backward_ms),
+        step_ms: median(&|speed| speed.step_ms),
+        tokens_per_s: median(&|speed| speed.tokens_per_s),
+        gflops: flops as f64 / median(&|speed| speed.forward_ms + speed.backward_ms) / 1e6,
+        beside,
     };
     if context.out.style().json {
         context.out.document("bench", &measured);
-        return Ok(0);
+    } else {
+        context.out.table(&table(&measured));
     }
+    Ok(0)
+}
+
+/// Trains a fresh engine.
+fn turn(args: &BenchStage, manifest: &Manifest, model: &StageModel, text: Option<&[u32]>) -> Result<Speed, Report> {
+    let params = init::initial(model, manifest.train.seed);
+    let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
+    let made = engine(device, args.arithmetic, model.clone(), Settings::of(manifest), params);
+    bench::stage(made.map_err(other)?.as_mut(), args.steps as usize, text).map_err(other)
+}
+
+fn table(measured: &Measured) -> Table {
     let sizes = ["MODEL", "PARAMETERS", "THREADS", "ENGINE", "ARITHMETIC"];
     let times = ["FORWARD", "BACKWARD", "STEP", "PRODUCTS", "TOGETHER"];
-    let mut table = Table::new(sizes.into_iter().chain(times).map(Column::Left).collect());
-    table.row(vec![
-        measured.model,
+    let beside = ["PYTORCH", "OF IT", "IN TURNS"].into_iter().filter(|_| measured.beside.is_some());
+    let mut table = Table::new(sizes.into_iter().chain(times).chain(beside).map(Column::Left).collect());
+    let mut row = vec![
+        measured.model.clone(),
         About(measured.params as f64).to_string(),
         measured.threads.to_string(),
-        measured.engine,
-        format!("{arithmetic:?}").to_lowercase(),
-        format!("{:.1} ms", speed.forward_ms),
-        format!("{:.1} ms", speed.backward_ms),
-        format!("{:.1} ms", speed.step_ms),
+        measured.engine.clone(),
+        format!("{:?}", measured.arithmetic).to_lowercase(),
+        format!("{:.1} ms", measured.forward_ms),
+        format!("{:.1} ms", measured.backward_ms),
+        format!("{:.1} ms", measured.step_ms),
         format!("{:.0} GFLOP/s", measured.gflops),
-        show::tokens_per_s(speed.tokens_per_s),
-    ]);
-    context.out.table(&table);
-    Ok(0)
+        show::tokens_per_s(measured.tokens_per_s),
+    ];
+    if let Some(beside) = &measured.beside {
+        let turns: Vec<String> = beside.ratios_percent.iter().map(|ratio| format!("{ratio:.0}")).collect();
+        row.extend([
+            show::tokens_per_s(beside.torch_tokens_per_s),
+            format!("{:.0} %", beside.ratio_percent),
+            turns.join(", "),
+        ]);
+    }
+    table.row(row);
+    table
 }
 
 /// The preset with what was said otherwise.
