@@ -505,6 +505,8 @@ pub enum Bench {
     Swarm(BenchSwarm),
     /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
     Peer(BenchPeer),
+    /// What peers hold in memory at most, beside what `status` accounts for
+    Memory(BenchMemory),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -628,6 +630,25 @@ pub struct BenchPeer {
     /// Keys to store and to find
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein bench memory                   models of 10, 25 and 57 M parameters, four peers each: minutes
+  skein bench memory --widths 512
+
+Figures
+  ACCOUNT is the most that a peer accounted for, RESIDENT the most that the system gave its process.
+  OFF is by how much RESIDENT is more than ACCOUNT and BESIDE together, which is the same for every
+  peer: code, stacks, tables of the network, what the allocator keeps.")]
+pub struct BenchMemory {
+    /// Widths of the models, each of 8 layers in two stages
+    #[arg(long, default_values_t = [320, 512, 768], value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    pub widths: Vec<u32>,
+    /// Averaging rounds that each peer takes part in
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rounds: u64,
 }
 
 #[derive(Clone, Debug, Args)]

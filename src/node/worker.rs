@@ -17,7 +17,6 @@ use std::{
 use bytes::Bytes;
 use skein_pipeline::{
     job::{Done, Job},
-    model::cost,
     worker::{self, Encoder, Engines, Left, Spare},
 };
 use skein_protocol::{Blob, JobId, Manifest};
@@ -119,9 +118,9 @@ impl WorkerThread {
                 spares.try_iter().for_each(|spare| worker.reuse(spare));
                 let mut desk = Desk { inputs, blobs: shared.clone(), kind: kind_of(&job) };
                 let began = Instant::now();
-                says.begins(passing(&cost_of, &job));
+                says.begins(worker::passing_bytes(&cost_of, &job));
                 let left = unless_it_panics(|| worker.run(job, &mut desk, &mut store));
-                says.ended(worker.kept_bytes());
+                says.ended(worker.kept_bytes(), worker.round_bytes());
                 let broken = left.is_err();
                 if computed.send(Computed { id, left, took: began.elapsed() }).is_err() || broken {
                     return;
@@ -178,30 +177,6 @@ impl Desk {
     /// For whoever reads nothing: results of training.
     fn of_results(blobs: Blobs) -> Desk {
         Desk { inputs: BTreeMap::new(), blobs, kind: Kind::Work }
-    }
-}
-
-/// Bytes that a job takes beyond the steady state of its stage.
-fn passing(manifest: &Manifest, job: &Job) -> u64 {
-    match job {
-        Job::State { .. }
-        | Job::Save { .. }
-        | Job::Load { .. }
-        | Job::RoundSnapshot { .. }
-        | Job::RoundPrepare { .. } => cost::memory(manifest, job.stage()).passing,
-        Job::Create { .. }
-        | Job::Forward { .. }
-        | Job::Loss { .. }
-        | Job::Backward { .. }
-        | Job::Drop { .. }
-        | Job::DropSum { .. }
-        | Job::Step { .. }
-        | Job::RoundAdopt { .. }
-        | Job::RoundRollBack { .. }
-        | Job::RoundAlone { .. }
-        | Job::Infer { .. }
-        | Job::InferClose { .. }
-        | Job::Remove { .. } => 0,
     }
 }
 

@@ -15,16 +15,17 @@ use super::{
     Blobs, Engines, Saves, bad,
     encode::{Left, Unencoded, What},
     failed,
+    fitted::Fitted,
     round::Rounds,
 };
 use crate::{
-    exact::{Engine, EngineError, Lost, StageInput},
+    exact::{Engine, Lost, StageInput},
     job::{Coding, Done, Job, Key},
     model::{StageModel, cost, init, schedule, state::StageState},
 };
 
 pub struct Hosted {
-    engine: Box<dyn Engine>,
+    engine: Fitted,
     rounds: Rounds,
     /// Samples of the whole run that the last step knew of.
     samples: u64,
@@ -33,10 +34,6 @@ pub struct Hosted {
     stepped_with: u32,
     /// Memory that activations and gradients are decoded into.
     decoded: Vec<f32>,
-    /// Bytes that kept forwards may take beyond their inputs.
-    kept_bytes_max: u64,
-    /// What a device that ran out of memory is still trusted with.
-    ceiling: u64,
     /// Whether the weights are held once more, packed.
     packed: bool,
     /// Forwards whose backward is still to come, and the most that ever were.
@@ -90,16 +87,13 @@ impl Hosted {
     }
 
     fn of(engine: Box<dyn Engine>, rounds: Rounds, samples: u64) -> Self {
-        let kept_bytes_max = engine.settings().kept_bytes_max;
         Hosted {
-            engine,
+            engine: Fitted::new(engine),
             rounds,
             samples,
             summed: 0,
             stepped_with: 0,
             decoded: Vec::new(),
-            kept_bytes_max,
-            ceiling: u64::MAX,
             packed: false,
             ahead: BTreeSet::new(),
             ahead_most: 0,
@@ -107,7 +101,7 @@ impl Hosted {
     }
 
     pub fn engine(&self) -> &dyn Engine {
-        self.engine.as_ref()
+        &*self.engine
     }
 
     pub fn set_packed(&mut self, packed: bool) {
@@ -116,39 +110,36 @@ impl Hosted {
     }
 
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
-        self.kept_bytes_max = bytes.min(self.ceiling);
-        self.engine.set_kept_bytes_max(self.kept_bytes_max);
+        self.engine.allow(bytes);
     }
 
     /// Bytes of kept forwards: their inputs, and the tapes of those whose backward is to come. The buffers of tapes stay for the
     /// next ones, so the most that ever were count. Packed weights, which take their place where memory is short, count here.
     pub fn kept_bytes(&self, manifest: &Manifest, stage: Stage) -> u64 {
-        let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept().len() as u64);
+        let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept_whole() as u64);
         let tape = match manifest.train.recompute {
             Recompute::WhenNeeded if !self.engine.model().head => cost::tape_bytes(manifest, stage),
             _ => 0,
         };
         let packed = if self.packed { cost::packed_bytes(manifest, stage) } else { 0 };
-        inputs.saturating_add(packed).saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
+        inputs
+            .saturating_add(packed)
+            .saturating_add(tape.saturating_mul(self.ahead_most).min(self.engine.kept_bytes_max()))
+    }
+
+    /// Bytes of the round in the air.
+    pub fn round_bytes(&self) -> u64 {
+        self.rounds.open_bytes()
+    }
+
+    /// Forwards that are kept.
+    pub fn kept(&self) -> usize {
+        self.engine.kept_whole()
     }
 
     fn is_ahead(&mut self, key: Key) {
         self.ahead.insert(key);
         self.ahead_most = self.ahead_most.max(self.ahead.len() as u64);
-    }
-
-    /// A device that fails may be out of memory: it is asked once more with nothing kept but inputs, and keeps half as much from
-    /// then on.
-    fn smaller<T>(&mut self, mut ask: impl FnMut(&mut dyn Engine) -> Result<T, EngineError>) -> Result<T, EngineError> {
-        match ask(self.engine.as_mut()) {
-            Err(EngineError::Device(_)) if self.kept_bytes_max > 0 => {}
-            answer => return answer,
-        }
-        self.engine.set_kept_bytes_max(0);
-        let again = ask(self.engine.as_mut());
-        self.ceiling = self.kept_bytes_max / 2;
-        self.set_kept_bytes_max(self.ceiling);
-        again
     }
 
     pub fn stepped_with(&self) -> u32 {
@@ -237,7 +228,7 @@ impl Hosted {
 
     fn forward(&mut self, manifest: &Manifest, key: Key, input: Blob, blobs: &dyn Blobs) -> Result<Vec<f32>, Done> {
         let input = self.input(manifest, input, blobs)?;
-        let output = self.smaller(|engine| engine.forward(key, input.as_input()))?;
+        let output = self.engine.forward(key, input.as_input())?;
         self.used(input);
         self.is_ahead(key);
         Ok(output)
@@ -254,10 +245,7 @@ impl Hosted {
     ) -> Result<Lost, Done> {
         let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
         let input = self.input(manifest, input, blobs)?;
-        let lost = self.smaller(|engine| {
-            engine.forward(key, input.as_input())?;
-            engine.loss_backward(key, &targets, weight)
-        })?;
+        let lost = self.engine.loss(key, input.as_input(), &targets, weight)?;
         self.used(input);
         self.summed += u32::from(weight > 0.0);
         Ok(lost)
@@ -273,7 +261,7 @@ impl Hosted {
     ) -> Result<Vec<f32>, Done> {
         let mut values = std::mem::take(&mut self.decoded);
         hidden(&bytes_of(gradient, blobs)?, manifest, &manifest.codecs.backward, &mut values)?;
-        let gradient = self.smaller(|engine| engine.backward(key, &values, weight, false))?;
+        let gradient = self.engine.backward(key, &values, weight)?;
         self.decoded = values;
         self.ahead.remove(&key);
         self.summed += u32::from(weight > 0.0);

@@ -7,6 +7,7 @@
 //! are not finite are the sender's fault (`Done::BadInput`).
 
 mod encode;
+mod fitted;
 mod hosted;
 mod round;
 
@@ -123,13 +124,18 @@ impl<M: Engines> Worker<M> {
 
     /// Forwards that are kept for their backward, over all stages.
     pub fn kept(&self) -> usize {
-        self.stages.values().map(|hosted| hosted.engine().kept().len()).sum()
+        self.stages.values().map(|hosted| hosted.kept()).sum()
     }
 
     /// Bytes of those forwards, over all stages: inputs, and what their backward needs.
     pub fn kept_bytes(&self) -> u64 {
         let each = self.stages.iter().map(|(stage, hosted)| hosted.kept_bytes(&self.manifest, *stage));
         each.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of rounds in the air, over all stages: what they began with, and what they would leave.
+    pub fn round_bytes(&self) -> u64 {
+        self.stages.values().map(Hosted::round_bytes).fold(0, u64::saturating_add)
     }
 
     /// Gradients that the last step of a stage took the mean of.
@@ -168,6 +174,37 @@ impl<M: Engines> Worker<M> {
             Some(hosted) => hosted.run(&self.manifest, job, blobs, saves),
             None => Err(failed(format!("stage {stage} is not here"))),
         }
+    }
+}
+
+/// Bytes that a job takes while it runs, beyond what its stage holds before.
+pub fn passing_bytes(manifest: &Manifest, job: &Job) -> u64 {
+    let stage = job.stage();
+    let values = cost::stage_parameters(manifest, stage);
+    let bytes = |each: u64| values.saturating_mul(each);
+    match job {
+        // Collected, then encoded.
+        Job::State { full: true, .. } | Job::Save { .. } => bytes(20 + 20),
+        Job::State { full: false, .. } => bytes(12 + 4),
+        // The parts in one piece; what is read from them becomes the stage.
+        Job::Load { .. } => bytes(20 + 4),
+        // What it freezes and the body, and the difference before and after its codec.
+        Job::RoundSnapshot { .. } => bytes(12 + 4).saturating_add(cost::round_bytes(manifest, stage)),
+        // The partner's tensors, what of them is scaled down, and the result.
+        Job::RoundPrepare { .. } => bytes(8 + 8 + 8),
+        Job::RoundAdopt { .. } => bytes(4),
+        Job::Create { .. }
+        | Job::Forward { .. }
+        | Job::Loss { .. }
+        | Job::Backward { .. }
+        | Job::Drop { .. }
+        | Job::DropSum { .. }
+        | Job::Step { .. }
+        | Job::RoundRollBack { .. }
+        | Job::RoundAlone { .. }
+        | Job::Infer { .. }
+        | Job::InferClose { .. }
+        | Job::Remove { .. } => 0,
     }
 }
 

@@ -5,6 +5,7 @@ mod average;
 mod codec;
 mod link;
 mod loss;
+mod memory;
 mod peer;
 mod stage;
 mod swarm;
@@ -27,6 +28,7 @@ pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
         Bench::Average(args) => average::run(args, context),
         Bench::Swarm(args) => swarm::run(args, context),
         Bench::Peer(args) => peer::run(args, context),
+        Bench::Memory(args) => memory::run(args, context),
     }
 }
 
