@@ -14,8 +14,8 @@ use skein_pipeline::{
 };
 use skein_protocol::Manifest;
 
-/// What a process holds beside its account: code, stacks, tables of the network, what the allocator keeps. Measured: see
-/// `skein bench memory`.
+/// What a process holds beside its account: code, stacks, tables of the network, what the allocator keeps. Allowed
+/// for, not measured: `skein bench memory` shows how far off it is.
 pub const BESIDE: u64 = 48 << 20;
 
 /// Bytes, by what they are for.
