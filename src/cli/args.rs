@@ -509,6 +509,8 @@ pub enum Bench {
     Peer(BenchPeer),
     /// All of it, as the text of BENCHMARKS.md
     Report(BenchReport),
+    /// What peers hold in memory at most, beside what `status` accounts for
+    Memory(BenchMemory),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -665,9 +667,28 @@ pub struct BenchReport {
     /// A Python that has torch; nothing: the stages are measured by themselves
     #[arg(long, value_name = "PYTHON")]
     pub torch: Option<PathBuf>,
-    /// These sections: stage, codec, loss, link, shaped, average, swarm, peer, demo
+    /// These sections: stage, codec, loss, link, shaped, average, swarm, peer, memory, demo
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein bench memory                   models of 10, 25 and 57 M parameters, four peers each: minutes
+  skein bench memory --widths 512
+
+Figures
+  ACCOUNT is the most that a peer accounted for, RESIDENT the most that the system gave its process.
+  OFF is by how much RESIDENT is more than ACCOUNT and BESIDE together, which is the same for every
+  peer: code, stacks, tables of the network, what the allocator keeps.")]
+pub struct BenchMemory {
+    /// Widths of the models, each of 8 layers in two stages
+    #[arg(long, default_values_t = [320, 512, 768], value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    pub widths: Vec<u32>,
+    /// Averaging rounds that each peer takes part in
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rounds: u64,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -142,6 +142,12 @@ catalogue! {
     ]
     about "A device that was asked for by name is used or refused, never replaced in silence. `--device auto` takes the best one that this build has and that passes its test."
 
+    TooManyThreads { given: u16 = 64u16, most: u16 = 8u16, place: String = "flag --threads", command: String = "join" } "SK124" Failure 4
+    what "{given} threads are more than this process may run at one time."
+    why "They are set by {place}; the system gives this process {most}."
+    next ["skein {command} --threads {most}" => "as many as there are", "skein {command} --threads 0" => "one less than there are physical cores"]
+    about "How many that is follows from the processors, the affinity of the process (taskset) and the limit of its container. Threads beyond that take turns, and every matrix product waits for the last of them."
+
     NotEnoughMemory { need: Bytes = 1503238553u64, give: Bytes = 1073741824u64, free: Bytes = 5583457484u64, run: String = "tiny-verse", command: String = "join", enough: String = "1434MiB" } "SK125" Failure 4
     what "Not enough memory for any stage of {run}."
     why "Its smallest stage needs {need}; you give {give}, {free} are free."
@@ -163,6 +169,12 @@ catalogue! {
     why "{error}; owned by {owner}."
     next ["skein --home ./skein-home join" => "a home that you own", "chown 10001 {path}" => "for a volume of the container image"]
     about "Skein writes into its home folder and into folders that you name, nowhere else."
+
+    TooMuchMemory { given: Bytes = 68719476736u64, total: Bytes = 17179869184u64, place: String = "flag --memory", command: String = "join", most: String = "16GiB" } "SK128" Failure 4
+    what "{given} of memory is more than there is."
+    why "It is set by {place}; this machine, or the container of this process, has {total}."
+    next ["skein {command} --memory auto" => "what this machine can spare", "skein {command} --memory {most}" => "all of it"]
+    about "Stages are taken until the memory that was given is used. What does not exist cannot be given: the system would end the peer in the middle of its work, and those that wait for it would have to repair that."
 
     ResultLost { error: String = "No space left on device (os error 28)" } "SK129" Failure 4
     what "The result was not written whole."

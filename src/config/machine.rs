@@ -12,6 +12,15 @@ pub struct Machine {
     pub memory_free: u64,
     /// Cores that exist and that this process may use.
     pub cores: u16,
+    /// Threads that can run at one time: what the affinity of this process and the limit of its container leave.
+    pub threads: u16,
+}
+
+/// What was asked for and this machine has not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    Threads { given: u16, most: u16 },
+    Memory { given: u64, most: u64 },
 }
 
 impl Machine {
@@ -25,8 +34,9 @@ impl Machine {
         }
         let allowed = std::thread::available_parallelism().map_or(1, usize::from);
         let physical = sysinfo::System::physical_core_count().unwrap_or(allowed);
-        let cores = u16::try_from(allowed.min(physical).max(1)).unwrap_or(u16::MAX);
-        Machine { memory_total: total, memory_free: free, cores }
+        let count = |n: usize| u16::try_from(n.max(1)).unwrap_or(u16::MAX);
+        let (cores, threads) = (count(allowed.min(physical)), count(allowed));
+        Machine { memory_total: total, memory_free: free, cores, threads }
     }
 }
 
@@ -36,6 +46,22 @@ impl Give {
         match self.memory {
             Memory::Bytes(bytes) => bytes,
             Memory::Auto => (machine.memory_total / 2).min(machine.memory_free.saturating_sub(2 * GIB)).max(MEMORY_MIN),
+        }
+    }
+
+    /// Whether this machine has what was set by hand.
+    ///
+    /// # Errors
+    /// What it lacks, and the most that it has.
+    pub fn check(&self, machine: &Machine) -> Result<(), Lacking> {
+        if self.threads > machine.threads {
+            return Err(Lacking::Threads { given: self.threads, most: machine.threads });
+        }
+        match self.memory {
+            Memory::Bytes(given) if given > machine.memory_total => {
+                Err(Lacking::Memory { given, most: machine.memory_total })
+            }
+            Memory::Bytes(_) | Memory::Auto => Ok(()),
         }
     }
 
@@ -53,10 +79,28 @@ mod tests {
     use super::*;
     use crate::config::{Settings, Sources};
 
+    fn machine(total: u64, free: u64, cores: u16, threads: u16) -> Machine {
+        Machine { memory_total: total * GIB, memory_free: free * GIB, cores, threads }
+    }
+
+    #[test]
+    fn what_the_machine_has_is_the_most_that_can_be_given() {
+        let give =
+            |memory, threads| Give { memory, threads, ..Settings::load(&Sources::default()).unwrap().node().give };
+        let machine = machine(16, 1, 4, 8);
+        for fits in [give(Memory::Auto, 0), give(Memory::Bytes(16 * GIB), 8)] {
+            assert_eq!(fits.check(&machine), Ok(()));
+        }
+        let lacks = |memory, threads| give(memory, threads).check(&machine).unwrap_err();
+        assert_eq!(lacks(Memory::Auto, 9), Lacking::Threads { given: 9, most: 8 });
+        let given = 16 * GIB + 1;
+        assert_eq!(lacks(Memory::Bytes(given), 1), Lacking::Memory { given, most: 16 * GIB });
+    }
+
     #[test]
     fn auto_leaves_room_for_the_owner() {
         let give = Settings::load(&Sources::default()).unwrap().node().give;
-        let machine = |total, free, cores| Machine { memory_total: total * GIB, memory_free: free * GIB, cores };
+        let machine = |total, free, cores| machine(total, free, cores, cores);
         assert_eq!(give.memory_bytes(&machine(16, 9, 8)), 7 * GIB);
         assert_eq!(give.memory_bytes(&machine(16, 14, 8)), 8 * GIB);
         assert_eq!(give.memory_bytes(&machine(2, 1, 8)), MEMORY_MIN);
@@ -67,6 +111,7 @@ mod tests {
     #[test]
     fn this_machine_has_something() {
         let machine = Machine::look();
-        assert!(machine.memory_total > 0 && machine.memory_free <= machine.memory_total && machine.cores > 0);
+        assert!(machine.memory_total > 0 && machine.memory_free <= machine.memory_total);
+        assert!(machine.cores > 0 && machine.threads >= machine.cores);
     }
 }

@@ -25,7 +25,7 @@ use skein_protocol::Stage;
 pub use self::{
     keys::KEYS,
     layers::{Flag, Origin, Place, SHORTHANDS, Setting, Settings, Sources, nearest, shown},
-    machine::Machine,
+    machine::{Lacking, Machine},
     value::address,
 };
 

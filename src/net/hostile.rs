@@ -1,6 +1,7 @@
-//! What a peer that does not play by the rules gets from us: nothing allocated, a fault noted, in the end a ban.
+//! What a peer that does not play by the rules gets from us: nothing allocated, a fault noted, in the end a ban. And one that
+//! changes its mind: what was taken for its message, back.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use skein_protocol::{Lane, PeerId, event::Severity, key::Key};
@@ -21,6 +22,14 @@ impl Admit for RefuseAll {
     }
 }
 
+struct TakeAll;
+
+impl Admit for TakeAll {
+    fn admit(&self, _: PeerId, _: Lane, _: &[u8], _: u64) -> Verdict {
+        Verdict::Take
+    }
+}
+
 struct Victim {
     net: Net,
     events: mpsc::Receiver<NetEvent>,
@@ -28,8 +37,12 @@ struct Victim {
 
 impl Victim {
     async fn start() -> Victim {
+        Victim::start_with(Arc::new(RefuseAll)).await
+    }
+
+    async fn start_with(admit: Arc<dyn Admit>) -> Victim {
         let config = NetConfig::loopback(Key::from_secret([1; 32]));
-        let (net, mut events) = start(config, Arc::new(RefuseAll)).await.expect("loopback is free");
+        let (net, mut events) = start(config, admit).await.expect("loopback is free");
         while !net.addresses().iter().any(|address| quic::to_socket(address).is_some()) {
             events.recv().await.expect("the network runs");
         }
@@ -50,6 +63,16 @@ impl Victim {
                 return why;
             }
         }
+    }
+
+    /// Waits until so many bytes are taken for bodies that are being read.
+    async fn receives(&self, wanted: impl Fn(u64) -> bool) {
+        let looking = async {
+            while !wanted(self.net.stats().receiving) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), looking).await.expect("it comes to hold in time");
     }
 
     async fn up(&mut self) {
@@ -115,6 +138,30 @@ async fn a_body_that_nobody_wants_is_refused_before_it_is_sent() {
     let head = Head { lane: Lane::Gradient, frame_len: 5, body_len: 1 << 20 };
     assert_eq!(stopped(&connection, head, b"frame").await, Some(Code::Stale));
     assert_eq!((victim.net.stats().refused, victim.net.stats().faults), (1, 1));
+}
+
+#[tokio::test]
+async fn a_message_that_is_cut_off_gives_its_memory_back_and_the_next_one_arrives() {
+    const LEN: usize = 256 << 10;
+    let mut victim = Victim::start_with(Arc::new(TakeAll)).await;
+    let connection = victim.connection(2).await;
+    let _control = greet(&connection).await;
+    victim.up().await;
+    let head = Head { lane: Lane::Gradient, frame_len: 5, body_len: LEN as u64 };
+    let message = |len| [&head.encode()[..], b"frame", &vec![7; len]].concat();
+    let mut stream = connection.open_uni().await.expect("a stream is granted");
+    stream.write_all(&message(LEN / 2)).await.expect("an open stream");
+    victim.receives(|bytes| bytes >= LEN as u64).await;
+    stream.reset(Code::Cancelled.into()).expect("it is open");
+    victim.receives(|bytes| bytes == 0).await;
+    let mut stream = connection.open_uni().await.expect("a stream is granted");
+    stream.write_all(&message(LEN)).await.expect("an open stream");
+    stream.finish().expect("it is open");
+    match victim.events.recv().await {
+        Some(NetEvent::Message { body: Some(body), .. }) => assert_eq!(body.len(), LEN),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(victim.net.stats().faults, 0, "whoever changes its mind did nothing wrong");
 }
 
 #[tokio::test]

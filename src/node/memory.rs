@@ -14,6 +14,10 @@ use skein_pipeline::{
 };
 use skein_protocol::Manifest;
 
+/// What a process holds beside its account: code, stacks, tables of the network, what the allocator keeps. Allowed
+/// for, not measured: `skein bench memory` shows how far off it is.
+pub const BESIDE: u64 = 48 << 20;
+
 /// Bytes, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
@@ -30,7 +34,7 @@ pub struct Account {
     pub kept: u64,
     /// Work space of one forward or backward.
     pub scratch: u64,
-    /// A round, or a state that is made for a joiner or the disk: while the worker is at it.
+    /// A round in the air, and a state that is made for a joiner or the disk while the worker is at it.
     pub passing: u64,
     /// Bodies: activations and gradients on their way, states and rounds of others.
     pub blobs: u64,
@@ -70,32 +74,46 @@ impl Account {
 /// What the worker's thread says of itself, which the driver reads.
 #[derive(Clone, Debug, Default)]
 pub struct AtWork {
-    shared: Arc<[AtomicU64; 3]>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    kept: AtomicU64,
+    /// Of rounds in the air.
+    rounds: AtomicU64,
+    /// Of the job at hand.
+    job: AtomicU64,
+    /// The most of both since somebody looked.
+    most: AtomicU64,
 }
 
 impl AtWork {
     /// The worker begins a job that takes so much beyond the steady state.
     pub fn begins(&self, passing: u64) {
-        self.shared[1].store(passing, Relaxed);
-        self.shared[2].fetch_max(passing, Relaxed);
+        self.shared.job.store(passing, Relaxed);
+        self.shared.most.fetch_max(self.passing(), Relaxed);
     }
 
-    /// It has ended, and forwards keep so much.
-    pub fn ended(&self, kept: u64) {
-        self.shared[0].store(kept, Relaxed);
-        self.shared[1].store(0, Relaxed);
+    /// It has ended; forwards keep so much, and rounds in the air hold so much.
+    pub fn ended(&self, kept: u64, rounds: u64) {
+        self.shared.kept.store(kept, Relaxed);
+        self.shared.rounds.store(rounds, Relaxed);
+        self.shared.job.store(0, Relaxed);
     }
 
     fn kept(&self) -> u64 {
-        self.shared[0].load(Relaxed)
+        self.shared.kept.load(Relaxed)
     }
 
+    /// Beyond the steady state.
     fn passing(&self) -> u64 {
-        self.shared[1].load(Relaxed)
+        self.shared.job.load(Relaxed).saturating_add(self.shared.rounds.load(Relaxed))
     }
 
-    fn passing_most(&self) -> u64 {
-        self.shared[2].load(Relaxed)
+    /// The most since this was asked before.
+    fn take_passing_most(&self) -> u64 {
+        self.shared.most.swap(0, Relaxed).max(self.passing())
     }
 }
 
@@ -117,8 +135,8 @@ impl Books {
     ) -> Account {
         let mut account = Account { budget, kept: at_work.kept(), blobs, network, ..Account::default() };
         account.add_stages(manifest, view);
-        // Jobs are shorter than the time between two looks: what one of them took is remembered.
-        self.most = self.most.max(account.total().saturating_add(at_work.passing_most()));
+        // Jobs are shorter than the time between two looks: what one of them took is remembered until the next.
+        self.most = self.most.max(account.total().saturating_add(at_work.take_passing_most()));
         let (resident, resident_most) = resident().unwrap_or_default();
         Account { passing: at_work.passing(), most: self.most, resident, resident_most, ..account }
     }
@@ -165,19 +183,22 @@ mod tests {
         let manifest = sample_manifest(2);
         let (mut books, at_work) = (Books::default(), AtWork::default());
         at_work.begins(0);
-        at_work.ended(1000);
+        at_work.ended(1000, 0);
         let account = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 200, 30);
         let planned = [0, 1].map(|stage| cost::memory(&manifest, stage));
         let fixed: u64 = planned.iter().map(|memory| memory.steady() - memory.kept).sum();
         assert_eq!((account.total(), account.most), (fixed + 1230, fixed + 1230));
         assert_eq!(account.parameters, planned.iter().map(|memory| memory.parameters).sum::<u64>());
         // A stage that is only looked for takes nothing yet, and what was is remembered.
-        at_work.begins(5000);
-        at_work.ended(0);
+        at_work.ended(0, 0);
         let after = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Looking), &at_work, 0, 0);
         assert_eq!((after.total(), after.most), (0, fixed + 1230));
+        // So is what a job took between two looks, a round that is in the air included.
+        at_work.ended(0, 400);
+        at_work.begins(5000);
+        at_work.ended(0, 300);
         let again = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 0, 0);
-        assert_eq!((again.passing, again.most), (0, fixed + 5000));
+        assert_eq!((again.passing, again.most), (300, fixed + 5400));
     }
 
     #[test]

@@ -399,6 +399,13 @@ fn what_this_machine_cannot_give_is_said_before_the_run_begins() {
     let home = home();
     let dir = home.path();
     assert_eq!(refusal(&train(dir, &["--preset", "350m", "--memory", "256MiB"])), (4, "SK125".into()));
+    let most = std::thread::available_parallelism().unwrap();
+    let said = train(dir, &["--preset", "demo", "--threads", "1024"]);
+    assert_eq!(refusal(&said), (4, "SK124".into()), "{}", said.stderr);
+    assert!(said.stdout.contains(&format!("skein train --threads {most}")), "the most that would do: {}", said.stdout);
+    let said = train(dir, &["--preset", "demo", "--memory", "1000000GiB"]);
+    assert_eq!(refusal(&said), (4, "SK128".into()), "{}", said.stderr);
+    assert!(said.stdout.contains("skein train --memory "), "the most that would do: {}", said.stdout);
     let held = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = held.local_addr().unwrap().port().to_string();
     let said = train(dir, &["--preset", "demo", "--memory", "256MiB", "--port", &port]);

@@ -10,7 +10,10 @@ use libp2p::{
     Swarm, SwarmBuilder, identify, ping,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use skein::net::{self, Admit, Code, Limits, NetConfig, NetError, NetEvent, Path, SendError, Verdict};
+use skein::{
+    net::{self, Admit, Code, Limits, NetConfig, NetError, NetEvent, Path, SendError, Verdict},
+    node::blobs::{Blobs, Kind, Room},
+};
 use skein_protocol::{Lane, PeerId, key::Key};
 
 use tokio::time::timeout;
@@ -279,6 +282,88 @@ async fn refused_bodies_come_back_to_the_sender_on_every_kind_of_connection() {
             let (_, _, frame, got) = b.message().await;
             assert_eq!((&frame[..], got), (&b"take"[..], Some(body(len, 2))));
         }
+    }
+}
+
+/// Takes what its store has room for, as a node does.
+struct Shelf(Blobs);
+
+impl Admit for Shelf {
+    fn admit(&self, _: PeerId, _: Lane, _: &[u8], len: u64) -> Verdict {
+        match self.0.has_room(len, Room::Work) {
+            true => Verdict::Take,
+            false => Verdict::Refuse { code: Code::Busy, severity: None },
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_is_busy_and_holds_no_more_until_something_is_released() {
+    const PART: usize = 256 << 10;
+    for tcp in [false, true] {
+        let blobs = Blobs::new(4 * PART as u64, 0);
+        let mut a = Node::start(config(1)).await;
+        let mut b = Node::start_with(config(2), Arc::new(Shelf(blobs.clone()))).await;
+        a.net.dial_address(b.address(tcp));
+        a.up(b.me).await;
+        b.up(a.me).await;
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            a.net.send(b.me, Lane::Activation, Bytes::from_static(b"part"), Some(body(PART, 1))).expect("b is up");
+            held.push(blobs.put(b.message().await.3.expect("a body"), Kind::Work));
+        }
+        for _ in 0..3 {
+            a.net.send(b.me, Lane::Activation, Bytes::from_static(b"part"), Some(body(PART, 1))).expect("b is up");
+            let code = a.until(|event| match event {
+                NetEvent::Refused { code, .. } => Some(*code),
+                _ => None,
+            });
+            assert_eq!(code.await, Code::Busy);
+        }
+        eventually(|| b.net.stats().receiving == 0).await;
+        assert_eq!(blobs.bytes(), 4 * PART as u64);
+        // What needs no room goes on, and what was released is room.
+        exchange_one_way(&a, &mut b).await;
+        blobs.release(held.remove(0)).expect("it is held");
+        a.net.send(b.me, Lane::Activation, Bytes::from_static(b"part"), Some(body(PART, 2))).expect("b is up");
+        assert_eq!(b.message().await.3, Some(body(PART, 2)));
+    }
+}
+
+/// A body whose owner sees when nobody holds it any more.
+struct Owned(#[allow(dead_code)] Arc<()>, Vec<u8>);
+
+impl AsRef<[u8]> for Owned {
+    fn as_ref(&self) -> &[u8] {
+        &self.1
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_refused_or_cut_off_is_let_go_by_its_sender() {
+    for tcp in [false, true] {
+        let owner = Arc::new(());
+        let body = Bytes::from_owner(Owned(owner.clone(), vec![7; 8 << 20]));
+        let mut a = Node::start(config(1)).await;
+        let mut b = Node::start_with(config(2), Arc::new(Shelf(Blobs::new(0, 0)))).await;
+        a.net.dial_address(b.address(tcp));
+        a.up(b.me).await;
+        b.up(a.me).await;
+        a.net.send(b.me, Lane::Activation, Bytes::from_static(b"part"), Some(body)).expect("b is up");
+        a.until(|event| matches!(event, NetEvent::Refused { .. }).then_some(())).await;
+        eventually(|| Arc::strong_count(&owner) == 1).await;
+        // Nobody reads at the other end: the lane fills, and is emptied when the connection ends.
+        let mut c = Node::start(NetConfig { limits: Limits { events: 4, ..Limits::default() }, ..config(3) }).await;
+        a.net.dial_address(c.address(tcp));
+        a.up(c.me).await;
+        c.up(a.me).await;
+        let body = Bytes::from_owner(Owned(owner.clone(), vec![7; 8 << 20]));
+        while a.net.send(c.me, Lane::Activation, Bytes::from_static(b"part"), Some(body.clone())).is_ok() {}
+        drop(body);
+        assert_eq!(Arc::strong_count(&owner), 2);
+        a.net.hangup(c.me);
+        a.lost(c.me).await;
+        eventually(|| Arc::strong_count(&owner) == 1).await;
     }
 }
 

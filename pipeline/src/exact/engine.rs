@@ -130,6 +130,11 @@ pub trait Engine: Send {
 
     fn drop_kept(&mut self, key: u64);
 
+    /// Memory of a result of this engine that nobody reads any more, for a later one.
+    fn reuse(&mut self, result: Vec<f32>) {
+        drop(result);
+    }
+
     /// Keys kept, in order.
     fn kept(&self) -> Vec<u64>;
 

@@ -20,6 +20,9 @@ use super::{
 };
 use crate::model::{Dims, StageModel, cost};
 
+/// Results that are kept for their memory: one is made while the one before it is encoded.
+const RESULTS: usize = 2;
+
 /// One version of the parameters.
 pub struct Held {
     number: u64,
@@ -78,6 +81,8 @@ pub struct StageEngine<P> {
     gradient: Vec<f32>,
     /// Tapes that nobody uses.
     free: Vec<Vec<f32>>,
+    /// Results that nobody reads, at most [`RESULTS`].
+    results: Vec<Vec<f32>>,
     pub(super) sessions: BTreeMap<u64, Session>,
 }
 
@@ -109,6 +114,7 @@ impl<P: Product> StageEngine<P> {
             lanes: Vec::new(),
             gradient: Vec::new(),
             free: Vec::new(),
+            results: Vec::new(),
             sessions: BTreeMap::new(),
         })
     }
@@ -173,7 +179,9 @@ impl<P: Product> StageEngine<P> {
 
     /// The output of a tape: the lanes' outputs, one after the other.
     fn output(&mut self, tape: &Tape, sequences: usize) -> Vec<f32> {
-        let mut out = Vec::with_capacity(sequences * self.settings.sequence * self.dims.hidden);
+        let mut out = self.results.pop().unwrap_or_default();
+        out.clear();
+        out.reserve_exact(sequences * self.settings.sequence * self.dims.hidden);
         let mut end = 0;
         for range in self.cut(sequences) {
             let shape = self.shape(range.len());
@@ -204,7 +212,12 @@ impl<P: Product> StageEngine<P> {
         };
         let cut = self.cut(sequences);
         let (t, hidden, wanted) = (self.settings.sequence, self.dims.hidden, weight != 0.0);
-        let mut gradient = if self.model.embedding { Vec::new() } else { vec![0.0; sequences * t * hidden] };
+        let mut gradient = Vec::new();
+        if !self.model.embedding {
+            // All of it is written.
+            gradient = self.results.pop().unwrap_or_default();
+            gradient.resize(sequences * t * hidden, 0.0);
+        }
         let from: Vec<From<'_>> = (cut.iter().map(|range| range.start * t..range.end * t))
             .map(|rows| match from {
                 From::Gradient(g) => From::Gradient(&g[rows.start * hidden..rows.end * hidden]),
@@ -380,7 +393,11 @@ impl<P: Product> Engine for StageEngine<P> {
             }
         };
         self.kept.insert(key, Kept { input: Arc::new(input), sequences, tape });
-        Ok(if self.model.head { Vec::new() } else { output })
+        if self.model.head {
+            self.reuse(output);
+            return Ok(Vec::new());
+        }
+        Ok(output)
     }
 
     fn loss_backward(&mut self, key: u64, targets: &[u32], weight: f32) -> Result<Lost, EngineError> {
@@ -415,6 +432,12 @@ impl<P: Product> Engine for StageEngine<P> {
         if let Some(Kept { tape: Some(tape), .. }) = self.kept.remove(&key) {
             self.free.push(tape.buffer);
             self.retire(tape.held);
+        }
+    }
+
+    fn reuse(&mut self, result: Vec<f32>) {
+        if self.results.len() < RESULTS && !result.is_empty() {
+            self.results.push(result);
         }
     }
 

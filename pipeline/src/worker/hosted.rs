@@ -1,40 +1,39 @@
 //! One stage at one worker: its engine, and the slow weights and outer momentum of averaging beside it. In: jobs of this
-//! stage. Out: what came of each.
+//! stage. Out: what came of each, results for the next hop as numbers.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use skein_protocol::{
     Blob, Manifest, Stage, Version,
-    codec::{self, Gain},
+    codec::{self, Sample},
     hash::Digest,
     run::{Codec, Recompute, Weights},
 };
 
-use super::{Blobs, Engines, Saves, bad, failed, round::Rounds};
+use super::{
+    Blobs, Engines, Saves, bad,
+    encode::{Left, Unencoded, What},
+    failed,
+    fitted::Fitted,
+    round::Rounds,
+};
 use crate::{
-    exact::{Engine, EngineError, StageInput},
+    exact::{Engine, Lost, StageInput},
     job::{Coding, Done, Job, Key},
     model::{StageModel, cost, init, schedule, state::StageState},
 };
 
 pub struct Hosted {
-    engine: Box<dyn Engine>,
+    engine: Fitted,
     rounds: Rounds,
     /// Samples of the whole run that the last step knew of.
     samples: u64,
     /// Gradients in the open sum, and in the one before it.
     summed: u32,
     stepped_with: u32,
-    /// What codecs and zstd do to what goes to the next stage, and to what goes back to the one before.
-    forward_gain: Gain,
-    backward_gain: Gain,
     /// Memory that activations and gradients are decoded into.
     decoded: Vec<f32>,
-    /// Bytes that kept forwards may take beyond their inputs.
-    kept_bytes_max: u64,
-    /// What a device that ran out of memory is still trusted with.
-    ceiling: u64,
     /// Whether the weights are held once more, packed.
     packed: bool,
     /// Forwards whose backward is still to come, and the most that ever were.
@@ -88,19 +87,13 @@ impl Hosted {
     }
 
     fn of(engine: Box<dyn Engine>, rounds: Rounds, samples: u64) -> Self {
-        let (forward_gain, backward_gain) = (Gain::default(), Gain::default());
-        let kept_bytes_max = engine.settings().kept_bytes_max;
         Hosted {
-            engine,
+            engine: Fitted::new(engine),
             rounds,
             samples,
             summed: 0,
             stepped_with: 0,
-            forward_gain,
-            backward_gain,
             decoded: Vec::new(),
-            kept_bytes_max,
-            ceiling: u64::MAX,
             packed: false,
             ahead: BTreeSet::new(),
             ahead_most: 0,
@@ -108,7 +101,7 @@ impl Hosted {
     }
 
     pub fn engine(&self) -> &dyn Engine {
-        self.engine.as_ref()
+        &*self.engine
     }
 
     pub fn set_packed(&mut self, packed: bool) {
@@ -117,39 +110,36 @@ impl Hosted {
     }
 
     pub fn set_kept_bytes_max(&mut self, bytes: u64) {
-        self.kept_bytes_max = bytes.min(self.ceiling);
-        self.engine.set_kept_bytes_max(self.kept_bytes_max);
+        self.engine.allow(bytes);
     }
 
     /// Bytes of kept forwards: their inputs, and the tapes of those whose backward is to come. The buffers of tapes stay for the
     /// next ones, so the most that ever were count. Packed weights, which take their place where memory is short, count here.
     pub fn kept_bytes(&self, manifest: &Manifest, stage: Stage) -> u64 {
-        let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept().len() as u64);
+        let inputs = cost::input_bytes(manifest, stage).saturating_mul(self.engine.kept_whole() as u64);
         let tape = match manifest.train.recompute {
             Recompute::WhenNeeded if !self.engine.model().head => cost::tape_bytes(manifest, stage),
             _ => 0,
         };
         let packed = if self.packed { self.engine.packed_bytes() } else { 0 };
-        inputs.saturating_add(packed).saturating_add(tape.saturating_mul(self.ahead_most).min(self.kept_bytes_max))
+        inputs
+            .saturating_add(packed)
+            .saturating_add(tape.saturating_mul(self.ahead_most).min(self.engine.kept_bytes_max()))
+    }
+
+    /// Bytes of the round in the air.
+    pub fn round_bytes(&self) -> u64 {
+        self.rounds.open_bytes()
+    }
+
+    /// Forwards that are kept.
+    pub fn kept(&self) -> usize {
+        self.engine.kept_whole()
     }
 
     fn is_ahead(&mut self, key: Key) {
         self.ahead.insert(key);
         self.ahead_most = self.ahead_most.max(self.ahead.len() as u64);
-    }
-
-    /// A device that fails may be out of memory: it is asked once more with nothing kept but inputs, and keeps half as much from
-    /// then on.
-    fn smaller<T>(&mut self, mut ask: impl FnMut(&mut dyn Engine) -> Result<T, EngineError>) -> Result<T, EngineError> {
-        match ask(self.engine.as_mut()) {
-            Err(EngineError::Device(_)) if self.kept_bytes_max > 0 => {}
-            answer => return answer,
-        }
-        self.engine.set_kept_bytes_max(0);
-        let again = ask(self.engine.as_mut());
-        self.ceiling = self.kept_bytes_max / 2;
-        self.set_kept_bytes_max(self.ceiling);
-        again
     }
 
     pub fn stepped_with(&self) -> u32 {
@@ -162,14 +152,19 @@ impl Hosted {
         job: Job,
         blobs: &mut dyn Blobs,
         saves: &mut dyn Saves,
-    ) -> Result<Done, Done> {
-        match job {
-            Job::Forward { key, input, coding, .. } => self.forward(manifest, key, input, coding, blobs),
-            Job::Loss { key, input, labels, weight, coding, .. } => {
-                self.loss(manifest, key, input, labels, weight, coding, blobs)
+    ) -> Result<Left, Done> {
+        let done = match job {
+            Job::Forward { stage, key, input, coding } => {
+                let values = self.forward(manifest, key, input, blobs)?;
+                return Ok(Left::Encoding(Unencoded { stage, values, coding, what: What::Output }));
             }
-            Job::Backward { key, gradient, weight, coding, .. } => {
-                self.backward(manifest, key, gradient, weight, coding, blobs)
+            Job::Loss { stage, key, input, labels, weight, coding } => {
+                let lost = self.loss(manifest, key, input, labels, weight, blobs)?;
+                return Ok(self.gradient(stage, coding, lost));
+            }
+            Job::Backward { stage, key, gradient, weight, coding } => {
+                let gradient = self.backward(manifest, key, gradient, weight, blobs)?;
+                return Ok(self.gradient(stage, coding, Lost { loss: 0.0, tokens: 0, gradient }));
             }
             Job::Drop { keys, .. } => {
                 for key in keys {
@@ -227,26 +222,18 @@ impl Hosted {
             Job::Create { .. } | Job::Load { .. } | Job::Remove { .. } => {
                 Err(failed("a job that makes or removes a stage is not one of the stage"))
             }
-        }
+        };
+        done.map(Left::Nothing)
     }
 
-    fn forward(
-        &mut self,
-        manifest: &Manifest,
-        key: Key,
-        input: Blob,
-        coding: Coding,
-        blobs: &mut dyn Blobs,
-    ) -> Result<Done, Done> {
+    fn forward(&mut self, manifest: &Manifest, key: Key, input: Blob, blobs: &dyn Blobs) -> Result<Vec<f32>, Done> {
         let input = self.input(manifest, input, blobs)?;
-        let output = self.smaller(|engine| engine.forward(key, input.as_input()))?;
+        let output = self.engine.forward(key, input.as_input())?;
         self.used(input);
         self.is_ahead(key);
-        let (output, raw) = coded(&output, coding, &mut self.forward_gain, blobs)?;
-        Ok(Done::Forwarded { output, coding, raw, sample: self.forward_gain.sample(coding.codec) })
+        Ok(output)
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn loss(
         &mut self,
         manifest: &Manifest,
@@ -254,20 +241,14 @@ impl Hosted {
         input: Blob,
         labels: Blob,
         weight: f32,
-        coding: Coding,
-        blobs: &mut dyn Blobs,
-    ) -> Result<Done, Done> {
+        blobs: &dyn Blobs,
+    ) -> Result<Lost, Done> {
         let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
         let input = self.input(manifest, input, blobs)?;
-        let lost = self.smaller(|engine| {
-            engine.forward(key, input.as_input())?;
-            engine.loss_backward(key, &targets, weight)
-        })?;
+        let lost = self.engine.loss(key, input.as_input(), &targets, weight)?;
         self.used(input);
         self.summed += u32::from(weight > 0.0);
-        let (gradient, raw) = self.gradient(&lost.gradient, coding, blobs)?;
-        let sample = self.backward_gain.sample(coding.codec);
-        Ok(Done::Backed { gradient, coding, raw, sample, loss: lost.loss as f32, tokens: lost.tokens })
+        Ok(lost)
     }
 
     fn backward(
@@ -276,26 +257,31 @@ impl Hosted {
         key: Key,
         gradient: Blob,
         weight: f32,
-        coding: Coding,
-        blobs: &mut dyn Blobs,
-    ) -> Result<Done, Done> {
+        blobs: &dyn Blobs,
+    ) -> Result<Vec<f32>, Done> {
         let mut values = std::mem::take(&mut self.decoded);
         hidden(&bytes_of(gradient, blobs)?, manifest, &manifest.codecs.backward, &mut values)?;
-        let gradient = self.smaller(|engine| engine.backward(key, &values, weight, false))?;
+        let gradient = self.engine.backward(key, &values, weight)?;
         self.decoded = values;
         self.ahead.remove(&key);
         self.summed += u32::from(weight > 0.0);
-        let (gradient, raw) = self.gradient(&gradient, coding, blobs)?;
-        let sample = self.backward_gain.sample(coding.codec);
-        Ok(Done::Backed { gradient, coding, raw, sample, loss: 0.0, tokens: 0 })
+        Ok(gradient)
     }
 
-    fn gradient(&mut self, values: &[f32], coding: Coding, blobs: &mut dyn Blobs) -> Result<(Option<Blob>, u64), Done> {
-        if self.engine.model().embedding {
-            return Ok((None, 0));
+    /// Gradients of token ids go nowhere.
+    fn gradient(&self, stage: Stage, coding: Coding, Lost { loss, tokens, gradient: values }: Lost) -> Left {
+        let loss = loss as f32;
+        match self.engine.model().embedding {
+            true => {
+                Left::Nothing(Done::Backed { gradient: None, coding, raw: 0, sample: Sample::default(), loss, tokens })
+            }
+            false => Left::Encoding(Unencoded { stage, values, coding, what: What::Gradient { loss, tokens } }),
         }
-        let (blob, raw) = coded(values, coding, &mut self.backward_gain, blobs)?;
-        Ok((Some(blob), raw))
+    }
+
+    /// Memory of a result of this stage.
+    pub fn reuse(&mut self, values: Vec<f32>) {
+        self.engine.reuse(values);
     }
 
     fn step(&mut self, manifest: &Manifest, samples: u64) -> Result<Done, Done> {
@@ -402,56 +388,4 @@ fn hidden(bytes: &[u8], manifest: &Manifest, allowed: &[Codec], out: &mut Vec<f3
     let values = manifest.tokens_per_micro_batch().saturating_mul(u64::from(manifest.model.config.hidden));
     out.resize(usize::try_from(values).map_err(bad)?, 0.0);
     codec::decode_into(bytes, out, allowed).map_err(bad)
-}
-
-/// Encodes an own result for its next hop; `u64` is its size as f32.
-fn coded(values: &[f32], coding: Coding, gain: &mut Gain, blobs: &mut dyn Blobs) -> Result<(Blob, u64), Done> {
-    let mut bytes = Vec::new();
-    let encoded = gain.encode(values, coding.codec, coding.zstd, &mut bytes);
-    encoded.map_err(|error| Done::NotFinite { why: error.to_string() })?;
-    Ok((blobs.put(bytes.into()), 4 * values.len() as u64))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Default)]
-    struct Kept(Vec<Bytes>);
-
-    impl Blobs for Kept {
-        fn get(&self, blob: Blob) -> Option<Bytes> {
-            self.0.get(blob.id as usize).cloned()
-        }
-
-        fn put(&mut self, bytes: Bytes) -> Blob {
-            let blob = Blob { id: self.0.len() as u64, len: bytes.len() as u64 };
-            self.0.push(bytes);
-            blob
-        }
-    }
-
-    /// How many of 32 tensors travel packed.
-    fn packed(values: impl Fn(u32) -> f32, zstd: bool) -> usize {
-        let (mut gain, mut kept) = (Gain::default(), Kept::default());
-        for n in 0..32 {
-            let tensor: Vec<f32> = (0..2048).map(|i| values(n * 2048 + i)).collect();
-            let (_, raw) = coded(&tensor, Coding { codec: Codec::Int8, zstd }, &mut gain, &mut kept).unwrap();
-            assert_eq!(raw, 4 * 2048);
-        }
-        kept.0.iter().filter(|bytes| codec::codec_of(bytes).unwrap().1).count()
-    }
-
-    #[test]
-    fn what_a_stage_sends_is_packed_where_the_run_allows_it_and_it_pays() {
-        let random = |i: u32| {
-            let i = (i ^ i >> 16).wrapping_mul(0x85eb_ca6b);
-            let i = (i ^ i >> 13).wrapping_mul(0xc2b2_ae35);
-            ((i ^ i >> 16) >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let structured = |i: u32| (i / 64 % 4) as f32;
-        assert!(packed(random, true) <= 2, "none but those that were tried");
-        assert_eq!(packed(structured, true), 32);
-        assert_eq!(packed(structured, false), 0);
-    }
 }

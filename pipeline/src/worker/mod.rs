@@ -1,10 +1,13 @@
 //! Runs jobs over engines, one engine a stage. Both drivers use this interpreter: the process on its worker thread, the
 //! simulator when it learns for real.
 //!
-//! In: a `Job` and the driver's blobs. Out: a `Done`. It knows no clock, no thread and no disk: durable writes go through
+//! In: a `Job` and the driver's blobs. Out: a `Done`, in two parts: a [`Worker`] runs the job, an [`Encoder`] makes bytes of its
+//! result, which a driver may do beside the next job. Neither knows a clock, a thread or a disk: durable writes go through
 //! [`Saves`]. Nothing from the network is trusted here: lengths are checked before anything is allocated, and values that
 //! are not finite are the sender's fault (`Done::BadInput`).
 
+mod encode;
+mod fitted;
 mod hosted;
 mod round;
 
@@ -14,7 +17,10 @@ use bytes::Bytes;
 use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
 
 use self::hosted::Hosted;
-pub use self::round::read_round;
+pub use self::{
+    encode::{Encoder, Left, Spare, Unencoded},
+    round::read_round,
+};
 use crate::{
     exact::{Engine, EngineError},
     job::{Done, Job},
@@ -94,20 +100,42 @@ impl<M: Engines> Worker<M> {
         }
     }
 
-    /// Runs one job to its end. Handles in the job stay the caller's; handles in the answer are new.
-    pub fn run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Done {
-        self.try_run(job, blobs, saves).unwrap_or_else(|done| done)
+    /// Runs one job until its stage is free for the next; what is left is for [`Encoder::finish`], in the order of the jobs.
+    /// Handles in the job stay the caller's; handles in the answer are new.
+    pub fn run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Left {
+        self.try_run(job, blobs, saves).unwrap_or_else(Left::Nothing)
+    }
+
+    /// Runs one job to its end, one thing after the other.
+    pub fn run_whole(&mut self, encoder: &mut Encoder, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Done {
+        let (done, spare) = encoder.finish(self.run(job, blobs, saves), blobs);
+        if let Some(spare) = spare {
+            self.reuse(spare);
+        }
+        done
+    }
+
+    /// Takes memory back that a result was in.
+    pub fn reuse(&mut self, Spare { stage, values }: Spare) {
+        if let Some(hosted) = self.stages.get_mut(&stage) {
+            hosted.reuse(values);
+        }
     }
 
     /// Forwards that are kept for their backward, over all stages.
     pub fn kept(&self) -> usize {
-        self.stages.values().map(|hosted| hosted.engine().kept().len()).sum()
+        self.stages.values().map(|hosted| hosted.kept()).sum()
     }
 
     /// Bytes of those forwards, over all stages: inputs, and what their backward needs.
     pub fn kept_bytes(&self) -> u64 {
         let each = self.stages.iter().map(|(stage, hosted)| hosted.kept_bytes(&self.manifest, *stage));
         each.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of rounds in the air, over all stages: what they began with, and what they would leave.
+    pub fn round_bytes(&self) -> u64 {
+        self.stages.values().map(Hosted::round_bytes).fold(0, u64::saturating_add)
     }
 
     /// Gradients that the last step of a stage took the mean of.
@@ -120,25 +148,25 @@ impl<M: Engines> Worker<M> {
         self.stages.get(&stage).map(|hosted| hosted.engine().params())
     }
 
-    fn try_run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Result<Done, Done> {
+    fn try_run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Result<Left, Done> {
         let stage = job.stage();
         match &job {
             Job::Create { .. } => {
                 let fresh = Hosted::create(&self.manifest, &mut self.engines, stage)?;
                 self.stages.insert(stage, fresh);
                 self.share_memory();
-                return Ok(Done::Ok);
+                return Ok(Left::Nothing(Done::Ok));
             }
             Job::Load { parts, root, .. } => {
                 let (loaded, version) = Hosted::load(&self.manifest, &mut self.engines, stage, parts, *root, blobs)?;
                 self.stages.insert(stage, loaded);
                 self.share_memory();
-                return Ok(Done::Loaded { version });
+                return Ok(Left::Nothing(Done::Loaded { version }));
             }
             Job::Remove { .. } => {
                 self.stages.remove(&stage);
                 self.share_memory();
-                return Ok(Done::Ok);
+                return Ok(Left::Nothing(Done::Ok));
             }
             _ => {}
         }
@@ -146,6 +174,37 @@ impl<M: Engines> Worker<M> {
             Some(hosted) => hosted.run(&self.manifest, job, blobs, saves),
             None => Err(failed(format!("stage {stage} is not here"))),
         }
+    }
+}
+
+/// Bytes that a job takes while it runs, beyond what its stage holds before.
+pub fn passing_bytes(manifest: &Manifest, job: &Job) -> u64 {
+    let stage = job.stage();
+    let values = cost::stage_parameters(manifest, stage);
+    let bytes = |each: u64| values.saturating_mul(each);
+    match job {
+        // Collected, then encoded.
+        Job::State { full: true, .. } | Job::Save { .. } => bytes(20 + 20),
+        Job::State { full: false, .. } => bytes(12 + 4),
+        // The parts in one piece; what is read from them becomes the stage.
+        Job::Load { .. } => bytes(20 + 4),
+        // What it freezes and the body, and the difference before and after its codec.
+        Job::RoundSnapshot { .. } => bytes(12 + 4).saturating_add(cost::round_bytes(manifest, stage)),
+        // The partner's tensors, what of them is scaled down, and the result.
+        Job::RoundPrepare { .. } => bytes(8 + 8 + 8),
+        Job::RoundAdopt { .. } => bytes(4),
+        Job::Create { .. }
+        | Job::Forward { .. }
+        | Job::Loss { .. }
+        | Job::Backward { .. }
+        | Job::Drop { .. }
+        | Job::DropSum { .. }
+        | Job::Step { .. }
+        | Job::RoundRollBack { .. }
+        | Job::RoundAlone { .. }
+        | Job::Infer { .. }
+        | Job::InferClose { .. }
+        | Job::Remove { .. } => 0,
     }
 }
 

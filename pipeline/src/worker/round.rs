@@ -152,6 +152,14 @@ impl Rounds {
         Ok(theta)
     }
 
+    /// Bytes of the round in the air.
+    pub fn open_bytes(&self) -> u64 {
+        let kept = |frozen: &Frozen| frozen.kept.as_ref().map_or(0, Vec::len);
+        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.theta.len() + frozen.d.len() + kept(frozen));
+        let prepared = self.prepared.as_ref().map_or(0, |prepared| prepared.phi.len() + prepared.momentum.len());
+        4 * (frozen + prepared) as u64
+    }
+
     pub fn roll_back(&mut self) {
         self.frozen = None;
         self.prepared = None;

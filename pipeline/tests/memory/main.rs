@@ -14,7 +14,7 @@ use skein_pipeline::{
     exact::{Engine, EngineError, Exact, Settings},
     job::{Coding, Done, Job, RoundPartner},
     model::{StageModel, cost},
-    worker::{Blobs, Engines, SaveError, Saves, Worker},
+    worker::{Blobs, Encoder, Engines, SaveError, Saves, Worker},
 };
 use skein_protocol::{
     Blob, Manifest, Version, codec,
@@ -117,7 +117,13 @@ fn measure(manifest: &Manifest, stage: u16, memory: u64) -> Measured {
     let (first, last) = (stage == 0, stage == manifest.last_stage());
     let hidden = || codec::encode(&vec![0.01; values as usize], Codec::Bf16, false);
     let tokens = || vec![0; 4 * manifest.tokens_per_micro_batch() as usize];
-    let run = |job: Job, store: &mut Store, worker: &mut Worker<OnCpu>| match worker.run(job, store, &mut NoDisk) {
+    let mut encoder = Encoder::default();
+    let mut run = |job: Job, store: &mut Store, worker: &mut Worker<OnCpu>| match worker.run_whole(
+        &mut encoder,
+        job,
+        store,
+        &mut NoDisk,
+    ) {
         Done::Failed { why, .. } | Done::BadInput { why } | Done::NotFinite { why } => panic!("{why}"),
         done => done,
     };

@@ -7,7 +7,7 @@ use skein_pipeline::{
     exact::{Engine, EngineError, Exact, Settings},
     job::{Done, Job},
     model::StageModel,
-    worker::{Engines, Worker},
+    worker::{Encoder, Engines, Worker},
 };
 use skein_protocol::{Manifest, Stage};
 
@@ -34,13 +34,15 @@ impl Engines for ExactEngines {
 
 pub struct Learning {
     worker: Worker<ExactEngines>,
+    encoder: Encoder,
     clockwork: Clockwork,
     wrongs: Vec<String>,
 }
 
 impl Learning {
     pub fn new(manifest: Arc<Manifest>, clockwork: Clockwork) -> Self {
-        Learning { worker: Worker::new(manifest, ExactEngines), clockwork, wrongs: Vec::new() }
+        let (worker, encoder) = (Worker::new(manifest, ExactEngines), Encoder::default());
+        Learning { worker, encoder, clockwork, wrongs: Vec::new() }
     }
 
     /// For `Scenario::make_worker`.
@@ -58,7 +60,7 @@ impl Work for Learning {
         // Forgetting what is not there is no fault.
         let forgets =
             matches!(job, Job::Drop { .. } | Job::DropSum { .. } | Job::RoundRollBack { .. } | Job::InferClose { .. });
-        let done = self.worker.run(job.clone(), store, disk);
+        let done = self.worker.run_whole(&mut self.encoder, job.clone(), store, disk);
         if let Done::Failed { why, disk_full: false } = &done
             && !forgets
             && self.wrongs.len() < 20

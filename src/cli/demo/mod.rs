@@ -38,7 +38,7 @@ use super::{
     args,
     context::Context,
     failure::{Failure, Report},
-    local::{self, LocalSwarm, Serving, Start, Task},
+    local::{self, Given, LocalSwarm, Serving, Start, Task},
     out::{Mark, Out},
     petname,
     session::{self, Wishes},
@@ -185,13 +185,14 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
         homes: &folder.path,
         serve: Serve::Nothing,
         threads: 1,
+        watched: false,
         seed: args.seed,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(args.peers, args.stages, 1)?;
     let took = Span(swarm.form().await?);
     out.done(&format!("swarm formed in {took}     ({0} of {0} found each other and serve)", swarm.peers.len()));
-    let LocalSwarm { node, desk, invite, mut peers, .. } = swarm;
+    let LocalSwarm { node, desk, invite, mut peers, given, .. } = swarm;
     let manifest = node.manifest.clone();
     let voice = Voice::of(&plan.corpus, &manifest, args.seed);
     let before = voice.speak(&desk.orders).await;
@@ -204,7 +205,7 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
         snapshots: node.state(),
         orders: desk.orders.clone(),
         invite,
-        homes: folder.path.clone(),
+        given,
         next_number: args.peers + 1,
         kill: plan.kill,
         kills: Vec::new(),
@@ -300,7 +301,7 @@ struct Show<'a> {
     snapshots: watch::Receiver<Option<State>>,
     orders: mpsc::Sender<Order>,
     invite: String,
-    homes: PathBuf,
+    given: Given,
     next_number: u16,
     /// Whom and when, until it is done.
     kill: Option<(u16, f64)>,
@@ -380,7 +381,7 @@ impl Show<'_> {
         }
         if self.joiner.is_none() && self.join_at.is_some_and(|at| Instant::now() >= at) {
             let utc = utc_ms();
-            let late = Serving::start(self.next_number, Task::Join, 1, &self.invite, &self.homes)?;
+            let late = Serving::start(self.next_number, Task::Join, 1, &self.invite, &self.given)?;
             self.out.note(&format!("a late joiner starts: {}", Peer(late.peer)));
             self.joiner = Some((late.peer, utc));
             peers.push(late);

@@ -5,12 +5,12 @@ use std::{
     env,
     ffi::OsString,
     fs, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use skein_protocol::{PeerId, Stage, event::Record};
+use skein_protocol::{PeerId, Stage, event::Record, unit};
 use tokio::time::sleep;
 
 use crate::{
@@ -26,6 +26,16 @@ pub enum Task {
     Join,
 }
 
+/// What every child gets.
+pub struct Given {
+    /// Folder for their homes.
+    pub homes: PathBuf,
+    /// Bytes of memory for stages.
+    pub memory: u64,
+    /// Whether they have a control server.
+    pub watched: bool,
+}
+
 pub struct Serving {
     /// From 1, as the command line counts.
     pub number: u16,
@@ -36,8 +46,8 @@ pub struct Serving {
 
 impl Serving {
     /// Starts a peer of the run at any port of the loopback interface.
-    pub fn start(number: u16, task: Task, threads: u16, invite: &str, homes: &Path) -> Result<Serving, Report> {
-        let home = homes.join(format!("peer-{number}"));
+    pub fn start(number: u16, task: Task, threads: u16, invite: &str, given: &Given) -> Result<Serving, Report> {
+        let home = given.homes.join(format!("peer-{number}"));
         let failed = |error: io::Error| Report {
             failure: Box::new(Failure::Other { message: format!("peer {number} could not be started: {error}") }),
             cause: None,
@@ -59,13 +69,13 @@ impl Serving {
             .arg("--home")
             .arg(&home)
             .args(["--port", "0"])
-            .args(["--threads", &threads.to_string(), "--memory", "4GiB"])
+            .args(["--threads", &threads.to_string(), "--memory", &unit::bytes(given.memory)])
             .arg("--until-stdin-closes")
             .env("SKEIN_NET__LISTEN", "127.0.0.1")
             .env("SKEIN_NET__LAN", "false")
             .env("SKEIN_NET__PORT_MAPPING", "false")
             .env("SKEIN_STORE__CHECKPOINT_EVERY", "0s")
-            .env("SKEIN_WATCH__LISTEN", "")
+            .env("SKEIN_WATCH__LISTEN", if given.watched { "127.0.0.1:0" } else { "" })
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(words);

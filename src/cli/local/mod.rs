@@ -4,16 +4,19 @@
 mod children;
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use skein_pipeline::compute::{Device, OnDevice};
+use skein_pipeline::{
+    compute::{Device, OnDevice},
+    peer::io::Command,
+};
 use skein_protocol::Manifest;
 use tokio::{sync::watch, time::timeout};
 
-pub use self::children::{Serving, Task};
+pub use self::children::{Given, Serving, Task};
 use super::{
     context::Context,
     failure::{Failure, Report},
@@ -24,13 +27,15 @@ use super::{
 use crate::{
     corpus::Corpus,
     home::Home,
-    node::{self, Give, NetSetup, Node, Role, Serve, Setup, Way, feed::Data, signed, view::State},
+    node::{self, Give, NetSetup, Node, Order, Role, Serve, Setup, Way, feed::Data, signed, view::State},
 };
 
 /// Peers that do not come within this time do not come.
 const FORMING: Duration = Duration::from_secs(60);
 /// Who was asked to leave is given so long: a drain's own deadlines together.
 const LEAVE: Duration = Duration::from_secs(35);
+/// Bytes that each peer may take for stages, where there is as much.
+const MEMORY: u64 = 4 << 30;
 /// How often a look is taken whether a process has ended.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -45,6 +50,8 @@ pub struct Start<'a> {
     /// Stages that the owner itself serves, and its threads.
     pub serve: Serve,
     pub threads: u16,
+    /// Whether the other peers have a control server, which says what they hold.
+    pub watched: bool,
     pub seed: u64,
 }
 
@@ -53,7 +60,7 @@ pub struct LocalSwarm {
     pub desk: Desk,
     pub invite: String,
     pub peers: Vec<Serving>,
-    homes: PathBuf,
+    pub given: Given,
     began: Instant,
 }
 
@@ -92,13 +99,15 @@ impl LocalSwarm {
         let desk =
             Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
         let invite = invite(&desk, &mut node.state()).await?;
-        Ok(LocalSwarm { node, desk, invite, peers: Vec::new(), homes: what.homes.into(), began })
+        let memory = MEMORY.min(context.machine.memory_total >> 20 << 20);
+        let given = Given { homes: what.homes.into(), memory, watched: what.watched };
+        Ok(LocalSwarm { node, desk, invite, peers: Vec::new(), given, began })
     }
 
     /// Starts one more peer.
     pub fn add(&mut self, task: Task, threads: u16) -> Result<(), Report> {
         let number = self.peers.len() as u16 + 1;
-        self.peers.push(Serving::start(number, task, threads, &self.invite, &self.homes)?);
+        self.peers.push(Serving::start(number, task, threads, &self.invite, &self.given)?);
         Ok(())
     }
 
@@ -132,6 +141,17 @@ impl LocalSwarm {
             }
         };
         Err(Failure::Other { message }.into())
+    }
+
+    /// Ends the feeding, then the peers, then the owner. What the peers left, and the numbers of those that had to be ended.
+    pub async fn end(mut self) -> (Vec<Serving>, Vec<u16>) {
+        let orders = self.node.orders();
+        // They finish what is open, which needs the feeder; its own drain would wait for them in turn.
+        let _ = orders.send(Order::Command(Command::StopFeeding)).await;
+        let late = part(&mut self.peers).await;
+        let _ = orders.send(Order::Stop).await;
+        let _ = timeout(LEAVE, self.node.wait()).await;
+        (self.peers, late)
     }
 }
 

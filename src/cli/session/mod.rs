@@ -102,6 +102,7 @@ pub fn runtime() -> Result<Runtime, Report> {
 
 /// Starts the node of a plan, telling each step; nothing when `leave` comes before the run is found.
 async fn start(context: &Context, plan: &Plan, leave: impl Future<Output = ()>) -> Result<Option<Node>, Report> {
+    setup::check(context, plan.command)?;
     let chosen = Chosen::look(context)?;
     let circumstances = Circumstances {
         command: plan.command,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use skein_pipeline::compute::{self, Device};
-use skein_protocol::{Manifest, run::Arithmetic};
+use skein_protocol::{Manifest, run::Arithmetic, unit};
 
 use super::Plan;
 use crate::{
@@ -11,8 +11,9 @@ use crate::{
         bug,
         context::Context,
         failure::{Failure, Report},
+        show::Bytes,
     },
-    config::{self, Origin},
+    config::{self, Lacking, Origin},
     home::file,
     net::Limits,
     node::{Give, NetSetup, Setup, worker::Niceness},
@@ -60,6 +61,30 @@ impl Chosen {
         let one_order = manifest.train.arithmetic.iter().all(|arithmetic| *arithmetic == Arithmetic::Repeatable);
         if one_order { self.otherwise } else { self.first }
     }
+}
+
+/// What was set by hand and this machine cannot give is refused before anything is begun.
+///
+/// # Errors
+/// SK124, SK128, with the most that it could.
+pub fn check(context: &Context, command: &str) -> Result<(), Report> {
+    let origin = |key| {
+        context.settings.get(key).map_or(String::new(), |setting| config::Place(setting.origin.clone()).to_string())
+    };
+    let lacking = context.node.give.check(&context.machine);
+    let failure = lacking.map_err(|lacking| match lacking {
+        Lacking::Threads { given, most } => {
+            Failure::TooManyThreads { given, most, place: origin("give.threads"), command: command.into() }
+        }
+        Lacking::Memory { given, most } => Failure::TooMuchMemory {
+            given: Bytes(given),
+            total: Bytes(most),
+            place: origin("give.memory"),
+            command: command.into(),
+            most: unit::bytes(most >> 20 << 20),
+        },
+    });
+    Ok(failure?)
 }
 
 pub fn setup(context: &Context, plan: &Plan) -> Setup {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use skein_pipeline::{
     job::{Coding, Done, Job, RoundPartner},
-    worker::{Blobs, Engines, SaveError, Saves, Worker},
+    worker::{Blobs, Encoder, Engines, SaveError, Saves, Worker},
 };
 use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest, run::Codec};
 
@@ -90,6 +90,7 @@ impl Records<'_> {
 struct Replica<M: Engines> {
     manifest: Arc<Manifest>,
     worker: Worker<M>,
+    encoder: Encoder,
     blobs: Shelf,
     forward: Coding,
     backward: Coding,
@@ -99,8 +100,8 @@ impl<M: Engines> Replica<M> {
     fn new(manifest: Arc<Manifest>, recipe: Recipe, engines: M) -> Result<Self, String> {
         let coding = |codec| Coding { codec, zstd: false };
         let (forward, backward) = (coding(recipe.forward), coding(recipe.backward));
-        let worker = Worker::new(manifest.clone(), engines);
-        let mut replica = Replica { manifest, worker, blobs: Shelf::default(), forward, backward };
+        let (worker, encoder) = (Worker::new(manifest.clone(), engines), Encoder::default());
+        let mut replica = Replica { manifest, worker, encoder, blobs: Shelf::default(), forward, backward };
         for stage in 0..replica.manifest.stages.count {
             replica.run(Job::Create { stage })?;
         }
@@ -108,7 +109,7 @@ impl<M: Engines> Replica<M> {
     }
 
     fn run(&mut self, job: Job) -> Result<Done, String> {
-        match self.worker.run(job, &mut self.blobs, &mut Nowhere) {
+        match self.worker.run_whole(&mut self.encoder, job, &mut self.blobs, &mut Nowhere) {
             Done::BadInput { why } | Done::NotFinite { why } | Done::Failed { why, .. } => Err(why),
             done => Ok(done),
         }

@@ -5,6 +5,7 @@ mod average;
 mod codec;
 mod link;
 mod loss;
+mod memory;
 mod peer;
 mod report;
 mod stage;
@@ -30,6 +31,7 @@ pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
         Bench::Swarm(args) => swarm::run(args, context),
         Bench::Peer(args) => peer::run(args, context),
         Bench::Report(args) => report::run(args, context),
+        Bench::Memory(args) => memory::run(args, context),
     }
 }
 

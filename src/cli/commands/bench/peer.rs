@@ -101,6 +101,7 @@ async fn starts(count: u16, context: &Context) -> Result<(Vec<f64>, u64), Report
         homes: folder.path(),
         serve: Serve::Nothing,
         threads: 1,
+        watched: false,
         seed: 1,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

@@ -104,6 +104,13 @@ const SECTIONS: &[Section] = &[
         runs: &["bench peer"],
     },
     Section {
+        name: "memory",
+        title: "Memory",
+        lead: "The most that a peer accounted for, beside the most that the system gave its process. The aim is 10 % beyond the \
+               account and one constant.",
+        runs: &["bench memory"],
+    },
+    Section {
         name: "demo",
         title: "Demo",
         lead: "Six peers, three stages, one peer killed, one late.",

@@ -28,7 +28,7 @@ use crate::{
         commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
-        local::{self, LocalSwarm, Start},
+        local::{LocalSwarm, Start},
         session, show,
         table::{Column, Table},
     },
@@ -171,6 +171,7 @@ async fn tokens_per_s(
         homes,
         serve: if alone { Serve::Stages((0..members.stages).collect()) } else { Serve::Nothing },
         threads: members.threads,
+        watched: false,
         seed: SEED,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;
@@ -187,15 +188,12 @@ async fn tokens_per_s(
         tokens += u64::from(completed(&mut records).await?);
     }
     let rate = tokens as f64 / began.elapsed().as_secs_f64();
-    // They finish what is open, which needs the feeder; its own drain would wait for them in turn.
-    let _ = orders.send(Order::Command(Command::StopFeeding)).await;
-    for late in local::part(&mut swarm.peers).await {
+    let (peers, late) = swarm.end().await;
+    for late in late {
         context.out.warn(&format!("peer {late} did not leave in time and was ended"));
     }
-    let _ = orders.send(Order::Stop).await;
-    let _ = timeout(PATIENCE, swarm.node.wait()).await;
     let per_step = f64::from(manifest.train.micro_batches_per_step);
-    let records = swarm.peers.iter().flat_map(|peer| peer.records());
+    let records = peers.iter().flat_map(|peer| peer.records());
     Ok((rate, per_step * sent_an_id(records)))
 }
 
