@@ -5,6 +5,7 @@
 //! [`Saves`]. Nothing from the network is trusted here: lengths are checked before anything is allocated, and values that
 //! are not finite are the sender's fault (`Done::BadInput`).
 
+mod body;
 mod hosted;
 mod round;
 
@@ -13,8 +14,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
 
+pub use self::body::read_round;
 use self::hosted::Hosted;
-pub use self::round::read_round;
 use crate::{
     exact::{Engine, EngineError},
     job::{Done, Job},
