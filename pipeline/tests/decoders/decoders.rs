@@ -2,7 +2,7 @@
 //! call the same functions.
 
 use skein_pipeline::{model::state::StageState, worker::read_round};
-use skein_protocol::{codec, hash, run::Codec};
+use skein_protocol::{codec, hash};
 
 type Decoder = fn(&[u8]);
 
@@ -33,9 +33,9 @@ pub fn sealed(body: &[u8]) -> Vec<u8> {
 
 /// Two bytes that say how many parameters the stage has, one for the codec of the difference, then the body of `Average Tensors`.
 pub fn round(bytes: &[u8]) {
-    let Some(([low, high, codec], body)) = bytes.split_first_chunk::<3>() else { return };
+    let Some(([low, high, number], body)) = bytes.split_first_chunk::<3>() else { return };
     let values = usize::from(u16::from_le_bytes([*low, *high]));
-    if let Ok(tensors) = read_round(body, values, ALL[usize::from(*codec) % ALL.len()]) {
+    if let Ok(tensors) = read_round(body, values, codec::ALL[usize::from(*number) % codec::ALL.len()]) {
         assert!(tensors.iter().all(|tensor| tensor.len() == values && codec::gate(tensor).is_ok()));
     }
 }

@@ -153,7 +153,7 @@ pub fn nominal_error(codec: Codec) -> f64 {
     match codec {
         Codec::F32 => 0.0,
         Codec::Bf16 => 0.0017,
-        Codec::Int16 => 3.2e-5,
+        Codec::Int16 => 3.5e-5,
         Codec::Int8 => 0.006,
         Codec::Int4 => 0.086,
         Codec::Sparse => 0.71,

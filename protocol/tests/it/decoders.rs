@@ -5,7 +5,7 @@ use skein_protocol::{
     Manifest, PeerId, codec,
     invite::Invite,
     key::Signed,
-    run::{Codec, check, text},
+    run::{check, text},
     wire::{Frame, exact, limits::MANIFEST_MAX, membership::Item},
 };
 
