@@ -15,6 +15,8 @@ use skein_protocol::{
 
 /// Candidates that are asked before a round is skipped.
 const CANDIDATES: usize = 3;
+/// Proposals that wait for an answer at one time: more are told at once that I am busy.
+const SUITORS: usize = 8;
 /// A proposal without an answer is over after this.
 const PROPOSAL: Duration = Duration::from_secs(2);
 /// The longest a phase of the exchange takes before it is rolled back, beside what its tensors need on a slow link.
@@ -81,6 +83,8 @@ enum State {
         until: Instant,
         others: VecDeque<PeerId>,
         began: Instant,
+        /// Proposals of others that are answered when mine is.
+        suitors: VecDeque<Suitor>,
     },
     Exchanging(Exchange),
     /// I adopted; the partner's last word is awaited.
@@ -88,6 +92,14 @@ enum State {
         exchange: Exchange,
         until: Instant,
     },
+}
+
+/// A proposal that waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Suitor {
+    from: PeerId,
+    terms: Terms,
+    until: Instant,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -228,10 +240,23 @@ impl Average {
         let mut others: Vec<PeerId> = self.members.clone();
         others.sort_by_key(rank);
         others.truncate(CANDIDATES);
-        self.propose(now, others.into(), now, out);
+        self.propose(now, others.into(), VecDeque::new(), now, out);
     }
 
-    fn propose(&mut self, now: Instant, mut others: VecDeque<PeerId>, began: Instant, out: &mut Outbox<Act>) {
+    /// Asks the next of `others`; but whoever waits for my answer is a partner at once.
+    fn propose(
+        &mut self,
+        now: Instant,
+        mut others: VecDeque<PeerId>,
+        mut suitors: VecDeque<Suitor>,
+        began: Instant,
+        out: &mut Outbox<Act>,
+    ) {
+        suitors.retain(|suitor| suitor.until > now);
+        if let Some(suitor) = suitors.pop_front() {
+            turn_away(&mut suitors, out);
+            return self.accept(now, suitor.from, suitor.terms, began, out);
+        }
         let Some(to) = others.pop_front() else {
             self.state = State::Idle;
             self.skipped += 1;
@@ -242,7 +267,7 @@ impl Average {
         self.sessions += 1;
         // Two replicas that propose to each other never use one number, so that a late frame of one session is none of another.
         let session = 2 * self.sessions + u64::from(self.me > to);
-        self.state = State::Proposed { to, session, until: now + PROPOSAL, others, began };
+        self.state = State::Proposed { to, session, until: now + PROPOSAL, others, began, suitors };
         let terms = self.terms(Name { stage: self.stage, session }, self.round);
         out.push(Act::Send { to, frame: Frame::Propose(terms), body: None });
     }
@@ -296,28 +321,41 @@ impl Average {
     }
 
     fn on_propose(&mut self, now: Instant, from: PeerId, terms: Terms, out: &mut Outbox<Act>) {
-        let free = match &self.state {
+        let me = self.me;
+        let member = self.every > 0 && (self.members.contains(&from) || self.leavers.contains(&from));
+        let free = match &mut self.state {
             State::Idle => true,
             // We propose to each other: the smaller id's proposal counts.
-            State::Proposed { to, .. } => *to == from && from < self.me,
+            State::Proposed { to, .. } if *to == from => {
+                if from > me {
+                    return;
+                }
+                true
+            }
+            // It is answered when I am, so that replicas that are due at one moment do not pass each other by. Only smaller ids wait, or
+            // a ring of replicas could wait for each other.
+            State::Proposed { suitors, .. } if member && from < me && suitors.len() < SUITORS => {
+                suitors.retain(|suitor| suitor.from != from);
+                return suitors.push_back(Suitor { from, terms, until: now + PROPOSAL });
+            }
+            State::Proposed { .. } => false,
             State::Exchanging(_) => false,
             // The partner began the next round before its last word arrived: it has adopted.
             State::Adopted { exchange, .. } => exchange.with == from,
         };
-        let member = self.every > 0 && (self.members.contains(&from) || self.leavers.contains(&from));
         if !free || !member {
-            let mutual = matches!(&self.state, State::Proposed { to, .. } if *to == from);
-            if !mutual {
-                out.push(Act::Send { to: from, frame: Frame::Busy(terms.name), body: None });
-            }
-            return;
+            return out.push(busy(from, terms));
         }
         if let State::Adopted { .. } = &self.state {
             self.finish_adopted(RoundOutcome::Both, out);
         }
+        self.accept(now, from, terms, now, out);
+    }
+
+    fn accept(&mut self, now: Instant, from: PeerId, terms: Terms, began: Instant, out: &mut Outbox<Act>) {
         let round = self.round.max(terms.own_round) + 1;
         out.push(Act::Send { to: from, frame: Frame::Agree(self.terms(terms.name, round)), body: None });
-        self.exchange(now, from, terms.name, round, terms.own_round, now, out);
+        self.exchange(now, from, terms.name, round, terms.own_round, began, out);
     }
 
     fn on_agree(&mut self, now: Instant, from: PeerId, terms: Terms, out: &mut Outbox<Act>) {
@@ -343,6 +381,9 @@ impl Average {
         began: Instant,
         out: &mut Outbox<Act>,
     ) {
+        if let State::Proposed { suitors, .. } = &mut self.state {
+            turn_away(suitors, out);
+        }
         self.state = State::Exchanging(Exchange {
             with,
             name,
@@ -362,12 +403,19 @@ impl Average {
     }
 
     fn on_busy(&mut self, now: Instant, from: PeerId, name: Name, out: &mut Outbox<Act>) {
-        if let State::Proposed { to, session, others, began, .. } = &mut self.state
+        if let State::Proposed { to, session, .. } = &self.state
             && *to == from
             && *session == name.session
         {
-            let (others, began) = (std::mem::take(others), *began);
-            self.propose(now, others, began, out);
+            self.passed_over(now, out);
+        }
+    }
+
+    /// Nothing comes of my proposal.
+    fn passed_over(&mut self, now: Instant, out: &mut Outbox<Act>) {
+        if let State::Proposed { others, suitors, began, .. } = &mut self.state {
+            let (others, suitors, began) = (std::mem::take(others), std::mem::take(suitors), *began);
+            self.propose(now, others, suitors, began, out);
         }
     }
 
@@ -534,9 +582,11 @@ impl Average {
         self.members.retain(|member| *member != peer);
         self.leavers.retain(|leaver| *leaver != peer);
         match &mut self.state {
-            State::Proposed { to, others, began, .. } if *to == peer => {
-                let (others, began) = (std::mem::take(others), *began);
-                self.propose(now, others, began, out);
+            State::Proposed { to, suitors, .. } => {
+                suitors.retain(|suitor| suitor.from != peer);
+                if *to == peer {
+                    self.passed_over(now, out);
+                }
             }
             State::Exchanging(exchange) if exchange.with == peer => self.roll_back(out),
             State::Adopted { exchange, .. } if exchange.with == peer => {
@@ -555,25 +605,34 @@ impl Average {
 
     /// A fence: whatever is in the air is over.
     pub fn on_fenced(&mut self, out: &mut Outbox<Act>) {
-        match &self.state {
+        match &mut self.state {
             State::Exchanging(_) => self.roll_back(out),
             State::Adopted { .. } => self.finish_adopted(RoundOutcome::OneSided, out),
-            State::Proposed { .. } => self.state = State::Idle,
+            State::Proposed { suitors, .. } => {
+                turn_away(suitors, out);
+                self.state = State::Idle;
+            }
             State::Idle => {}
         }
     }
 
     pub fn on_tick(&mut self, now: Instant, out: &mut Outbox<Act>) {
         match &mut self.state {
-            State::Proposed { until, others, began, .. } if *until <= now => {
-                let (others, began) = (std::mem::take(others), *began);
-                self.propose(now, others, began, out);
-            }
+            State::Proposed { until, .. } if *until <= now => self.passed_over(now, out),
             State::Exchanging(exchange) if exchange.until <= now => self.abort(out),
             State::Adopted { until, .. } if *until <= now => self.finish_adopted(RoundOutcome::OneSided, out),
             _ => {}
         }
     }
+}
+
+fn busy(to: PeerId, terms: Terms) -> Act {
+    Act::Send { to, frame: Frame::Busy(terms.name), body: None }
+}
+
+/// Those who wait learn that I have another partner.
+fn turn_away(suitors: &mut VecDeque<Suitor>, out: &mut Outbox<Act>) {
+    suitors.drain(..).for_each(|suitor| out.push(busy(suitor.from, suitor.terms)));
 }
 
 fn release(exchange: &Exchange, out: &mut Outbox<Act>) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use skein_pipeline::flow::coding::{Cost, Costs};
 use skein_protocol::{
-    codec::{decode_into, encode_into},
+    codec::{self, decode_into, encode_into},
     run::Codec,
 };
 
@@ -13,15 +13,12 @@ use skein_protocol::{
 const VALUES: usize = 1 << 15;
 const ROUNDS: u32 = 2;
 
-/// In the order of [`Costs`].
-const CODECS: [Codec; 5] = [Codec::F32, Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Sparse];
-
 pub fn measure() -> Costs {
     // Sums of four waves: neither constant nor noise, as activations are.
     let value = |i: usize| [0.013f32, 0.17, 1.3, 7.7].iter().map(|pace| (i as f32 * pace).sin()).sum::<f32>();
     let values: Vec<f32> = (0..VALUES).map(value).collect();
     let mut back = vec![0.0; VALUES];
-    Costs(CODECS.map(|codec| cost(codec, &values, &mut back)))
+    Costs(codec::ALL.map(|codec| cost(codec, &values, &mut back)))
 }
 
 fn cost(codec: Codec, values: &[f32], back: &mut [f32]) -> Cost {

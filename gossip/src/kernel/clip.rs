@@ -10,54 +10,64 @@
 //! bit for bit, so that both still compute the same mean. A side that has learned nothing since its last round has no
 //! reference; it takes what comes, as a copy would.
 
-use std::ops::Range;
-
 use super::{noloco::Side, sum};
 
 /// How many times my own size a sample the partner's may have. Honest replicas of one stage see the same data: theirs lie
 /// within a factor of two.
 pub const FACTOR: f64 = 4.0;
 
-/// A partner's tensors after the bound.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Clipped {
-    pub phi: Vec<f32>,
-    pub d: Vec<f32>,
+/// Squared sizes of both sides in one block, measured piece by piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sizes {
+    mine: f64,
+    theirs: f64,
+    apart: f64,
 }
 
-/// What `mine` accepts of `theirs`; nothing where it accepts all of it. `blocks` cover the tensors without overlap.
-pub fn partner(mine: Side<'_>, theirs: Side<'_>, blocks: &[Range<usize>]) -> Option<Clipped> {
-    let mut clipped: Option<Clipped> = None;
-    for block in blocks {
-        let (own, phi) = (&mine.d[block.clone()], &mine.phi[block.clone()]);
-        let (d, their_phi) = (&theirs.d[block.clone()], &theirs.phi[block.clone()]);
-        let reference = libm::sqrt(sum::squares(own));
-        if mine.samples == 0 || reference == 0.0 {
-            continue;
+impl Sizes {
+    /// The next piece of the block at both sides.
+    pub fn add(&mut self, mine: Side<'_>, theirs: Side<'_>) {
+        self.mine += sum::squares(mine.d);
+        self.theirs += sum::squares(theirs.d);
+        self.apart += sum::squared_difference(theirs.phi, mine.phi);
+    }
+
+    /// What a side that brings `mine` samples accepts of one that says it brings `theirs`.
+    pub fn accepted(&self, mine: u64, theirs: u64) -> Accepted {
+        let reference = libm::sqrt(self.mine);
+        if mine == 0 || reference == 0.0 {
+            return Accepted::default();
         }
-        let a_sample = FACTOR * reference / mine.samples as f64;
+        let a_sample = FACTOR * reference / mine as f64;
         // Samples are the partner's own claim; `noloco` counts them no higher either.
-        let their_samples = theirs.samples.min(mine.samples.saturating_mul(2));
-        let of_d = scale(libm::sqrt(sum::squares(d)), a_sample * their_samples as f64);
-        let of_phi = scale(
-            libm::sqrt(sum::squared_difference(their_phi, phi)),
-            a_sample * mine.samples.max(their_samples) as f64,
-        );
-        if of_d.is_none() && of_phi.is_none() {
-            continue;
+        let theirs = theirs.min(mine.saturating_mul(2));
+        Accepted {
+            d: scale(libm::sqrt(self.theirs), a_sample * theirs as f64),
+            phi: scale(libm::sqrt(self.apart), a_sample * mine.max(theirs) as f64),
         }
-        let out = clipped.get_or_insert_with(|| Clipped { phi: theirs.phi.to_vec(), d: theirs.d.to_vec() });
-        if let Some(scale) = of_d {
-            out.d[block.clone()].iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
+    }
+}
+
+/// Factors by which what a partner brings is scaled down; nothing where all of it is accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Accepted {
+    d: Option<f64>,
+    phi: Option<f64>,
+}
+
+impl Accepted {
+    /// Scales a piece of the partner's tensors; `mine`: the same piece of my slow weights.
+    pub fn apply(&self, mine: &[f32], phi: &mut [f32], d: &mut [f32]) {
+        if let Some(scale) = self.d {
+            d.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
         }
-        if let Some(scale) = of_phi {
-            for (out, mine) in out.phi[block.clone()].iter_mut().zip(phi) {
-                let apart = f64::from(*out) - f64::from(*mine);
-                *out = (f64::from(*mine) + apart * scale) as f32;
+        if let Some(scale) = self.phi {
+            for (phi, mine) in phi.iter_mut().zip(mine) {
+                let apart = f64::from(*phi) - f64::from(*mine);
+                *phi = (f64::from(*mine) + apart * scale) as f32;
             }
         }
     }
-    clipped
 }
 
 /// The factor that brings `size` down to `most`; nothing where it is small enough.
@@ -66,7 +76,6 @@ fn scale(size: f64, most: f64) -> Option<f64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "a stage may have one block")]
 mod tests {
     use super::*;
     use rand::{RngExt, SeedableRng};
@@ -74,6 +83,12 @@ mod tests {
 
     fn side<'a>(phi: &'a [f32], d: &'a [f32], samples: u64) -> Side<'a> {
         Side { phi, d, samples }
+    }
+
+    fn accepted(mine: Side<'_>, theirs: Side<'_>) -> Accepted {
+        let mut sizes = Sizes::default();
+        sizes.add(mine, theirs);
+        sizes.accepted(mine.samples, theirs.samples)
     }
 
     fn length(values: &[f32]) -> f64 {
@@ -88,7 +103,10 @@ mod tests {
             let (d, other_d, phi) = (draw(1.0), draw(1.5), draw(10.0));
             let other_phi: Vec<f32> = phi.iter().zip(draw(1.5)).map(|(phi, by)| phi + by).collect();
             let (a, b) = (side(&phi, &d, 40), side(&other_phi, &other_d, 50));
-            assert_eq!((partner(a, b, &[0..60, 60..100]), partner(b, a, &[0..60, 60..100])), (None, None));
+            assert_eq!((accepted(a, b), accepted(b, a)), (Accepted::default(), Accepted::default()));
+            let (mut same_phi, mut same_d) = (other_phi.clone(), other_d.clone());
+            accepted(a, b).apply(&phi, &mut same_phi, &mut same_d);
+            assert_eq!((&same_phi, &same_d), (&other_phi, &other_d));
         }
     }
 
@@ -96,30 +114,36 @@ mod tests {
     fn a_partner_moves_me_by_a_few_of_my_own_steps_however_much_it_brings() {
         let (phi, d) = ([1.0f32; 8], [0.5f32; 8]);
         let (huge_phi, huge_d) = ([3e38f32; 8], [-3e38f32; 8]);
-        let clipped = partner(side(&phi, &d, 10), side(&huge_phi, &huge_d, 20), &[0..8]).expect("it is too much");
+        let bound = accepted(side(&phi, &d, 10), side(&huge_phi, &huge_d, 20));
+        let (mut clipped_phi, mut clipped_d) = (huge_phi, huge_d);
+        bound.apply(&phi, &mut clipped_phi, &mut clipped_d);
         let own = length(&d);
-        assert!((length(&clipped.d) / (FACTOR * own * 2.0) - 1.0).abs() < 1e-5);
-        let by: Vec<f32> = clipped.phi.iter().zip(&phi).map(|(there, here)| there - here).collect();
+        assert!((length(&clipped_d) / (FACTOR * own * 2.0) - 1.0).abs() < 1e-5);
+        let by: Vec<f32> = clipped_phi.iter().zip(&phi).map(|(there, here)| there - here).collect();
         assert!((length(&by) / (FACTOR * own * 2.0) - 1.0).abs() < 1e-5);
-        assert!(clipped.d.iter().all(|v| *v < 0.0), "its direction stays");
+        assert!(clipped_d.iter().all(|v| *v < 0.0), "its direction stays");
         // A claim of many samples is no way around.
-        assert_eq!(partner(side(&phi, &d, 10), side(&huge_phi, &huge_d, u64::MAX), &[0..8]), Some(clipped));
+        assert_eq!(accepted(side(&phi, &d, 10), side(&huge_phi, &huge_d, u64::MAX)), bound);
     }
 
     #[test]
-    fn only_the_block_that_is_too_much_is_touched() {
+    fn a_block_that_is_measured_in_pieces_is_one_block() {
         let (phi, d) = ([0.0f32; 4], [1.0f32; 4]);
         let theirs = [1.0f32, 1.0, 100.0, 100.0];
-        let clipped = partner(side(&phi, &d, 1), side(&phi, &theirs, 1), &[0..2, 2..4]).expect("the second is");
-        assert_eq!(clipped.d[..2], theirs[..2]);
-        assert!((clipped.d[2] - FACTOR as f32).abs() < 1e-5);
-        assert_eq!(clipped.phi, phi);
+        let mut sizes = Sizes::default();
+        for piece in [0..2, 2..4] {
+            sizes.add(side(&phi[piece.clone()], &d[piece.clone()], 1), side(&phi[piece.clone()], &theirs[piece], 1));
+        }
+        let mut clipped = theirs;
+        sizes.accepted(1, 1).apply(&phi, &mut phi.clone(), &mut clipped);
+        assert!((length(&clipped) / (FACTOR * 2.0) - 1.0).abs() < 1e-5);
+        assert!((clipped[0] / clipped[2] - 0.01).abs() < 1e-6, "one factor for all of it");
     }
 
     #[test]
     fn without_a_difference_of_my_own_there_is_nothing_to_measure_by() {
         let (phi, none, theirs) = ([0.0f32; 2], [0.0f32; 2], [9.0f32; 2]);
-        assert_eq!(partner(side(&phi, &none, 0), side(&phi, &theirs, 5), &[0..2]), None);
-        assert_eq!(partner(side(&phi, &none, 5), side(&phi, &theirs, 5), &[0..2]), None);
+        assert_eq!(accepted(side(&phi, &none, 0), side(&phi, &theirs, 5)), Accepted::default());
+        assert_eq!(accepted(side(&phi, &none, 5), side(&phi, &theirs, 5)), Accepted::default());
     }
 }

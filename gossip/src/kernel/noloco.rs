@@ -4,6 +4,8 @@
 //! With zero differences the disagreement of two replicas falls by a factor 0.50 in variance a round at alpha 0.5, gamma 0.7
 //! (lambda^2 - (1 + alpha - gamma) lambda + alpha = 0, |lambda|^2 = alpha).
 
+use multiversion::multiversion;
+
 use super::sum;
 
 /// alpha, beta, gamma of the rule.
@@ -38,10 +40,12 @@ pub fn shares(mine: u64, theirs: u64) -> (f32, f32) {
     }
 }
 
-/// One side's outer step: writes its new slow weights into `phi` and its momentum into `m`.
+/// One side's outer step: its slow weights `phi` and its momentum `m` become the new ones.
 ///
-/// `first` and `second` are both sides in the order of their peer ids, so that both compute the same means; `i_am_first` says
-/// which of them `m` belongs to.
+/// `first` and `second` are both sides in the order of their peer ids, as both know them, so that both compute the same means and
+/// what gamma takes from one it gives to the other; `i_am_first` says whose `m` and `phi` are. My own `phi` may be known here more
+/// exactly than in my `Side`, which is what the other has of it.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub fn step(rule: Rule, first: Side<'_>, second: Side<'_>, i_am_first: bool, m: &mut [f32], phi: &mut [f32]) {
     let (a, b) = shares(first.samples, second.samples);
     let n = phi.len();
@@ -52,7 +56,7 @@ pub fn step(rule: Rule, first: Side<'_>, second: Side<'_>, i_am_first: bool, m: 
         let mean_d = a * first_d[i] + b * second_d[i];
         let mean_phi = 0.5 * (first_phi[i] + second_phi[i]);
         m[i] = rule.alpha * m[i] + rule.beta * mean_d + rule.gamma * (mean_phi - mine[i]);
-        phi[i] = mine[i] + m[i];
+        phi[i] += m[i];
     }
 }
 
@@ -121,7 +125,7 @@ mod tests {
         let (pa, pb, da, db) = ([1.0f32, 2.0], [3.0f32, 5.0], [0.1f32, 0.2], [0.3f32, -0.2]);
         let first = Side { phi: &pa, d: &da, samples: 10 };
         let second = Side { phi: &pb, d: &db, samples: 30 };
-        let (mut ma, mut mb, mut na, mut nb) = ([0.0; 2], [0.0; 2], [0.0; 2], [0.0; 2]);
+        let (mut ma, mut mb, mut na, mut nb) = ([0.0; 2], [0.0; 2], pa, pb);
         step(Rule { gamma: 1.0, ..RULE }, first, second, true, &mut ma, &mut na);
         step(Rule { gamma: 1.0, ..RULE }, first, second, false, &mut mb, &mut nb);
         for i in 0..2 {

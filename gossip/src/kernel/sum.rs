@@ -1,23 +1,29 @@
 //! Sums of squares in f64, where no finite f32 overflows when it is squared: eight running sums side by side, which a processor
-//! adds at once, then those in order. One order of summation on every machine.
+//! adds at once, then those in order. One order of summation on every machine, whatever instructions it has.
+
+use multiversion::multiversion;
 
 const LANES: usize = 8;
 
 /// Of one vector.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub fn squares(values: &[f32]) -> f64 {
     over(values, values, |v, _| v * v)
 }
 
 /// Of the difference of two vectors of one length.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub fn squared_difference(a: &[f32], b: &[f32]) -> f64 {
     over(a, b, |a, b| (a - b) * (a - b))
 }
 
 /// Of the mean of two vectors of one length.
+#[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub fn squared_mean(a: &[f32], b: &[f32]) -> f64 {
     over(a, b, |a, b| (0.5 * (a + b)) * (0.5 * (a + b)))
 }
 
+#[inline(always)]
 fn over(a: &[f32], b: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());

@@ -18,6 +18,17 @@ fn all_step(world: &mut World, by: f32) {
     world.run_for(SECOND);
 }
 
+/// As [`all_step`], without the time that their rounds take. Whose round is due first is the seed's choice.
+fn due_now(world: &mut World) {
+    let mut order: Vec<usize> = (0..world.replicas.len()).collect();
+    world.shuffle(&mut order);
+    for step in 0..EVERY {
+        for n in &order {
+            world.step(*n, 0.1 * step as f32);
+        }
+    }
+}
+
 fn outcomes(world: &World, n: usize) -> Vec<RoundOutcome> {
     world.replicas[n].ended.iter().map(|ended| ended.outcome).collect()
 }
@@ -50,6 +61,51 @@ fn with_an_odd_count_one_sits_out_and_all_meet_in_the_end() {
     let one_sided = |outcome: &RoundOutcome| matches!(outcome, RoundOutcome::OneSided | RoundOutcome::Neither);
     assert!((0..5).all(|n| !outcomes(&world, n).iter().any(one_sided)), "every round has two sides");
     assert!((0..5).all(|n| world.replicas[n].adopted >= 10), "nobody is left out for long");
+}
+
+#[test]
+fn replicas_that_are_due_at_one_moment_pair_up_within_a_few_round_trips() {
+    // Frames take 1 ms. At worst one after the other asks three and is turned away by all but the last.
+    let round_trip = Duration::from_millis(2);
+    let mut most = Duration::ZERO;
+    for (replicas, pairs) in [(2, 1), (3, 1), (4, 2)] {
+        for seed in 0..200 {
+            let mut world = World::new(seed, replicas, 2);
+            // No pair is done before the last is found.
+            world.trouble.tensors = Duration::from_millis(200);
+            let began = world.now;
+            due_now(&mut world);
+            let partners =
+                |world: &World| world.replicas.iter().filter(|replica| replica.machine.in_air().is_some()).count();
+            let mut took = Duration::ZERO;
+            while partners(&world) + world.replicas.iter().filter(|replica| replica.adopted > 0).count() < 2 * pairs {
+                world.run_for(round_trip / 2);
+                took = world.now.since(began);
+                assert!(took <= 5 * round_trip, "{replicas} replicas, seed {seed}: {:?}", world.replicas[0].machine);
+            }
+            most = most.max(took);
+            world.run_for(SECOND);
+            world.assert_settled(&format!("{replicas} replicas, seed {seed}"));
+            let all = (0..replicas).flat_map(|n| outcomes(&world, n));
+            assert_eq!(all.filter(|outcome| *outcome == RoundOutcome::Both).count(), 2 * pairs, "seed {seed}");
+        }
+    }
+    println!("{most:?} at most");
+}
+
+#[test]
+fn whoever_is_held_is_told_when_the_one_that_it_waits_for_is_taken_or_gone() {
+    for seed in 0..200 {
+        let mut world = World::new(seed, 6, 2);
+        due_now(&mut world);
+        // One dies while proposals are on their way.
+        world.run_for(Duration::from_micros(500 + 300 * (seed % 10)));
+        world.kill(seed as usize % 6);
+        world.run_for(Duration::from_secs(70));
+        world.assert_settled(&format!("seed {seed}"));
+        let pairs = (0..6).flat_map(|n| outcomes(&world, n)).filter(|outcome| *outcome == RoundOutcome::Both).count();
+        assert!(pairs >= 2, "seed {seed}: {pairs} of five replicas averaged");
+    }
 }
 
 #[test]

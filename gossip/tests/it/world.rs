@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rand::{RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use skein_gossip::{
     average::{Act, Average, Ended},
@@ -90,7 +90,7 @@ impl World {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let make = |n: usize| {
             let phi: Vec<f32> = (0..width).map(|_| rng.random_range(-1.0f32..1.0)).collect();
-            let mut machine = Average::new(peer(n), Digest([7; 32]), 0, EVERY, BODY);
+            let mut machine = Average::new(peer(n), Digest([seed as u8; 32]), 0, EVERY, BODY);
             machine.set_members((0..replicas).filter(|other| *other != n).map(peer).collect(), Vec::new());
             Replica {
                 id: peer(n),
@@ -118,6 +118,11 @@ impl World {
             serial: 0,
             blobs: 0,
         }
+    }
+
+    /// An order that the seed chooses.
+    pub fn shuffle(&mut self, order: &mut [usize]) {
+        order.shuffle(&mut self.rng);
     }
 
     /// One own step: the weights move by `by` in every place.
@@ -155,6 +160,7 @@ impl World {
                 let mut phi = their_phi.clone();
                 let mut momentum = vec![0.0; phi.len()];
                 if !copy {
+                    phi.clone_from(&replica.phi);
                     momentum.clone_from(&replica.momentum);
                     let mine = Side { phi: &replica.phi, d, samples: my_samples };
                     let other = Side { phi: &their_phi, d: &their_d, samples: their_samples };

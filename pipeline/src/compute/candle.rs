@@ -98,7 +98,7 @@ pub struct Candle {
     dims: Dims,
     settings: Settings,
     device: Device,
-    params: Vec<f32>,
+    params: Arc<Vec<f32>>,
     weights: Arc<Weights>,
     master: Master,
     /// Weighted sum of gradients on the device, flat.
@@ -117,7 +117,7 @@ impl Candle {
             model,
             settings,
             device: device.clone(),
-            params,
+            params: Arc::new(params),
             weights,
             sum: None,
             sum_weight: 0.0,
@@ -255,7 +255,7 @@ impl Candle {
             kept.graph = kept.graph.take().filter(|g| g.weights.number == current);
         }
         self.weights = Arc::new(Weights { number: current + 1, vars });
-        self.params = params;
+        self.params = Arc::new(params);
         Ok(())
     }
 
@@ -452,8 +452,12 @@ impl Engine for Candle {
         &self.params
     }
 
-    fn set_params(&mut self, params: &[f32]) -> Result<()> {
-        self.publish(params.to_vec())
+    fn shared(&self) -> Arc<Vec<f32>> {
+        self.params.clone()
+    }
+
+    fn set_params(&mut self, params: Vec<f32>) -> Result<()> {
+        self.publish(params)
     }
 
     fn state(&self) -> TrainState {

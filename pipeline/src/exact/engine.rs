@@ -3,6 +3,8 @@
 //! Hidden states and their gradients are f32, row-major `[tokens, hidden]`, tokens in the order of the sequences. Parameters
 //! lie in one flat buffer in the canonical order of [`StageModel`]. The caller chooses the keys of forwards and sessions.
 
+use std::sync::Arc;
+
 use skein_protocol::{
     Manifest,
     run::{Optimizer, Recompute},
@@ -149,8 +151,11 @@ pub trait Engine: Send {
     /// The flat buffer.
     fn params(&self) -> &[f32];
 
+    /// The flat buffer, for whoever still wants it when there is a newer one.
+    fn shared(&self) -> Arc<Vec<f32>>;
+
     /// New parameters (an averaging round was adopted); optimizer state and open sum stay.
-    fn set_params(&mut self, params: &[f32]) -> Result<(), EngineError>;
+    fn set_params(&mut self, params: Vec<f32>) -> Result<(), EngineError>;
 
     fn state(&self) -> TrainState;
 

@@ -26,7 +26,7 @@ const RESULTS: usize = 2;
 /// One version of the parameters.
 pub struct Held {
     number: u64,
-    pub params: Vec<f32>,
+    pub params: Arc<Vec<f32>>,
 }
 
 impl Held {
@@ -105,7 +105,7 @@ impl<P: Product> StageEngine<P> {
             panels: Panels::new(&product, plan.matrices(&dims)),
             plan,
             master: Master::new(&model, &settings),
-            held: Arc::new(Held { number: 0, params }),
+            held: Arc::new(Held { number: 0, params: Arc::new(params) }),
             model,
             settings,
             product,
@@ -253,9 +253,16 @@ impl<P: Product> StageEngine<P> {
         }
     }
 
-    /// A buffer for new parameters: that of a version nobody refers to, or a new one. Forwards that are older than the
-    /// version in use lose their tapes here, so that two versions are held once the new one is in use.
+    /// A buffer for new parameters: that of a version nobody refers to, or a new one.
     fn spare(&mut self) -> Vec<f32> {
+        let mut spare = self.reclaim();
+        spare.resize(self.model.values(), 0.0);
+        spare
+    }
+
+    /// The buffer of a version nobody refers to; an empty one where there is none. Forwards that are older than the version in use
+    /// lose their tapes here, so that two versions are held once a new one is in use.
+    fn reclaim(&mut self) -> Vec<f32> {
         let current = self.held.number;
         for kept in self.kept.values_mut() {
             if kept.tape.as_ref().is_some_and(|t| t.held.number != current) {
@@ -265,17 +272,17 @@ impl<P: Product> StageEngine<P> {
         let mut spare = Vec::new();
         for held in std::mem::take(&mut self.retired) {
             match Arc::try_unwrap(held) {
-                Ok(held) => spare = held.params,
+                // Who else holds the parameters lets them go when it is done.
+                Ok(held) => spare = Arc::try_unwrap(held.params).unwrap_or(spare),
                 Err(held) => self.retired.push(held),
             }
         }
-        spare.resize(self.model.values(), 0.0);
         spare
     }
 
     fn publish(&mut self, params: Vec<f32>) {
         let number = self.held.number + 1;
-        let old = std::mem::replace(&mut self.held, Arc::new(Held { number, params }));
+        let old = std::mem::replace(&mut self.held, Arc::new(Held { number, params: Arc::new(params) }));
         self.retire(old);
     }
 }
@@ -465,7 +472,7 @@ impl<P: Product> Engine for StageEngine<P> {
         let report = self.master.step(&self.product, &self.held.params, &mut new, lr);
         match report.finite {
             true => self.publish(new),
-            false => self.retired.push(Arc::new(Held { number: u64::MAX, params: new })),
+            false => self.retired.push(Arc::new(Held { number: u64::MAX, params: Arc::new(new) })),
         }
         Ok(report)
     }
@@ -474,11 +481,14 @@ impl<P: Product> Engine for StageEngine<P> {
         &self.held.params
     }
 
-    fn set_params(&mut self, params: &[f32]) -> Result<(), EngineError> {
-        check_params(&self.model, params)?;
-        let mut new = self.spare();
-        new.copy_from_slice(params);
-        self.publish(new);
+    fn shared(&self) -> Arc<Vec<f32>> {
+        self.held.params.clone()
+    }
+
+    fn set_params(&mut self, params: Vec<f32>) -> Result<(), EngineError> {
+        check_params(&self.model, &params)?;
+        drop(self.reclaim());
+        self.publish(params);
         Ok(())
     }
 
@@ -488,7 +498,7 @@ impl<P: Product> Engine for StageEngine<P> {
 
     fn load(&mut self, state: TrainState) -> Result<(), EngineError> {
         let params = self.master.load(state)?;
-        self.spare();
+        drop(self.reclaim());
         self.publish(params);
         Ok(())
     }

@@ -148,13 +148,11 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let scratch = VALUE * (rows + logits + 3 * tokens * d);
     // A state is collected (20 bytes a parameter), then encoded (20 more).
     let state = bytes(40);
-    // What the codec loses of the difference, until the round is adopted.
-    let lost = if manifest.codecs.error_feedback { VALUE } else { 0 };
-    // A round freezes theta and d. Its body (d coded, phi, a sample of the momentum) is here twice, mine and the partner's. Then
-    // the partner's is decoded, what of it is too much is scaled down in a copy, and what it leaves here is computed.
+    // The body of a round (d, phi, a sample of the momentum, all coded) is here twice, mine and the partner's. The theta that it was
+    // made of is held until its end, when there may be two newer versions. What it leaves here is two tensors, and the new theta.
     let round = match manifest.averaging.rule {
         AveragingRule::None => 0,
-        _ => bytes(8 + 8 + 8 + 8 + lost).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
+        _ => bytes(4 * VALUE).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
         parameters: bytes(VALUE * 2),
@@ -174,11 +172,11 @@ pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
     stage_parameters(manifest, stage).saturating_mul(5 * VALUE).saturating_add(REST)
 }
 
-/// Bytes that one side of an averaging round sends: the difference in its codec, phi in f32, a sample of the momentum in bytes.
+/// Bytes that one side of an averaging round sends: the difference in its codec, phi in its own, a sample of the momentum in bytes.
 pub fn round_bytes(manifest: &Manifest, stage: Stage) -> u64 {
-    let values = stage_parameters(manifest, stage);
+    let (values, of_d) = (stage_parameters(manifest, stage), manifest.averaging.codec);
     let sample = values.min(70 << 10);
-    coded_bytes(values, manifest.averaging.codec).saturating_add(values.saturating_mul(VALUE)).saturating_add(sample)
+    coded_bytes(values, of_d).saturating_add(coded_bytes(values, codec::slow_weights(of_d))).saturating_add(sample)
 }
 
 fn coded_bytes(values: u64, codec: Codec) -> u64 {
@@ -255,9 +253,9 @@ mod tests {
         assert_eq!((memory.optimizer, memory.averaging), (4 * 2 * n, 4 * 2 * n));
         let tape = 4 * (4 * 2 * 512 * (3 * 768 + 3 * 768 + 2 * 1984 + 2 + 12 * 512) + 2048 * 768);
         assert_eq!(memory.tapes, 4 * tape);
-        // 8 for what is frozen, 2 * (2 + 4) for the bodies, 8 for the partner's tensors, 8 for what of them is too much, 8 for the
-        // result; of either body a format byte and the sample of the momentum.
-        assert_eq!(memory.passing, 44 * n + 2 * (1 + (70 << 10)));
+        // A state takes more than a round: 16 for theta and what is made of it, 2 * (2 + 2 + 1/32) for the bodies.
+        assert_eq!(memory.passing, 40 * n);
+        assert_eq!(round_bytes(&preset("small-124m").unwrap(), 4), (2 + 2) * n + n / 32 + 2 + (70 << 10));
         assert!(memory.peak() < 3 << 30, "{memory:?}");
     }
 }

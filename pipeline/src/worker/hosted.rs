@@ -191,10 +191,9 @@ impl Hosted {
                 Ok(Done::Saved { root, bytes })
             }
             Job::RoundSnapshot { codec, .. } => {
-                let feedback = manifest.codecs.error_feedback;
-                let bytes = self.rounds.freeze(self.engine.params(), codec, feedback)?;
+                let bytes = self.rounds.freeze(self.engine.shared(), codec)?;
                 // Nobody names a round's tensors by their digest, and taking it would cost as much as encoding them.
-                Ok(Done::Encoded { blob: blobs.put(bytes.into()), root: Digest::default() })
+                Ok(Done::Encoded { blob: blobs.put(bytes), root: Digest::default() })
             }
             Job::RoundPrepare { partner, .. } => {
                 let theirs = bytes_of(partner.tensors, blobs)?;
@@ -202,8 +201,8 @@ impl Hosted {
                 self.rounds.prepare(&manifest.averaging, &blocks, &partner, &theirs)
             }
             Job::RoundAdopt { .. } => {
-                let theta = self.rounds.adopt(self.engine.params())?;
-                self.engine.set_params(&theta)?;
+                let theta = self.rounds.adopt(&self.engine.shared(), manifest.codecs.error_feedback)?;
+                self.engine.set_params(theta)?;
                 Ok(Done::Ok)
             }
             Job::RoundRollBack { .. } => {

@@ -6,6 +6,7 @@
 //! [`Saves`]. Nothing from the network is trusted here: lengths are checked before anything is allocated, and values that
 //! are not finite are the sender's fault (`Done::BadInput`).
 
+mod body;
 mod encode;
 mod fitted;
 mod hosted;
@@ -18,8 +19,8 @@ use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
 
 use self::hosted::Hosted;
 pub use self::{
+    body::read_round,
     encode::{Encoder, Left, Spare, Unencoded},
-    round::read_round,
 };
 use crate::{
     exact::{Engine, EngineError},

@@ -3,27 +3,46 @@
 //! In: the engine's parameters, the partner's bytes. Out: bytes for the partner, and new parameters when a round is adopted.
 //! Nothing changes before `adopt`, so a round can be rolled back at any moment.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use skein_gossip::kernel::{
-    clip::{self, Clipped},
-    noloco::{self, Rule, Side},
+    clip::{Accepted, Sizes},
+    noloco::{self, Rule},
 };
 use skein_protocol::{
-    codec::{self, BadTensor},
+    codec::{BadTensor, Gate, PIECE},
     run::{Averaging, Codec, Robust},
 };
 
-use super::{bad, failed};
+use super::{
+    bad,
+    body::{self, Body, Pair, Sampling, Tensors, read_round},
+    failed,
+};
 use crate::job::{Done, RoundPartner};
 
-/// The tensors that a round began with, as the partner sees them.
+/// What a round began with.
 struct Frozen {
-    theta: Vec<f32>,
-    /// theta - phi, after its codec.
-    d: Vec<f32>,
-    /// What its codec loses of that; it stays in theta when the round is adopted, and so is in the next difference.
-    kept: Option<Vec<f32>>,
+    theta: Arc<Vec<f32>>,
+    /// What the partner gets, from which both sides take my difference and my slow weights, so that both compute one mean.
+    body: Bytes,
+    codec: Codec,
+}
+
+impl Frozen {
+    /// Adds to `theta` what the codec lost of the difference to `phi`.
+    fn add_lost(&self, phi: &[f32], theta: &mut [f32]) -> Result<(), BadTensor> {
+        let mine = Body::open(&self.body, phi.len(), self.codec)?;
+        let mut d = [0.0; PIECE];
+        for (number, theta) in theta.chunks_mut(PIECE).enumerate() {
+            let (at, d) = (number * PIECE, &mut d[..theta.len()]);
+            mine.d.piece(at, d)?;
+            let lost = self.theta[at..].iter().zip(&phi[at..]).zip(&*d).map(|((theta, phi), d)| theta - phi - d);
+            theta.iter_mut().zip(lost).for_each(|(theta, lost)| *theta += lost);
+        }
+        Ok(())
+    }
 }
 
 struct Prepared {
@@ -40,11 +59,6 @@ pub struct Rounds {
     prepared: Option<Prepared>,
 }
 
-/// The momentum travels only so that both sides can say how far apart the round leaves them; a byte a value is plenty, and so
-/// are this many values of it, evenly spread.
-const MOMENTUM: Codec = Codec::Int8;
-const SAMPLE: usize = 1 << 16;
-
 impl Rounds {
     pub fn fresh(phi: Vec<f32>) -> Self {
         let momentum = vec![0.0; phi.len()];
@@ -60,34 +74,13 @@ impl Rounds {
         (&self.phi, &self.momentum)
     }
 
-    /// Freezes `theta` for a round. Returns d in `codec`, phi in f32 and a sample of the momentum: three lengths (u64,
-    /// little-endian), then three coded tensors. `fed_back`: what the codec loses of d stays in theta.
-    pub fn freeze(&mut self, theta: &[f32], codec: Codec, fed_back: bool) -> Result<Vec<u8>, Done> {
-        let d: Vec<f32> = theta.iter().zip(&self.phi).map(|(theta, phi)| theta - phi).collect();
-        codec::gate(&d).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        let coded = codec::encode(&d, codec, false);
-        // My own difference counts as the partner sees it, so that both compute the same mean.
-        let mut kept = None;
-        let d = match codec {
-            Codec::F32 => d,
-            _ => {
-                kept = fed_back.then_some(d);
-                codec::decode(&coded, theta.len(), &[codec]).map_err(|error| failed(error.to_string()))?
-            }
-        };
-        if let Some(kept) = &mut kept {
-            kept.iter_mut().zip(&d).for_each(|(kept, d)| *kept -= d);
-        }
-        self.frozen = Some(Frozen { theta: theta.to_vec(), d, kept });
+    /// Freezes `theta` for a round. Returns the body that the partner gets.
+    pub fn freeze(&mut self, theta: Arc<Vec<f32>>, codec: Codec) -> Result<Bytes, Done> {
+        let body = body::write(&theta, &self.phi, &self.momentum, codec);
+        let body = Bytes::from(body.map_err(|error| Done::NotFinite { why: error.to_string() })?);
+        self.frozen = Some(Frozen { theta, body: body.clone(), codec });
         self.prepared = None;
-        let momentum = codec::encode(&Sampling::of(self.phi.len()).take(&self.momentum), MOMENTUM, false);
-        let phi = codec::encode(&[], Codec::F32, false).len() + 4 * self.phi.len();
-        let mut out = Vec::with_capacity(24 + coded.len() + phi + momentum.len());
-        [coded.len(), phi, momentum.len()].iter().for_each(|len| out.extend_from_slice(&(*len as u64).to_le_bytes()));
-        out.extend_from_slice(&coded);
-        append_f32(&self.phi, &mut out);
-        out.extend_from_slice(&momentum);
-        Ok(out)
+        Ok(body)
     }
 
     /// Computes what the round would leave here; changes nothing. `blocks` are the stage's, whose sizes are bounded apart.
@@ -99,57 +92,66 @@ impl Rounds {
         tensors: &[u8],
     ) -> Result<Done, Done> {
         let Some(frozen) = &self.frozen else { return Err(failed("no round is open")) };
-        let theirs = read_round(tensors, self.phi.len(), averaging.codec).map_err(bad)?;
-        let [their_d, their_phi, their_momentum] = theirs;
-        let sampling = Sampling::of(self.phi.len());
-        let before = noloco::disagreement(&sampling.take(&self.phi), &sampling.take(&their_phi));
+        let values = self.phi.len();
+        let sampling = Sampling::of(values);
         if partner.copy {
-            let momentum = vec![0.0; their_phi.len()];
-            self.prepared = Some(Prepared { phi: their_phi, momentum, copied: true });
+            let [_, phi, _] = read_round(tensors, values, frozen.codec).map_err(bad)?;
+            let before = noloco::disagreement(&sampling.take(&self.phi), &sampling.take(&phi));
+            self.prepared = Some(Prepared { momentum: vec![0.0; values], phi, copied: true });
             return Ok(Done::Prepared { before, after: 0.0 });
         }
-        let rule = Rule { alpha: averaging.alpha as f32, beta: averaging.beta as f32, gamma: averaging.gamma as f32 };
-        let mine = Side { phi: &self.phi, d: &frozen.d, samples: partner.my_samples };
-        let theirs = Side { phi: &their_phi, d: &their_d, samples: partner.their_samples };
-        // One side's step, with what it accepts of the other.
-        let step =
-            |own: Side<'_>, other: Side<'_>, own_is_first: bool, mut momentum: Vec<f32>, blocks: &[Range<usize>]| {
-                let clipped = match averaging.robust {
-                    Robust::Clip => clip::partner(own, other, blocks),
-                    Robust::None | Robust::CenteredClip | Robust::Trimmed => None,
-                };
-                let other = clipped.as_ref().map_or(other, |Clipped { phi, d }| Side { phi, d, ..other });
-                let (first, second) = if own_is_first { (own, other) } else { (other, own) };
-                let mut phi = vec![0.0; momentum.len()];
-                noloco::step(rule, first, second, own_is_first, &mut momentum, &mut phi);
-                Prepared { phi, momentum, copied: false }
-            };
-        let here = step(mine, theirs, partner.first, self.momentum.clone(), blocks);
-        codec::gate(&here.phi).map_err(|error| Done::NotFinite { why: error.to_string() })?;
-        // What the round leaves there is computed where its momentum is known: enough to say how far apart both are.
-        let [my_phi, my_d, phi, d] = [mine.phi, mine.d, theirs.phi, theirs.d].map(|tensor| sampling.take(tensor));
-        let mine = Side { phi: &my_phi, d: &my_d, ..mine };
-        let theirs = Side { phi: &phi, d: &d, ..theirs };
+        let mine = Body::open(&frozen.body, values, frozen.codec).map_err(|error| failed(error.to_string()))?;
+        let pair = Pair { mine, theirs: Body::open(tensors, values, frozen.codec).map_err(bad)? };
+        let step = Step::new(averaging, partner);
+        let mut sizes = vec![Sizes::default(); if step.clips { blocks.len() } else { 0 }];
+        let samples = pair.judge(|at, mine, theirs| {
+            for (sizes, block) in sizes.iter_mut().zip(blocks) {
+                let part = within(block, at, mine.d.len());
+                sizes.add(mine.side(part.clone(), 0), theirs.side(part, 0));
+            }
+        });
+        let [mine_sampled, theirs_sampled] = samples.map_err(bad)?;
+        let accepted: Vec<Accepted> =
+            sizes.iter().map(|sizes| sizes.accepted(partner.my_samples, partner.their_samples)).collect();
+        let (mut phi, mut momentum) = (Vec::with_capacity(values), Vec::with_capacity(values));
+        let mut gate = Gate::default();
+        let stepped = pair.each(|at, mine, theirs| {
+            let piece = at..at + mine.d.len();
+            phi.extend_from_slice(&self.phi[piece.clone()]);
+            momentum.extend_from_slice(&self.momentum[piece.clone()]);
+            for (accepted, block) in accepted.iter().zip(blocks) {
+                accept(accepted, mine, theirs, within(block, at, mine.d.len()));
+            }
+            step.run(mine, theirs, &mut momentum[piece.clone()], &mut phi[piece.clone()]);
+            gate.add(&phi[piece]);
+        });
+        stepped.map_err(bad)?;
+        gate.verdict().map_err(|error| Done::NotFinite { why: error.to_string() })?;
+        let before = noloco::disagreement(&mine_sampled.phi, &theirs_sampled.phi);
         let blocks: Vec<_> = blocks.iter().map(|block| sampling.range(block)).collect();
-        let there = step(theirs, mine, !partner.first, their_momentum, &blocks);
-        let after = noloco::disagreement(&sampling.take(&here.phi), &there.phi);
-        self.prepared = Some(here);
+        let there = step.there().sampled(theirs_sampled, mine_sampled, pair.theirs.momentum, &blocks);
+        let after = noloco::disagreement(&sampling.take(&phi), &there);
+        self.prepared = Some(Prepared { phi, momentum, copied: false });
         Ok(Done::Prepared { before, after })
     }
 
-    /// Takes the prepared round. Returns the new parameters: what was trained while the round was in the air is kept.
-    pub fn adopt(&mut self, theta: &[f32]) -> Result<Vec<f32>, Done> {
+    /// Takes the prepared round. Returns the new parameters: what was trained while the round was in the air is kept. `fed_back`:
+    /// what the codec lost of my difference stays in theta, and so is in the next difference.
+    pub fn adopt(&mut self, theta: &Arc<Vec<f32>>, fed_back: bool) -> Result<Vec<f32>, Done> {
         let (Some(frozen), Some(prepared)) = (self.frozen.take(), self.prepared.take()) else {
             return Err(failed("no round is prepared"));
         };
-        let since = theta.iter().zip(&frozen.theta).map(|(now, then)| now - then);
-        let mut theta: Vec<f32> = prepared.phi.iter().zip(since).map(|(phi, since)| phi + since).collect();
-        if let Some(kept) = frozen.kept.filter(|_| !prepared.copied) {
-            theta.iter_mut().zip(&kept).for_each(|(theta, kept)| *theta += kept);
+        let mut new = prepared.phi.clone();
+        if !Arc::ptr_eq(theta, &frozen.theta) {
+            let since = theta.iter().zip(&*frozen.theta).map(|(now, then)| now - then);
+            new.iter_mut().zip(since).for_each(|(new, since)| *new += since);
+        }
+        if fed_back && !prepared.copied {
+            frozen.add_lost(&self.phi, &mut new).map_err(|error| failed(error.to_string()))?;
         }
         self.phi = prepared.phi;
         self.momentum = prepared.momentum;
-        Ok(theta)
+        Ok(new)
     }
 
     /// Bytes of the round in the air.
@@ -173,77 +175,86 @@ impl Rounds {
     }
 }
 
-/// Which values of a tensor are in a sample: every so many, from the first.
+/// One side's step of a round.
 #[derive(Clone, Copy)]
-struct Sampling {
-    every: usize,
+struct Step {
+    rule: Rule,
+    clips: bool,
+    /// Own samples, and the other's.
+    samples: [u64; 2],
+    first: bool,
 }
 
-impl Sampling {
-    /// Of tensors of so many values: all of them, up to [`SAMPLE`].
-    fn of(values: usize) -> Sampling {
-        Sampling { every: values.div_ceil(SAMPLE).max(1) }
+impl Step {
+    fn new(averaging: &Averaging, partner: &RoundPartner) -> Step {
+        let clips = match averaging.robust {
+            Robust::Clip => true,
+            Robust::None | Robust::CenteredClip | Robust::Trimmed => false,
+        };
+        Step {
+            rule: Rule { alpha: averaging.alpha as f32, beta: averaging.beta as f32, gamma: averaging.gamma as f32 },
+            clips,
+            samples: [partner.my_samples, partner.their_samples],
+            first: partner.first,
+        }
     }
 
-    fn len(self, values: usize) -> usize {
-        values.div_ceil(self.every)
+    /// The other side's step.
+    fn there(self) -> Step {
+        let [mine, theirs] = self.samples;
+        Step { samples: [theirs, mine], first: !self.first, ..self }
     }
 
-    fn take(self, tensor: &[f32]) -> Vec<f32> {
-        tensor.iter().step_by(self.every).copied().collect()
+    /// Steps `phi` and `momentum` of a side that is `own` to the other one.
+    fn run(&self, own: &Tensors, other: &Tensors, momentum: &mut [f32], phi: &mut [f32]) {
+        let [mine, theirs] = self.samples;
+        let (own, other) = (own.side(0..phi.len(), mine), other.side(0..phi.len(), theirs));
+        let (first, second) = if self.first { (own, other) } else { (other, own) };
+        noloco::step(self.rule, first, second, self.first, momentum, phi);
     }
 
-    /// Where the values of a block lie in the sample.
-    fn range(self, block: &Range<usize>) -> Range<usize> {
-        self.len(block.start)..self.len(block.end)
+    /// What the step leaves of a sample of slow weights: enough to say how far apart both sides are.
+    fn sampled(&self, own: Tensors, mut other: Tensors, mut momentum: Vec<f32>, blocks: &[Range<usize>]) -> Vec<f32> {
+        let [mine, theirs] = self.samples;
+        for block in blocks.iter().filter(|_| self.clips) {
+            let mut sizes = Sizes::default();
+            sizes.add(own.side(block.clone(), mine), other.side(block.clone(), theirs));
+            accept(&sizes.accepted(mine, theirs), &own, &mut other, block.clone());
+        }
+        let mut phi = own.phi.clone();
+        self.run(&own, &other, &mut momentum, &mut phi);
+        phi
     }
 }
 
-/// As `codec::encode` in f32, without a copy of its own of what are the most bytes of a round.
-fn append_f32(values: &[f32], out: &mut Vec<u8>) {
-    out.extend_from_slice(&codec::encode(&[], Codec::F32, false));
-    let mut bytes = [0; 4 << 10];
-    for piece in values.chunks(1 << 10) {
-        let bytes = &mut bytes[..4 * piece.len()];
-        bytes.as_chunks_mut::<4>().0.iter_mut().zip(piece).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
-        out.extend_from_slice(bytes);
-    }
+/// Scales down what a side does not accept of the other's part of a block.
+fn accept(accepted: &Accepted, own: &Tensors, other: &mut Tensors, part: Range<usize>) {
+    accepted.apply(&own.phi[part.clone()], &mut other.phi[part.clone()], &mut other.d[part]);
 }
 
-/// A partner's d (in `codec`) and phi, of `values` numbers each, and a sample of its momentum.
-///
-/// # Errors
-/// Anything but that, to the last byte. No more is allocated than these tensors take, whatever the lengths say.
-pub fn read_round(bytes: &[u8], values: usize, codec: Codec) -> Result<[Vec<f32>; 3], BadTensor> {
-    let wanted = codec::coded_len_max(values as u64);
-    let short = BadTensor::Length { got: bytes.len() as u64, wanted };
-    let (lengths, mut rest) = bytes.split_at_checked(24).ok_or(short.clone())?;
-    let mut tensors = [const { Vec::new() }; 3];
-    let kinds = [(codec, values), (Codec::F32, values), (MOMENTUM, Sampling::of(values).len(values))];
-    for ((length, tensor), (codec, values)) in lengths.as_chunks::<8>().0.iter().zip(&mut tensors).zip(kinds) {
-        let length = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| short.clone())?;
-        let (coded, left) = rest.split_at_checked(length).ok_or(short.clone())?;
-        *tensor = codec::decode(coded, values, &[codec])?;
-        rest = left;
-    }
-    match rest.is_empty() {
-        true => Ok(tensors),
-        false => Err(short),
-    }
+/// The part of a block that lies in the piece of `len` values from number `at` on, as a part of the piece.
+fn within(block: &Range<usize>, at: usize, len: usize) -> Range<usize> {
+    let inside = |number: usize| number.clamp(at, at + len) - at;
+    inside(block.start)..inside(block.end)
 }
 
 #[cfg(test)]
 mod tests {
-    use skein_protocol::{Blob, run::preset};
+    use skein_gossip::kernel::noloco::Side;
+    use skein_protocol::{Blob, codec, run::preset};
 
     use super::*;
+
+    fn weights(value: f32) -> Arc<Vec<f32>> {
+        Arc::new(vec![value; 64])
+    }
 
     /// phi after a round of equal samples with a partner whose weights are `theirs`, mine having moved by 0.1 since the last one.
     fn phi_after(robust: Robust, theirs: f32) -> f32 {
         let averaging = Averaging { robust, codec: Codec::F32, ..preset("demo").expect("a preset").averaging };
         let mut mine = Rounds::fresh(vec![1.0; 64]);
-        mine.freeze(&[1.1; 64], averaging.codec, false).unwrap();
-        let tensors = Rounds::fresh(vec![1.0; 64]).freeze(&[theirs; 64], averaging.codec, false).unwrap();
+        mine.freeze(weights(1.1), averaging.codec).unwrap();
+        let tensors = Rounds::fresh(vec![1.0; 64]).freeze(weights(theirs), averaging.codec).unwrap();
         let partner = RoundPartner {
             tensors: Blob { id: 1, len: tensors.len() as u64 },
             my_samples: 10,
@@ -252,7 +263,72 @@ mod tests {
             copy: false,
         };
         mine.prepare(&averaging, &[0..32, 32..64], &partner, &tensors).unwrap();
-        mine.adopt(&[1.1; 64]).unwrap()[0]
+        mine.adopt(&weights(1.1), false).unwrap()[0]
+    }
+
+    fn wave(values: usize, shift: usize) -> Vec<f32> {
+        (0..values).map(|i| (((i + shift) * 37 % 1009) as f32 - 500.0) / 300.0).collect()
+    }
+
+    /// Both sides of a round of `values` numbers that have nothing in common, and their slow weights after it.
+    fn meet(averaging: &Averaging, values: usize, moved: f32, blocks: &[Range<usize>]) -> ([Bytes; 2], [Vec<f32>; 2]) {
+        let mut sides = [3, 500].map(|shift| Rounds::new(wave(values, shift), wave(values, 2 * shift)));
+        let thetas = [1.0, moved].map(|by| Arc::new(wave(values, 9).iter().map(|v| by * v).collect::<Vec<f32>>()));
+        let bodies = [0, 1].map(|side| sides[side].freeze(thetas[side].clone(), averaging.codec).unwrap());
+        for side in [0, 1] {
+            let tensors = Blob { id: 1, len: bodies[1 - side].len() as u64 };
+            let partner = RoundPartner { tensors, my_samples: 8, their_samples: 8, first: side == 0, copy: false };
+            sides[side].prepare(averaging, blocks, &partner, &bodies[1 - side]).unwrap();
+            sides[side].adopt(&thetas[side], false).unwrap();
+        }
+        (bodies, sides.map(|side| side.phi))
+    }
+
+    #[test]
+    fn a_round_in_pieces_is_the_round_of_whole_tensors() {
+        let demo = preset("demo").expect("a preset").averaging;
+        for codec in codec::ALL {
+            let averaging = Averaging { robust: Robust::None, codec, ..demo.clone() };
+            let values = 3 * PIECE + 77;
+            let (bodies, phi) = meet(&averaging, values, 1.1, &[0..values]);
+            let [[d_a, phi_a, _], [d_b, phi_b, _]] = bodies.map(|body| read_round(&body, values, codec).unwrap());
+            let (a, b) = (Side { phi: &phi_a, d: &d_a, samples: 8 }, Side { phi: &phi_b, d: &d_b, samples: 8 });
+            let rule =
+                Rule { alpha: averaging.alpha as f32, beta: averaging.beta as f32, gamma: averaging.gamma as f32 };
+            for (side, shift) in [(0, 3), (1, 500)] {
+                let (mut whole, mut momentum) = (wave(values, shift), wave(values, 2 * shift));
+                noloco::step(rule, a, b, side == 0, &mut momentum, &mut whole);
+                assert_eq!(phi[side], whole, "{codec:?}, side {side}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_codec_of_slow_weights_loses_moves_the_mean_of_both_nowhere() {
+        let demo = preset("demo").expect("a preset").averaging;
+        let averaging = Averaging { robust: Robust::None, codec: Codec::Bf16, alpha: 0.0, beta: 0.0, ..demo };
+        let (_, phi) = meet(&averaging, 1000, 1.0, &[0..1000]);
+        for (i, (before_a, before_b)) in wave(1000, 3).iter().zip(wave(1000, 500)).enumerate() {
+            assert!((phi[0][i] + phi[1][i] - before_a - before_b).abs() < 1e-6, "value {i}");
+        }
+    }
+
+    #[test]
+    fn a_block_that_lies_in_several_pieces_is_clipped_as_one() {
+        let demo = preset("demo").expect("a preset").averaging;
+        let averaging = Averaging { robust: Robust::Clip, codec: Codec::F32, ..demo };
+        let values = 2 * PIECE + 500;
+        let blocks = [0..PIECE + 100, PIECE + 100..values];
+        let (_, phi) = meet(&averaging, values, 1e3, &blocks);
+        let size = |phi: &[f32], block: &Range<usize>| {
+            let before = wave(values, 3);
+            let moved = phi[block.clone()].iter().zip(&before[block.clone()]).map(|(now, then)| now - then);
+            (moved.map(|v| v * v).sum::<f32>() / block.len() as f32).sqrt()
+        };
+        for block in &blocks {
+            // A few of the first side's own steps, which are of about 1 each; without the bound it would be hundreds.
+            assert!((0.5..8.0).contains(&size(&phi[0], block)), "{}", size(&phi[0], block));
+        }
     }
 
     /// How far phi is from what it should be after `rounds` that each moved by the same, relative to one such move.
@@ -264,18 +340,18 @@ mod tests {
         let mut theta = vec![0.0; 512];
         for _ in 0..rounds {
             theta.iter_mut().zip(&moved).for_each(|(theta, moved)| *theta += moved);
+            let before = Arc::new(theta.clone());
             if rolled_back {
-                sides.iter_mut().for_each(|side| drop(side.freeze(&theta, codec, fed_back).unwrap()));
+                sides.iter_mut().for_each(|side| drop(side.freeze(before.clone(), codec).unwrap()));
                 sides.iter_mut().for_each(Rounds::roll_back);
             }
-            let bodies = [0, 1].map(|side| sides[side].freeze(&theta, codec, fed_back).unwrap());
-            let before = theta.clone();
+            let bodies = [0, 1].map(|side| sides[side].freeze(before.clone(), codec).unwrap());
             for (side, first) in [(0, true), (1, false)] {
                 let theirs = &bodies[1 - side];
                 let tensors = Blob { id: 1, len: theirs.len() as u64 };
                 let partner = RoundPartner { tensors, my_samples: 1, their_samples: 1, first, copy: false };
                 sides[side].prepare(&averaging, &[0..256, 256..512], &partner, theirs).unwrap();
-                theta = sides[side].adopt(&before).unwrap();
+                theta = sides[side].adopt(&before, fed_back).unwrap();
             }
         }
         let size = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();

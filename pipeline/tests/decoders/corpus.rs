@@ -24,7 +24,7 @@ pub fn state(full: bool) -> StageState {
 /// The body of a round of `values` parameters, as `SPEC.md` describes it.
 pub fn round(values: usize, codec: Codec, zstd: bool) -> Vec<u8> {
     let tensor: Vec<f32> = (0..values).map(|i| (i as f32 - 50.0) / 7.0).collect();
-    let parts = [(codec, zstd), (Codec::F32, false), (Codec::Int8, false)];
+    let parts = [(codec, zstd), (codec::slow_weights(codec), false), (Codec::Int8, false)];
     let parts = parts.map(|(codec, zstd)| codec::encode(&tensor, codec, zstd));
     let lengths = parts.iter().flat_map(|part| (part.len() as u64).to_le_bytes());
     lengths.chain(parts.iter().flatten().copied()).collect()
@@ -40,8 +40,7 @@ fn seeds(target: &str) -> Seeds {
             [("full", whole), ("weights", sealed(false)), ("body", body)].map(|(name, it)| (name.into(), it)).into()
         }
         "round" => {
-            let forms =
-                decoders::CODECS.into_iter().enumerate().flat_map(|(i, codec)| [(i, codec, false), (i, codec, true)]);
+            let forms = codec::ALL.into_iter().enumerate().flat_map(|(i, codec)| [(i, codec, false), (i, codec, true)]);
             let seed = |(i, codec, zstd): (usize, Codec, bool)| {
                 let name = format!("{codec:?}{}", if zstd { "-zstd" } else { "" }).to_lowercase();
                 (name, [&[100, 0, i as u8], &round(100, codec, zstd)[..]].concat())

@@ -2,7 +2,7 @@
 //! call the same functions.
 
 use skein_pipeline::{model::state::StageState, worker::read_round};
-use skein_protocol::{codec, hash, run::Codec};
+use skein_protocol::{codec, hash};
 
 type Decoder = fn(&[u8]);
 
@@ -10,7 +10,6 @@ type Decoder = fn(&[u8]);
 pub const ALL: [(&str, Decoder); 2] = [("state", state), ("round", round)];
 
 /// Differences travel in one of these.
-pub const CODECS: [Codec; 5] = [Codec::F32, Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Sparse];
 
 /// The state of a stage: as it is, and with a right root, without which nothing of it is believed.
 pub fn state(bytes: &[u8]) {
@@ -34,9 +33,9 @@ pub fn sealed(body: &[u8]) -> Vec<u8> {
 
 /// Two bytes that say how many parameters the stage has, one for the codec of the difference, then the body of `Average Tensors`.
 pub fn round(bytes: &[u8]) {
-    let Some(([low, high, codec], body)) = bytes.split_first_chunk::<3>() else { return };
+    let Some(([low, high, number], body)) = bytes.split_first_chunk::<3>() else { return };
     let values = usize::from(u16::from_le_bytes([*low, *high]));
-    if let Ok(tensors) = read_round(body, values, CODECS[usize::from(*codec) % CODECS.len()]) {
+    if let Ok(tensors) = read_round(body, values, codec::ALL[usize::from(*number) % codec::ALL.len()]) {
         assert!(tensors.iter().all(|tensor| tensor.len() == values && codec::gate(tensor).is_ok()));
     }
 }

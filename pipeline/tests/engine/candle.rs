@@ -106,7 +106,7 @@ fn a_kept_graph_uses_the_weights_of_its_forward() {
     // The step was of rate 0, but it made a version: the second is held, and after the next the third is not.
     let moved: Vec<f32> = candle.params().iter().map(|p| p * 1.1).collect();
     candle.forward(5, StageInput::Tokens(&tokens)).unwrap();
-    candle.set_params(&moved).unwrap();
+    candle.set_params(moved.clone()).unwrap();
     assert_eq!(gradient(&mut candle, 5), first);
     assert_ne!(gradient(&mut candle, 3), first);
     assert_eq!(candle.backward(9, &g, 1.0, false), Err(EngineError::NotKept(9)));

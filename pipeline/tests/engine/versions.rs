@@ -40,7 +40,7 @@ fn a_backward_uses_the_weights_of_its_forward_for_one_step_and_todays_after_two(
     assert_eq!(engine.backward(2, &g, 0.0, true).unwrap(), after_one, "recomputed on demand");
     // An adoption is a new version as a step is.
     let moved: Vec<f32> = engine.params().iter().map(|p| p * 0.9).collect();
-    engine.set_params(&moved).unwrap();
+    engine.set_params(moved).unwrap();
     let after_two = fresh(&engine);
     assert_eq!(engine.backward(3, &g, 0.0, false).unwrap(), after_two);
     // The input stays until it is dropped, so the same question has an answer again.

@@ -24,7 +24,7 @@ pub struct Sample {
 
 #[derive(Clone, Debug, Default)]
 pub struct Gain {
-    kinds: [Kind; 5],
+    kinds: [Kind; super::ALL.len()],
 }
 
 /// One codec.

@@ -550,6 +550,8 @@ pub enum Codec {
     Int4,
     #[n(4)]
     Sparse,
+    #[n(5)]
+    Int16,
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]

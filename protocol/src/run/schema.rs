@@ -44,7 +44,7 @@ const U8: Kind = Kind::Whole(u8::MAX as u64);
 const U16: Kind = Kind::Whole(u16::MAX as u64);
 const U32: Kind = Kind::Whole(u32::MAX as u64);
 const U64: Kind = Kind::Whole(u64::MAX);
-const CODEC: &[&str] = &["f32", "bf16", "int8", "int4", "sparse"];
+const CODEC: &[&str] = &["f32", "bf16", "int8", "int4", "sparse", "int16"];
 
 const fn need(path: &'static str, kind: Kind) -> Key {
     Key { path, kind, need: true }

@@ -34,7 +34,7 @@ pub fn seeds(target: &str) -> Seeds {
         "tensor" => {
             let values: Vec<f32> = (0..100).map(|i| (i as f32 - 50.0) / 7.0).collect();
             let coded = |codec, zstd| [&100u16.to_le_bytes()[..], &codec::encode(&values, codec, zstd)].concat();
-            let both = decoders::CODECS.into_iter().flat_map(|codec| {
+            let both = codec::ALL.into_iter().flat_map(|codec| {
                 let name = format!("{codec:?}").to_lowercase();
                 [named(&name, coded(codec, false)), named(&format!("{name}-zstd"), coded(codec, true))]
             });

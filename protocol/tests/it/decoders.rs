@@ -5,13 +5,11 @@ use skein_protocol::{
     Manifest, PeerId, codec,
     invite::Invite,
     key::Signed,
-    run::{Codec, check, text},
+    run::{check, text},
     wire::{Frame, exact, limits::MANIFEST_MAX, membership::Item},
 };
 
 type Decoder = fn(&[u8]);
-
-pub const CODECS: [Codec; 5] = [Codec::F32, Codec::Bf16, Codec::Int8, Codec::Int4, Codec::Sparse];
 
 /// A decoder by name: what the corpora and the fuzz targets are called.
 pub const ALL: [(&str, Decoder); 6] = [
@@ -78,7 +76,7 @@ pub fn invite(bytes: &[u8]) {
 pub fn tensor(bytes: &[u8]) {
     let Some((values, coded)) = bytes.split_first_chunk::<2>() else { return };
     let values = usize::from(u16::from_le_bytes(*values));
-    if let Ok(tensor) = codec::decode(coded, values, &CODECS) {
+    if let Ok(tensor) = codec::decode(coded, values, &codec::ALL) {
         assert_eq!(tensor.len(), values);
         assert_eq!(codec::gate(&tensor), Ok(()));
     }

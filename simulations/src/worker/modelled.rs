@@ -14,7 +14,7 @@ use skein_pipeline::{
 };
 use skein_protocol::{
     Blob, Manifest, Stage, Version,
-    codec::{Sample, coded_len},
+    codec::{self, Sample, coded_len},
     hash,
     run::Codec,
 };
@@ -235,7 +235,8 @@ impl Work for Modelled {
                     return self.wrong(format!("round {round} of stage {stage} frozen while {frozen} is"));
                 }
                 model.prepared = false;
-                let payload = Payload::of(Content::Tensors { round }, encoded(parameters, codec) + 4 * parameters);
+                let len = encoded(parameters, codec) + encoded(parameters, codec::slow_weights(codec));
+                let payload = Payload::of(Content::Tensors { round }, len);
                 Done::Encoded { blob: store.insert(payload), root: hash::Digest::default() }
             }
             Job::RoundPrepare { round, partner, .. } => {

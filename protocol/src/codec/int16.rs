@@ -1,0 +1,122 @@
+//! int16 by blocks: 64 neighbouring values share one scale, a power of two as bf16. A value is its number times its scale.
+//!
+//! The scale is the largest at which the largest magnitude of the block still has a number of 15 bits, so a step is at most 2^-14
+//! of that magnitude: the error is a fiftieth of what bf16 loses in the same two bytes. A power of two is multiplied without
+//! rounding, so that what is decoded encodes to the same bytes.
+
+use multiversion::multiversion;
+
+use super::{
+    bf16,
+    int8::{BLOCK, ROUND},
+};
+
+/// The exponent, as an f32 has it, of the smallest scale: a normal number whose inverse is one, too.
+const EXPONENT_MIN: u32 = 1;
+/// Bits of the number of a block's largest value.
+const BITS: u32 = 15;
+
+/// Numbers of `values`, and the scales of their blocks (two bytes each).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
+pub fn encode(values: &[f32], numbers: &mut [u8], scales: &mut [u8]) {
+    encode_body(values, numbers, scales);
+}
+
+#[inline(always)]
+fn encode_body(values: &[f32], numbers: &mut [u8], scales: &mut [u8]) {
+    let (blocks, rest) = values.as_chunks::<BLOCK>();
+    let (whole, tail) = numbers.as_chunks_mut::<{ 2 * BLOCK }>();
+    let scales = scales.as_chunks_mut::<2>().0;
+    for ((block, numbers), scale) in blocks.iter().zip(whole).zip(scales.iter_mut()) {
+        *scale = encode_block(block, numbers);
+    }
+    if let (false, Some(scale)) = (rest.is_empty(), scales.last_mut()) {
+        let (mut block, mut numbers) = ([0.0; BLOCK], [0; 2 * BLOCK]);
+        block[..rest.len()].copy_from_slice(rest);
+        *scale = encode_block(&block, &mut numbers);
+        tail.copy_from_slice(&numbers[..2 * rest.len()]);
+    }
+}
+
+#[inline(always)]
+fn encode_block(block: &[f32; BLOCK], numbers: &mut [u8; 2 * BLOCK]) -> [u8; 2] {
+    // Magnitudes of finite values are ordered as their bits are.
+    let max = block.iter().fold(0u32, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
+    let exponent = (max >> 23).saturating_sub(BITS - 1).max(EXPONENT_MIN);
+    let inverse = f32::from_bits((254 - exponent) << 23);
+    for (number, v) in numbers.as_chunks_mut::<2>().0.iter_mut().zip(block) {
+        let x = v * inverse;
+        // What rounds to 2^15 is held below it.
+        let x = if x < 32767.0 { x } else { 32767.0 };
+        let x = if x > -32767.0 { x } else { -32767.0 };
+        *number = ((x + ROUND).to_bits() as u16).to_le_bytes();
+    }
+    ((exponent << 7) as u16).to_le_bytes()
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
+pub fn decode(numbers: &[u8], scales: &[u8], values: &mut [f32]) {
+    decode_body(numbers, scales, values);
+}
+
+#[inline(always)]
+fn decode_body(numbers: &[u8], scales: &[u8], values: &mut [f32]) {
+    let numbers = numbers.as_chunks::<2>().0;
+    for ((block, numbers), scale) in values.chunks_mut(BLOCK).zip(numbers.chunks(BLOCK)).zip(scales.as_chunks::<2>().0)
+    {
+        let scale = bf16::value(u16::from_le_bytes(*scale));
+        for (v, number) in block.iter_mut().zip(numbers) {
+            *v = scale * f32::from(i16::from_le_bytes(*number));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::tests::any_finite;
+
+    fn there_and_back(values: &[f32]) -> Vec<f32> {
+        let (mut numbers, mut scales) = (vec![0; 2 * values.len()], vec![0; 2 * values.len().div_ceil(BLOCK)]);
+        encode(values, &mut numbers, &mut scales);
+        let mut back = vec![0.0; values.len()];
+        decode(&numbers, &scales, &mut back);
+        back
+    }
+
+    #[test]
+    fn no_value_is_further_off_than_half_a_step_of_its_block() {
+        let values: Vec<f32> = any_finite(3, 5000).iter().map(|v| v % 1e6).collect();
+        for (block, back) in values.chunks(BLOCK).zip(there_and_back(&values).chunks(BLOCK)) {
+            let max = block.iter().fold(0f32, |max, v| max.max(v.abs()));
+            for (v, back) in block.iter().zip(back) {
+                assert!((v - back).abs() <= max / 32768.0 + f32::MIN_POSITIVE, "{v} {back} of {max}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_of_a_block_stays_below_the_next_power_and_zeros_stay_zero() {
+        let mut values = vec![0.0; 130];
+        (values[0], values[64], values[129]) = (-1.999_999, f32::MAX, 1e-42);
+        let back = there_and_back(&values);
+        assert!((back[0] + 1.999_999).abs() < 2.0 / 16384.0 && back[0] > -2.0);
+        assert!((back[64] / f32::MAX - 1.0).abs() < 1e-4);
+        assert!(back.iter().enumerate().all(|(i, v)| i == 0 || i == 64 || *v == 0.0));
+    }
+
+    #[test]
+    fn dispatch_changes_no_byte() {
+        for n in [0, 1, 63, 64, 65, 1000] {
+            let values = any_finite(n as u64, n);
+            let blank = || (vec![0; 2 * n], vec![0; 2 * n.div_ceil(BLOCK)], vec![0.0; n]);
+            let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
+            encode(&values, &mut a, &mut sa);
+            encode_body(&values, &mut b, &mut sb);
+            assert_eq!((&a, &sa), (&b, &sb));
+            decode(&a, &sa, &mut va);
+            decode_body(&a, &sa, &mut vb);
+            assert_eq!(va, vb);
+        }
+    }
+}
