@@ -154,12 +154,12 @@ impl Rounds {
         Ok(new)
     }
 
-    /// Bytes of the round in the air.
+    /// Bytes of the round in the air: what was frozen, which a step of the engine leaves to the round alone, and what is
+    /// prepared.
     pub fn open_bytes(&self) -> u64 {
-        let kept = |frozen: &Frozen| frozen.kept.as_ref().map_or(0, Vec::len);
-        let frozen = self.frozen.as_ref().map_or(0, |frozen| frozen.theta.len() + frozen.d.len() + kept(frozen));
-        let prepared = self.prepared.as_ref().map_or(0, |prepared| prepared.phi.len() + prepared.momentum.len());
-        4 * (frozen + prepared) as u64
+        let frozen = self.frozen.as_ref().map_or(0, |frozen| 4 * frozen.theta.len() + frozen.body.len());
+        let prepared = self.prepared.as_ref().map_or(0, |prepared| 4 * (prepared.phi.len() + prepared.momentum.len()));
+        (frozen + prepared) as u64
     }
 
     pub fn roll_back(&mut self) {
