@@ -60,7 +60,12 @@ pub fn engine(
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
         (Device::Cuda(_) | Device::Metal(_), Arithmetic::F32) => {
-            Ok(Box::new(candle::Candle::new(model, settings, params, &candle::device(device)?)?))
+            let card = candle::device(device)?;
+            Ok(Box::new(candle::Candle::new(model, settings, params, candle::Precision::F32, &card)?))
+        }
+        (Device::Cuda(_), Arithmetic::Bf16) => {
+            let card = candle::device(device)?;
+            Ok(Box::new(candle::Candle::new(model, settings, params, candle::Precision::Bf16, &card)?))
         }
         (device, arithmetic) => {
             Err(EngineError::Device(format!("{device:?} does not compute in {arithmetic:?} arithmetic in this build")))
@@ -82,7 +87,8 @@ impl Engines for OnDevice {
         let wanted = &manifest.train.arithmetic;
         let here = |arithmetic: &&Arithmetic| match self.0 {
             Device::Cpu { .. } => matches!(arithmetic, Arithmetic::F32 | Arithmetic::Repeatable),
-            Device::Cuda(_) | Device::Metal(_) => **arithmetic == Arithmetic::F32,
+            Device::Cuda(_) => matches!(arithmetic, Arithmetic::F32 | Arithmetic::Bf16),
+            Device::Metal(_) => **arithmetic == Arithmetic::F32,
         };
         // Without fused multiply-adds the fixed order is a call for each: only where nothing else is allowed.
         let fused = Instructions::fastest() == Instructions::fixed();
