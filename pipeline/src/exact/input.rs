@@ -49,13 +49,6 @@ impl Input {
         Ok((input, sequences))
     }
 
-    pub fn as_stage_input(&self) -> StageInput<'_> {
-        match self {
-            Input::Tokens(tokens) => StageInput::Tokens(tokens),
-            Input::Hidden(x) => StageInput::Hidden(x),
-        }
-    }
-
     /// Some sequences of it, of `t` tokens each.
     pub(super) fn part(&self, sequences: std::ops::Range<usize>, t: usize, hidden: usize) -> Part<'_> {
         match self {

@@ -102,7 +102,11 @@ impl Case {
         let mut params = init::initial(&model, seed);
         params.iter_mut().enumerate().for_each(|(i, v)| *v = *v * 1.7 + ((i * 37) % 11) as f32 / 40.0 - 0.12);
         let (sequence, sequences) = (draw.from(1, 19) as usize, draw.from(1, 3) as usize);
-        let rows = sequence * sequences;
+        Case::of(model, params, sequence, sequences, &mut draw)
+    }
+
+    fn of(model: StageModel, params: Vec<f32>, sequence: usize, sequences: usize, draw: &mut Draw) -> Self {
+        let (rows, config) = (sequence * sequences, &model.config);
         let mut ids = || (0..rows).map(|_| draw.below(u64::from(config.vocab)) as u32).collect::<Vec<_>>();
         let (tokens, mut targets) = (ids(), ids());
         if rows > 3 {
@@ -163,15 +167,19 @@ fn every_gradient_is_that_of_the_oracle_and_of_the_engine_by_hand() {
                 case.name()
             );
             if !case.model.head {
-                assert!(far(&wanted.output, &output) < 1e-5, "{seed}: output, {}", case.name());
+                assert!(far(&wanted.output, &output) < 1e-5, "{seed}: {}", case.name());
             }
-            assert!(far(&wanted.input, &input) < 2e-5, "{seed}: input {}, {}", far(&wanted.input, &input), case.name());
+            assert!(far(&wanted.input, &input) < 1e-4, "{seed}: input {}, {}", far(&wanted.input, &input), case.name());
             for param in case.model.params() {
                 let (a, b) = (&wanted.params[param.range()], &params[param.range()]);
-                assert!(far(a, b) < 2e-5, "{seed}: {} {}, {}", param.name, far(a, b), case.name());
-                // One token sees itself alone whatever its query is.
+                // One token sees itself alone, whatever its query is.
                 let alone = case.sequence == 1 && (param.name.contains("q_proj") || param.name.contains("k_proj"));
-                assert!(alone || b.iter().any(|&g| g != 0.0), "{seed}: {} has no gradient", param.name);
+                if alone {
+                    assert!(b.iter().all(|g| g.abs() < 1e-6), "{seed}: {}", param.name);
+                } else {
+                    assert!(far(a, b) < 1e-4, "{seed}: {} {}, {}", param.name, far(a, b), case.name());
+                    assert!(b.iter().any(|&g| g != 0.0), "{seed}: {} has no gradient", param.name);
+                }
             }
         }
     }
@@ -179,23 +187,22 @@ fn every_gradient_is_that_of_the_oracle_and_of_the_engine_by_hand() {
 
 #[test]
 fn products_in_bf16_stay_near_those_in_f32() {
-    let mut sum = 0.0;
-    let mut count = 0.0;
-    for seed in 0..24 {
-        let case = Case::drawn(seed);
+    for (embedding, head, tie_embeddings) in
+        [(true, true, false), (true, true, true), (true, false, false), (false, false, false), (false, true, false)]
+    {
+        let sizes = ModelConfig { hidden: 64, layers: 2, ffn: 95, vocab: 61, tie_embeddings, ..config() };
+        let model = StageModel::new(sizes, 0, 2, embedding, head).unwrap();
+        let case = Case::of(model.clone(), init::initial(&model, SEED), 24, 2, &mut Draw(5));
         let (output, loss, input, params) = case.through(&mut case.hand());
         for device in devices() {
             let near = case.through(&mut case.candle(Precision::Bf16, &device));
-            assert!((near.1 - loss).abs() <= 1e-2 * loss, "{seed}: loss {} {loss}", near.1);
-            assert!(apart(&output, &near.0) < 1e-2, "{seed}: output {}, {}", apart(&output, &near.0), case.name());
-            assert!(apart(&input, &near.2) < 3e-2, "{seed}: input {}, {}", apart(&input, &near.2), case.name());
-            let far = apart(&params, &near.3);
-            assert!(far < 3e-2, "{seed}: gradient {far}, {}", case.name());
-            assert!(far > 1e-5, "{seed}: nothing was rounded");
-            (sum, count) = (sum + far, count + 1.0);
+            let far = [apart(&output, &near.0), apart(&input, &near.2), apart(&params, &near.3)];
+            println!("bf16 from f32: loss {loss:.4} {:.4}, output, input and gradients {far:.5?}", near.1);
+            assert!((near.1 - loss).abs() <= 1e-2 * loss);
+            assert!(far.iter().all(|far| *far < 2e-2), "{embedding} {head}: {far:?}");
+            assert!(far[2] > 1e-5, "nothing was rounded");
         }
     }
-    assert!(sum / count < 1e-2, "gradients are {} apart in the mean", sum / count);
 }
 
 #[test]

@@ -178,7 +178,7 @@ impl Candle {
             (Some(tape), false) => tape,
             (old, _) => {
                 drop(old);
-                self.run(input.as_stage_input(), sequences)?
+                self.run(kept_input(&input), sequences)?
             }
         };
         let before = (self.sum_weight != 0.0).then_some(&self.sum[..]);
@@ -218,7 +218,7 @@ impl Candle {
     ) -> Result<Backed> {
         let wanted: Vec<&Tensor> = losses.iter().chain(&gradient).chain(zeros).collect();
         let mut values = self.reader.read(&wanted)?.into_iter();
-        let mut next = |there: bool| values.next().filter(|_| there).unwrap_or_default();
+        let mut next = |there: bool| there.then(|| values.next()).flatten().unwrap_or_default();
         let backed = Backed { losses: next(losses.is_some()), gradient: next(gradient.is_some()) };
         let zeros = next(zeros.is_some());
         for (values, what) in [
@@ -248,6 +248,13 @@ impl Candle {
 
     fn uploaded(&self, params: &[f32]) -> Result<Weights> {
         Weights::upload(&self.layout, self.weights.number + 1, params, self.precision, &self.device)
+    }
+}
+
+fn kept_input(input: &Input) -> StageInput<'_> {
+    match input {
+        Input::Tokens(tokens) => StageInput::Tokens(tokens),
+        Input::Hidden(x) => StageInput::Hidden(x),
     }
 }
 
@@ -338,10 +345,12 @@ impl Engine for Candle {
         if self.sum_weight == 0.0 {
             return Ok(StepReport { norms: vec![0.0; blocks], weight: 0.0, finite: true });
         }
-        let (optimizer, old) = (&mut self.optimizer, &self.weights.master);
-        let (report, new) = optimizer.step(&self.layout, blocks, old, &self.sum, self.sum_weight, lr)?;
-        if let Some(new) = new {
+        let (sum, old) = (&self.sum, &self.weights.master);
+        let (report, step) = self.optimizer.step(&self.layout, blocks, old, sum, self.sum_weight, lr)?;
+        if let Some(mut step) = step {
+            let new = std::mem::take(&mut step.weights);
             let weights = Weights::new(&self.layout, self.weights.number + 1, new, self.precision)?;
+            self.optimizer.take(step);
             self.publish(weights, None);
         }
         self.drop_sum();
@@ -373,10 +382,11 @@ impl Engine for Candle {
     }
 
     fn load(&mut self, state: TrainState) -> Result<()> {
-        let params = self.optimizer.load(&self.layout, &self.device, state)?;
+        let optimizer = self.optimizer.loaded(&self.layout, &self.device, &state)?;
+        let weights = self.uploaded(&state.params)?;
+        self.optimizer = optimizer;
         self.drop_sum();
-        let weights = self.uploaded(&params)?;
-        self.publish(weights, Some(params));
+        self.publish(weights, Some(state.params));
         Ok(())
     }
 

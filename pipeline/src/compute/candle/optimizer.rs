@@ -1,7 +1,8 @@
 //! The optimizer on the device: the rule of `exact::optimizer`, in its order, over the tensors of the open sum.
 //!
 //! On the host a step would move 8 bytes a parameter over the bus and wait for the processor's memory, which takes longer than
-//! a micro-batch does on the device. Here the host reads one number a tensor, for the norms. A step that fails changes nothing.
+//! a micro-batch does on the device. Here the host reads one number a tensor, for the norms. A step that fails changes
+//! nothing. Tiny moments stay what they are: subnormal numbers cost a card nothing.
 
 use candle_core::{D, Device, Tensor};
 use skein_protocol::run::{Optimizer as Rule, OptimizerKind};
@@ -21,6 +22,13 @@ pub struct Optimizer {
     count: u64,
 }
 
+/// What a step gives, all of it new.
+pub struct Step {
+    pub weights: Vec<Tensor>,
+    m: Vec<Tensor>,
+    v: Vec<Tensor>,
+}
+
 impl Optimizer {
     pub fn new(settings: &Settings, layout: &Layout, device: &Device) -> Result<Self> {
         let zeros = || layout.places.iter().map(|place| place.zeros(device)).collect::<Result<Vec<_>>>();
@@ -28,35 +36,35 @@ impl Optimizer {
         Ok(Optimizer { rule: settings.optimizer.clone(), clip: settings.clip, m: zeros()?, v, count: 0 })
     }
 
-    /// The weights after a step from `old` with the mean of `sum`, whose weights sum to `weight`. None: a norm is too large.
+    /// A step from `old` with the mean of `sum`, whose weights sum to `weight`; nothing where a norm is too large for one.
     pub fn step(
-        &mut self,
+        &self,
         layout: &Layout,
         blocks: usize,
         old: &[Tensor],
         sum: &[Tensor],
         weight: f64,
         lr: f64,
-    ) -> Result<(StepReport, Option<Vec<Tensor>>)> {
+    ) -> Result<(StepReport, Option<Step>)> {
         let norms = norms(layout, blocks, sum, weight)?;
         if !finite_norms(&norms) {
             return Ok((StepReport { norms, weight, finite: false }, None));
         }
         let scales = scales(&norms, self.clip, weight);
         let rule = Coefficients::new(&self.rule, lr, self.count + 1);
-        let (mut new, mut m, mut v) = (Vec::new(), Vec::new(), Vec::new());
+        let mut step = Step { weights: Vec::new(), m: Vec::new(), v: Vec::new() };
         for (i, place) in layout.places.iter().enumerate() {
             let g = (&sum[i] * f64::from(scales[place.block]))?;
             let kept = match place.is_matrix() {
                 true => (&old[i] * (1.0 - lr * self.rule.decay))?,
                 false => old[i].clone(),
             };
-            let step = match self.rule.kind {
+            let moved = match self.rule.kind {
                 OptimizerKind::Sgd => {
                     let next = ((&self.m[i] * f64::from(rule.beta1))? + g)?;
-                    let step = (&next * f64::from(rule.lr))?;
-                    m.push(next);
-                    step
+                    let moved = (&next * f64::from(rule.lr))?;
+                    step.m.push(next);
+                    moved
                 }
                 OptimizerKind::Adamw | OptimizerKind::Nadamw => {
                     let next = ((&self.m[i] * f64::from(rule.beta1))? + (&g * f64::from(rule.beta1_rest))?)?;
@@ -67,15 +75,19 @@ impl Optimizer {
                         up = (up + (g * f64::from(rule.gradient))?)?;
                     }
                     let root = (&square * f64::from(rule.square))?.sqrt()?.affine(1.0, f64::from(rule.eps))?;
-                    m.push(next);
-                    v.push(square);
+                    step.m.push(next);
+                    step.v.push(square);
                     (up / root)?
                 }
             };
-            new.push((kept - step)?);
+            step.weights.push((kept - moved)?);
         }
-        (self.m, self.v, self.count) = (m, v, self.count + 1);
-        Ok((StepReport { norms, weight, finite: true }, Some(new)))
+        Ok((StepReport { norms, weight, finite: true }, Some(step)))
+    }
+
+    /// Takes the moments of a step whose weights came into use.
+    pub fn take(&mut self, step: Step) {
+        (self.m, self.v, self.count) = (step.m, step.v, self.count + 1);
     }
 
     /// `params` with this optimizer's state.
@@ -93,15 +105,15 @@ impl Optimizer {
         TrainState { params: params.to_vec(), m: vec![0.0; m], v: vec![0.0; v], count: 0 }
     }
 
-    /// Takes the optimizer's part of `state`, whose parameters are returned.
-    pub fn load(&mut self, layout: &Layout, device: &Device, state: TrainState) -> Result<Vec<f32>> {
-        check_state(&state, layout.values(), self.rule.kind)?;
+    /// This optimizer in another state.
+    pub fn loaded(&self, layout: &Layout, device: &Device, state: &TrainState) -> Result<Self> {
+        check_state(state, layout.values(), self.rule.kind)?;
         let upload = |flat: &[f32]| match flat.is_empty() {
             true => Ok(Vec::new()),
             false => layout.places.iter().map(|place| place.upload(flat, device)).collect::<Result<Vec<_>>>(),
         };
-        (self.m, self.v, self.count) = (upload(&state.m)?, upload(&state.v)?, state.count);
-        Ok(state.params)
+        let (m, v) = (upload(&state.m)?, upload(&state.v)?);
+        Ok(Optimizer { rule: self.rule.clone(), clip: self.clip, m, v, count: state.count })
     }
 }
 
