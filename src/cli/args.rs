@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::out::Colour;
-use crate::config::Flag;
+use crate::config::{Device, Flag};
 
 /// Grouped by what a person wants; clap's own list would be alphabetical.
 const FIRST_SCREEN: &str = "\
@@ -537,11 +537,33 @@ pub struct BenchStage {
     /// Text whose bytes are the tokens; nothing: made-up tokens
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = device)]
+    pub device: Device,
+    /// What products are computed in; nothing: repeatable on the processor, f32 on a card
+    #[arg(long, value_name = "NAME")]
+    pub arithmetic: Option<BenchArithmetic>,
+    /// Of the processor
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
     /// Micro-batches, a step each; the last half of them (50 at most) are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
+}
+
+/// A device by name, as in the configuration.
+fn device(text: &str) -> Result<Device, String> {
+    match Device::try_from(text.to_string()) {
+        Ok(Device::Auto) => Err("a bench is of one device: name it".into()),
+        named => named.map_err(|error| error.to_string()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchArithmetic {
+    F32,
+    Bf16,
+    Repeatable,
 }
 
 #[derive(Clone, Debug, Args)]

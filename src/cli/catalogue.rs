@@ -142,6 +142,15 @@ catalogue! {
     ]
     about "A device that was asked for by name is used or refused, never replaced in silence. `--device auto` takes the best one that this build has and that passes its test."
 
+    DeviceFails { device: String = "cuda:0", why: String = "DriverError(CUDA_ERROR_NO_DEVICE, \"no CUDA-capable device is detected\")" } "SK124" Failure 4
+    what "{device} does not compute."
+    why "A small product was tried on it: {why}."
+    next [
+        "nvidia-smi" => "whether the system sees the card and its driver",
+        "skein join --device auto" => "the card if it computes, else the processor",
+    ]
+    about "A device that was asked for by name is tried before anything else happens, and used or refused, never replaced in silence. A build for CUDA needs an NVIDIA driver of the CUDA version that it was built with, or a newer one."
+
     NotEnoughMemory { need: Bytes = 1503238553u64, give: Bytes = 1073741824u64, free: Bytes = 5583457484u64, run: String = "tiny-verse", command: String = "join", enough: String = "1434MiB" } "SK125" Failure 4
     what "Not enough memory for any stage of {run}."
     why "Its smallest stage needs {need}; you give {give}, {free} are free."

@@ -34,30 +34,44 @@ impl Chosen {
     /// The device that the configuration names, if this build has it. Only `auto` may take another one, and says why.
     ///
     /// # Errors
-    /// SK123: a device was asked for by name that this build has not.
+    /// SK123: a device was asked for by name that this build has not. SK124: it is here, and does not compute.
     pub fn look(context: &Context) -> Result<Chosen, Report> {
         let cpu = Device::Cpu { threads: usize::from(context.node.give.thread_count(&context.machine)) };
-        let only = |device| Ok(Chosen { first: device, otherwise: device });
-        let missing = |device: &str| Failure::NoDevice { device: device.into(), features: bug::features().into() };
         match context.node.give.device {
-            config::Device::Cpu => only(cpu),
-            config::Device::Cuda(number) if cfg!(feature = "cuda") => only(Device::Cuda(number as usize)),
-            config::Device::Metal if cfg!(feature = "metal") => only(Device::Metal(0)),
-            config::Device::Cuda(_) => Err(missing("CUDA").into()),
-            config::Device::Metal => Err(missing("Metal").into()),
             config::Device::Auto => {
                 let (first, broken) = compute::best(cpu);
                 for (device, why) in broken {
-                    context.out.warn(&format!("computing on the CPU: {device:?} did not pass its test: {why}"));
+                    context.out.warn(&format!("computing on the CPU: {device} did not pass its test: {why}"));
                 }
                 Ok(Chosen { first, otherwise: cpu })
             }
+            named => named_device(named, cpu).map(|device| Chosen { first: device, otherwise: device }),
         }
     }
 
-    /// Graphics cards have one arithmetic.
+    /// The first device where it has one of the run's arithmetics.
     pub fn of(self, manifest: &Manifest) -> Device {
-        if manifest.train.arithmetic.contains(&Arithmetic::F32) { self.first } else { self.otherwise }
+        let computes = |arithmetic: &Arithmetic| self.first.computes(*arithmetic);
+        if manifest.train.arithmetic.iter().any(computes) { self.first } else { self.otherwise }
+    }
+}
+
+/// The device of that name, if this build has it and it computes; for `auto` the processor `cpu`.
+///
+/// # Errors
+/// SK123 and SK124.
+pub fn named_device(named: config::Device, cpu: Device) -> Result<Device, Report> {
+    let (device, name, built) = match named {
+        config::Device::Cpu | config::Device::Auto => return Ok(cpu),
+        config::Device::Cuda(number) => (Device::Cuda(number as usize), "CUDA", cfg!(feature = "cuda")),
+        config::Device::Metal => (Device::Metal(0), "Metal", cfg!(feature = "metal")),
+    };
+    if !built {
+        return Err(Failure::NoDevice { device: name.into(), features: bug::features().into() }.into());
+    }
+    match compute::candle::test(device) {
+        Ok(()) => Ok(device),
+        Err(error) => Err(Failure::DeviceFails { device: device.to_string(), why: error.to_string() }.into()),
     }
 }
 
@@ -189,6 +203,12 @@ mod tests {
         {
             let named = Chosen::look(&context(&[("SKEIN_GIVE__DEVICE", "cuda:1")])).unwrap_err();
             assert_eq!((named.failure.code(), named.exit()), ("SK123", 2));
+        }
+        // No machine has so many cards.
+        #[cfg(feature = "cuda")]
+        {
+            let named = Chosen::look(&context(&[("SKEIN_GIVE__DEVICE", "cuda:4000")])).unwrap_err();
+            assert_eq!((named.failure.code(), named.exit()), ("SK124", 4));
         }
     }
 }

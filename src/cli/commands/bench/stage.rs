@@ -20,10 +20,11 @@ use skein_protocol::{
 use super::other;
 use crate::{
     cli::{
-        args::BenchStage,
+        args::{BenchArithmetic, BenchStage},
         commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
+        session::named_device,
         show::{self, About},
         table::{Column, Table},
     },
@@ -55,9 +56,10 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     let model = model.map_err(other)?;
     let text = args.data.as_deref().map(|file| text(file, manifest.model.config.vocab)).transpose()?;
     let params = init::initial(&model, manifest.train.seed);
-    let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
+    let device = named_device(args.device, Device::Cpu { threads: usize::from(args.threads.max(1)) })?;
+    let arithmetic = arithmetic(args.arithmetic, device);
     let (layers, head, values) = (model.layers, model.head, model.values() as u64);
-    let made = engine(device, Arithmetic::Repeatable, model, Settings::of(&manifest), params);
+    let made = engine(device, arithmetic, model, Settings::of(&manifest), params);
     let mut engine = made.map_err(other)?;
     let speed = bench::stage(engine.as_mut(), args.steps as usize, text.as_deref()).map_err(other)?;
     let Flops { layer, head: head_flops } = cost::flops(&manifest.model.config, u64::from(manifest.train.sequence));
@@ -67,7 +69,7 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
         model: name(args, &manifest),
         params: values,
         threads: args.threads.max(1),
-        engine: format!("cpu, {:?}", Instructions::fixed()).to_lowercase(),
+        engine: computes(device, arithmetic),
         forward_ms: speed.forward_ms,
         backward_ms: speed.backward_ms,
         step_ms: speed.step_ms,
@@ -93,6 +95,24 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     ]);
     context.out.table(&table);
     Ok(0)
+}
+
+/// What was asked for, else what costs nothing on the device.
+fn arithmetic(asked: Option<BenchArithmetic>, device: Device) -> Arithmetic {
+    match (asked, device) {
+        (Some(BenchArithmetic::F32), _) | (None, Device::Cuda(_) | Device::Metal(_)) => Arithmetic::F32,
+        (Some(BenchArithmetic::Bf16), _) => Arithmetic::Bf16,
+        (Some(BenchArithmetic::Repeatable), _) | (None, Device::Cpu { .. }) => Arithmetic::Repeatable,
+    }
+}
+
+/// What computes, and in which arithmetic or with which instructions.
+fn computes(device: Device, arithmetic: Arithmetic) -> String {
+    match (device, arithmetic) {
+        (Device::Cpu { .. }, Arithmetic::Repeatable) => format!("{device}, {:?}", Instructions::fixed()),
+        _ => format!("{device}, {arithmetic:?}"),
+    }
+    .to_lowercase()
 }
 
 /// The preset with what was said otherwise.
@@ -142,4 +162,19 @@ fn text(file: &Path, vocab: u32) -> Result<Vec<u32>, Report> {
         return Err(Failure::Usage { message }.into());
     }
     Ok(bytes.into_iter().map(u32::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bench_says_what_computed_and_in_what() {
+        let cpu = Device::Cpu { threads: 2 };
+        assert_eq!(arithmetic(None, cpu), Arithmetic::Repeatable);
+        assert_eq!(arithmetic(None, Device::Cuda(1)), Arithmetic::F32);
+        assert_eq!(arithmetic(Some(BenchArithmetic::Bf16), Device::Cuda(1)), Arithmetic::Bf16);
+        assert_eq!(computes(Device::Cuda(1), Arithmetic::Bf16), "cuda:1, bf16");
+        assert!(computes(cpu, Arithmetic::Repeatable).starts_with("cpu, "));
+    }
 }
