@@ -26,7 +26,11 @@ type Result<T, E = EngineError> = std::result::Result<T, E>;
 
 impl From<candle_core::Error> for EngineError {
     fn from(error: candle_core::Error) -> Self {
-        EngineError::Device(error.to_string())
+        match error {
+            // A person reads the words, not where they come from.
+            candle_core::Error::WithBacktrace { inner, .. } => (*inner).into(),
+            error => EngineError::Device(error.to_string()),
+        }
     }
 }
 
