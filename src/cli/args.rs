@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use skein_protocol::run::Arithmetic;
 
 use super::out::Colour;
-use crate::config::Flag;
+use crate::config::{Device, Flag};
 
 /// Grouped by what a person wants; clap's own list would be alphabetical.
 const FIRST_SCREEN: &str = "\
@@ -543,6 +543,10 @@ pub struct BenchStage {
     /// Text whose bytes are the tokens; nothing: made-up tokens
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// cpu, cuda, cuda:N or metal
+    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = device)]
+    pub device: Device,
+    /// Of the processor
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub threads: u16,
     /// Of the products: f32, bf16x3, bf16 or repeatable
@@ -566,6 +570,14 @@ fn arithmetic_named(name: &str) -> Result<Arithmetic, String> {
         "bf16" => Ok(Arithmetic::Bf16),
         "repeatable" => Ok(Arithmetic::Repeatable),
         _ => Err("there are f32, bf16x3, bf16 and repeatable".into()),
+    }
+}
+
+/// A device by name, as in the configuration.
+fn device(text: &str) -> Result<Device, String> {
+    match Device::try_from(text.to_string()) {
+        Ok(Device::Auto) => Err("a bench is of one device: name it".into()),
+        named => named.map_err(|error| error.to_string()),
     }
 }
 

@@ -133,6 +133,12 @@ catalogue! {
     next ["skein --home ./skein-home key show" => "name one"]
     about "Skein keeps its key, runs and checkpoints in the folders that the platform has for such things, or all under the one that --home or SKEIN_HOME names."
 
+    TooManyThreads { given: u16 = 64u16, most: u16 = 8u16, place: String = "flag --threads", command: String = "join" } "SK122" Failure 4
+    what "{given} threads are more than this process may run at one time."
+    why "They are set by {place}; the system gives this process {most}."
+    next ["skein {command} --threads {most}" => "as many as there are", "skein {command} --threads 0" => "one less than there are physical cores"]
+    about "How many that is follows from the processors, the affinity of the process (taskset) and the limit of its container. Threads beyond that take turns, and every matrix product waits for the last of them."
+
     NoDevice { device: String = "CUDA", features: String = "cpu" } "SK123" Failure 2
     what "This build has no {device} support."
     why "Built with: {features}."
@@ -142,11 +148,14 @@ catalogue! {
     ]
     about "A device that was asked for by name is used or refused, never replaced in silence. `--device auto` takes the best one that this build has and that passes its test."
 
-    TooManyThreads { given: u16 = 64u16, most: u16 = 8u16, place: String = "flag --threads", command: String = "join" } "SK124" Failure 4
-    what "{given} threads are more than this process may run at one time."
-    why "They are set by {place}; the system gives this process {most}."
-    next ["skein {command} --threads {most}" => "as many as there are", "skein {command} --threads 0" => "one less than there are physical cores"]
-    about "How many that is follows from the processors, the affinity of the process (taskset) and the limit of its container. Threads beyond that take turns, and every matrix product waits for the last of them."
+    DeviceFails { device: String = "cuda:0", why: String = "no CUDA-capable device is detected" } "SK124" Failure 4
+    what "{device} does not compute."
+    why "A small product was tried on it: {why}."
+    next [
+        "nvidia-smi" => "whether the system sees the card and its driver",
+        "skein join --device auto" => "the card if it computes, else the processor",
+    ]
+    about "A device that was asked for by name is tried before anything else happens, and used or refused, never replaced in silence. A build for CUDA needs an NVIDIA driver of the CUDA version that it was built with, or a newer one."
 
     NotEnoughMemory { need: Bytes = 1503238553u64, give: Bytes = 1073741824u64, free: Bytes = 5583457484u64, run: String = "tiny-verse", command: String = "join", enough: String = "1434MiB" } "SK125" Failure 4
     what "Not enough memory for any stage of {run}."

@@ -31,6 +31,28 @@ pub enum Device {
     Metal(usize),
 }
 
+impl Device {
+    /// Whether an engine of this device has that arithmetic.
+    pub fn computes(self, arithmetic: Arithmetic) -> bool {
+        match self {
+            Device::Cpu { .. } => true,
+            Device::Cuda(_) => arithmetic != Arithmetic::Repeatable,
+            Device::Metal(_) => matches!(arithmetic, Arithmetic::F32 | Arithmetic::Bf16x3),
+        }
+    }
+}
+
+/// As the configuration names it.
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu { .. } => write!(f, "cpu"),
+            Device::Cuda(index) => write!(f, "cuda:{index}"),
+            Device::Metal(_) => write!(f, "metal"),
+        }
+    }
+}
+
 /// The first graphics card that this build can use and that computes rightly; else `cpu`. Beside it, what did not pass and why.
 pub fn best(cpu: Device) -> (Device, Vec<(Device, String)>) {
     let cards = [(cfg!(feature = "cuda"), Device::Cuda(0)), (cfg!(feature = "metal"), Device::Metal(0))];
@@ -70,11 +92,15 @@ pub fn engine(
             let product = cpu::Threads::new(Bf16Product::default(), threads)?;
             Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
         }
-        (Device::Cuda(_) | Device::Metal(_), Arithmetic::F32) => {
-            Ok(Box::new(candle::Candle::new(model, settings, params, &candle::device(device)?)?))
+        (Device::Cuda(_) | Device::Metal(_), _) if device.computes(arithmetic) => {
+            let precision = match arithmetic {
+                Arithmetic::Bf16 => candle::Precision::Bf16,
+                _ => candle::Precision::F32,
+            };
+            Ok(Box::new(candle::Candle::new(model, settings, params, precision, &candle::device(device)?)?))
         }
         (device, arithmetic) => {
-            Err(EngineError::Device(format!("{device:?} does not compute in {arithmetic:?} arithmetic in this build")))
+            Err(EngineError::Device(format!("{device} does not compute in {arithmetic:?} arithmetic in this build")))
         }
     }
 }
@@ -103,10 +129,7 @@ impl Engines for OnDevice {
         params: Vec<f32>,
     ) -> Result<Box<dyn Engine>, EngineError> {
         let wanted = &manifest.train.arithmetic;
-        let here = |arithmetic: &&Arithmetic| match self.0 {
-            Device::Cpu { .. } => true,
-            Device::Cuda(_) | Device::Metal(_) => **arithmetic == Arithmetic::F32,
-        };
+        let here = |arithmetic: &&Arithmetic| self.0.computes(**arithmetic);
         // What is slow on this processor is computed only where nothing else is allowed.
         let slow = |arithmetic: &Arithmetic| match (self.0, arithmetic) {
             // Without fused multiply-adds the fixed order is a call for each.
@@ -117,7 +140,7 @@ impl Engines for OnDevice {
         };
         let quick = |arithmetic: &&Arithmetic| here(arithmetic) && !slow(arithmetic);
         let Some(arithmetic) = wanted.iter().find(quick).or_else(|| wanted.iter().find(here)) else {
-            return Err(EngineError::Device(format!("{:?} computes in none of {wanted:?}", self.0)));
+            return Err(EngineError::Device(format!("{} computes in none of {wanted:?}", self.0)));
         };
         engine(self.0, *arithmetic, model, Settings::of(manifest), params)
     }

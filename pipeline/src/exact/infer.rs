@@ -9,9 +9,11 @@ use super::{
     attention::Shape,
     block::Weights,
     engine::{EngineError, StageInput},
-    head, kernel,
+    head,
+    input::check_tokens,
+    kernel,
     product::{Matrix, Product},
-    stage::{Held, StageEngine, check_tokens, params},
+    stage::{Held, StageEngine, params},
     weights::Params,
 };
 use crate::model::LayerOffsets;
@@ -38,7 +40,7 @@ impl<P: Product> StageEngine<P> {
         let d = self.dims.hidden;
         let held = match self.sessions.get(&id) {
             Some(session) => session.held.clone(),
-            None => self.pin(),
+            None => pinned(&self.held, self.sessions.values().map(|s| &s.held), Held::number),
         };
         let mut x = match input {
             StageInput::Tokens(tokens) if self.model.embedding => {
@@ -81,16 +83,20 @@ impl<P: Product> StageEngine<P> {
         }
         Ok(out)
     }
+}
 
-    /// The version for a new session.
-    fn pin(&self) -> Arc<Held> {
-        let mut pinned: Vec<&Arc<Held>> = self.sessions.values().map(|s| &s.held).collect();
-        pinned.sort_by_key(|held| held.number());
-        pinned.dedup_by_key(|held| held.number());
-        match pinned.last() {
-            Some(newest) if pinned.len() >= PINNED_MAX => Arc::clone(newest),
-            _ => self.held.clone(),
-        }
+/// The version for a new session: `current`, or the newest that sessions hold where these are as many as may be held.
+pub(crate) fn pinned<'a, V: 'a>(
+    current: &Arc<V>,
+    held: impl Iterator<Item = &'a Arc<V>>,
+    number: impl Fn(&V) -> u64,
+) -> Arc<V> {
+    let mut held: Vec<&Arc<V>> = held.collect();
+    held.sort_by_key(|v| number(v));
+    held.dedup_by_key(|v| number(v));
+    match held.last() {
+        Some(newest) if held.len() >= PINNED_MAX => Arc::clone(newest),
+        _ => current.clone(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! functions from `libm` or from [`kernel::exp`]. It knows no clock, thread, network or disk.
 
 pub mod engine;
+pub(crate) mod input;
 pub mod kernel;
 pub mod optimizer;
 pub mod product;
@@ -12,7 +13,7 @@ pub mod product;
 mod attention;
 mod block;
 mod head;
-mod infer;
+pub(crate) mod infer;
 mod lane;
 mod lanes;
 mod stage;
@@ -21,8 +22,6 @@ mod weights;
 pub use engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StepReport, TrainState};
 pub use product::{Bf16Instructions, Bf16Product, Bf16x3Product, FixedProduct, Instructions, Matrix, Operand, Product};
 pub use stage::StageEngine;
-#[cfg(feature = "compute")]
-pub(crate) use stage::check_targets;
 
 /// The engine whose bits are equal everywhere.
 pub type Exact = StageEngine<FixedProduct>;

@@ -68,17 +68,9 @@ impl Master {
             v: Vec::new(),
             count: 0,
         };
-        let (m, v) = master.moments();
+        let (m, v) = moments(master.rule.kind, master.values);
         (master.m, master.v) = (vec![0.0; m], vec![0.0; v]);
         master
-    }
-
-    /// Lengths of the two moments.
-    fn moments(&self) -> (usize, usize) {
-        match self.rule.kind {
-            OptimizerKind::Adamw | OptimizerKind::Nadamw => (self.values, self.values),
-            OptimizerKind::Sgd => (self.values, 0),
-        }
     }
 
     pub fn weight(&self) -> f64 {
@@ -87,12 +79,6 @@ impl Master {
 
     pub fn drop_sum(&mut self) {
         self.weight = 0.0;
-    }
-
-    /// The open sum is this one: finite, and summed elsewhere with weights that sum to `weight`.
-    pub fn put_sum(&mut self, sum: Vec<f32>, weight: f64) {
-        assert_eq!(sum.len(), self.values, "a sum is as long as the parameters");
-        (self.sum, self.weight) = (sum, weight);
     }
 
     /// Adds `weight` times `grad` to the open sum, unless that is not finite. The buffer becomes the new sum, the old one takes
@@ -135,16 +121,13 @@ impl Master {
             return StepReport { norms: vec![0.0; self.blocks.len()], weight, finite: true };
         }
         let norms = self.norms(product, weight);
-        let finite = norms.iter().all(|&n| n < NORM_MAX);
-        if !finite {
+        if !finite_norms(&norms) {
             new.copy_from_slice(old);
-            return StepReport { norms, weight, finite };
+            return StepReport { norms, weight, finite: false };
         }
         self.count += 1;
-        let scales = norms.iter().map(|&n| if self.clip > 0.0 && n > self.clip { self.clip / n } else { 1.0 });
-        let scales: Vec<f32> = scales.map(|s| (s / weight) as f32).collect();
-        self.update(product, old, new, lr, &scales);
-        StepReport { norms, weight, finite }
+        self.update(product, old, new, lr, &scales(&norms, self.clip, weight));
+        StepReport { norms, weight, finite: true }
     }
 
     /// Norm of each block of the mean gradient.
@@ -197,23 +180,48 @@ impl Master {
 
     /// Takes the optimizer's part of `state`, whose parameters are returned. The open sum is dropped.
     pub fn load(&mut self, state: TrainState) -> Result<Vec<f32>, EngineError> {
-        let (m, v) = self.moments();
-        for (what, got, wanted) in [
-            ("parameters", state.params.len(), self.values),
-            ("first moments", state.m.len(), m),
-            ("second moments", state.v.len(), v),
-        ] {
-            if got != wanted {
-                return Err(EngineError::BadInput(format!("the state has {got} {what}, the stage has {wanted}")));
-            }
-        }
-        if ![&state.params, &state.m, &state.v].into_iter().all(|x| kernel::finite(x)) {
-            return Err(EngineError::BadInput("the state holds values that are not finite".into()));
-        }
+        check_state(&state, self.values, self.rule.kind)?;
         (self.m, self.v, self.count) = (state.m, state.v, state.count);
         self.drop_sum();
         Ok(state.params)
     }
+}
+
+/// Lengths of the two moments of `values` parameters.
+pub(crate) fn moments(kind: OptimizerKind, values: usize) -> (usize, usize) {
+    match kind {
+        OptimizerKind::Adamw | OptimizerKind::Nadamw => (values, values),
+        OptimizerKind::Sgd => (values, 0),
+    }
+}
+
+/// Whether a step can be made with gradients of these norms.
+pub(crate) fn finite_norms(norms: &[f64]) -> bool {
+    norms.iter().all(|&n| n < NORM_MAX)
+}
+
+/// What each block's part of a sum is multiplied by: its mean, bounded by `clip` (0: not at all).
+pub(crate) fn scales(norms: &[f64], clip: f64, weight: f64) -> Vec<f32> {
+    let scales = norms.iter().map(|&n| if clip > 0.0 && n > clip { clip / n } else { 1.0 });
+    scales.map(|s| (s / weight) as f32).collect()
+}
+
+/// Refuses a state that is not one of `values` parameters under this rule, or not finite.
+pub(crate) fn check_state(state: &TrainState, values: usize, kind: OptimizerKind) -> Result<(), EngineError> {
+    let (m, v) = moments(kind, values);
+    for (what, got, wanted) in [
+        ("parameters", state.params.len(), values),
+        ("first moments", state.m.len(), m),
+        ("second moments", state.v.len(), v),
+    ] {
+        if got != wanted {
+            return Err(EngineError::BadInput(format!("the state has {got} {what}, the stage has {wanted}")));
+        }
+    }
+    if ![&state.params, &state.m, &state.v].into_iter().all(|x| kernel::finite(x)) {
+        return Err(EngineError::BadInput("the state holds values that are not finite".into()));
+    }
+    Ok(())
 }
 
 /// The first `n` values of `rest`, or nothing where it is a moment that this optimizer does not have.
@@ -226,23 +234,23 @@ fn take<'a>(rest: &mut &'a mut [f32], n: usize) -> &'a mut [f32] {
 }
 
 /// Constants of one step.
-struct Coefficients {
-    beta1: f32,
-    beta1_rest: f32,
-    beta2: f32,
-    beta2_rest: f32,
+pub(crate) struct Coefficients {
+    pub beta1: f32,
+    pub beta1_rest: f32,
+    pub beta2: f32,
+    pub beta2_rest: f32,
     /// Of the first moment, learning rate and bias correction in it.
-    moment: f32,
+    pub moment: f32,
     /// Of the gradient itself (NAdamW).
-    gradient: f32,
+    pub gradient: f32,
     /// Bias correction of the second moment.
-    square: f32,
-    eps: f32,
-    lr: f32,
+    pub square: f32,
+    pub eps: f32,
+    pub lr: f32,
 }
 
 impl Coefficients {
-    fn new(rule: &Optimizer, lr: f64, count: u64) -> Self {
+    pub fn new(rule: &Optimizer, lr: f64, count: u64) -> Self {
         let t = count as f64;
         let (b1, b2) = (rule.beta1, rule.beta2);
         let corrected = |t: f64| 1.0 - libm::pow(b1, t);

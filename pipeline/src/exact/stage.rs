@@ -9,10 +9,11 @@ use skein_protocol::run::Recompute;
 
 use super::{
     attention::Shape,
-    engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StepReport, TrainState},
+    engine::{Engine, EngineError, Lost, Settings, StageInput, StepReport, TrainState},
     infer::Session,
+    input::{Input, check_gradient, check_params, check_rate, check_settings, check_targets},
     kernel,
-    lane::{From, Lane, Part, Plan},
+    lane::{From, Lane, Plan},
     lanes::{self, Share},
     optimizer::Master,
     product::Product,
@@ -32,20 +33,6 @@ pub struct Held {
 impl Held {
     pub fn number(&self) -> u64 {
         self.number
-    }
-}
-
-enum Input {
-    Tokens(Vec<u32>),
-    Hidden(Vec<f32>),
-}
-
-impl Input {
-    fn part(&self, sequences: std::ops::Range<usize>, t: usize, hidden: usize) -> Part<'_> {
-        match self {
-            Input::Tokens(tokens) => Part::Tokens(&tokens[sequences.start * t..sequences.end * t]),
-            Input::Hidden(x) => Part::Hidden(&x[sequences.start * t * hidden..sequences.end * t * hidden]),
-        }
     }
 }
 
@@ -94,9 +81,7 @@ impl<P: Product> StageEngine<P> {
         params: Vec<f32>,
         product: P,
     ) -> Result<Self, EngineError> {
-        if settings.sequence == 0 || settings.micro_batch == 0 {
-            return Err(EngineError::BadInput("a micro-batch has at least one sequence of one token".into()));
-        }
+        check_settings(&settings)?;
         check_params(&model, &params)?;
         let (dims, plan) = (model.dims(), Plan::new(&model, settings.sequence));
         Ok(StageEngine {
@@ -130,31 +115,6 @@ impl<P: Product> StageEngine<P> {
             self.lanes.push(Lane::new(self.product.clone()));
         }
         (0..n).map(|i| i * sequences / n..(i + 1) * sequences / n).collect()
-    }
-
-    fn check(&self, input: StageInput<'_>) -> Result<(Input, usize), EngineError> {
-        let (t, max) = (self.settings.sequence, self.settings.micro_batch);
-        let (tokens, whole, input) = match input {
-            StageInput::Tokens(tokens) if self.model.embedding => {
-                check_tokens(tokens, self.dims.vocab)?;
-                (tokens.len(), true, Input::Tokens(tokens.to_vec()))
-            }
-            StageInput::Hidden(x) if !self.model.embedding => {
-                if !kernel::finite(x) {
-                    return Err(EngineError::BadInput("the activation is not finite".into()));
-                }
-                let tokens = x.len() / self.dims.hidden;
-                (tokens, x.len() == tokens * self.dims.hidden, Input::Hidden(x.to_vec()))
-            }
-            StageInput::Tokens(_) => return Err(EngineError::BadInput("token ids go to the first stage only".into())),
-            StageInput::Hidden(_) => return Err(EngineError::BadInput("the first stage takes token ids".into())),
-        };
-        let sequences = tokens / t;
-        if !whole || tokens % t != 0 || sequences == 0 || sequences > max {
-            let text = format!("{tokens} tokens are not 1 to {max} sequences of {t}");
-            return Err(EngineError::BadInput(text));
-        }
-        Ok((input, sequences))
     }
 
     /// Has the version in use packed, where memory was given for that.
@@ -311,34 +271,6 @@ fn shares<'a, P: Product>(
     lanes.iter_mut().zip(cut).map(share).collect()
 }
 
-pub(super) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<(), EngineError> {
-    match tokens.iter().find(|&&id| id as usize >= vocab) {
-        Some(id) => Err(EngineError::BadInput(format!("token {id} is outside the vocabulary of {vocab}"))),
-        None => Ok(()),
-    }
-}
-
-fn check_params(model: &StageModel, params: &[f32]) -> Result<(), EngineError> {
-    if params.len() != model.values() {
-        let text = format!("{} parameters were given, the stage has {}", params.len(), model.values());
-        return Err(EngineError::BadInput(text));
-    }
-    if !kernel::finite(params) {
-        return Err(EngineError::BadInput("the parameters are not finite".into()));
-    }
-    Ok(())
-}
-
-/// Counted tokens, after every target was checked.
-pub(crate) fn check_targets(targets: &[u32], tokens: usize, vocab: usize) -> Result<u32, EngineError> {
-    if targets.len() != tokens {
-        return Err(EngineError::BadInput(format!("{} targets for {tokens} tokens", targets.len())));
-    }
-    let counted: Vec<u32> = targets.iter().copied().filter(|&t| t != IGNORE).collect();
-    check_tokens(&counted, vocab)?;
-    Ok(counted.len() as u32)
-}
-
 impl StageEngine<super::FixedProduct> {
     pub fn new(model: StageModel, settings: Settings, params: Vec<f32>) -> Result<Self, EngineError> {
         Self::with_product(model, settings, params, super::FixedProduct::default())
@@ -382,7 +314,7 @@ impl<P: Product> Engine for StageEngine<P> {
     }
 
     fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
-        let (input, sequences) = self.check(input)?;
+        let (input, sequences) = Input::checked(&self.model, &self.settings, input)?;
         self.drop_kept(key);
         let held = self.held.clone();
         let tape = self.run(&held, &input, sequences);
@@ -423,14 +355,7 @@ impl<P: Product> Engine for StageEngine<P> {
             return Err(EngineError::BadInput("the last stage's gradient comes from its loss".into()));
         }
         let kept = self.kept.get(&key).ok_or(EngineError::NotKept(key))?;
-        let wanted = kept.sequences * self.settings.sequence * self.dims.hidden;
-        if gradient.len() != wanted {
-            let text = format!("the gradient has {} values, the forward's output had {wanted}", gradient.len());
-            return Err(EngineError::BadInput(text));
-        }
-        if !kernel::finite(gradient) {
-            return Err(EngineError::BadInput("the gradient is not finite".into()));
-        }
+        check_gradient(gradient, kept.sequences * self.settings.sequence * self.dims.hidden)?;
         let (_, gradient) = self.back(key, From::Gradient(gradient), weight, recompute)?;
         Ok(gradient)
     }
@@ -461,9 +386,7 @@ impl<P: Product> Engine for StageEngine<P> {
     }
 
     fn step(&mut self, lr: f64) -> Result<StepReport, EngineError> {
-        if !lr.is_finite() || lr < 0.0 {
-            return Err(EngineError::BadInput(format!("the learning rate is {lr}")));
-        }
+        check_rate(lr)?;
         if self.master.weight() == 0.0 {
             let norms = vec![0.0; self.model.blocks().len()];
             return Ok(StepReport { norms, weight: 0.0, finite: true });

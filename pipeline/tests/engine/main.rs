@@ -9,6 +9,8 @@ mod generation;
 mod gradients;
 mod lock_step;
 #[cfg(feature = "compute")]
+mod oracle;
+#[cfg(feature = "compute")]
 mod reference;
 mod support;
 #[cfg(feature = "compute")]

@@ -31,6 +31,7 @@ use tokio::{
 
 pub use self::desk::{Desk, collect_and_write};
 pub use self::leave::Wishes;
+pub use self::setup::named_device;
 use self::{
     leave::Wish,
     picture::Picture,

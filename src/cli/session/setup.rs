@@ -35,38 +35,51 @@ impl Chosen {
     /// The device that the configuration names, if this build has it. Only `auto` may take another one, and says why.
     ///
     /// # Errors
-    /// SK123: a device was asked for by name that this build has not.
+    /// SK123: a device was asked for by name that this build has not. SK124: it is here, and does not compute.
     pub fn look(context: &Context) -> Result<Chosen, Report> {
         let cpu = Device::Cpu { threads: usize::from(context.node.give.thread_count(&context.machine)) };
-        let only = |device| Ok(Chosen { first: device, otherwise: device });
-        let missing = |device: &str| Failure::NoDevice { device: device.into(), features: bug::features().into() };
         match context.node.give.device {
-            config::Device::Cpu => only(cpu),
-            config::Device::Cuda(number) if cfg!(feature = "cuda") => only(Device::Cuda(number as usize)),
-            config::Device::Metal if cfg!(feature = "metal") => only(Device::Metal(0)),
-            config::Device::Cuda(_) => Err(missing("CUDA").into()),
-            config::Device::Metal => Err(missing("Metal").into()),
             config::Device::Auto => {
                 let (first, broken) = compute::best(cpu);
                 for (device, why) in broken {
-                    context.out.warn(&format!("computing on the CPU: {device:?} did not pass its test: {why}"));
+                    context.out.warn(&format!("computing on the CPU: {device} did not pass its test: {why}"));
                 }
                 Ok(Chosen { first, otherwise: cpu })
             }
+            named => named_device(named, cpu).map(|device| Chosen { first: device, otherwise: device }),
         }
     }
 
-    /// Graphics cards do not compute in one order.
+    /// The first device where it has one of the run's arithmetics.
     pub fn of(self, manifest: &Manifest) -> Device {
-        let one_order = manifest.train.arithmetic.iter().all(|arithmetic| *arithmetic == Arithmetic::Repeatable);
-        if one_order { self.otherwise } else { self.first }
+        let computes = |arithmetic: &Arithmetic| self.first.computes(*arithmetic);
+        if manifest.train.arithmetic.iter().any(computes) { self.first } else { self.otherwise }
+    }
+}
+
+/// The device of that name, if this build has it and it computes; for `auto` the processor `cpu`.
+///
+/// # Errors
+/// SK123 and SK124.
+pub fn named_device(named: config::Device, cpu: Device) -> Result<Device, Report> {
+    let (device, name, built) = match named {
+        config::Device::Cpu | config::Device::Auto => return Ok(cpu),
+        config::Device::Cuda(number) => (Device::Cuda(number as usize), "CUDA", cfg!(feature = "cuda")),
+        config::Device::Metal => (Device::Metal(0), "Metal", cfg!(feature = "metal")),
+    };
+    if !built {
+        return Err(Failure::NoDevice { device: name.into(), features: bug::features().into() }.into());
+    }
+    match compute::candle::test(device) {
+        Ok(()) => Ok(device),
+        Err(error) => Err(Failure::DeviceFails { device: device.to_string(), why: error.to_string() }.into()),
     }
 }
 
 /// What was set by hand and this machine cannot give is refused before anything is begun.
 ///
 /// # Errors
-/// SK124, SK128, with the most that it could.
+/// SK122, SK128, with the most that it could.
 pub fn check(context: &Context, command: &str) -> Result<(), Report> {
     let origin = |key| {
         context.settings.get(key).map_or(String::new(), |setting| config::Place(setting.origin.clone()).to_string())
@@ -215,6 +228,12 @@ mod tests {
         {
             let named = Chosen::look(&context(&[("SKEIN_GIVE__DEVICE", "cuda:1")])).unwrap_err();
             assert_eq!((named.failure.code(), named.exit()), ("SK123", 2));
+        }
+        // No machine has so many cards.
+        #[cfg(feature = "cuda")]
+        {
+            let named = Chosen::look(&context(&[("SKEIN_GIVE__DEVICE", "cuda:4000")])).unwrap_err();
+            assert_eq!((named.failure.code(), named.exit()), ("SK124", 4));
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::{
         commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
+        session::named_device,
         show::{self, About},
         table::{Column, Table},
     },
@@ -73,9 +74,11 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     let model = model.map_err(other)?;
     let text = args.data.as_deref().map(|file| text(file, manifest.model.config.vocab)).transpose()?;
     let threads = args.threads.max(1);
+    let device = named_device(args.device, Device::Cpu { threads: usize::from(threads) })?;
+    let arithmetic = args.arithmetic;
     let (mut ours, mut theirs, mut version) = (Vec::new(), Vec::new(), String::new());
     for _ in 0..args.rounds {
-        ours.push(turn(args, &manifest, &model, text.as_deref())?);
+        ours.push(turn(args, device, &manifest, &model, text.as_deref())?);
         if let Some(python) = &args.torch {
             let turn = torch::stage(python, &manifest, threads, args.steps, args.data.as_deref())?;
             if turn.params != model.values() as u64 {
@@ -108,8 +111,8 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
         model: name(args, &manifest),
         params: model.values() as u64,
         threads,
-        engine: format!("cpu, {}", instructions(args.arithmetic)),
-        arithmetic: args.arithmetic,
+        engine: computes(device, arithmetic),
+        arithmetic,
         forward_ms: median(&|speed| speed.forward_ms),
         backward_ms: median(&|speed| speed.backward_ms),
         step_ms: median(&|speed| speed.step_ms),
@@ -126,9 +129,14 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
 }
 
 /// Trains a fresh engine.
-fn turn(args: &BenchStage, manifest: &Manifest, model: &StageModel, text: Option<&[u32]>) -> Result<Speed, Report> {
+fn turn(
+    args: &BenchStage,
+    device: Device,
+    manifest: &Manifest,
+    model: &StageModel,
+    text: Option<&[u32]>,
+) -> Result<Speed, Report> {
     let params = init::initial(model, manifest.train.seed);
-    let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
     let made = engine(device, args.arithmetic, model.clone(), Settings::of(manifest), params);
     bench::stage(made.map_err(other)?.as_mut(), args.steps as usize, text).map_err(other)
 }
@@ -160,6 +168,14 @@ fn table(measured: &Measured) -> Table {
     }
     table.row(row);
     table
+}
+
+/// What computes, on the processor with which instructions.
+fn computes(device: Device, arithmetic: Arithmetic) -> String {
+    match device {
+        Device::Cpu { .. } => format!("{device}, {}", instructions(arithmetic)),
+        _ => device.to_string(),
+    }
 }
 
 /// The preset with what was said otherwise.
@@ -209,4 +225,16 @@ fn text(file: &Path, vocab: u32) -> Result<Vec<u32>, Report> {
         return Err(Failure::Usage { message }.into());
     }
     Ok(bytes.into_iter().map(u32::from).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bench_says_what_computed_and_in_what() {
+        let cpu = Device::Cpu { threads: 2 };
+        assert_eq!(computes(Device::Cuda(1), Arithmetic::Bf16), "cuda:1");
+        assert!(computes(cpu, Arithmetic::Repeatable).starts_with("cpu, "));
+    }
 }

@@ -1,0 +1,150 @@
+//! Causal attention with grouped-query heads, forward and backward.
+//!
+//! The queries of all heads that share a head of keys are rows of one product: neither keys nor values are repeated. In: q, k
+//! and v side by side, `[rows, qkv]`. Kept for backward: the three as operands, rotated, and the probabilities.
+
+use candle_core::{Device, Tensor};
+use candle_nn::ops;
+
+use super::{
+    Result,
+    operators::{Angles, Precision, product, softmax_back},
+};
+use crate::model::Dims;
+
+/// Low enough that its exponential is 0, without the traps of an infinity.
+const MASKED: f32 = -1e30;
+
+/// Sizes, positions and precision of one call.
+pub struct Shape {
+    pub dims: Dims,
+    pub precision: Precision,
+    pub sequences: usize,
+    /// Tokens of each.
+    pub t: usize,
+}
+
+impl Shape {
+    /// Heads of queries to one of keys.
+    fn group(&self) -> usize {
+        self.dims.heads / self.dims.kv_heads
+    }
+
+    /// Heads `first..first + n` of `x [rows, qkv]`, `[sequences, n, t, head]`.
+    fn heads(&self, x: &Tensor, first: usize, n: usize) -> Result<Tensor> {
+        let all = self.dims.heads + 2 * self.dims.kv_heads;
+        let x = x.reshape((self.sequences, self.t, all, self.dims.head))?;
+        Ok(x.narrow(2, first, n)?.transpose(1, 2)?.contiguous()?)
+    }
+
+    /// `[sequences, heads, t, head]` as rows of tokens.
+    fn rows(&self, x: &Tensor) -> Result<Tensor> {
+        let heads = x.elem_count() / (self.sequences * self.t * self.dims.head);
+        let x = x.reshape((self.sequences, heads, self.t, self.dims.head))?.transpose(1, 2)?;
+        Ok(x.contiguous()?.reshape((self.sequences * self.t, heads * self.dims.head))?)
+    }
+
+    /// Queries as products read them: one matrix for each head of keys.
+    fn grouped(&self, x: &Tensor) -> Result<Tensor> {
+        let (d, rows) = (&self.dims, self.group() * self.t);
+        self.precision.operand(&x.reshape((self.sequences * d.kv_heads, rows, d.head))?)
+    }
+
+    /// Keys or values as products read them.
+    fn keys(&self, x: &Tensor) -> Result<Tensor> {
+        self.precision.operand(&x.reshape((self.sequences * self.dims.kv_heads, self.t, self.dims.head))?)
+    }
+}
+
+/// Where the tokens of a call stand.
+pub struct Places {
+    /// Also scales by `1 / sqrt(head)`.
+    queries: Angles,
+    keys: Angles,
+    /// `[t, seen]`: what is added to the scores.
+    mask: Tensor,
+}
+
+impl Places {
+    /// `t` tokens from position `first` on, which see everything before them.
+    pub fn new(dims: &Dims, first: usize, t: usize, device: &Device) -> Result<Self> {
+        let keys = Angles::of(dims, first..first + t, device)?;
+        let hidden = |i: usize, j: usize| if j > first + i { MASKED } else { 0.0 };
+        let mask: Vec<f32> = (0..t).flat_map(|i| (0..first + t).map(move |j| hidden(i, j))).collect();
+        Ok(Places {
+            queries: keys.scaled(1.0 / (dims.head as f64).sqrt())?,
+            keys,
+            mask: Tensor::from_vec(mask, (t, first + t), device)?,
+        })
+    }
+}
+
+/// What a forward leaves for its backward, as operands.
+pub struct Tape {
+    /// `[sequences * kv_heads, group * t, head]`, scaled.
+    q: Tensor,
+    /// `[sequences * kv_heads, seen, head]`, as `v`.
+    k: Tensor,
+    v: Tensor,
+    /// Probabilities, `[sequences * kv_heads, group * t, seen]`.
+    p: Tensor,
+    /// The output, `[rows, heads * head]`.
+    pub out: Tensor,
+}
+
+impl Tape {
+    pub fn tensors(&self) -> [&Tensor; 5] {
+        [&self.q, &self.k, &self.v, &self.p, &self.out]
+    }
+
+    /// What the next tokens of the sequence see.
+    pub fn cache(&self) -> Cache {
+        Cache { keys: self.k.clone(), values: self.v.clone() }
+    }
+}
+
+/// Keys and values of what a session has seen, as operands `[kv_heads, position, head]`.
+pub struct Cache {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl Cache {
+    /// What lies before `position`.
+    pub fn before(&self, position: usize) -> Result<Self> {
+        Ok(Cache { keys: self.keys.narrow(1, 0, position)?, values: self.values.narrow(1, 0, position)? })
+    }
+}
+
+/// Attention over `qkv [rows, qkv]`. `seen`: of one sequence, what comes before its tokens.
+pub fn forward(shape: &Shape, places: &Places, qkv: &Tensor, seen: Option<&Cache>) -> Result<Tape> {
+    let (d, b, t) = (&shape.dims, shape.sequences, shape.t);
+    let q = shape.grouped(&places.queries.turn(&shape.heads(qkv, 0, d.heads)?)?)?;
+    let mut k = shape.keys(&places.keys.turn(&shape.heads(qkv, d.heads, d.kv_heads)?)?)?;
+    let mut v = shape.keys(&shape.heads(qkv, d.heads + d.kv_heads, d.kv_heads)?)?;
+    if let Some(seen) = seen {
+        (k, v) = (Tensor::cat(&[&seen.keys, &k], 1)?, Tensor::cat(&[&seen.values, &v], 1)?);
+    }
+    let width = k.dim(1)?;
+    let scores = product(&q, &k.t()?)?.reshape((b * d.heads, t, width))?.broadcast_add(&places.mask)?;
+    let p = ops::softmax_last_dim(&scores)?.reshape((b * d.kv_heads, shape.group() * t, width))?;
+    let p = shape.precision.operand(&p)?;
+    let out = shape.precision.operand(&shape.rows(&p.matmul(&v)?)?)?;
+    Ok(Tape { q, k, v, p, out })
+}
+
+/// The gradient of `qkv`, from that of the output `[rows, heads * head]`.
+pub fn backward(shape: &Shape, places: &Places, tape: &Tape, dout: &Tensor) -> Result<Tensor> {
+    let (d, b, t) = (&shape.dims, shape.sequences, shape.t);
+    let dout = dout.reshape((b, t, d.heads, d.head))?.transpose(1, 2)?.contiguous()?;
+    let dout = shape.grouped(&dout)?;
+    let dv = product(&tape.p.t()?, &dout)?;
+    let dp = product(&dout, &tape.v.t()?)?;
+    let ds = softmax_back(&tape.p.to_dtype(dp.dtype())?, &dp)?;
+    let ds = shape.precision.operand(&ds)?;
+    let dq = product(&ds, &tape.k)?.reshape((b, d.heads, t, d.head))?;
+    let dk = product(&ds.t()?, &tape.q)?.reshape((b, d.kv_heads, t, d.head))?;
+    let dv = dv.reshape((b, d.kv_heads, t, d.head))?;
+    let all = [places.queries.turn_back(&dq)?, places.keys.turn_back(&dk)?, dv];
+    shape.rows(&Tensor::cat(&all, 1)?)
+}

@@ -1,0 +1,88 @@
+//! One layer, forward and backward: `mid = x + attention(norm(x))`, `out = mid + mlp(norm(mid))`.
+//!
+//! In: the layer's weights, the input, what was kept. Out: the output, or the gradients. What a norm or SwiGLU gave is not kept
+//! but computed again in backward, as `exact::block` does.
+
+use candle_core::Tensor;
+
+use super::{
+    Result,
+    attention::{self, Cache, Places, Shape},
+    operators::{product, rms, rms_back, swiglu, swiglu_back, weight_gradient},
+    sum::Gradients,
+    weights::Layer,
+};
+
+/// What a forward leaves for its backward.
+pub struct Tape {
+    /// `[rows, hidden]`, the input.
+    x: Tensor,
+    attention: attention::Tape,
+    /// `[rows, hidden]`, between attention and MLP.
+    mid: Tensor,
+    /// `[rows, 2 ffn]`
+    gu: Tensor,
+}
+
+impl Tape {
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        let all = [&self.x, &self.mid, &self.gu].into_iter().chain(self.attention.tensors());
+        all.map(|t| (t.elem_count() * t.dtype().size_in_bytes()) as u64).sum()
+    }
+
+    /// What the next tokens of the sequence see.
+    pub fn cache(&self) -> Cache {
+        self.attention.cache()
+    }
+}
+
+/// The output of a layer over `x [rows, hidden]`, and its tape. `seen`: of one sequence, what comes before its tokens.
+pub fn forward(
+    shape: &Shape,
+    places: &Places,
+    w: &Layer<'_>,
+    x: Tensor,
+    seen: Option<&Cache>,
+) -> Result<(Tensor, Tape)> {
+    let (eps, precision) = (shape.dims.eps, shape.precision);
+    let h = precision.operand(&rms(&x, w.input_norm, eps)?)?;
+    let attention = attention::forward(shape, places, &product(&h, &w.qkv.t()?)?, seen)?;
+    let mid = (&x + product(&attention.out, &w.output.t()?)?)?;
+    let h = precision.operand(&rms(&mid, w.mlp_norm, eps)?)?;
+    let gu = product(&h, &w.gate_up.t()?)?;
+    let act = precision.operand(&swiglu(&gu)?)?;
+    let out = (&mid + product(&act, &w.down.t()?)?)?;
+    Ok((out, Tape { x, attention, mid, gu }))
+}
+
+/// The gradient of the layer's input, from that of its output. `gradients`: where those of the weights are added.
+pub fn backward(
+    shape: &Shape,
+    places: &Places,
+    w: &Layer<'_>,
+    tape: &Tape,
+    dout: &Tensor,
+    gradients: Option<&mut Gradients<'_>>,
+) -> Result<Tensor> {
+    let (eps, precision, train) = (shape.dims.eps, shape.precision, gradients.is_some());
+    let dout_ = precision.operand(dout)?;
+    let (dgu, act) = swiglu_back(&tape.gu, &product(&dout_, w.down)?)?;
+    let dgu = precision.operand(&dgu)?;
+    let mlp = rms_back(&tape.mid, w.mlp_norm, eps, &product(&dgu, w.gate_up)?, train)?;
+    let dmid = (dout + mlp.x)?;
+    let dmid_ = precision.operand(&dmid)?;
+    let dqkv = attention::backward(shape, places, &tape.attention, &product(&dmid_, w.output)?)?;
+    let dqkv = precision.operand(&dqkv)?;
+    let input = rms_back(&tape.x, w.input_norm, eps, &product(&dqkv, w.qkv)?, train)?;
+    let dx = (dmid + input.x)?;
+    if let (Some(to), Some((h1, input_norm)), Some((h2, mlp_norm))) = (gradients, input.trained, mlp.trained) {
+        to.add(w.first, input_norm)?;
+        to.add(w.first + 1, weight_gradient(&dqkv, &precision.operand(&h1)?)?)?;
+        to.add(w.first + 2, weight_gradient(&dmid_, &tape.attention.out)?)?;
+        to.add(w.first + 3, mlp_norm)?;
+        to.add(w.first + 4, weight_gradient(&dgu, &precision.operand(&h2)?)?)?;
+        to.add(w.first + 5, weight_gradient(&dout_, &precision.operand(&act)?)?)?;
+    }
+    Ok(dx)
+}
