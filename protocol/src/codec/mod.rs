@@ -249,13 +249,10 @@ impl<'a> Planes<'a> {
 
     /// All pieces but the last are [`PIECE`] long.
     fn push(&mut self, piece: &[f32]) {
-        let (mut bytes, mut ends) = ([0u8; 4 * PIECE], [0u8; PIECE]);
-        self.gate.add(piece);
         let n = piece.len() as u64;
-        let ends = &mut ends[..tail_len(n, self.codec, self.apart) as usize];
-        let body =
-            body_len(n, self.codec).unwrap_or(0) as usize - if self.codec == Codec::Bf16 { ends.len() } else { 0 };
-        let bytes = &mut bytes[..body];
+        let ends = tail_len(n, self.codec, self.apart) as usize;
+        let body = body_len(n, self.codec).unwrap_or(0) as usize - if self.codec == Codec::Bf16 { ends } else { 0 };
+        let (bytes, ends) = (grown(self.out, body), grown(&mut self.tail, ends));
         match self.codec {
             Codec::F32 => {
                 let words = bytes.as_chunks_mut::<4>().0;
@@ -268,14 +265,28 @@ impl<'a> Planes<'a> {
             Codec::Int4 => int4::encode(piece, bytes, ends),
             Codec::Sparse => sparse::encode(piece, bytes, ends),
         }
-        self.out.extend_from_slice(bytes);
-        self.tail.extend_from_slice(ends);
+        // Where all scales are small, so is every value. A piece that is left out makes the verdict on the others no milder.
+        if !(tells_size(self.codec) && gate::are_small(ends)) {
+            self.gate.add(piece);
+        }
     }
 
     fn end(self) -> Result<(), BadTensor> {
         self.out.extend_from_slice(&self.tail);
         self.gate.verdict()
     }
+}
+
+/// `more` bytes at the end of a buffer, to be written.
+fn grown(buffer: &mut Vec<u8>, more: usize) -> &mut [u8] {
+    let at = buffer.len();
+    buffer.resize(at + more, 0);
+    &mut buffer[at..]
+}
+
+/// Whether scales bound every value, as [`gate::are_small`] reads them.
+fn tells_size(codec: Codec) -> bool {
+    matches!(codec, Codec::Int8 | Codec::Int4 | Codec::Sparse)
 }
 
 /// What a coded tensor says it is, without reading it.
@@ -394,7 +405,7 @@ impl<'a> Coded<'a> {
     /// All of its values, gated.
     fn read(&self, out: &mut [f32]) -> Result<(), BadTensor> {
         // Where all scales are small, so is every value: there is nothing to sum up.
-        let small = matches!(self.codec, Codec::Int8 | Codec::Int4 | Codec::Sparse) && gate::are_small(self.split().1);
+        let small = tells_size(self.codec) && gate::are_small(self.split().1);
         let mut gate = Gate::default();
         for (number, piece) in out.chunks_mut(PIECE).enumerate() {
             self.piece(number * PIECE, piece)?;
