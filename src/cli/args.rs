@@ -1,13 +1,16 @@
 //! The command line as clap sees it. Only shapes and help; what a command does stands in its own file under `commands`.
 
+mod bench;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use skein_protocol::run::Arithmetic;
-
+pub use self::bench::{
+    Bench, BenchAverage, BenchCodec, BenchLink, BenchMemory, BenchPeer, BenchReport, BenchStage, BenchSwarm,
+};
 use super::out::Colour;
-use crate::config::{Device, Flag};
+use crate::config::Flag;
 
 /// Grouped by what a person wants; clap's own list would be alphabetical.
 const FIRST_SCREEN: &str = "\
@@ -491,217 +494,6 @@ pub enum KeyCommand {
 Examples
   skein key show")]
     Show,
-}
-
-#[derive(Clone, Debug, Subcommand)]
-pub enum Bench {
-    /// Tokens/s of forward, backward and step of a model on this machine
-    Stage(BenchStage),
-    /// Throughput, latency and CPU time of messages between two processes, beside quinn by itself and plain TCP
-    Link(BenchLink),
-    /// Speed, bytes and error of each codec; with --loss, what they cost a run in loss
-    Codec(BenchCodec),
-    /// Seconds of an averaging round among replicas that are processes of their own
-    Average(BenchAverage),
-    /// Tokens/s of a swarm on this machine beside one process on the same cores
-    Swarm(BenchSwarm),
-    /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
-    Peer(BenchPeer),
-    /// All of it, as the text of BENCHMARKS.md
-    Report(BenchReport),
-    /// What peers hold in memory at most, beside what `status` accounts for
-    Memory(BenchMemory),
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchStage {
-    /// Sizes that are not given
-    #[arg(long, default_value = "tiny", value_name = "NAME")]
-    pub preset: String,
-    /// One stage of it; nothing: the whole model
-    #[arg(long, value_name = "N")]
-    pub stage: Option<u16>,
-    /// Width of the hidden states
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub hidden: Option<u32>,
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub layers: Option<u32>,
-    /// Attention heads, as many of keys as of queries
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub heads: Option<u32>,
-    /// Width of the feed-forward layers
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=262_144))]
-    pub ffn: Option<u32>,
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
-    pub vocab: Option<u32>,
-    /// Tokens of a sequence
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub sequence: Option<u32>,
-    /// Sequences of a micro-batch
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub batch: Option<u32>,
-    /// Text whose bytes are the tokens; nothing: made-up tokens
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// cpu, cuda, cuda:N or metal
-    #[arg(long, default_value = "cpu", value_name = "DEVICE", value_parser = device)]
-    pub device: Device,
-    /// Of the processor
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub threads: u16,
-    /// Of the products: f32, bf16x3, bf16 or repeatable
-    #[arg(long, default_value = "f32", value_name = "WHICH", value_parser = arithmetic_named)]
-    pub arithmetic: Arithmetic,
-    /// Micro-batches, a step each; the last half of them (50 at most) are measured
-    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub steps: u32,
-    /// A Python that has torch: the same model in PyTorch, in turns
-    #[arg(long, value_name = "PYTHON", conflicts_with = "stage")]
-    pub torch: Option<PathBuf>,
-    /// Turns
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub rounds: u32,
-}
-
-fn arithmetic_named(name: &str) -> Result<Arithmetic, String> {
-    match name {
-        "f32" => Ok(Arithmetic::F32),
-        "bf16x3" => Ok(Arithmetic::Bf16x3),
-        "bf16" => Ok(Arithmetic::Bf16),
-        "repeatable" => Ok(Arithmetic::Repeatable),
-        _ => Err("there are f32, bf16x3, bf16 and repeatable".into()),
-    }
-}
-
-/// A device by name, as in the configuration.
-fn device(text: &str) -> Result<Device, String> {
-    match Device::try_from(text.to_string()) {
-        Ok(Device::Auto) => Err("a bench is of one device: name it".into()),
-        named => named.map_err(|error| error.to_string()),
-    }
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchLink {
-    /// Seconds of traffic for each size
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    pub seconds: u32,
-    /// Measure over a narrow link instead: its rate, its round trip, and what it loses, as 100mbit,50ms,0.5%
-    #[arg(long, value_name = "RATE,TRIP[,LOSS]")]
-    pub shape: Option<crate::net::shape::Shape>,
-    /// The process at the other end
-    #[arg(long, hide = true)]
-    pub far_end: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "\
-Examples
-  skein bench codec                    16 MiB of normal values, one core, beside a plain copy
-  skein bench codec --loss             a small model trained with each codec: minutes
-
-Figures
-  GB/s count the f32 side. ERROR is the root mean square of the error over that of the values,
-  LARGEST the largest error where values have a standard deviation of 1. With --loss, each line is
-  the same training with another codec; LOSS is the mean of the last eighth of its steps, compared
-  seed by seed with the same training in f32.")]
-pub struct BenchCodec {
-    /// Size of the tensor
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub mib: u32,
-    /// Measurements of each, in turn
-    #[arg(long, default_value_t = 9, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub rounds: u32,
-    /// Train with each codec, and compare the losses
-    #[arg(long)]
-    pub loss: bool,
-    /// Steps of each training
-    #[arg(long, default_value_t = 240, value_name = "N", requires = "loss", value_parser = clap::value_parser!(u32).range(4..=100_000))]
-    pub steps: u32,
-    /// Trainings of each codec, from other weights and on other texts
-    #[arg(long, default_value_t = 16, value_name = "N", requires = "loss", value_parser = clap::value_parser!(u32).range(1..=100))]
-    pub seeds: u32,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchAverage {
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=16))]
-    pub replicas: u16,
-    /// MiB of f32 parameters at each replica
-    #[arg(long, default_value_t = 40, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=400))]
-    pub mib: u32,
-    /// One of the replicas, by its seed
-    #[arg(long, hide = true)]
-    pub replica: Option<u64>,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchSwarm {
-    /// Size of the model
-    #[arg(long, default_value = "tiny", value_name = "NAME")]
-    pub preset: String,
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub peers: u16,
-    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub stages: u16,
-    /// Threads of each peer; 0: the cores shared out among them
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub threads: u16,
-    /// Seconds of each measurement, after it has warmed up
-    #[arg(long, default_value_t = 10, value_name = "N")]
-    pub seconds: u32,
-    /// Measurements of each, in turn
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: u32,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchPeer {
-    /// Starts to measure
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub starts: u16,
-    /// Peers of the hash table
-    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=200))]
-    pub peers: u16,
-    /// Keys to store and to find
-    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub keys: u32,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "\
-Examples
-  skein bench report --data book.txt --torch python3 > BENCHMARKS.md
-  skein bench report --data book.txt --only link,shaped")]
-pub struct BenchReport {
-    /// Text whose bytes are the tokens of the stages
-    #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
-    /// A Python that has torch; nothing: the stages are measured by themselves
-    #[arg(long, value_name = "PYTHON")]
-    pub torch: Option<PathBuf>,
-    /// These sections: stage, codec, loss, link, shaped, average, swarm, peer, memory, demo
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    pub only: Vec<String>,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "\
-Examples
-  skein bench memory                   models of 10, 25 and 57 M parameters, four peers each: minutes
-  skein bench memory --widths 512
-
-Figures
-  ACCOUNT is the most that a peer accounted for, RESIDENT the most that the system gave its process.
-  OFF is by how much RESIDENT is more than ACCOUNT and BESIDE together, which is the same for every
-  peer: code, stacks, tables of the network, what the allocator keeps.")]
-pub struct BenchMemory {
-    /// Widths of the models, each of 8 layers in two stages
-    #[arg(long, default_values_t = [320, 512, 768], value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(32..=4096))]
-    pub widths: Vec<u32>,
-    /// Averaging rounds that each peer takes part in
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub rounds: u64,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -234,6 +234,8 @@ fn ranges(sequences: usize, pieces: usize) -> impl Iterator<Item = Range<usize>>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use skein_protocol::run::{OptimizerKind, preset};
 
     use super::*;
@@ -344,7 +346,11 @@ mod tests {
             self.engine.params()
         }
 
-        fn set_params(&mut self, params: &[f32]) -> Result<(), EngineError> {
+        fn shared(&self) -> Arc<Vec<f32>> {
+            self.engine.shared()
+        }
+
+        fn set_params(&mut self, params: Vec<f32>) -> Result<(), EngineError> {
             self.engine.set_params(params)
         }
 
