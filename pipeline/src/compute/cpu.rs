@@ -45,10 +45,6 @@ impl<P: Product> Product for Threads<P> {
         self.product.product(c, stride, add, a, b, scale);
     }
 
-    fn fine(&mut self, c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>, scale: f32) {
-        self.product.fine(c, stride, add, a, b, scale);
-    }
-
     fn packed_len(&self, rows: usize, cols: usize) -> usize {
         self.product.packed_len(rows, cols)
     }

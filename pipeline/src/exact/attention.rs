@@ -61,11 +61,11 @@ pub fn forward<P: Product>(product: &mut P, shape: &Shape, qkv: &[f32], p: &mut 
                 let p = &mut p[first * t..rows.end * t];
                 let q = Matrix::strided(&qkv[first * width + q..], n, hd, width);
                 let keys = Matrix::strided(&qkv[k..], seen, hd, width);
-                product.fine(p, t, false, q, keys.t(), shape.scale());
+                product.product(p, t, false, q, keys.t(), shape.scale());
                 kernel::softmax_causal(p, t, seen, first);
                 let values = Matrix::strided(&qkv[v..], seen, hd, width);
                 let to = &mut out[(s * t + first) * od + head * hd..];
-                product.fine(to, od, false, Matrix::strided(p, n, seen, t), values, 1.0);
+                product.product(to, od, false, Matrix::strided(p, n, seen, t), values, 1.0);
             }
         }
     }
@@ -97,14 +97,14 @@ pub fn backward<P: Product>(
                 let p = Matrix::strided(&p[first * t..], n, seen, t);
                 let dout = Matrix::strided(&dout[(s * t + first) * od + head * hd..], n, hd, od);
                 let values = Matrix::strided(&qkv[v..], seen, hd, width);
-                product.fine(work, seen, false, dout, values.t(), 1.0);
-                product.fine(&mut dqkv[v..], width, add, p.t(), dout, 1.0);
+                product.product(work, seen, false, dout, values.t(), 1.0);
+                product.product(&mut dqkv[v..], width, add, p.t(), dout, 1.0);
                 kernel::softmax_back(&p.data[..(n - 1) * t + seen], t, &mut work[..n * seen], seen, seen);
                 let ds = Matrix::new(work, n, seen);
                 let keys = Matrix::strided(&qkv[k..], seen, hd, width);
-                product.fine(&mut dqkv[first * width + q..], width, false, ds, keys, shape.scale());
+                product.product(&mut dqkv[first * width + q..], width, false, ds, keys, shape.scale());
                 let queries = Matrix::strided(&qkv[first * width + q..], n, hd, width);
-                product.fine(&mut dqkv[k..], width, add, ds.t(), queries, shape.scale());
+                product.product(&mut dqkv[k..], width, add, ds.t(), queries, shape.scale());
             }
         }
     }

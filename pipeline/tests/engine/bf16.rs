@@ -35,9 +35,9 @@ fn apart(got: &[f32], wanted: &[f32]) -> f64 {
 /// Bound of relative errors of a loss and of what one layer makes: up to 2^-9 for each rounded operand.
 const NEAR: f64 = 1e-2;
 
-/// Bound of relative errors of gradients that passed three layers twice: the farthest, of a final norm, is 1.04e-2 off, by every
-/// set of instructions alike.
-const THROUGH: f64 = 1.1e-2;
+/// Bound of relative errors of gradients that passed three layers twice: those of queries and keys, which differences of
+/// probabilities make, are 3.7e-2 apart where they are farthest, by every set of instructions alike.
+const THROUGH: f64 = 5e-2;
 
 /// The same for products of which 16 bits count: the farthest is 4.3e-5 off.
 const THROUGH_X3: f64 = 1e-4;
@@ -125,10 +125,6 @@ impl Product for Threads {
         scale: f32,
     ) {
         self.0.product(c, stride, add, a, b, scale);
-    }
-
-    fn fine(&mut self, c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>, scale: f32) {
-        self.0.fine(c, stride, add, a, b, scale);
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> usize {

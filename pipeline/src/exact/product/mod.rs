@@ -77,12 +77,6 @@ pub trait Product: Clone + Send + Sync + 'static {
         scale: f32,
     );
 
-    /// As [`product`](Product::product), in f32 whatever operands are rounded to elsewhere: for attention, where the differences
-    /// of large numbers become gradients.
-    fn fine(&mut self, c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>, scale: f32) {
-        self.product(c, stride, add, a, b, scale);
-    }
-
     /// Values of the panels of a second operand of so many rows and columns.
     fn packed_len(&self, rows: usize, cols: usize) -> usize;
 

@@ -73,11 +73,15 @@ mod tests {
     use skein_protocol::run::preset::preset;
 
     use super::*;
+    use crate::cli::failure::Failure;
 
     #[test]
     fn a_program_that_is_no_python_with_torch_is_refused_with_its_name() {
         let manifest = preset("tiny").unwrap();
-        let refused = |python: &str| stage(Path::new(python), &manifest, 1, 1, None).unwrap_err().to_string();
+        let refused = |python: &str| match *stage(Path::new(python), &manifest, 1, 1, None).unwrap_err().failure {
+            Failure::Other { message } => message,
+            other => panic!("{other:?}"),
+        };
         let missing = refused("no-such-python");
         assert!(missing.contains("--torch no-such-python"), "{missing}");
         if cfg!(unix) {

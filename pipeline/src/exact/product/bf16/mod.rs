@@ -62,9 +62,9 @@ impl Bf16Instructions {
     }
 }
 
-/// Rounds operands to bf16 and sums in f32; those of [`fine`](Product::fine) products are not rounded.
+/// Rounds operands to bf16 and sums in f32.
 #[derive(Clone, Debug)]
-pub struct Bf16Product(Kind<Rounded>, Bf16x3Product);
+pub struct Bf16Product(Kind<Rounded>);
 
 /// Tiles, or what computes without them.
 #[derive(Clone, Debug)]
@@ -102,20 +102,19 @@ impl Bf16Product {
     /// Panics where this processor lacks the instructions.
     pub fn with(instructions: Bf16Instructions) -> Self {
         assert!(instructions.here(), "this processor computes with {instructions:?}");
-        let rounded = match instructions {
+        Bf16Product(match instructions {
             #[cfg(target_arch = "x86_64")]
             Bf16Instructions::Amx => Kind::Tiled(Tiled::new(Kernel::Amx)),
             #[cfg(target_arch = "x86_64")]
             Bf16Instructions::Avx512 => Kind::Tiled(Tiled::new(Kernel::Avx512)),
             _ => Kind::Other(Rounded::default()),
-        };
-        Bf16Product(rounded, Bf16x3Product::default())
+        })
     }
 }
 
 /// Passes a product's methods on to what computes it.
 macro_rules! passed_on {
-    ($product:ty $(, $($more:tt)*)?) => {
+    ($product:ty) => {
         impl Product for $product {
             fn product<'b>(
                 &mut self,
@@ -148,19 +147,12 @@ macro_rules! passed_on {
                     Kind::Other(other) => other.pack(b, to),
                 }
             }
-
-            $($($more)*)?
         }
     };
 }
 
 passed_on!(Bf16x3Product);
-passed_on!(
-    Bf16Product,
-    fn fine(&mut self, c: &mut [f32], stride: usize, add: bool, a: Matrix<'_>, b: Matrix<'_>, scale: f32) {
-        self.1.product(c, stride, add, a, b, scale);
-    }
-);
+passed_on!(Bf16Product);
 
 #[cfg(test)]
 mod tests {
