@@ -1,8 +1,8 @@
 //! The system's allocator, which is told that large pieces are wanted in large pages, and which keeps a few of them for the next.
 //! In: requests for memory. Out: memory.
 //!
-//! A tensor of 40 MB touches ten thousand pages of 4 KiB, each an interruption of the first pass over it. With pages of 2 MiB it is
-//! twenty; but the system's allocator gives large blocks back whenever they are freed, and pages that come anew are filled
+//! A tensor of 40 MB touches ten thousand pages of 4 KiB, each an interruption of the first pass over it. With pages of 2 MiB
+//! it is twenty; but the system's allocator gives large blocks back whenever they are freed, and pages that come anew are filled
 //! with zeros first: a third of the time of an averaging round went there, since each round takes the same few tensors again.
 //! So the last large blocks that were freed are kept. The kernel may take their pages away whenever it needs some, and until it
 //! does the next one finds them as they were. Where the system has no such pages, or uses them by itself, nothing changes.
@@ -50,6 +50,9 @@ unsafe impl GlobalAlloc for Large {
             // SAFETY: as the caller promised.
             (None, None) => unsafe { System.realloc(pointer, layout, size) },
             (before, after) if before == after => pointer,
+            // The system moves pages rather than what is in them.
+            // SAFETY: the block was made with the layout `before`, and the new size is that of a block.
+            (Some(before), Some(after)) => unsafe { shelf::longer(pointer, before, after) },
             // SAFETY: both blocks are as long as their layouts say, they do not overlap, and the old one is the caller's to give.
             _ => unsafe {
                 let moved = self.alloc(new);
@@ -117,9 +120,10 @@ mod shelf {
     const PLACES: usize = 8;
     const BYTES: usize = 256 << 20;
 
-    pub struct Shelf {
-        places: Mutex<[Option<Kept>; PLACES]>,
-    }
+    pub struct Shelf(Mutex<Places>);
+
+    /// The blocks, the oldest first, without gaps.
+    struct Places([Option<Kept>; PLACES]);
 
     #[derive(Clone, Copy)]
     struct Kept {
@@ -128,9 +132,21 @@ mod shelf {
         size: usize,
     }
 
+    impl Places {
+        fn remove(&mut self, at: usize) -> Option<Kept> {
+            let kept = self.0[at].take();
+            self.0[at..].rotate_left(1);
+            kept
+        }
+
+        fn bytes(&self) -> usize {
+            self.0.iter().flatten().map(|kept| kept.size).sum()
+        }
+    }
+
     impl Shelf {
         pub const fn new() -> Shelf {
-            Shelf { places: Mutex::new([None; PLACES]) }
+            Shelf(Mutex::new(Places([None; PLACES])))
         }
 
         /// The layout of the block that holds a request; nothing where the request is not large.
@@ -141,9 +157,9 @@ mod shelf {
 
         /// A block of this layout, which is the caller's from now on.
         pub fn take(&self, block: Layout) -> Option<*mut u8> {
-            let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            let place = places.iter_mut().find(|place| place.is_some_and(|kept| kept.size == block.size()))?;
-            place.take().map(|kept| std::ptr::with_exposed_provenance_mut(kept.block))
+            let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = places.0.iter().rposition(|place| place.is_some_and(|kept| kept.size == block.size()))?;
+            places.remove(at).map(|kept| std::ptr::with_exposed_provenance_mut(kept.block))
         }
 
         /// # Safety
@@ -151,19 +167,27 @@ mod shelf {
         pub unsafe fn put(&self, pointer: *mut u8, block: Layout) {
             // The kernel may drop the pages when it needs some.
             advise(pointer, block, libc::MADV_FREE);
-            let mut left = Some(Kept { block: pointer.expose_provenance(), size: block.size() });
+            let new = Kept { block: pointer.expose_provenance(), size: block.size() };
+            // What finds no place any more: the oldest, or the new one where it is larger than the shelf.
+            let mut out = [None; PLACES + 1];
             {
-                let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-                let held: usize = places.iter().flatten().map(|kept| kept.size).sum();
-                if held + block.size() <= BYTES
-                    && let Some(place) = places.iter_mut().find(|place| place.is_none())
-                {
-                    *place = left.take();
+                let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut next = out.iter_mut();
+                while places.0[PLACES - 1].is_some() || places.bytes() + new.size > BYTES && places.0[0].is_some() {
+                    let oldest = places.remove(0);
+                    next.next().map(|out| *out = oldest);
+                }
+                match places.0.iter_mut().find(|place| place.is_none()).filter(|_| new.size <= BYTES) {
+                    Some(place) => *place = Some(new),
+                    None => _ = next.next().map(|out| *out = Some(new)),
                 }
             }
-            if left.is_some() {
-                // SAFETY: it was made with this layout.
-                unsafe { System.dealloc(pointer, block) };
+            for kept in out.into_iter().flatten() {
+                // SAFETY: every block on the shelf was made with the layout of its size.
+                unsafe {
+                    let layout = Layout::from_size_align_unchecked(kept.size, ALIGN);
+                    System.dealloc(std::ptr::with_exposed_provenance_mut(kept.block), layout);
+                }
             }
         }
     }
@@ -180,6 +204,13 @@ mod shelf {
     pub unsafe fn fresh_zeroed(block: Layout) -> *mut u8 {
         // SAFETY: as the caller promised.
         advised(unsafe { System.alloc_zeroed(block) }, block)
+    }
+
+    /// # Safety
+    /// The block was made with the layout `before`; it is the caller's to give.
+    pub unsafe fn longer(pointer: *mut u8, before: Layout, after: Layout) -> *mut u8 {
+        // SAFETY: as the caller promised; both layouts have one alignment.
+        advised(unsafe { System.realloc(pointer, before, after.size()) }, after)
     }
 
     /// Asks for large pages.
@@ -235,6 +266,27 @@ mod tests {
             let kept: Vec<*mut u8> = std::iter::from_fn(|| shelf.take(block)).collect();
             assert_eq!(kept.len(), 2);
             kept.into_iter().for_each(|one| System.dealloc(one, block));
+        }
+    }
+
+    #[test]
+    fn the_oldest_makes_room() {
+        let shelf = Shelf::new();
+        let blocks: Vec<_> = (2..12).map(|n| Shelf::block(layout(n << 21)).expect("it is large")).collect();
+        // SAFETY: as above.
+        unsafe {
+            blocks.iter().for_each(|block| shelf.put(shelf::fresh(*block), *block));
+            let kept: Vec<bool> = blocks
+                .iter()
+                .map(|block| match shelf.take(*block) {
+                    None => false,
+                    Some(one) => {
+                        System.dealloc(one, *block);
+                        true
+                    }
+                })
+                .collect();
+            assert_eq!(kept, [false, false, true, true, true, true, true, true, true, true]);
         }
     }
 

@@ -19,6 +19,8 @@ const CANDIDATES: usize = 3;
 const SUITORS: usize = 8;
 /// A proposal without an answer is over after this.
 const PROPOSAL: Duration = Duration::from_secs(2);
+/// A proposal waits so long for mine to be answered: its sender must hear of it before it gives up.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest a phase of the exchange takes before it is rolled back, beside what its tensors need on a slow link.
 const PHASE: Duration = Duration::from_secs(60);
 /// Bytes a second of the slowest link over which tensors still arrive in time: 2 Mbit/s. A partner that is gone is noticed long
@@ -252,7 +254,8 @@ impl Average {
         began: Instant,
         out: &mut Outbox<Act>,
     ) {
-        suitors.retain(|suitor| suitor.until > now);
+        too_late(&mut suitors, now, out);
+        suitors.retain(|suitor| self.members.contains(&suitor.from) || self.leavers.contains(&suitor.from));
         if let Some(suitor) = suitors.pop_front() {
             turn_away(&mut suitors, out);
             return self.accept(now, suitor.from, suitor.terms, began, out);
@@ -332,11 +335,14 @@ impl Average {
                 }
                 true
             }
-            // It is answered when I am, so that replicas that are due at one moment do not pass each other by. Only smaller ids wait, or
-            // a ring of replicas could wait for each other.
-            State::Proposed { suitors, .. } if member && from < me && suitors.len() < SUITORS => {
+            // It is answered when I am, so that replicas that are due at one moment do not pass each other by. Only smaller ids
+            // wait, or a ring of replicas could wait for each other.
+            State::Proposed { suitors, .. } if member && from < me => {
                 suitors.retain(|suitor| suitor.from != from);
-                return suitors.push_back(Suitor { from, terms, until: now + PROPOSAL });
+                if suitors.len() < SUITORS {
+                    return suitors.push_back(Suitor { from, terms, until: now + PATIENCE });
+                }
+                false
             }
             State::Proposed { .. } => false,
             State::Exchanging(_) => false,
@@ -619,6 +625,7 @@ impl Average {
     pub fn on_tick(&mut self, now: Instant, out: &mut Outbox<Act>) {
         match &mut self.state {
             State::Proposed { until, .. } if *until <= now => self.passed_over(now, out),
+            State::Proposed { suitors, .. } => too_late(suitors, now, out),
             State::Exchanging(exchange) if exchange.until <= now => self.abort(out),
             State::Adopted { until, .. } if *until <= now => self.finish_adopted(RoundOutcome::OneSided, out),
             _ => {}
@@ -628,6 +635,17 @@ impl Average {
 
 fn busy(to: PeerId, terms: Terms) -> Act {
     Act::Send { to, frame: Frame::Busy(terms.name), body: None }
+}
+
+/// Those who have waited for long learn that I have no answer, while they still have the time to ask another.
+fn too_late(suitors: &mut VecDeque<Suitor>, now: Instant, out: &mut Outbox<Act>) {
+    suitors.retain(|suitor| {
+        let waits = suitor.until > now;
+        if !waits {
+            out.push(busy(suitor.from, suitor.terms));
+        }
+        waits
+    });
 }
 
 /// Those who wait learn that I have another partner.

@@ -152,8 +152,8 @@ catalogue! {
     what "{device} does not compute."
     why "A small product was tried on it: {why}."
     next [
-        "nvidia-smi" => "whether the system sees the card and its driver",
-        "skein join --device auto" => "the card if it computes, else the processor",
+        "nvidia-smi" => "whether the system sees an NVIDIA card and its driver",
+        "skein join --device auto" => "for a peer: the card if it computes, else the processor",
     ]
     about "A device that was asked for by name is tried before anything else happens, and used or refused, never replaced in silence. A build for CUDA needs an NVIDIA driver of the CUDA version that it was built with, or a newer one."
 

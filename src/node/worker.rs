@@ -28,7 +28,7 @@ use super::{
     store::Store,
 };
 
-/// Results that wait while one is encoded. A stage's scratch counts them: whoever is further behind holds the engine up.
+/// Results that wait while one is encoded, as a stage's scratch counts them: the engine waits for whoever is further behind.
 const WAITING: usize = 1;
 
 /// One job and the bytes it reads, held here so that the peer may release its handles meanwhile.
@@ -52,7 +52,7 @@ pub enum Ran {
     Done {
         job: JobId,
         done: Done,
-        /// Of the engines' thread: what it took until the next job could begin.
+        /// Of the engines' thread; encoding goes on beside the next job.
         took: Duration,
     },
     /// A bug: nothing that this worker holds can be trusted any more.
@@ -75,8 +75,8 @@ pub enum Niceness {
 }
 
 impl WorkerThread {
-    /// Starts the threads. `memory`: bytes that its stages may take. `engines` is made on the thread that computes, so it may hold
-    /// what cannot move between threads.
+    /// Starts the threads. `memory`: bytes that its stages may take. `engines` is made on the thread that computes, so it may
+    /// hold what cannot move between threads.
     pub fn start<M: Engines + 'static>(
         manifest: Arc<Manifest>,
         engines: impl FnOnce() -> M + Send + 'static,

@@ -43,8 +43,8 @@ pub fn shares(mine: u64, theirs: u64) -> (f32, f32) {
 /// One side's outer step: its slow weights `phi` and its momentum `m` become the new ones.
 ///
 /// `first` and `second` are both sides in the order of their peer ids, as both know them, so that both compute the same means and
-/// what gamma takes from one it gives to the other; `i_am_first` says whose `m` and `phi` are. My own `phi` may be known here more
-/// exactly than in my `Side`, which is what the other has of it.
+/// what gamma takes from one it gives to the other; `i_am_first` says whose `m` and `phi` are. My own `phi` may be known here
+/// more exactly than in my `Side`, which is what the other has of it.
 #[multiversion(targets("x86_64+avx512f+avx512vl", "x86_64+avx2", "aarch64+neon"))]
 pub fn step(rule: Rule, first: Side<'_>, second: Side<'_>, i_am_first: bool, m: &mut [f32], phi: &mut [f32]) {
     let (a, b) = shares(first.samples, second.samples);

@@ -148,6 +148,12 @@ pub trait Engine: Send {
     /// Steps the optimizer with the weighted mean of the open sum, each block's norm clipped apart, and begins a new sum.
     fn step(&mut self, lr: f64) -> Result<StepReport, EngineError>;
 
+    /// Whether [`params`](Engine::params), [`shared`](Engine::shared) and [`state`](Engine::state) are those in use: of a device that
+    /// can be read no more they are older ones.
+    fn readable(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// The flat buffer.
     fn params(&self) -> &[f32];
 

@@ -220,8 +220,8 @@ impl<P: Product> StageEngine<P> {
         spare
     }
 
-    /// The buffer of a version nobody refers to; an empty one where there is none. Forwards that are older than the version in use
-    /// lose their tapes here, so that two versions are held once a new one is in use.
+    /// The buffer of a version nobody refers to; an empty one where there is none. Forwards that are older than the version
+    /// in use lose their tapes here, so that two versions are held once a new one is in use.
     fn reclaim(&mut self) -> Vec<f32> {
         let current = self.held.number;
         for kept in self.kept.values_mut() {

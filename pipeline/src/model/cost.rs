@@ -14,8 +14,8 @@ const LANE_TOKENS_MIN: u64 = 256;
 /// What is lost at the end of a layer's backward, where all lanes wait for the last, grows with their number.
 const LANES_MAX: u64 = 16;
 
-/// Values of a lane's packed operands: a panel, and tiles of rows.
-const PACKED: u64 = 256 * (32 + 480);
+/// Values of a lane's packed operands: groups of 1024 columns and of 256 rows, 256 deep, where products are made of tiles.
+const PACKED: u64 = 256 * (1024 + 256) + 16;
 
 /// Forwards of a stage that keep what their backward needs, however little memory there is: one is computed, one waits for
 /// the worker, two are on their way. Beyond that a forward keeps its input, and is computed again.
@@ -140,15 +140,16 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let gradient = if first { 0 } else { coded(&manifest.codecs.backward) };
     let open = window.saturating_mul(input + output + gradient);
     // Every lane's h1, h2, dh, dout, dmid, dx, act, wide, dqkv and dgu; the attention's scores, packed operands; chunks of
-    // logits; a decoded input, output and gradient.
+    // logits; a decoded input, and three results: one that is computed, one that waits and one that is encoded.
     let qkv = d + 2 * u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
     let rows = tokens * (6 * d + f + f.max(d) + qkv + 2 * f) + lanes * (64 * t + 2 * d + PACKED);
     let chunk = ((1 << 20) / v.max(1)).max(16).min(tokens.div_ceil(lanes));
     let logits = if last { lanes * (chunk * (v + 3 * d + 1) + d) } else { 0 };
-    let scratch = VALUE * (rows + logits + 3 * tokens * d);
+    let scratch = VALUE * (rows + logits + 4 * tokens * d);
     // A state is collected (20 bytes a parameter), then encoded (20 more).
     let state = bytes(40);
-    // The body of a round (d, phi, a sample of the momentum, all coded) is here twice, mine and the partner's. The theta that it was
+    // The body of a round (d, phi, a sample of the momentum, all coded) is here twice, mine and the partner's. The theta that
+    // it was
     // made of is held until its end, when there may be two newer versions. What it leaves here is two tensors, and the new theta.
     let round = match manifest.averaging.rule {
         AveragingRule::None => 0,
@@ -172,7 +173,8 @@ pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
     stage_parameters(manifest, stage).saturating_mul(5 * VALUE).saturating_add(REST)
 }
 
-/// Bytes that one side of an averaging round sends: the difference in its codec, phi in its own, a sample of the momentum in bytes.
+/// Bytes that one side of an averaging round sends: the difference in its codec, phi in its own, a sample of the momentum in
+/// bytes.
 pub fn round_bytes(manifest: &Manifest, stage: Stage) -> u64 {
     let (values, of_d) = (stage_parameters(manifest, stage), manifest.averaging.codec);
     let sample = values.min(70 << 10);

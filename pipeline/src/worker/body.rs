@@ -1,6 +1,6 @@
-//! The body of an averaging round: three lengths (u64, little-endian), then three coded tensors, which are the sender's difference,
-//! its slow weights and a sample of its momentum. In: tensors, or a partner's bytes. Out: bytes, or tensors piece by piece, so that
-//! what is computed of them lies in the nearest cache. It knows no rule of averaging.
+//! The body of an averaging round: three lengths (u64, little-endian), then three coded tensors, which are the sender's
+//! difference, its slow weights and a sample of its momentum. In: tensors, or a partner's bytes. Out: bytes, or tensors piece
+//! by piece, so that what is computed of them lies in the nearest cache. It knows no rule of averaging.
 
 use std::ops::Range;
 

@@ -204,7 +204,8 @@ impl Fitted {
         Ok(whole)
     }
 
-    /// Adds all pieces to the sum. Where one fails, those before it are taken out again, up to rounding, with `sign` -1.
+    /// Adds all pieces to the sum. Where one fails, those before it are taken out again, up to rounding, with `sign` -1. Where that
+    /// fails, too, the whole sum is dropped: part of a gradient must not be in it when the micro-batch is asked for again.
     fn all_or_nothing<W: Clone>(
         &mut self,
         work: impl Iterator<Item = W>,
@@ -213,7 +214,9 @@ impl Fitted {
         let mut added = Vec::new();
         for piece in work {
             if let Err(error) = add(self.engine.as_mut(), piece.clone(), 1.0) {
-                added.into_iter().try_for_each(|piece| add(self.engine.as_mut(), piece, -1.0))?;
+                if added.into_iter().try_for_each(|piece| add(self.engine.as_mut(), piece, -1.0)).is_err() {
+                    self.engine.drop_sum();
+                }
                 return Err(error);
             }
             added.push(piece);

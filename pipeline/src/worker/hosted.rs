@@ -180,17 +180,18 @@ impl Hosted {
             }
             Job::Step { samples, .. } => self.step(manifest, samples),
             Job::State { version, full, .. } => {
-                let (bytes, root) = self.state(version, full).encode();
+                let (bytes, root) = self.state(version, full)?.encode();
                 Ok(Done::Encoded { blob: blobs.put(bytes.into()), root })
             }
             Job::Save { version, .. } => {
-                let (state, root) = self.state(version, true).encode();
+                let (state, root) = self.state(version, true)?.encode();
                 let bytes = state.len() as u64;
                 let saved = saves.save(version, root, &state);
                 saved.map_err(|error| Done::Failed { why: error.why, disk_full: error.disk_full })?;
                 Ok(Done::Saved { root, bytes })
             }
             Job::RoundSnapshot { codec, .. } => {
+                self.engine.readable()?;
                 let bytes = self.rounds.freeze(self.engine.shared(), codec)?;
                 // Nobody names a round's tensors by their digest, and taking it would cost as much as encoding them.
                 Ok(Done::Encoded { blob: blobs.put(bytes), root: Digest::default() })
@@ -201,8 +202,10 @@ impl Hosted {
                 self.rounds.prepare(&manifest.averaging, &blocks, &partner, &theirs)
             }
             Job::RoundAdopt { .. } => {
-                let theta = self.rounds.adopt(&self.engine.shared(), manifest.codecs.error_feedback)?;
+                self.engine.readable()?;
+                let theta = self.rounds.adopted(&self.engine.shared(), manifest.codecs.error_feedback)?;
                 self.engine.set_params(theta)?;
+                self.rounds.taken();
                 Ok(Done::Ok)
             }
             Job::RoundRollBack { .. } => {
@@ -210,6 +213,7 @@ impl Hosted {
                 Ok(Done::Ok)
             }
             Job::RoundAlone { .. } => {
+                self.engine.readable()?;
                 self.rounds.alone(self.engine.params());
                 Ok(Done::Ok)
             }
@@ -295,14 +299,15 @@ impl Hosted {
         }
     }
 
-    fn state(&self, version: Version, full: bool) -> StageState {
+    fn state(&self, version: Version, full: bool) -> Result<StageState, Done> {
+        self.engine.readable()?;
         let train = self.engine.state();
         if !full {
             let train = crate::exact::TrainState { params: train.params, ..Default::default() };
-            return StageState { version, samples: self.samples, train, ..StageState::default() };
+            return Ok(StageState { version, samples: self.samples, train, ..StageState::default() });
         }
         let (slow, momentum) = self.rounds.tensors();
-        StageState { version, samples: self.samples, train, slow: slow.to_vec(), momentum: momentum.to_vec() }
+        Ok(StageState { version, samples: self.samples, train, slow: slow.to_vec(), momentum: momentum.to_vec() })
     }
 
     fn infer(&mut self, session: u64, position: u32, input: Blob, blobs: &mut dyn Blobs) -> Result<Done, Done> {

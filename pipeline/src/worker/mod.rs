@@ -189,10 +189,10 @@ pub fn passing_bytes(manifest: &Manifest, job: &Job) -> u64 {
         Job::State { full: false, .. } => bytes(12 + 4),
         // The parts in one piece; what is read from them becomes the stage.
         Job::Load { .. } => bytes(20 + 4),
-        // What it freezes and the body, and the difference before and after its codec.
-        Job::RoundSnapshot { .. } => bytes(12 + 4).saturating_add(cost::round_bytes(manifest, stage)),
-        // The partner's tensors, what of them is scaled down, and the result.
-        Job::RoundPrepare { .. } => bytes(8 + 8 + 8),
+        // The body; it is made in pieces.
+        Job::RoundSnapshot { .. } => cost::round_bytes(manifest, stage),
+        // The result: slow weights and momentum. A copy decodes the partner's difference besides.
+        Job::RoundPrepare { partner, .. } => bytes(if partner.copy { 12 } else { 8 }),
         Job::RoundAdopt { .. } => bytes(4),
         Job::Create { .. }
         | Job::Forward { .. }

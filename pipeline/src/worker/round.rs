@@ -135,10 +135,10 @@ impl Rounds {
         Ok(Done::Prepared { before, after })
     }
 
-    /// Takes the prepared round. Returns the new parameters: what was trained while the round was in the air is kept. `fed_back`:
-    /// what the codec lost of my difference stays in theta, and so is in the next difference.
-    pub fn adopt(&mut self, theta: &Arc<Vec<f32>>, fed_back: bool) -> Result<Vec<f32>, Done> {
-        let (Some(frozen), Some(prepared)) = (self.frozen.take(), self.prepared.take()) else {
+    /// The new parameters of the prepared round: what was trained while it was in the air is kept. `fed_back`: what the codec lost
+    /// of my difference stays in theta, and so is in the next difference. Once they are in use the round is [`taken`](Self::taken).
+    pub fn adopted(&self, theta: &Arc<Vec<f32>>, fed_back: bool) -> Result<Vec<f32>, Done> {
+        let (Some(frozen), Some(prepared)) = (&self.frozen, &self.prepared) else {
             return Err(failed("no round is prepared"));
         };
         let mut new = prepared.phi.clone();
@@ -149,9 +149,15 @@ impl Rounds {
         if fed_back && !prepared.copied {
             frozen.add_lost(&self.phi, &mut new).map_err(|error| failed(error.to_string()))?;
         }
-        self.phi = prepared.phi;
-        self.momentum = prepared.momentum;
         Ok(new)
+    }
+
+    /// Slow weights and momentum become those of the prepared round.
+    pub fn taken(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            (self.phi, self.momentum) = (prepared.phi, prepared.momentum);
+        }
+        self.frozen = None;
     }
 
     /// Bytes of the round in the air: what was frozen, which a step of the engine leaves to the round alone, and what is
@@ -244,6 +250,14 @@ mod tests {
     use skein_protocol::{Blob, codec, run::preset};
 
     use super::*;
+
+    impl Rounds {
+        fn adopt(&mut self, theta: &Arc<Vec<f32>>, fed_back: bool) -> Result<Vec<f32>, Done> {
+            let new = self.adopted(theta, fed_back);
+            self.taken();
+            new
+        }
+    }
 
     fn weights(value: f32) -> Arc<Vec<f32>> {
         Arc::new(vec![value; 64])

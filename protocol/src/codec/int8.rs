@@ -47,9 +47,14 @@ fn encode_block(block: &[f32; BLOCK], bytes: &mut [u8; BLOCK]) -> [u8; 2] {
     scale.to_le_bytes()
 }
 
-/// A scale as bf16, and its inverse. Values so small that their scale is not a normal number travel as zero.
+/// A scale as bf16, and its inverse. Values so small that their scale is not a normal number travel as zero. What is not a number
+/// stays none, whatever its bits.
 #[inline(always)]
 pub fn scale_of(step: f32) -> (u16, f32) {
+    const NAN: u16 = 0x7fc0;
+    if step.is_nan() {
+        return (NAN, 0.0);
+    }
     let bits = bf16::round(step);
     let scale = bf16::value(bits);
     if scale.abs() >= f32::MIN_POSITIVE { (bits, 1.0 / scale) } else { (0, 0.0) }

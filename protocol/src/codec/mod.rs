@@ -536,7 +536,7 @@ mod tests {
     #[test]
     fn what_is_decoded_encodes_to_the_same_bytes() {
         for values in [wave(300), normal(1, 5000), any_finite(2, 3000)] {
-            for codec in [Codec::F32, Codec::Bf16, Codec::Int8, Codec::Int4] {
+            for codec in [Codec::F32, Codec::Bf16, Codec::Int16, Codec::Int8, Codec::Int4] {
                 let once = encode(&values, codec, false);
                 let mut back = vec![0.0; values.len()];
                 // The sizes of some are absurd; the bytes are still read.
@@ -563,7 +563,17 @@ mod tests {
             encode_into(&wave(5000), codec, false, &mut out).unwrap();
             assert_eq!(out, encode(&wave(5000), codec, false));
             assert_eq!((out.as_ptr(), out.capacity()), (at, capacity));
-            assert_eq!(encode_into(&[1.0, f32::NAN], codec, false, &mut out), Err(BadTensor::NotFinite));
+            for bits in [f32::NAN.to_bits(), 0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, f32::INFINITY.to_bits()] {
+                for at in [1, 299, 4999] {
+                    let mut values = wave(5000);
+                    values[at] = f32::from_bits(bits);
+                    assert_eq!(
+                        encode_into(&values, codec, false, &mut out),
+                        Err(BadTensor::NotFinite),
+                        "{codec:?} {bits:x} {at}"
+                    );
+                }
+            }
             assert_eq!(encode_into(&[1e6; 9], codec, false, &mut out), Err(BadTensor::Absurd));
         }
     }

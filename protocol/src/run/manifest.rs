@@ -318,7 +318,8 @@ pub enum Arithmetic {
     /// All values f32.
     #[n(0)]
     F32,
-    /// Products of operands rounded to bf16, summed in f32; all else f32. Bits depend on the processor.
+    /// Products of operands rounded to bf16, summed in f32; all else f32, but that a card rounds the results of products, too. Bits
+    /// depend on the processor.
     #[n(1)]
     Bf16,
     /// Fixed summation order: equal bits on every CPU and for any number of threads.

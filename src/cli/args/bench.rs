@@ -211,9 +211,14 @@ Figures
   peer: code, stacks, tables of the network, what the allocator keeps.")]
 pub struct BenchMemory {
     /// Widths of the models, each of 8 layers in two stages
-    #[arg(long, default_values_t = [320, 512, 768], value_delimiter = ',', value_name = "N,N", value_parser = clap::value_parser!(u32).range(32..=4096))]
+    #[arg(long, default_values_t = [320, 512, 768], value_delimiter = ',', value_name = "N,N", value_parser = heads_of_32)]
     pub widths: Vec<u32>,
     /// Averaging rounds that each peer takes part in
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub rounds: u64,
+}
+
+fn heads_of_32(text: &str) -> Result<u32, String> {
+    let width = text.parse().ok().filter(|width: &u32| width.is_multiple_of(32) && (32..=4096).contains(width));
+    width.ok_or_else(|| "a width is a multiple of 32, 4096 at most".into())
 }

@@ -369,6 +369,14 @@ impl Engine for Candle {
         Ok(report)
     }
 
+    fn readable(&self) -> Result<()> {
+        if self.on_host.get().is_none() {
+            let params = self.layout.flat(&self.weights.master)?;
+            let _ = self.on_host.set(Arc::new(params));
+        }
+        self.optimizer.state(&self.layout, &[]).map(|_| ())
+    }
+
     fn params(&self) -> &[f32] {
         self.read()
     }

@@ -2,7 +2,7 @@
 //!
 //! Forward and backward are written out, layer by layer, with the formulas and the order of [`crate::exact`]; nothing is
 //! recorded for automatic differentiation. Weights, gradients and the optimizer's state stay on the device, in f32;
-//! [`Precision::Bf16`] rounds the operands of matrix products only. Work is queued: the host waits once where a forward or a
+//! [`Precision::Bf16`] rounds operands and results of matrix products, and nothing else. Work is queued: the host waits once where a forward or a
 //! backward hands its result over, and once a step for the norms.
 
 mod attention;

@@ -264,7 +264,7 @@ impl Product for FixedProduct {
                         width,
                         depth,
                         panel: panel.as_ptr(),
-                        followed: panels.is_some(),
+                        followed: panels.is_some() && (col + 2 * wide < b.cols || k + DEPTH < a.cols),
                         scale,
                         fresh: !add && k == 0,
                     };
@@ -285,6 +285,7 @@ impl Product for FixedProduct {
                                 a: tile.as_ptr(),
                                 a_row: 1,
                                 a_col: high,
+                                followed: false,
                                 ..strip
                             });
                         }

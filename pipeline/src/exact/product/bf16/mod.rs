@@ -1,7 +1,7 @@
 //! The product in bf16: operands are rounded when they are packed, sums are f32.
 //!
-//! [`Bf16Product`] rounds every value of both operands to the nearest bf16, ties to even; the product of two bf16 is exact in f32,
-//! and an element is an f32 sum of them. The order of that sum, and whether subnormal numbers count in it, is that of the
+//! [`Bf16Product`] rounds every value of both operands to the nearest bf16, ties to even; the product of two bf16 is exact in
+//! f32, and an element is an f32 sum of them. The order of that sum, and whether subnormal numbers count in it, is that of the
 //! instructions: VDPBF16PS adds one product after the other, TDPBF16PS sums the even and the odd ones of 32 apart, and both take
 //! subnormal numbers as zero. Bits are equal from run to run and for any number of threads, not from one processor to another.
 //!
