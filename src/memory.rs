@@ -168,18 +168,18 @@ mod shelf {
             // The kernel may drop the pages when it needs some.
             advise(pointer, block, libc::MADV_FREE);
             let new = Kept { block: pointer.expose_provenance(), size: block.size() };
-            // What finds no place any more: the oldest, or the new one where it is larger than the shelf.
+            // What finds no place any more: the oldest, and the new one where it is larger than the shelf.
             let mut out = [None; PLACES + 1];
             {
                 let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut next = out.iter_mut();
+                let mut gone = 0;
                 while places.0[PLACES - 1].is_some() || places.bytes() + new.size > BYTES && places.0[0].is_some() {
-                    let oldest = places.remove(0);
-                    next.next().map(|out| *out = oldest);
+                    out[gone] = places.remove(0);
+                    gone += 1;
                 }
                 match places.0.iter_mut().find(|place| place.is_none()).filter(|_| new.size <= BYTES) {
                     Some(place) => *place = Some(new),
-                    None => _ = next.next().map(|out| *out = Some(new)),
+                    None => out[gone] = Some(new),
                 }
             }
             for kept in out.into_iter().flatten() {

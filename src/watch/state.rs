@@ -316,10 +316,11 @@ impl State {
         utc_ms.abs_diff(self.utc_ms) <= PICTURE_AGE_MAX_MS
     }
 
-    /// Whether this peer does what it was started for.
+    /// Whether this peer does what it was started for: it serves, or it feeds and was to serve nothing.
     pub fn is_ready(&self) -> bool {
         let serving = self.mine.iter().any(|mine| mine.state == MyStageState::Serving);
-        matches!(self.phase, Phase::Training | Phase::Waiting) && (serving || self.mine.is_empty())
+        let feeds_alone = self.mine.is_empty() && self.feeding.is_some();
+        matches!(self.phase, Phase::Training | Phase::Waiting) && (serving || feeds_alone)
     }
 
     /// Time until the last step at the present pace: what a step takes is what the steps so far took.

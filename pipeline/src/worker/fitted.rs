@@ -432,7 +432,7 @@ mod tests {
         let (mut whole, mut narrow) = (fitted(last, PLENTY), fitted(last, Device { room: 1, ..PLENTY }));
         let input = values(&whole, 1.0);
         // Pieces with many, with few and with no tokens that count.
-        let target = |i: usize| if i < T + 3 || i >= 3 * T { i as u32 } else { IGNORE };
+        let target = |i: usize| if (T + 3..3 * T).contains(&i) { IGNORE } else { i as u32 };
         let targets: Vec<u32> = (0..SEQUENCES * T).map(target).collect();
         let [a, b] = [&mut whole, &mut narrow].map(|it| it.loss(1, StageInput::Hidden(&input), &targets, 1.0).unwrap());
         assert_eq!((a.tokens, b.tokens), (19, 19));

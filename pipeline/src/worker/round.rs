@@ -304,7 +304,7 @@ mod tests {
         for codec in codec::ALL {
             let averaging = Averaging { robust: Robust::None, codec, ..demo.clone() };
             let values = 3 * PIECE + 77;
-            let (bodies, phi) = meet(&averaging, values, 1.1, &[0..values]);
+            let (bodies, phi) = meet(&averaging, values, 1.1, std::slice::from_ref(&(0..values)));
             let [[d_a, phi_a, _], [d_b, phi_b, _]] = bodies.map(|body| read_round(&body, values, codec).unwrap());
             let (a, b) = (Side { phi: &phi_a, d: &d_a, samples: 8 }, Side { phi: &phi_b, d: &d_b, samples: 8 });
             let rule =
@@ -321,7 +321,7 @@ mod tests {
     fn what_the_codec_of_slow_weights_loses_moves_the_mean_of_both_nowhere() {
         let demo = preset("demo").expect("a preset").averaging;
         let averaging = Averaging { robust: Robust::None, codec: Codec::Bf16, alpha: 0.0, beta: 0.0, ..demo };
-        let (_, phi) = meet(&averaging, 1000, 1.0, &[0..1000]);
+        let (_, phi) = meet(&averaging, 1000, 1.0, std::slice::from_ref(&(0..1000)));
         for (i, (before_a, before_b)) in wave(1000, 3).iter().zip(wave(1000, 500)).enumerate() {
             assert!((phi[0][i] + phi[1][i] - before_a - before_b).abs() < 1e-6, "value {i}");
         }

@@ -9,8 +9,6 @@ type Decoder = fn(&[u8]);
 /// A decoder by name: what the corpora and the fuzz targets are called.
 pub const ALL: [(&str, Decoder); 2] = [("state", state), ("round", round)];
 
-/// Differences travel in one of these.
-
 /// The state of a stage: as it is, and with a right root, without which nothing of it is believed.
 pub fn state(bytes: &[u8]) {
     for bytes in [bytes, &sealed(bytes)] {

@@ -337,6 +337,8 @@ mod tests {
         let reached = |goal: &str, state: &State| Goal::parse(goal).unwrap().is_reached(state);
         let mut state = state();
         assert!(reached("ready", &state) && reached("step=1000", &state) && !reached("step=1001", &state));
+        let idle = State { mine: Vec::new(), feeding: None, ..state.clone() };
+        assert!(!reached("ready", &idle), "it has no stage yet");
         assert!(!reached("finished", &state));
         assert!(!reached("alive", &state), "the picture is from 1970: its loop hangs");
         state.utc_ms = utc_ms();
