@@ -7,7 +7,7 @@
 use multiversion::multiversion;
 
 use super::{
-    bf16,
+    bf16, by_blocks,
     int8::{BLOCK, ROUND},
 };
 
@@ -19,23 +19,7 @@ const BITS: u32 = 15;
 /// Numbers of `values`, and the scales of their blocks (two bytes each).
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 pub fn encode(values: &[f32], numbers: &mut [u8], scales: &mut [u8]) {
-    encode_body(values, numbers, scales);
-}
-
-#[inline(always)]
-fn encode_body(values: &[f32], numbers: &mut [u8], scales: &mut [u8]) {
-    let (blocks, rest) = values.as_chunks::<BLOCK>();
-    let (whole, tail) = numbers.as_chunks_mut::<{ 2 * BLOCK }>();
-    let scales = scales.as_chunks_mut::<2>().0;
-    for ((block, numbers), scale) in blocks.iter().zip(whole).zip(scales.iter_mut()) {
-        *scale = encode_block(block, numbers);
-    }
-    if let (false, Some(scale)) = (rest.is_empty(), scales.last_mut()) {
-        let (mut block, mut numbers) = ([0.0; BLOCK], [0; 2 * BLOCK]);
-        block[..rest.len()].copy_from_slice(rest);
-        *scale = encode_block(&block, &mut numbers);
-        tail.copy_from_slice(&numbers[..2 * rest.len()]);
-    }
+    by_blocks(values, numbers, scales, encode_block);
 }
 
 #[inline(always)]
@@ -112,7 +96,7 @@ mod tests {
             let blank = || (vec![0; 2 * n], vec![0; 2 * n.div_ceil(BLOCK)], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            encode_body(&values, &mut b, &mut sb);
+            by_blocks(&values, &mut b, &mut sb, encode_block);
             assert_eq!((&a, &sa), (&b, &sb));
             decode(&a, &sa, &mut va);
             decode_body(&a, &sa, &mut vb);

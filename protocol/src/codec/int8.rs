@@ -6,7 +6,7 @@
 
 use multiversion::multiversion;
 
-use super::bf16;
+use super::{bf16, by_blocks};
 
 /// Values that share a scale.
 pub const BLOCK: usize = 64;
@@ -17,23 +17,7 @@ pub const ROUND: f32 = 12_582_912.0;
 /// Bytes of `values`, and the scales of their blocks (two bytes each).
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 pub fn encode(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
-    encode_body(values, bytes, scales);
-}
-
-#[inline(always)]
-fn encode_body(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
-    let (blocks, rest) = values.as_chunks::<BLOCK>();
-    let (whole, tail) = bytes.as_chunks_mut::<BLOCK>();
-    let scales = scales.as_chunks_mut::<2>().0;
-    for ((block, bytes), scale) in blocks.iter().zip(whole).zip(scales.iter_mut()) {
-        *scale = encode_block(block, bytes);
-    }
-    if let (false, Some(scale)) = (rest.is_empty(), scales.last_mut()) {
-        let (mut block, mut bytes) = ([0.0; BLOCK], [0; BLOCK]);
-        block[..rest.len()].copy_from_slice(rest);
-        *scale = encode_block(&block, &mut bytes);
-        tail.copy_from_slice(&bytes[..rest.len()]);
-    }
+    by_blocks(values, bytes, scales, encode_block);
 }
 
 #[inline(always)]
@@ -119,7 +103,7 @@ mod tests {
             let blank = || (vec![0; n], vec![0; 2 * n.div_ceil(BLOCK)], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            encode_body(&values, &mut b, &mut sb);
+            by_blocks(&values, &mut b, &mut sb, encode_block);
             assert_eq!((&a, &sa), (&b, &sb));
             decode(&a, &sa, &mut va);
             decode_body(&a, &sa, &mut vb);

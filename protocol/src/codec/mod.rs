@@ -108,7 +108,8 @@ fn tail_len(values: u64, codec: Codec, apart: bool) -> u64 {
     }
 }
 
-/// Encodes block by block, the last one filled up with zeros: `BYTES` bytes and a scale (two bytes) for `VALUES` values each.
+/// Encodes block by block, the last one filled up with zeros: `BYTES` bytes and a scale (two bytes) for `VALUES` values each. Of
+/// the last block as many bytes are kept as there is room for.
 #[inline(always)]
 fn by_blocks<const VALUES: usize, const BYTES: usize>(
     values: &[f32],
@@ -117,15 +118,16 @@ fn by_blocks<const VALUES: usize, const BYTES: usize>(
     encode_block: impl Fn(&[f32; VALUES], &mut [u8; BYTES]) -> [u8; 2],
 ) {
     let (blocks, rest) = values.as_chunks::<VALUES>();
-    let bytes = bytes.as_chunks_mut::<BYTES>().0;
+    let (whole, last) = bytes.split_at_mut(blocks.len() * BYTES);
     let scales = scales.as_chunks_mut::<2>().0;
-    for ((block, bytes), scale) in blocks.iter().zip(bytes.iter_mut()).zip(scales.iter_mut()) {
+    for ((block, bytes), scale) in blocks.iter().zip(whole.as_chunks_mut::<BYTES>().0).zip(scales.iter_mut()) {
         *scale = encode_block(block, bytes);
     }
-    if let (false, Some(bytes), Some(scale)) = (rest.is_empty(), bytes.last_mut(), scales.last_mut()) {
-        let mut block = [0.0; VALUES];
+    if let (false, Some(scale)) = (rest.is_empty(), scales.last_mut()) {
+        let (mut block, mut bytes) = ([0.0; VALUES], [0; BYTES]);
         block[..rest.len()].copy_from_slice(rest);
-        *scale = encode_block(&block, bytes);
+        *scale = encode_block(&block, &mut bytes);
+        last.copy_from_slice(&bytes[..last.len()]);
     }
 }
 
