@@ -38,6 +38,8 @@ pub struct Membership {
 pub enum Change {
     /// A peer is new, or serves something else than before.
     Offer(PeerId),
+    /// A peer serves what it served, at another speed or version.
+    Numbers(PeerId),
     Progress(PeerId),
     Held(Stage),
     /// Not taken: no room, or not allowed.
@@ -50,12 +52,18 @@ impl Membership {
         let incarnation = item.stamp.incarnation;
         match item.what {
             What::Offer(offer) => {
-                let full = offer.stages.iter().any(|s| self.replicas(s.stage).count() >= REPLICAS_MAX);
-                if full && !self.peers.contains_key(&author) {
+                let full = |stage| self.replicas(stage).count() >= REPLICAS_MAX;
+                if !self.peers.contains_key(&author) && offer.stages.iter().any(|s| full(s.stage)) {
                     return Change::Nothing;
                 }
-                self.peers.insert(author, Known { incarnation, offer });
-                Change::Offer(author)
+                let serves = |offer: &Offer| offer.stages.iter().map(|s| (s.stage, s.state)).collect::<Vec<_>>();
+                let now = serves(&offer);
+                match self.peers.insert(author, Known { incarnation, offer }) {
+                    Some(before) if before.incarnation == incarnation && serves(&before.offer) == now => {
+                        Change::Numbers(author)
+                    }
+                    _ => Change::Offer(author),
+                }
             }
             What::Progress(progress) => {
                 if !may_feed(author) {
@@ -101,6 +109,15 @@ impl Membership {
         self.peers.get(&peer).map(|known| &known.offer)
     }
 
+    /// Peers that offer something.
+    pub fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
     pub fn incarnation(&self, peer: PeerId) -> Option<Incarnation> {
         self.peers.get(&peer).map(|known| known.incarnation)
     }
@@ -117,6 +134,13 @@ impl Membership {
     /// Replicas that serve or are about to.
     pub fn planned(&self, stage: Stage) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
         self.in_state(stage, |state| state != State::Draining)
+    }
+
+    /// All replicas of all stages, in the order of the peers: stage, peer, state and claimed speed.
+    pub fn everywhere(&self) -> impl Iterator<Item = (Stage, PeerId, State, f64)> + '_ {
+        self.peers.iter().flat_map(|(peer, known)| {
+            known.offer.stages.iter().map(|offer| (offer.stage, *peer, offer.state, offer.speed_milli as f64 / 1e3))
+        })
     }
 
     fn in_state(

@@ -1,8 +1,9 @@
 //! Passes signed items on until everybody has them, and repairs what was missed.
 //!
 //! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most six
-//! neighbours at once; every second one neighbour gets a digest of what I have, and sends or asks for the difference. A digest that
-//! would be too long tells of a stretch of keys, the next one of the stretch behind it.
+//! neighbours at once; every second (every fourth, where there are many items) one neighbour gets a digest of what I have, and
+//! sends or asks for the difference. A digest that would be too long tells of a stretch of keys, the next one of the stretch
+//! behind it.
 //! It keeps at most [`ITEMS`] items of others, and of what they say it knows only whether the run has such a stage.
 
 use std::{collections::BTreeMap, ops::Bound, time::Duration};
@@ -12,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use skein_protocol::{
     Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc,
     event::Severity,
-    key::Signed,
+    key::{Seals, Signed},
     rng::{Purpose, Streams},
     wire::{
         membership::{ITEM, Item, ItemKey, Stamp, What},
@@ -25,6 +26,10 @@ pub const ITEMS: usize = 4096;
 /// Neighbours that get a new item at once. Of random neighbours e^-6, one peer in four hundred, is missed; digests mend that.
 const FANOUT: usize = 6;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
+/// Digests are rarer by one second for each of so many items, down to one in [`DIGEST_SLOWEST`] seconds: they are as long as
+/// the swarm is large.
+const DIGEST_ITEMS: usize = 128;
+const DIGEST_SLOWEST: usize = 4;
 /// An item that is further from my clock than this is not taken.
 pub const SKEW_MAX: Duration = Duration::from_secs(90);
 /// No item lives longer.
@@ -75,6 +80,7 @@ pub struct Spread {
     /// The last key that the last digest told of; nothing: it told of all to the end.
     told_until: Option<ItemKey>,
     rng: ChaCha8Rng,
+    seals: Seals,
 }
 
 impl Spread {
@@ -90,7 +96,13 @@ impl Spread {
             digest_at: now,
             told_until: None,
             rng: streams.stream(Purpose::Spread),
+            seals: Seals::default(),
         }
+    }
+
+    /// Trusts what other peers of this process found of signatures.
+    pub fn share_seals(&mut self, seals: Seals) {
+        self.seals = seals;
     }
 
     pub fn on_up(&mut self, peer: PeerId, out: &mut Outbox<Act>) {
@@ -157,7 +169,7 @@ impl Spread {
         if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
             return;
         }
-        if !signed.verify(ITEM) {
+        if !self.seals.verify(&signed, ITEM) {
             return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that nobody signed" });
         }
         let author = signed.by;
@@ -199,9 +211,12 @@ impl Spread {
     fn some_neighbours(&mut self, from: Option<PeerId>, author: PeerId) -> Vec<PeerId> {
         let mut some: Vec<PeerId> =
             self.neighbours.iter().copied().filter(|peer| Some(*peer) != from && *peer != author).collect();
-        while some.len() > FANOUT {
-            let i = self.rng.random_range(0..some.len());
-            some.swap_remove(i);
+        if some.len() > FANOUT {
+            for i in 0..FANOUT {
+                let chosen = self.rng.random_range(i..some.len());
+                some.swap(i, chosen);
+            }
+            some.truncate(FANOUT);
         }
         some
     }
@@ -252,7 +267,7 @@ impl Spread {
             self.remembered.pop_first();
         }
         if now >= self.digest_at && !self.neighbours.is_empty() {
-            self.digest_at = now + DIGEST_EVERY;
+            self.digest_at = now + DIGEST_EVERY * (1 + self.items.len() / DIGEST_ITEMS).min(DIGEST_SLOWEST) as u32;
             let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())];
             let frame = self.digest();
             out.push(Act::Send { to, frame });
@@ -404,8 +419,8 @@ mod tests {
             neighbour.neighbours.push(peer);
         }
         let (mut sent, mut asked) = (0, 0);
-        for second in 0..8 {
-            let now = Instant::ZERO + Duration::from_secs(second);
+        for digest in 0..8 {
+            let now = Instant::ZERO + DIGEST_EVERY * (digest * DIGEST_SLOWEST) as u32;
             for at in [a, b] {
                 spreads.get_mut(&at).expect("made above").on_tick(now, &mut out);
                 let mut queue: Vec<_> = out.drain().map(|act| (at, act)).collect();

@@ -75,6 +75,8 @@ pub struct Handoff {
     /// Everybody it was sent to: a gradient from any of them is welcome.
     offered: BTreeSet<PeerId>,
     pauses: Vec<(PeerId, Instant)>,
+    /// Sends that were taken back since no answer came in time: counter, to whom, when.
+    taken_back: Vec<(u8, PeerId, Instant)>,
     /// Who was lost with it, and why: said when it is sent again.
     lost: Option<(PeerId, String)>,
     /// Losses after an acceptance.
@@ -94,6 +96,7 @@ impl Handoff {
             needs_confirmation,
             offered: BTreeSet::new(),
             pauses: Vec::new(),
+            taken_back: Vec::new(),
             lost: None,
             losses: 0,
         }
@@ -196,7 +199,12 @@ impl Handoff {
     /// `from` holds it, and says where it will go.
     pub fn on_accepted(&mut self, desk: &mut Desk<'_>, from: PeerId, accepted: &Accepted) {
         if self.to != Some(from) || accepted.attempt.hops().last() != Some(&self.counter) {
-            // The word that took it back was faster than the body.
+            // The word that took it back was faster than the body. How long it really takes is worth knowing.
+            let counter = accepted.attempt.hops().last();
+            let late = self.taken_back.extract_if(.., |(of, to, _)| *to == from && counter == Some(of)).next();
+            if let Some((_, _, at)) = late {
+                desk.route.accepted(self.stage, from, desk.now.since(at));
+            }
             let Accepted { id, attempt, stage, .. } = accepted.clone();
             return desk.send(from, Lane::Control, Frame::Cancel(About { id, attempt, stage }), None);
         }
@@ -303,7 +311,9 @@ impl Handoff {
         let Some(attempt) = self.sent.clone() else { return };
         let about = About { id: cargo.id, attempt, stage: self.stage };
         match self.phase {
-            Phase::Sent { deadline: Some(deadline), .. } if desk.now >= deadline => {
+            Phase::Sent { at, deadline: Some(deadline) } if desk.now >= deadline => {
+                desk.route.was_late(desk.now, self.stage, to, at);
+                self.taken_back.push((self.counter, to, at));
                 // Not confirmed, so it went nowhere from there: it may be taken back.
                 desk.send(to, Lane::Control, Frame::Cancel(about), None);
                 self.pauses.push((to, desk.now + ABSENT_PAUSE));

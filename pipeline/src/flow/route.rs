@@ -27,6 +27,10 @@ const PROVEN: u32 = 8;
 const NEWCOMER_MOST: u32 = 2;
 /// Answers older than this half-life count half in the speed.
 const SPEED_HALF_LIFE: Duration = Duration::from_secs(5);
+/// Patience doubles so many times at most, and never exceeds this.
+const LATE_MAX: u8 = 5;
+const PATIENCE_MAX: Duration = Duration::from_secs(30);
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(6);
 
 /// What we measured of one replica of one stage.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +45,9 @@ struct Measured {
     busy_since: Option<Instant>,
     accept_ms: Vec<f64>,
     accept_next: usize,
+    /// Acceptances that came too late, or not, since the last one in time, and when that was last found.
+    late: u8,
+    late_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -169,8 +176,13 @@ impl Route {
         measured.busy_since.get_or_insert(now);
     }
 
+    /// `peer` accepted, in time or not.
     pub fn accepted(&mut self, stage: Stage, peer: PeerId, took: Duration) {
+        let in_time = took <= self.usual_patience(stage, peer);
         let measured = self.measured.entry((stage, peer)).or_default();
+        if in_time {
+            measured.late = 0;
+        }
         let ms = took.as_secs_f64() * 1e3;
         if measured.accept_ms.len() < WINDOW {
             measured.accept_ms.push(ms);
@@ -199,8 +211,28 @@ impl Route {
         self.measured.get(&(stage, peer)).filter(|m| m.answers >= PROVEN).and_then(Measured::speed)
     }
 
+    /// `peer` did not accept in time what was sent to it. What waits on my own uplink counts against it: were everything taken
+    /// back again and again, nothing would ever leave.
+    ///
+    /// All that were sent before somebody was last found late are late for the same reason, and count once.
+    pub fn was_late(&mut self, now: Instant, stage: Stage, peer: PeerId, sent: Instant) {
+        let measured = self.measured.entry((stage, peer)).or_default();
+        if measured.late_at.is_none_or(|at| sent >= at) {
+            measured.late = (measured.late + 1).min(LATE_MAX);
+            measured.late_at = Some(now);
+        }
+    }
+
     /// How long to wait for an acceptance: max(300 ms, median + 6 MAD + median / 4) over the last 64; at least 1 s before 8.
+    /// Twice as long for every time that it came too late, until one comes in time.
     pub fn patience(&self, stage: Stage, peer: PeerId) -> Duration {
+        let Some(measured) = self.measured.get(&(stage, peer)) else { return self.usual_patience(stage, peer) };
+        // Who never accepted anything may never do so.
+        let most = if measured.accept_ms.is_empty() { PATIENCE_UNKNOWN } else { PATIENCE_MAX };
+        (self.usual_patience(stage, peer) * (1 << measured.late)).min(most)
+    }
+
+    fn usual_patience(&self, stage: Stage, peer: PeerId) -> Duration {
         let Some(measured) = self.measured.get(&(stage, peer)).filter(|m| m.accept_ms.len() >= 8) else {
             return Duration::from_millis(1500);
         };
@@ -285,6 +317,26 @@ mod tests {
         route.sent(Instant(1), 0, new);
         let picks = (0..100).filter(|_| route.choose(0, None, &[]) == Some(new)).count();
         assert_eq!(picks, 10);
+    }
+
+    #[test]
+    fn patience_doubles_until_an_acceptance_comes_in_time_and_learns_from_late_ones() {
+        let mut route = route(&[0]);
+        let (peer, seconds) = (PeerId([0; 32]), |route: &Route| route.patience(0, PeerId([0; 32])).as_secs_f64());
+        let at = |second: u64| Instant(second * 1_000_000_000);
+        let late = |route: &mut Route, sent, found| (seconds(route), route.was_late(at(found), 0, peer, at(sent))).0;
+        // Two of the same moment count once.
+        assert_eq!([late(&mut route, 0, 10), late(&mut route, 5, 11), late(&mut route, 10, 20)], [1.5, 3.0, 3.0]);
+        assert_eq!([late(&mut route, 20, 30), late(&mut route, 30, 40)], [6.0, 6.0], "it never accepted anything");
+        route.accepted(0, peer, Duration::from_secs(9));
+        assert_eq!(seconds(&route), 24.0);
+        late(&mut route, 40, 50);
+        route.accepted(0, peer, Duration::from_secs(4));
+        assert_eq!(seconds(&route), 30.0, "it was late");
+        route.accepted(0, peer, Duration::from_secs(1));
+        assert_eq!(seconds(&route), 1.5);
+        (0..64).for_each(|_| route.accepted(0, peer, Duration::from_secs(4)));
+        assert!(seconds(&route) > 4.5, "{}", seconds(&route));
     }
 
     #[test]

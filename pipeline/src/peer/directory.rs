@@ -15,7 +15,7 @@ use skein_protocol::{
     Incarnation, Instant, Lane, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
     event::Event,
     hash::Digest,
-    key::Key,
+    key::{Key, Seals},
     rng::Streams,
     wire::{
         self,
@@ -33,10 +33,15 @@ use crate::flow::{source::Done, stage::Standing};
 
 /// An unchanged offer is repeated after this; it lives twice as long.
 const OFFER_EVERY: Duration = Duration::from_secs(30);
-/// An offer whose numbers alone changed is repeated after this.
+/// An offer whose numbers alone changed is repeated after this, and later where many peers offer: every word goes to everybody.
 const NUMBERS_EVERY: Duration = Duration::from_secs(1);
+/// Peers up to which nobody has to speak less often.
+const FEW: u32 = 16;
 const LIFE: Duration = Duration::from_secs(75);
 const PROGRESS_LIFE: Duration = Duration::from_secs(120);
+
+/// Who serves each stage, and how fast they say they are.
+type Speeds = BTreeMap<Stage, BTreeMap<PeerId, f64>>;
 
 pub struct Directory {
     me: PeerId,
@@ -79,6 +84,15 @@ impl Directory {
             news: true,
             stages: manifest.stages.count,
         }
+    }
+
+    pub fn share_seals(&mut self, seals: Seals) {
+        self.spread.share_seals(seals);
+    }
+
+    /// By how much rarer a peer speaks of what is not urgent, so that what all hear of all does not grow with their number.
+    pub fn crowd(&self) -> u32 {
+        (self.members.len() as u32 / FEW).max(1)
     }
 
     pub fn set_addresses(&mut self, addresses: Vec<String>) {
@@ -131,7 +145,8 @@ impl Directory {
             let same_kind = said.addresses == offer.addresses
                 && said.stages.len() == offer.stages.len()
                 && said.stages.iter().zip(&offer.stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
-            let quiet = if *said == offer { OFFER_EVERY } else { NUMBERS_EVERY };
+            let often = (NUMBERS_EVERY * self.crowd()).min(OFFER_EVERY);
+            let quiet = if *said == offer { OFFER_EVERY } else { often };
             if same_kind && age < quiet {
                 return;
             }
@@ -213,8 +228,13 @@ impl Directory {
         self.spread.on_tick(now, &mut acts);
         self.perform(acts, out);
         self.repeat(now, utc, out);
-        for stage in 0..self.stages {
-            let empty = self.members.planned(stage).all(|(peer, ..)| is_gone(peer));
+        let mut empty = vec![true; usize::from(self.stages)];
+        for (stage, peer, state, _) in self.members.everywhere() {
+            if let Some(empty) = empty.get_mut(usize::from(stage)).filter(|empty| **empty && state != State::Draining) {
+                *empty = is_gone(peer);
+            }
+        }
+        for (stage, empty) in (0..).zip(empty) {
             self.members.note_empty(now, stage, empty);
         }
     }
@@ -291,30 +311,52 @@ impl Directory {
         self.members.feeders().filter_map(|(_, p)| p.loss_milli).map(|milli| milli as f32 / 1e3).next()
     }
 
-    /// Who serves what and how fast they say they are; only those that `is_up`, without me.
-    pub fn serving(&self, is_up: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
-        (0..self.stages)
-            .map(|stage| {
-                let replicas = self.members.replicas(stage).filter(|(peer, ..)| *peer != self.me && is_up(*peer));
-                (stage, replicas.map(|(peer, _, speed)| (peer, speed)).collect())
-            })
-            .collect()
+    /// Who serves what and how fast they say they are, and who only finishes what it has; of those that are `up` (in the order
+    /// of their names), without me.
+    pub fn standing(&self, up: impl Iterator<Item = PeerId>) -> (Speeds, BTreeSet<(Stage, PeerId)>) {
+        // Both are in the same order, and everybody may be there: one walk beside the other, and no search.
+        let mut up = up.peekable();
+        let mut leaving = BTreeSet::new();
+        let serving = self.members.everywhere().filter(|(stage, peer, state, _)| {
+            while up.next_if(|up| up < peer).is_some() {}
+            let counts = *peer != self.me && up.peek() == Some(peer);
+            if counts && *state == State::Draining {
+                leaving.insert((*stage, *peer));
+            }
+            counts && *state == State::Serving
+        });
+        let serving = self.by_stage(serving);
+        (serving, leaving)
+    }
+
+    /// Who serves what and how fast they say they are, connected or not, without me.
+    pub fn serving(&self) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
+        let serves = |(_, peer, state, _): &(Stage, PeerId, State, f64)| *peer != self.me && *state == State::Serving;
+        self.by_stage(self.members.everywhere().filter(serves))
     }
 
     /// Who only finishes what it has; only those that `is_up`, without me.
     pub fn leaving(&self, is_up: impl Fn(PeerId) -> bool) -> BTreeSet<(Stage, PeerId)> {
-        let others = self.members.peers().filter(|(peer, _)| *peer != self.me && is_up(*peer));
-        others
-            .flat_map(|(peer, offer)| offer.stages.iter().map(move |offer| (peer, offer)))
-            .filter(|(_, offer)| offer.state == State::Draining)
-            .map(|(peer, offer)| (offer.stage, peer))
-            .collect()
+        let drains = |(_, peer, state, _): &(Stage, PeerId, State, f64)| *state == State::Draining && *peer != self.me;
+        let leaving = self.members.everywhere().filter(drains).filter(|(_, peer, ..)| is_up(*peer));
+        leaving.map(|(stage, peer, ..)| (stage, peer)).collect()
     }
 
     /// Who serves or is about to, connected or not, for the plan.
     pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
-        let of = |stage| self.members.planned(stage).filter(|(peer, ..)| !is_gone(*peer));
-        (0..self.stages).map(|stage| (stage, of(stage).map(|(peer, _, speed)| (peer, speed)).collect())).collect()
+        let planned = self.members.everywhere();
+        self.by_stage(planned.filter(|(_, peer, state, _)| *state != State::Draining && !is_gone(*peer)))
+    }
+
+    /// Every stage of the run, with its replicas among these.
+    fn by_stage(&self, replicas: impl Iterator<Item = (Stage, PeerId, State, f64)>) -> Speeds {
+        let mut stages: Speeds = (0..self.stages).map(|stage| (stage, BTreeMap::new())).collect();
+        for (stage, peer, _, speed) in replicas {
+            if let Some(peers) = stages.get_mut(&stage) {
+                peers.entry(peer).or_insert(speed);
+            }
+        }
+        stages
     }
 
     /// Who is about to serve a stage, without me.

@@ -25,7 +25,10 @@ use std::{
 
 use skein_protocol::{
     Blob, Incarnation, Instant, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
-    hash::Digest, key::Key, machine::Why, rng::Streams,
+    hash::Digest,
+    key::{Key, Seals},
+    machine::Why,
+    rng::Streams,
 };
 
 use crate::{
@@ -152,6 +155,9 @@ pub struct Peer {
     active: Vec<PeerId>,
     drain: Option<Drain>,
     greeted_at: Option<Instant>,
+    /// When the route last heard who serves, and whether there is news since.
+    routed_at: Instant,
+    route_is_old: bool,
     /// When the last neighbour was lost, or this peer started.
     alone_since: Instant,
     /// Somebody's time of day is that of this machine.
@@ -210,6 +216,8 @@ impl Peer {
             active: Vec::new(),
             drain: None,
             greeted_at: None,
+            routed_at: now,
+            route_is_old: false,
             alone_since: now,
             clock_is_right: false,
             lookup_at: now,
@@ -225,6 +233,11 @@ impl Peer {
 
     pub fn me(&self) -> PeerId {
         self.me
+    }
+
+    /// Trusts what other peers of this process found of signatures.
+    pub fn share_seals(&mut self, seals: Seals) {
+        self.directory.share_seals(seals);
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -298,7 +311,10 @@ impl Machine for Peer {
     fn deadline(&self) -> Option<(Instant, Why)> {
         let flows = self.replicas.values().filter_map(|replica| replica.flow().and_then(|flow| flow.deadline()));
         let source = self.source.as_ref().and_then(Source::deadline);
-        flows.chain(source).min().map(|at| (at.max(self.last_turn + MIN_WAKE), "an offer of a micro-batch ends"))
+        let offers = flows.chain(source).min().map(|at| (at, "an offer of a micro-batch ends"));
+        let route = self.route_is_old.then(|| (self.routed_at + wiring::ROUTE_PAUSE, "the route is old"));
+        let (at, why) = offers.into_iter().chain(route).min()?;
+        Some((at.max(self.last_turn + MIN_WAKE), why))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use skein_protocol::{Instant, Outbox, PeerId, Stage, event::Event, hash::keyed};
+use skein_protocol::{Instant, Outbox, Stage, event::Event};
 
 use super::{Peer, io::Output, replica::Replica};
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
 const EMPTY_FOR: Duration = Duration::from_secs(4);
 /// A stage that is merely slow must be so for this long.
 const SLOW_FOR: Duration = Duration::from_secs(30);
-/// Those who would make the same move begin so far apart, and see each other.
+/// Who is named and does not go within this is passed over, and the next one is named.
 const APART: Duration = Duration::from_secs(2);
 /// What was accepted is finished within this, or the move is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,13 +33,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STUCK: Duration = Duration::from_secs(2);
 /// After a move that came to nothing none is tried for so long.
 const PAUSE: Duration = Duration::from_secs(60);
+/// So often at most those who were named and did not go are passed over.
+const PASSES: u128 = 8;
+/// After a move none is made for so long: one in a period.
+const PERIOD: Duration = Duration::from_secs(30);
 /// A last round may take this long.
 const LAST_ROUND: Duration = Duration::from_secs(5);
 
 /// A move that is wanted, or under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moving {
-    /// Wanted without a break since then, while so many served the stages between which it leads.
+    /// The swarm's most pressing move, whoever makes it, is this one without a break since then, while so many served the
+    /// stages between which it leads.
     Wanted { what: Move, since: Instant, replicas: [usize; 2] },
     /// What was accepted is finished.
     Finishing { what: Move, since: Instant },
@@ -65,6 +70,9 @@ impl Moving {
 
 impl Peer {
     /// The plan has nothing more for this peer as it stands: it may help more elsewhere.
+    ///
+    /// All who see the same name the same peers, who go once the need has lasted. Who is named and does not go (it is pinned,
+    /// it has no room, it cannot finish what it has) is passed over after a while.
     pub(super) fn consider_moving(
         &mut self,
         now: Instant,
@@ -81,18 +89,32 @@ impl Peer {
         let free = |replica: &&Replica| !replica.pinned && replica.flow().is_some_and(serves);
         let all_serve = self.replicas.values().all(Replica::is_serving) && now >= self.move_after;
         let from: BTreeSet<Stage> = self.replicas.values().filter(free).map(|replica| replica.stage).collect();
-        let wanted = all_serve.then(|| assign::move_for(self.me, serving, &from, costs, self.config.memory)).flatten();
-        let Some(what) = wanted else { return self.moving = None };
-        let replicas = [what.from, what.to].map(|stage| serving.get(&stage).map_or(0, BTreeMap::len));
+        if !all_serve || from.is_empty() {
+            return self.moving = None;
+        }
+        let own = assign::Own { me: self.me, free: &from, memory: self.config.memory };
+        let mut stays = BTreeSet::new();
+        let mut list = assign::moves_seen_by(own, serving, costs, &stays);
+        let Some((_, need)) = list.first().copied() else { return self.moving = None };
+        let replicas = [need.from, need.to].map(|stage| serving.get(&stage).map_or(0, BTreeMap::len));
         // Whenever somebody came or went, it is to be seen anew whether one more shall go.
-        let same = since.filter(|(before, _, then)| (*before, *then) == (what, replicas));
+        let same = since.filter(|(before, _, then)| (*before, *then) == (need, replicas));
         let since = same.map_or(now, |(_, since, _)| since);
-        self.moving = Some(Moving::Wanted { what, since, replicas });
-        let rank = |peer: PeerId| keyed("skein move 1", &[&self.config.run.0, &what.to.to_le_bytes(), &peer.0]);
-        let mine = rank(self.me);
-        let before = self.directory.replicas(what.from).iter().filter(|(peer, _)| rank(*peer) < mine).count() as u32;
-        let patience = if what.is_empty { EMPTY_FOR } else { SLOW_FOR };
-        if now.since(since) < patience + APART * before || !self.makes_sense(what) {
+        self.moving = Some(Moving::Wanted { what: need, since, replicas });
+        let patience = if need.is_empty { EMPTY_FOR } else { SLOW_FOR };
+        let waited = now.since(since);
+        if waited < patience || !own.may_go_to(need.to, serving, costs) {
+            return;
+        }
+        for _ in 0..((waited - patience).as_nanos() / APART.as_nanos()).min(PASSES) {
+            if list.is_empty() || list.iter().any(|(peer, _)| *peer == self.me) {
+                break;
+            }
+            stays.extend(list.iter().map(|(peer, _)| *peer));
+            list = assign::moves_seen_by(own, serving, costs, &stays);
+        }
+        let Some((_, what)) = list.into_iter().find(|(peer, _)| *peer == self.me) else { return };
+        if !self.makes_sense(what) {
             return;
         }
         self.set_standing(now, what.from, Standing::Draining, out);
@@ -157,6 +179,7 @@ impl Peer {
                 let idle = self.replicas.get(&from).is_some_and(|replica| replica.average.is_idle());
                 if idle && !self.jobs.has(|purpose| *purpose == Purpose::Save { stage: from }) {
                     self.moving = None;
+                    self.move_after = now + PERIOD;
                     self.remove(now, from, out);
                     self.want_stage(now, to, false, "it needs this peer more than the stage it served", out);
                 }

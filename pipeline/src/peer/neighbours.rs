@@ -25,6 +25,12 @@ struct Neighbour {
     seen: Instant,
 }
 
+impl Neighbour {
+    fn is_up(&self) -> bool {
+        self.connected && self.incarnation.is_some_and(|incarnation| self.dead.is_none_or(|dead| incarnation > dead))
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Neighbours {
     peers: BTreeMap<PeerId, Neighbour>,
@@ -91,9 +97,7 @@ impl Neighbours {
 
     /// Connected, greeted, and not declared dead.
     pub fn is_up(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|n| {
-            n.connected && n.incarnation.is_some_and(|incarnation| n.dead.is_none_or(|dead| incarnation > dead))
-        })
+        self.peers.get(&peer).is_some_and(Neighbour::is_up)
     }
 
     pub fn is_connected(&self, peer: PeerId) -> bool {
@@ -106,7 +110,7 @@ impl Neighbours {
 
     /// Greeted and connected.
     pub fn up(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.peers.keys().copied().filter(|peer| self.is_up(*peer))
+        self.peers.iter().filter(|(_, neighbour)| neighbour.is_up()).map(|(peer, _)| *peer)
     }
 
     pub fn connected(&self) -> impl Iterator<Item = PeerId> + '_ {

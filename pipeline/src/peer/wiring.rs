@@ -35,6 +35,8 @@ const APART: Duration = Duration::from_secs(90);
 const EMPTY_AFTER: Duration = Duration::from_secs(3);
 /// Jobs of training in a row that my worker may fail at before I leave: who comes for them then finds somebody else.
 const UNDONE_MAX: u32 = 8;
+/// Where many are, the route hears of those who come at most this often: in the rush of a beginning all come at once.
+pub(super) const ROUTE_PAUSE: Duration = Duration::from_millis(50);
 /// Ticks do their work at most this often.
 const TICK: Duration = Duration::from_millis(90);
 
@@ -186,7 +188,7 @@ impl Peer {
             self.greeted_at.get_or_insert(now);
         }
         self.directory.on_up(peer, out);
-        self.refresh_route(now, out);
+        self.refresh_route_soon(now, out);
         self.place(now, out);
     }
 
@@ -541,10 +543,12 @@ impl Peer {
     }
 
     fn publish_progress(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        /// Progress is small, and many ids end together.
+        /// Progress is small, and many ids end together. Where many peers hear of it, it comes less often.
         const EVERY: Duration = Duration::from_millis(100);
+        const EVERY_MAX: Duration = Duration::from_secs(2);
+        let every = (EVERY * self.directory.crowd()).min(EVERY_MAX);
         let Some(source) = &mut self.source else { return };
-        if !source.news || now.since(self.published_at) < EVERY && source.open_len() > 0 {
+        if !source.news || now.since(self.published_at) < every && source.open_len() > 0 {
             return;
         }
         source.news = false;
@@ -690,6 +694,9 @@ impl Peer {
 
     fn on_tick(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
         self.utc = utc;
+        if self.route_is_old && now.since(self.routed_at) >= ROUTE_PAUSE {
+            self.refresh_route(now, out);
+        }
         if self.silent || now.since(self.last_tick) < TICK {
             return;
         }
@@ -745,7 +752,7 @@ impl Peer {
     /// Everything that may follow from news in the directory.
     pub(super) fn after_directory(&mut self, now: Instant, out: &mut Outbox<Output>) {
         if self.directory.take_news() {
-            self.refresh_route(now, out);
+            self.refresh_route_soon(now, out);
         }
         let per_step = self.rules_per_step();
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
@@ -759,10 +766,19 @@ impl Peer {
         }
     }
 
+    /// Somebody came, or says something else: at once among few.
+    fn refresh_route_soon(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        if self.directory.crowd() > 1 && now.since(self.routed_at) < ROUTE_PAUSE {
+            self.route_is_old = true;
+        } else {
+            self.refresh_route(now, out);
+        }
+    }
+
     /// Who serves what, for the route: connected, greeted and living.
     pub(super) fn refresh_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        let mut serving = self.directory.serving(|peer| self.neighbours.is_up(peer));
-        let mut leaving = self.directory.leaving(|peer| self.neighbours.is_up(peer));
+        (self.routed_at, self.route_is_old) = (now, false);
+        let (mut serving, mut leaving) = self.directory.standing(self.neighbours.up());
         for (stage, replica) in &self.replicas {
             let Phase::Serving(flow) = &replica.phase else { continue };
             match flow.standing {
@@ -793,7 +809,7 @@ impl Peer {
         self.route.set_serving(serving, leaving);
         if let Some(source) = &mut self.source {
             // Stages that a feeder has no connection to are on the way, too.
-            let mut everybody = self.directory.serving(|_| true);
+            let mut everybody = self.directory.serving();
             for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((stage, replica.flow()?))) {
                 everybody.entry(*stage).or_default().insert(self.me, flow.busy.speed());
             }

@@ -1,4 +1,5 @@
 //! Who serves what: cutting a model into stages, and choosing stages for a peer.
 
 pub mod assign;
+pub mod layout;
 pub mod partition;
