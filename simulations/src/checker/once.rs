@@ -1,4 +1,4 @@
-//! Exactly once: what became of every completed id at every stage.
+//! P1 and P2, exactly once: what became of every completed id at every stage.
 //!
 //! A *process* is one start of a peer; a fence changes its incarnation and keeps its weights. An id counts for the process that
 //! its path names. `lost = completed - applied - perished - refused - pending`: it must be 0.
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use skein_protocol::{Incarnation, MicroBatchId, PeerId, Stage, event::Event, wire::flow::Hop};
 
-use super::{Given, Line, Summary};
+use super::{Findings, Line, Property, Summary};
 
 /// One stage's account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,25 +37,38 @@ pub struct Account {
 enum Fate {
     Refused,
     Added,
-    Stepped {
-        own_step: u32,
-    },
+    Stepped,
     /// In a step that survives the replica's death.
     Safe,
     Perished,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Process {
     dead: bool,
     /// What it said first is not in the log.
     cut: bool,
     incarnations: BTreeSet<Incarnation>,
     fates: BTreeMap<(Stage, MicroBatchId), Fate>,
+    /// What the steps of each stage added that are not safe yet, in their order.
+    unsafe_steps: BTreeMap<Stage, Vec<(u32, Vec<MicroBatchId>)>>,
+}
+
+impl Process {
+    fn on_safe(&mut self, stage: Stage, own_step: u32) {
+        let Some(steps) = self.unsafe_steps.get_mut(&stage) else { return };
+        for (_, ids) in steps.extract_if(.., |(step, _)| *step <= own_step) {
+            for id in ids {
+                if let Some(fate) = self.fates.get_mut(&(stage, id)).filter(|fate| **fate == Fate::Stepped) {
+                    *fate = Fate::Safe;
+                }
+            }
+        }
+    }
 }
 
 /// Books of one peer: its processes in the order of their starts.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Books {
     processes: Vec<Process>,
     /// Incarnation that a fence announced: its start is no new process.
@@ -89,48 +102,54 @@ impl Books {
     }
 }
 
-pub fn check(lines: &[Line], given: &Given, summary: &mut Summary) {
-    let mut accounts = vec![Account::default(); usize::from(given.stages)];
-    let mut peers: BTreeMap<PeerId, Books> = BTreeMap::new();
-    let mut completed: BTreeMap<MicroBatchId, Vec<Hop>> = BTreeMap::new();
-    let mut kills = given.kills.clone();
-    kills.sort_by_key(|kill| kill.at);
-    let mut kills = kills.into_iter().peekable();
-    for line in lines {
-        while let Some(kill) = kills.next_if(|kill| kill.at < line.at) {
-            peers.entry(kill.peer).or_default().current().dead = true;
-        }
-        let books = peers.entry(line.record.peer).or_default();
-        let account = |accounts: &mut Vec<Account>, stage: Stage| accounts.get(usize::from(stage)).is_some();
+#[derive(Debug)]
+pub struct Once {
+    accounts: Vec<Account>,
+    peers: BTreeMap<PeerId, Books>,
+    completed: BTreeMap<MicroBatchId, Vec<Hop>>,
+    partial: bool,
+}
+
+impl Once {
+    pub fn new(stages: Stage, partial: bool) -> Self {
+        let accounts = vec![Account::default(); usize::from(stages)];
+        Once { accounts, peers: BTreeMap::new(), completed: BTreeMap::new(), partial }
+    }
+
+    pub fn on_kill(&mut self, peer: PeerId) {
+        self.peers.entry(peer).or_default().current().dead = true;
+    }
+
+    pub fn on_line(&mut self, line: &Line, found: &mut Findings) {
+        let books = self.peers.entry(line.record.peer).or_default();
+        let mut doubled = |stage: Stage, id: &MicroBatchId, twice: bool| {
+            if twice && let Some(account) = self.accounts.get_mut(usize::from(stage)) {
+                account.doubled += 1;
+                found.add(Property::P1, format!("{} counts twice at stage {stage}", name(id)));
+            }
+        };
         match &line.record.event {
             Event::Started { incarnation, .. } => books.on_started(*incarnation),
             Event::Fenced { new, .. } => {
                 books.fenced = Some(*new);
                 books.current().incarnations.insert(*new);
             }
-            Event::Added { id, stage, .. } if account(&mut accounts, *stage) => {
+            Event::Added { id, stage, .. } => {
                 let before = books.current().fates.insert((*stage, *id), Fate::Added);
-                let twice = matches!(before, Some(Fate::Added | Fate::Stepped { .. } | Fate::Safe));
-                accounts[usize::from(*stage)].doubled += u64::from(twice);
+                doubled(*stage, id, matches!(before, Some(Fate::Added | Fate::Stepped | Fate::Safe)));
             }
             Event::Refused { id, stage, .. } => {
                 books.current().fates.entry((*stage, *id)).or_insert(Fate::Refused);
             }
-            Event::Stepped { stage, own_step, ids, .. } if account(&mut accounts, *stage) => {
+            Event::Stepped { stage, own_step, ids, .. } => {
+                let process = books.current();
                 for id in ids {
-                    let fate = Fate::Stepped { own_step: *own_step };
-                    let before = books.current().fates.insert((*stage, *id), fate);
-                    let twice = matches!(before, Some(Fate::Stepped { .. } | Fate::Safe));
-                    accounts[usize::from(*stage)].doubled += u64::from(twice);
+                    let before = process.fates.insert((*stage, *id), Fate::Stepped);
+                    doubled(*stage, id, matches!(before, Some(Fate::Stepped | Fate::Safe)));
                 }
+                process.unsafe_steps.entry(*stage).or_default().push((*own_step, ids.clone()));
             }
-            Event::Safe { stage, own_step, .. } => {
-                for ((of, _), fate) in &mut books.current().fates {
-                    if of == stage && matches!(fate, Fate::Stepped { own_step: step } if *step <= *own_step) {
-                        *fate = Fate::Safe;
-                    }
-                }
-            }
+            Event::Safe { stage, own_step, .. } => books.current().on_safe(*stage, *own_step),
             Event::Perished { stage, ids, .. } => {
                 for id in ids {
                     books.current().fates.insert((*stage, *id), Fate::Perished);
@@ -138,36 +157,39 @@ pub fn check(lines: &[Line], given: &Given, summary: &mut Summary) {
             }
             Event::Drained => books.current().dead = true,
             Event::Completed { id, path, .. } => {
-                completed.entry(*id).or_insert_with(|| path.clone());
+                self.completed.entry(*id).or_insert_with(|| path.clone());
             }
             _ => {}
         }
     }
-    for kill in kills {
-        peers.entry(kill.peer).or_default().current().dead = true;
+
+    pub fn finish(mut self, summary: &mut Summary, found: &mut Findings) {
+        self.peers.values_mut().for_each(bury);
+        if self.partial {
+            let peers = &self.peers;
+            // Of whoever has no log nothing is known.
+            self.completed.retain(|_, path| path.iter().all(|hop| peers.contains_key(&hop.peer)));
+        }
+        settle(&self.completed, &self.peers, &mut self.accounts, found);
+        count_overlaps(&self.peers, &mut self.accounts);
+        for account in &self.accounts {
+            summary.applied += account.applied;
+            summary.perished += account.perished;
+            summary.refused += account.refused;
+            summary.pending += account.pending;
+            summary.lost += account.lost;
+            summary.doubled += account.doubled;
+            summary.overlapped += account.overlapped;
+        }
+        summary.stages = self.accounts;
     }
-    for books in peers.values_mut() {
-        bury(books);
-    }
-    settle(&completed, &peers, &mut accounts, summary);
-    count_overlaps(&peers, &mut accounts);
-    for account in &accounts {
-        summary.applied += account.applied;
-        summary.perished += account.perished;
-        summary.refused += account.refused;
-        summary.pending += account.pending;
-        summary.lost += account.lost;
-        summary.doubled += account.doubled;
-        summary.overlapped += account.overlapped;
-    }
-    summary.stages = accounts;
 }
 
 /// What the dead had that was not safe is gone with them.
 fn bury(books: &mut Books) {
     for process in books.processes.iter_mut().filter(|process| process.dead) {
         for fate in process.fates.values_mut() {
-            if matches!(fate, Fate::Added | Fate::Stepped { .. }) {
+            if matches!(fate, Fate::Added | Fate::Stepped) {
                 *fate = Fate::Perished;
             }
         }
@@ -178,7 +200,7 @@ fn settle(
     completed: &BTreeMap<MicroBatchId, Vec<Hop>>,
     peers: &BTreeMap<PeerId, Books>,
     accounts: &mut [Account],
-    summary: &mut Summary,
+    found: &mut Findings,
 ) {
     for (id, path) in completed {
         for (stage, account) in accounts.iter_mut().enumerate() {
@@ -186,19 +208,19 @@ fn settle(
             let stage = stage as Stage;
             let Some(hop) = path.iter().find(|hop| hop.stage == stage) else {
                 account.lost += 1;
-                summary.broken(format!("the path of {id:?} does not name stage {stage}"));
+                found.add(Property::P2, format!("the path of {} does not name stage {stage}", name(id)));
                 continue;
             };
             let process = peers.get(&hop.peer).and_then(|books| books.of(hop.incarnation));
             match process.map(|process| (process.fates.get(&(stage, *id)), process.cut)) {
-                Some((Some(Fate::Stepped { .. } | Fate::Safe), _)) => account.applied += 1,
+                Some((Some(Fate::Stepped | Fate::Safe), _)) => account.applied += 1,
                 Some((Some(Fate::Perished), _)) | Some((None, true)) => account.perished += 1,
                 Some((Some(Fate::Refused), _)) => account.refused += 1,
                 Some((Some(Fate::Added), _)) => account.pending += 1,
                 Some((None, false)) | None => {
                     account.lost += 1;
                     let who = hop.peer.short();
-                    summary.broken(format!("{} of stage {stage} is lost at {who}", name(id)));
+                    found.add(Property::P2, format!("{} of stage {stage} is lost at {who}", name(id)));
                 }
             }
         }
@@ -209,7 +231,7 @@ fn count_overlaps(peers: &BTreeMap<PeerId, Books>, accounts: &mut [Account]) {
     let mut holders: BTreeMap<(Stage, MicroBatchId), u64> = BTreeMap::new();
     for process in peers.values().flat_map(|books| &books.processes) {
         for (key, fate) in &process.fates {
-            if matches!(fate, Fate::Added | Fate::Stepped { .. } | Fate::Safe) {
+            if matches!(fate, Fate::Added | Fate::Stepped | Fate::Safe) {
                 *holders.entry(*key).or_default() += 1;
             }
         }
@@ -229,7 +251,7 @@ pub fn name(id: &MicroBatchId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::{Kill, check};
+    use crate::checker::{Given, Kill, check};
     use skein_protocol::event::{Record, Safety};
 
     const FEEDER: PeerId = PeerId([1; 32]);
@@ -272,7 +294,7 @@ mod tests {
     }
 
     fn account(events: Vec<(PeerId, Event)>, kills: Vec<Kill>) -> Account {
-        let given = Given { stages: 1, in_flight_max: 8, staleness_bound: 4, kills };
+        let given = Given { stages: 1, in_flight_max: 8, staleness_bound: 4, kills, partial: false };
         check(&lines(events), &given).stages[0]
     }
 

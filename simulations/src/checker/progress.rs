@@ -1,30 +1,40 @@
-//! What the feeders saw: ids, losses, tokens, throughput.
+//! What the feeders saw: ids, losses, tokens, throughput. An id that is completed twice counts twice (P1).
 
 use std::collections::BTreeSet;
 
 use skein_protocol::{MicroBatchId, event::Event};
 
-use super::{Line, Summary};
+use super::{Findings, Line, Property, Summary};
 
-pub fn check(lines: &[Line], summary: &mut Summary) {
-    let mut seen: BTreeSet<MicroBatchId> = BTreeSet::new();
-    let mut losses = Vec::new();
-    for line in lines {
+/// Losses of the beginning.
+const FIRST: usize = 8;
+
+#[derive(Debug, Default)]
+pub struct Progress {
+    seen: BTreeSet<MicroBatchId>,
+    losses: Vec<f32>,
+    found: Summary,
+}
+
+impl Progress {
+    pub fn on_line(&mut self, line: &Line, found: &mut Findings) {
+        let summary = &mut self.found;
         match &line.record.event {
             Event::Minted { .. } => summary.minted += 1,
             Event::Voided { .. } => summary.voided += 1,
             Event::Completed { id, loss, tokens, .. } => {
-                if !seen.insert(*id) {
-                    summary.broken(format!("{} completed twice", super::once::name(id)));
+                if !self.seen.insert(*id) {
+                    found.add(Property::P1, format!("{} completed twice", super::once::name(id)));
                 }
                 summary.completed += 1;
                 summary.tokens += u64::from(*tokens);
-                losses.push(*loss);
+                self.losses.push(*loss);
             }
             Event::Stepped { run_step, .. } => {
                 summary.steps += 1;
                 summary.run_steps = summary.run_steps.max(*run_step);
             }
+            Event::Resent { .. } => summary.resent += 1,
             Event::SentForward { bytes, raw, .. } => {
                 summary.bytes_activations += bytes;
                 summary.bytes_if_f32 += raw;
@@ -33,9 +43,16 @@ pub fn check(lines: &[Line], summary: &mut Summary) {
             _ => {}
         }
     }
-    let tenth = losses.len().div_ceil(10);
-    summary.loss_first = mean(&losses[..losses.len().min(8)]);
-    summary.loss_last = mean(&losses[losses.len() - tenth..]);
+
+    pub fn finish(self, summary: &mut Summary) {
+        let losses = &self.losses;
+        let tenth = losses.len().div_ceil(10);
+        *summary = Summary {
+            loss_first: mean(&losses[..losses.len().min(FIRST)]),
+            loss_last: mean(&losses[losses.len() - tenth..]),
+            ..self.found
+        };
+    }
 }
 
 fn mean(values: &[f32]) -> f32 {

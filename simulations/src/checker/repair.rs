@@ -1,11 +1,11 @@
 //! After a kill: how soon what the dead peer held is finished by others, and how soon anything is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use skein_protocol::{MicroBatchId, PeerId, event::Event};
 
-use super::{Given, Kill, Line, Summary};
+use super::{Kill, Line, Summary};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Repair {
@@ -18,34 +18,57 @@ pub struct Repair {
     pub next_ms: Option<u64>,
 }
 
-pub fn check(lines: &[Line], given: &Given, summary: &mut Summary) {
-    summary.repairs = given.kills.iter().map(|kill| repair(lines, kill)).collect();
+#[derive(Debug)]
+struct Watched {
+    at: u64,
+    held: BTreeSet<MicroBatchId>,
+    repair: Repair,
 }
 
-fn repair(lines: &[Line], kill: &Kill) -> Repair {
-    let mut held: BTreeSet<MicroBatchId> = BTreeSet::new();
-    let (before, after) = lines.split_at(lines.partition_point(|line| line.at <= kill.at));
-    for line in before {
+#[derive(Debug, Default)]
+pub struct Repairs {
+    /// Who accepted each id that is not over.
+    open: BTreeMap<MicroBatchId, BTreeSet<PeerId>>,
+    /// Kills of which an end is still to be seen.
+    watched: Vec<Watched>,
+    done: Vec<(u64, Repair)>,
+}
+
+impl Repairs {
+    pub fn on_line(&mut self, line: &Line) {
         match &line.record.event {
-            Event::Accepted { id, .. } if line.record.peer == kill.peer => {
-                held.insert(*id);
+            Event::Accepted { id, .. } => {
+                self.open.entry(*id).or_default().insert(line.record.peer);
             }
-            Event::Completed { id, .. } | Event::Voided { id, .. } => {
-                held.remove(id);
+            Event::Completed { id, .. } => {
+                self.open.remove(id);
+                for watched in &mut self.watched {
+                    let after = Some((line.at - watched.at) / 1_000_000);
+                    watched.repair.next_ms = watched.repair.next_ms.or(after);
+                    if watched.repair.held_ms.is_none() && watched.held.contains(id) {
+                        watched.repair.held_ms = after;
+                    }
+                }
+                let is_over = |watched: &mut Watched| {
+                    watched.repair.next_ms.is_some() && (watched.held.is_empty() || watched.repair.held_ms.is_some())
+                };
+                self.done.extend(self.watched.extract_if(.., is_over).map(|watched| (watched.at, watched.repair)));
             }
+            Event::Voided { id, .. } => drop(self.open.remove(id)),
             _ => {}
         }
     }
-    let first = |wanted: &dyn Fn(&MicroBatchId) -> bool| {
-        after.iter().find_map(|line| match &line.record.event {
-            Event::Completed { id, .. } if wanted(id) => Some((line.at - kill.at) / 1_000_000),
-            _ => None,
-        })
-    };
-    Repair {
-        peer: kill.peer,
-        held: held.len() as u64,
-        held_ms: first(&|id| held.contains(id)),
-        next_ms: first(&|_| true),
+
+    pub fn on_kill(&mut self, kill: Kill) {
+        let held = self.open.iter().filter(|(_, by)| by.contains(&kill.peer)).map(|(id, _)| *id);
+        let held: BTreeSet<MicroBatchId> = held.collect();
+        let repair = Repair { peer: kill.peer, held: held.len() as u64, held_ms: None, next_ms: None };
+        self.watched.push(Watched { at: kill.at, held, repair });
+    }
+
+    pub fn finish(mut self, summary: &mut Summary) {
+        self.done.extend(self.watched.into_iter().map(|watched| (watched.at, watched.repair)));
+        self.done.sort_by_key(|(at, _)| *at);
+        summary.repairs = self.done.into_iter().map(|(_, repair)| repair).collect();
     }
 }

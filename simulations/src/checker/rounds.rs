@@ -1,7 +1,7 @@
 //! Averaging: how many rounds there were, how they ended, and how far apart living replicas were after their last one.
 //!
 //! A round of two replicas is one round, though both sides say how it ended. It counts as done where at least one side adopted,
-//! and as rolled back where neither did.
+//! and as rolled back where neither did. P3: what one side takes for done by both, the other has not rolled back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use skein_protocol::{
     event::{Event, RoundOutcome},
 };
 
-use super::{Given, Line, Summary};
+use super::{Findings, Line, Property, Summary};
 
 /// How far a living replica was from the mean right after its last round, as a share of the mean.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct Agreement {
 }
 
 /// All that two replicas of a stage did together.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pair {
     /// Numbers of the rounds that a side adopted.
     adopted: BTreeSet<u32>,
@@ -41,38 +41,59 @@ impl Pair {
 /// What a replica said after its last round with each partner, and the line that said it.
 type Last = BTreeMap<(Stage, PeerId, Option<PeerId>), (usize, f32)>;
 
-pub fn check(lines: &[Line], given: &Given, summary: &mut Summary) {
-    let mut pairs: BTreeMap<(Stage, PeerId, PeerId), Pair> = BTreeMap::new();
-    let mut last = Last::new();
-    let mut dead: BTreeSet<PeerId> = BTreeSet::new();
-    let mut kills = given.kills.clone();
-    kills.sort_by_key(|kill| kill.at);
-    let mut kills = kills.into_iter().peekable();
-    for (i, line) in lines.iter().enumerate() {
-        while let Some(kill) = kills.next_if(|kill| kill.at < line.at) {
-            dead.insert(kill.peer);
-            forget(&mut last, kill.peer);
-        }
+#[derive(Debug, Default)]
+pub struct Rounds {
+    pairs: BTreeMap<(Stage, PeerId, PeerId), Pair>,
+    last: Last,
+    dead: BTreeSet<PeerId>,
+    /// The latest round of a replica of which its partner heard that it was adopted.
+    heard: BTreeMap<(Stage, PeerId), u32>,
+    lines: usize,
+}
+
+impl Rounds {
+    pub fn on_line(&mut self, line: &Line, found: &mut Findings) {
+        self.lines += 1;
         let me = line.record.peer;
         match &line.record.event {
-            Event::Started { .. } => drop(dead.remove(&me)),
+            Event::Started { .. } => {
+                self.dead.remove(&me);
+                self.heard.retain(|(_, peer), _| *peer != me);
+            }
+            // Other weights: their rounds are those of whoever had them.
+            Event::Serving { stage, .. } => drop(self.heard.remove(&(*stage, me))),
             Event::Round { stage, round, partner, outcome, disagreement, .. } => {
+                if let Some(heard) = self.heard.get(&(*stage, me)).filter(|heard| round < *heard) {
+                    let what = format!("stage {stage} of {}: round {round}, though its partner", me.short());
+                    found.add(Property::P3, format!("{what} heard that it had adopted round {heard}"));
+                }
+                if let (Some(partner), RoundOutcome::Both) = (partner, outcome) {
+                    let heard = self.heard.entry((*stage, *partner)).or_default();
+                    *heard = (*heard).max(*round);
+                }
                 if let Some(partner) = partner {
-                    let pair = pairs.entry((*stage, me.min(*partner), me.max(*partner))).or_default();
+                    let pair = self.pairs.entry((*stage, me.min(*partner), me.max(*partner))).or_default();
                     count(pair, me, *round, *outcome);
                 }
-                let living = partner.is_none_or(|partner| !dead.contains(&partner));
+                let living = partner.is_none_or(|partner| !self.dead.contains(&partner));
                 if let Some(disagreement) = disagreement.filter(|_| living) {
-                    last.insert((*stage, me, *partner), (i, disagreement));
+                    self.last.insert((*stage, me, *partner), (self.lines, disagreement));
                 }
             }
             _ => {}
         }
     }
-    kills.for_each(|kill| forget(&mut last, kill.peer));
-    summary.rounds = pairs.values().map(|pair| pair.adopted.len() as u64).sum();
-    summary.rounds_rolled_back = pairs.values().map(Pair::rolled_back).sum();
-    summary.agreements = agreements(&last);
+
+    pub fn on_kill(&mut self, peer: PeerId) {
+        self.dead.insert(peer);
+        forget(&mut self.last, peer);
+    }
+
+    pub fn finish(self, summary: &mut Summary) {
+        summary.rounds = self.pairs.values().map(|pair| pair.adopted.len() as u64).sum();
+        summary.rounds_rolled_back = self.pairs.values().map(Pair::rolled_back).sum();
+        summary.agreements = agreements(&self.last);
+    }
 }
 
 /// Of each replica the last round with somebody who lives.
@@ -104,7 +125,7 @@ fn forget(last: &mut Last, dead: PeerId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checker::Kill;
+    use crate::checker::{Given, Kill, check};
     use skein_protocol::event::Record;
 
     const A: PeerId = PeerId([1; 32]);
@@ -122,9 +143,7 @@ mod tests {
             Line { at, record: Record { at, utc: 0, peer, seq: at, event } }
         };
         let lines: Vec<Line> = events.into_iter().enumerate().map(line).collect();
-        let mut summary = Summary::default();
-        check(&lines, &Given { stages: 1, kills, ..Given::default() }, &mut summary);
-        summary
+        check(&lines, &Given { stages: 1, kills, ..Given::default() })
     }
 
     #[test]
@@ -156,6 +175,17 @@ mod tests {
         ];
         let summary = summary(events, vec![]);
         assert_eq!((summary.rounds, summary.rounds_rolled_back), (2, 2));
+    }
+
+    #[test]
+    fn a_replica_that_was_heard_to_adopt_has_not_rolled_back() {
+        use RoundOutcome::{Both, Neither};
+        let first = round(A, B, 3, Both, None);
+        let found = |events| summary(events, vec![]).broken.iter().map(|broken| broken.property).collect::<Vec<_>>();
+        assert_eq!(found(vec![first.clone(), round(B, A, 3, Both, None), round(B, C, 3, Neither, None)]), []);
+        assert_eq!(found(vec![first.clone(), round(B, A, 2, Neither, None)]), [Property::P3]);
+        let again = (B, Event::Started { peer: B, incarnation: 2 });
+        assert_eq!(found(vec![first, again, round(B, A, 2, Neither, None)]), []);
     }
 
     #[test]

@@ -31,6 +31,12 @@ pub enum Fault {
     /// The device gets slower (factor below 1) or faster.
     Speed(usize, f64),
     DiskFull(usize, bool),
+    /// From now on what a dying process wrote last never reached the platter.
+    DiskTorn(usize, bool),
+    /// Its ways to others take so many times as long.
+    Lag(usize, f64),
+    /// Its clock jumps by so many milliseconds.
+    Skew(usize, i64),
     /// The next activation or gradient that it sends to another peer is not finite.
     Poison(usize),
     Command(usize, Command),

@@ -7,7 +7,8 @@ mod fault;
 mod perform;
 mod presets;
 mod process;
-mod scenario;
+mod setup;
+mod usage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,31 +29,33 @@ use skein_protocol::{
     Instant, Lane, Manifest, PeerId, RunId, Stage, Utc,
     event::{Event, Record, Severity},
     hash::Digest,
+    key::Seals,
     rng::Purpose,
     wire::Frame,
 };
 
 use crate::{
-    checker::{self, Given, Kill, Line, Summary},
+    checker::{self, Checker, Given, Kill, Line, Summary},
     digest::History,
     engine::{Engine, MILLISECOND, Time},
     worker::modelled::Clockwork,
     world::{
         Disk, Network, Payload, Store,
+        adversary::Lie,
         directory::{self, Directory},
-        network::{Alarm, ConnectionId},
+        network::{Alarm, ConnectionId, Flows},
     },
 };
 
 pub use fault::{Fault, Hook, Moment, What};
 pub use presets::Small;
 pub use process::Process;
-pub use scenario::{MakeWorker, Plan, Role, Scenario};
+pub use setup::{MakeWorker, Plan, Role, Setup};
+pub use usage::PeerUse;
 
 use process::{Fact, Life, Message};
+use usage::Meter;
 
-/// Every peer is told the time at least this often.
-const TICK: Time = 250 * MILLISECOND;
 /// A peer without a connection is given its bootstrap peers again after this.
 const BOOTSTRAP: Time = 1000 * MILLISECOND;
 /// UTC at the beginning of the world, milliseconds.
@@ -60,16 +63,43 @@ const UTC_BASE: u64 = 1_790_000_000_000;
 
 enum Happening {
     Fault(Fault),
-    Wake { peer: usize, process: u32, token: u64 },
-    Bootstrap { peer: usize, process: u32 },
-    Fact { peer: usize, process: u32, fact: Box<Fact> },
+    Wake {
+        peer: usize,
+        process: u32,
+        token: u64,
+    },
+    Bootstrap {
+        peer: usize,
+        process: u32,
+    },
+    Fact {
+        peer: usize,
+        process: u32,
+        fact: Box<Fact>,
+    },
     Arrival(Box<Message>),
-    Uplink { peer: usize, process: u32 },
-    Handshake { from: usize, to: usize, process: u32 },
+    /// A body goes once more, which a partition had swallowed.
+    Again(Box<Message>),
+    Handshake {
+        from: usize,
+        to: usize,
+        process: u32,
+    },
     Silence(Alarm),
-    Closed { of: usize, from: usize, connection: ConnectionId },
-    JobDone { peer: usize, process: u32, token: u64 },
-    Incarnate { peer: usize, process: u32 },
+    Closed {
+        of: usize,
+        from: usize,
+        connection: ConnectionId,
+    },
+    JobDone {
+        peer: usize,
+        process: u32,
+        token: u64,
+    },
+    Incarnate {
+        peer: usize,
+        process: u32,
+    },
 }
 
 /// Makes the machine of a process that starts.
@@ -92,7 +122,7 @@ pub struct Blame {
 }
 
 pub struct Simulation<P: Process = Peer> {
-    scenario: Scenario,
+    setup: Setup,
     manifest: Arc<Manifest>,
     run: RunId,
     manifest_bytes: Vec<u8>,
@@ -101,6 +131,8 @@ pub struct Simulation<P: Process = Peer> {
     numbers: BTreeMap<PeerId, usize>,
     engine: Engine<Happening>,
     network: Network,
+    flows: Flows<Message>,
+    meters: Vec<Meter>,
     directory: Directory,
     rng: ChaCha8Rng,
     disks: Vec<Disk>,
@@ -114,11 +146,13 @@ pub struct Simulation<P: Process = Peer> {
     cuts: BTreeMap<(usize, u32), Time>,
     /// Peers that send what is not finite, and whether they have.
     poisoned: BTreeMap<usize, bool>,
+    liars: BTreeMap<usize, Lie>,
     hooks: Vec<Hook>,
     lines: Vec<Line>,
     kills: Vec<Kill>,
     history: History,
-    traffic: BTreeMap<Lane, u64>,
+    traffic: [u64; Lane::ALL.len()],
+    arrivals: u64,
     pub answers: Vec<Answer>,
     pub blames: Vec<Blame>,
     /// What no correct peer does: handles released twice, frames that cannot be read back, jobs without an engine.
@@ -128,8 +162,15 @@ pub struct Simulation<P: Process = Peer> {
 
 impl Simulation<Peer> {
     /// The product's own peers.
-    pub fn new(scenario: Scenario) -> Self {
-        Simulation::with(scenario, Box::new(Peer::new))
+    pub fn new(setup: Setup) -> Self {
+        // A signature holds for all or for none.
+        let seals = Seals::remembered();
+        let make_peer = move |config: PeerConfig, now: Instant, utc: Utc| {
+            let mut peer = Peer::new(config, now, utc);
+            peer.share_seals(seals.clone());
+            peer
+        };
+        Simulation::with(setup, Box::new(make_peer))
     }
 
     pub fn peer(&self, peer: usize) -> Option<&Peer> {
@@ -138,23 +179,23 @@ impl Simulation<Peer> {
 }
 
 impl<P: Process> Simulation<P> {
-    pub fn with(mut scenario: Scenario, make_peer: MakePeer<P>) -> Self {
-        let count = scenario.peers.len();
-        let keys: Vec<_> = (0..count).map(|peer| scenario.key(peer)).collect();
+    pub fn with(mut setup: Setup, make_peer: MakePeer<P>) -> Self {
+        let count = setup.peers.len();
+        let keys: Vec<_> = (0..count).map(|peer| setup.key(peer)).collect();
         let ids: Vec<PeerId> = keys.iter().map(|key| key.peer()).collect();
-        let owner = scenario.peers.iter().position(|plan| plan.role.feeds).unwrap_or(0);
-        scenario.manifest.run.owner = ids[owner];
-        let also = scenario.peers.iter().enumerate().filter(|(i, plan)| plan.role.feeds && *i != owner);
-        scenario.manifest.run.delegates = also.map(|(i, _)| ids[i]).collect();
-        let (run, manifest_bytes) = scenario::run_of(&scenario.manifest, &keys[owner]);
-        let access = scenario.peers.iter().map(|plan| plan.access).collect();
-        let network = Network::new(access, scenario.idle, scenario.stream(Purpose::Link, 0));
+        let owner = setup.peers.iter().position(|plan| plan.role.feeds).unwrap_or(0);
+        setup.manifest.run.owner = ids[owner];
+        let also = setup.peers.iter().enumerate().filter(|(i, plan)| plan.role.feeds && *i != owner);
+        setup.manifest.run.delegates = also.map(|(i, _)| ids[i]).collect();
+        let (run, manifest_bytes) = setup::run_of(&setup.manifest, &keys[owner]);
+        let network = Network::new(setup.terrain(), setup.idle, setup.stream(Purpose::Link, 0));
+        let flows = Flows::new(setup.sharing, setup.weights, &network.rates());
         let mut engine = Engine::default();
-        for (peer, plan) in scenario.peers.iter().enumerate() {
+        for (peer, plan) in setup.peers.iter().enumerate() {
             engine.plan(plan.starts.as_nanos() as Time, Happening::Fault(Fault::Start(peer)));
         }
         Simulation {
-            manifest: Arc::new(scenario.manifest.clone()),
+            manifest: Arc::new(setup.manifest.clone()),
             run,
             manifest_bytes,
             make_peer,
@@ -162,8 +203,10 @@ impl<P: Process> Simulation<P> {
             ids,
             engine,
             network,
+            flows,
+            meters: vec![Meter::default(); count],
             directory: Directory::default(),
-            rng: scenario.stream(Purpose::World, 0),
+            rng: setup.stream(Purpose::World, 0),
             disks: vec![Disk::default(); count],
             lives: (0..count).map(|_| None).collect(),
             processes: vec![0; count],
@@ -172,16 +215,18 @@ impl<P: Process> Simulation<P> {
             swallowed: BTreeMap::new(),
             cuts: BTreeMap::new(),
             poisoned: BTreeMap::new(),
+            liars: BTreeMap::new(),
             hooks: Vec::new(),
             lines: Vec::new(),
             kills: Vec::new(),
             history: History::default(),
-            traffic: BTreeMap::new(),
+            traffic: [0; Lane::ALL.len()],
+            arrivals: 0,
             answers: Vec::new(),
             blames: Vec::new(),
             wrongs: Vec::new(),
             trace: Vec::new(),
-            scenario,
+            setup,
         }
     }
 
@@ -215,7 +260,34 @@ impl<P: Process> Simulation<P> {
         self.lives[peer].as_ref().map(|life| &life.machine)
     }
 
-    /// All events so far, in order.
+    pub fn ids(&self) -> &[PeerId] {
+        &self.ids
+    }
+
+    /// Events since this was asked before: who takes them as they come keeps no long history.
+    pub fn take_lines(&mut self) -> Vec<Line> {
+        std::mem::take(&mut self.lines)
+    }
+
+    /// Kills since this was asked before.
+    pub fn take_kills(&mut self) -> Vec<Kill> {
+        std::mem::take(&mut self.kills)
+    }
+
+    /// Gives a checker what was said since the last look, and `each` of its lines to somebody else.
+    pub fn look(&mut self, checker: &mut Checker, mut each: impl FnMut(&Line)) {
+        let mut kills = self.take_kills().into_iter().peekable();
+        for line in self.take_lines() {
+            while let Some(kill) = kills.next_if(|kill| kill.at < line.at) {
+                checker.on_kill(kill);
+            }
+            checker.on_line(&line);
+            each(&line);
+        }
+        kills.for_each(|kill| checker.on_kill(kill));
+    }
+
+    /// All events so far that nobody has taken, in order.
     pub fn lines(&self) -> &[Line] {
         &self.lines
     }
@@ -235,7 +307,17 @@ impl<P: Process> Simulation<P> {
 
     /// Bytes of bodies and frames that were given to the network, by lane.
     pub fn traffic(&self, lane: Lane) -> u64 {
-        self.traffic.get(&lane).copied().unwrap_or(0)
+        self.traffic[lane as usize]
+    }
+
+    /// What the time and the links of a peer went to until now, over all its processes.
+    pub fn use_of(&self, peer: usize) -> PeerUse {
+        self.meters[peer].sums(self.engine.now())
+    }
+
+    /// Whether links are shared by the exact law, or by that of large swarms.
+    pub fn shares_exactly(&self) -> bool {
+        self.flows.is_exact()
     }
 
     /// What a running peer holds: handles, and the most it ever held.
@@ -270,13 +352,14 @@ impl<P: Process> Simulation<P> {
             wrongs.extend(life.store.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
             wrongs.extend(life.worker.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
         }
-        let honest = |peer: PeerId| self.number(peer).is_none_or(|peer| !self.poisoned.contains_key(&peer));
+        let lies = |peer: &usize| self.poisoned.contains_key(peer) || self.liars.contains_key(peer);
+        let honest = |peer: PeerId| self.number(peer).is_none_or(|peer| !lies(&peer));
         let blamed = self.blames.iter().filter(|blame| blame.severity > Severity::Odd && honest(blame.of));
         wrongs.extend(blamed.map(|blame| format!("peer {} blames an honest peer: {}", blame.by, blame.why)));
         wrongs
     }
 
-    /// One line for everything that happened, if the scenario asked for it.
+    /// One line for everything that happened, if the setup asked for it.
     pub fn trace(&self) -> &[String] {
         &self.trace
     }
@@ -300,6 +383,11 @@ impl<P: Process> Simulation<P> {
         self.fact_now(peer, Fact::Input(Input::Command(command)));
     }
 
+    /// From now on it lies.
+    pub fn lie(&mut self, peer: usize, lie: Lie) {
+        self.liars.insert(peer, lie);
+    }
+
     /// Gives a body to a peer, for a command that names it.
     pub fn put(&mut self, peer: usize, payload: Payload) -> Option<skein_protocol::Blob> {
         self.lives[peer].as_mut().map(|life| life.store.insert(payload))
@@ -309,7 +397,7 @@ impl<P: Process> Simulation<P> {
 
     pub fn run_for(&mut self, time: Duration) {
         let until = self.engine.now() + time.as_nanos() as Time;
-        while self.engine.next_at().is_some_and(|at| at <= until) {
+        while self.next_at().is_some_and(|at| at <= until) {
             self.step();
         }
         self.engine.idle_until(until);
@@ -319,7 +407,7 @@ impl<P: Process> Simulation<P> {
     pub fn run_until(&mut self, limit: Duration, mut wanted: impl FnMut(&Line) -> bool) -> Option<Duration> {
         let until = self.engine.now() + limit.as_nanos() as Time;
         let mut seen = self.lines.len();
-        while self.engine.next_at().is_some_and(|at| at <= until) {
+        while self.next_at().is_some_and(|at| at <= until) {
             self.step();
             for line in &self.lines[seen..] {
                 if wanted(line) {
@@ -342,7 +430,19 @@ impl<P: Process> Simulation<P> {
         .is_some()
     }
 
+    fn next_at(&self) -> Option<Time> {
+        self.engine.next_at().into_iter().chain(self.flows.next_at()).min()
+    }
+
     fn step(&mut self) {
+        if let Some(at) = self.flows.next_at()
+            && self.engine.next_at().is_none_or(|next| at <= next)
+        {
+            self.engine.idle_until(at);
+            let left = self.flows.step(at);
+            self.read_links();
+            return left.into_iter().for_each(|left| self.leave(left.body));
+        }
         let Some(happening) = self.engine.step() else { return };
         match happening {
             Happening::Fault(fault) => self.do_fault(fault),
@@ -354,7 +454,7 @@ impl<P: Process> Simulation<P> {
                 }
             }
             Happening::Arrival(message) => self.on_arrival(*message),
-            Happening::Uplink { peer, process } => self.on_uplink(peer, process),
+            Happening::Again(message) => self.on_again(*message),
             Happening::Handshake { from, to, process } => self.on_handshake(from, to, process),
             Happening::Silence(alarm) => self.on_silence(alarm),
             Happening::Closed { of, from, connection } => self.on_closed(of, from, connection),
@@ -365,11 +465,11 @@ impl<P: Process> Simulation<P> {
 
     fn utc(&self, peer: usize) -> Utc {
         let now = UTC_BASE + self.engine.now() / MILLISECOND;
-        Utc(now.saturating_add_signed(self.scenario.peers[peer].skew_ms))
+        Utc(now.saturating_add_signed(self.setup.peers[peer].skew_ms))
     }
 
     fn note(&mut self, peer: usize, text: impl FnOnce(&Self) -> String) {
-        if self.scenario.traced {
+        if self.setup.traced {
             let line = format!("{} p{peer} {}", Instant(self.engine.now()), text(self));
             self.trace.push(line);
         }
@@ -399,6 +499,7 @@ impl<P: Process> Simulation<P> {
             Fault::Block(p, _) | Fault::Unblock(p, _) | Fault::BlockFor(p, ..) => p,
             Fault::Partition(p, _) | Fault::Heal(p, _) => p,
             Fault::Speed(p, _) | Fault::DiskFull(p, _) | Fault::Poison(p) | Fault::Command(p, _) => p,
+            Fault::Skew(p, _) | Fault::DiskTorn(p, _) | Fault::Lag(p, _) => p,
         };
         self.note(named, |_| format!("!! {fault:?}"));
         match fault {
@@ -429,6 +530,9 @@ impl<P: Process> Simulation<P> {
             }
             Fault::Speed(peer, factor) => self.speeds[peer] = factor,
             Fault::DiskFull(peer, full) => self.disks[peer].full = full,
+            Fault::DiskTorn(peer, torn) => self.disks[peer].torn = torn,
+            Fault::Lag(peer, times) => self.network.lag(peer, times),
+            Fault::Skew(peer, ms) => self.setup.peers[peer].skew_ms += ms,
             Fault::Poison(peer) => {
                 self.poisoned.insert(peer, false);
             }
@@ -445,7 +549,7 @@ impl<P: Process> Simulation<P> {
         let number = self.processes[peer];
         self.disks[peer].incarnation += 1;
         let incarnation = self.disks[peer].incarnation;
-        let plan = &self.scenario.peers[peer];
+        let plan = &self.setup.peers[peer];
         let mut store = Store::default();
         let saved = self.disks[peer].saved.values().map(|saved| SavedState {
             version: saved.version,
@@ -453,12 +557,12 @@ impl<P: Process> Simulation<P> {
             blob: store.insert(saved.payload.clone()),
         });
         let config = PeerConfig {
-            key: self.scenario.key(peer),
+            key: self.setup.key(peer),
             run: self.run,
             manifest: self.manifest.clone(),
             manifest_bytes: self.manifest_bytes.clone(),
             incarnation,
-            seed: self.scenario.seed.wrapping_add(u64::from(number) << 32),
+            seed: self.setup.seed.wrapping_add(u64::from(number) << 32),
             memory: plan.memory,
             disk: plan.disk,
             addresses: vec![directory::address(self.ids[peer])],
@@ -468,14 +572,15 @@ impl<P: Process> Simulation<P> {
             expects_others: plan.bootstrap.iter().any(|other| *other != peer),
         };
         let commands = plan.role.commands();
-        let rng = self.scenario.stream(Purpose::World, peer + 1 + (number as usize) * 4096);
+        let rng = self.setup.stream(Purpose::World, peer + 1 + (number as usize) * 4096);
         let clockwork = Clockwork::new(self.manifest.clone(), plan.device, rng);
-        let worker = (self.scenario.make_worker)(&self.manifest, clockwork);
+        let worker = (self.setup.make_worker)(&self.manifest, clockwork);
         let utc = self.utc(peer);
         let machine = (self.make_peer)(config, Instant::ZERO, utc);
         self.network.start(peer, number);
         // Ticks of different peers are not in step.
-        let phase = self.rng.random_range(0..TICK);
+        let tick = self.tick();
+        let phase = self.rng.random_range(0..tick);
         self.lives[peer] = Some(Life {
             number,
             incarnation,
@@ -489,15 +594,13 @@ impl<P: Process> Simulation<P> {
             wake: (Time::MAX, 0),
             job_token: 0,
             busy: 0,
-            ticked: (now + phase).saturating_sub(TICK),
+            ticked: (now + phase).saturating_sub(tick),
             paused: None,
             inbox: Default::default(),
-            uplink: Default::default(),
-            sending: None,
-            uplink_next: 0,
             seq: 0,
             spins: 0,
         });
+        self.meters[peer].on_started(now);
         self.emit(peer, Event::Started { peer: self.ids[peer], incarnation });
         for command in commands {
             self.fact_now(peer, Fact::Input(Input::Command(command)));
@@ -510,8 +613,8 @@ impl<P: Process> Simulation<P> {
         if self.processes[peer] != process || self.lives[peer].is_none() {
             return;
         }
-        if self.network.neighbours(peer).is_empty() {
-            for other in self.scenario.peers[peer].bootstrap.clone() {
+        if self.network.is_alone(peer) {
+            for other in self.setup.peers[peer].bootstrap.clone() {
                 self.dial(peer, other);
             }
         }
@@ -524,14 +627,31 @@ impl<P: Process> Simulation<P> {
         if let Some(next) = life.machine.feed_next() {
             self.disks[peer].feed_from = next;
         }
-        let alarms = self.network.stop(self.engine.now(), peer);
+        let now = self.engine.now();
+        let alarms = self.network.stop(now, peer);
         self.plan_alarms(alarms);
+        self.flows.stop(now, peer);
+        self.meters[peer].on_ended(now);
+        self.read_links();
+    }
+
+    /// Tells the meters which links are in use since the flows changed.
+    fn read_links(&mut self) {
+        let now = self.engine.now();
+        for peer in self.flows.take_turned() {
+            self.meters[peer].set_links(now, self.flows.sends(peer), self.flows.receives(peer));
+        }
+    }
+
+    fn tick(&self) -> Time {
+        self.setup.tick.as_nanos() as Time
     }
 
     fn kill(&mut self, peer: usize) {
         let Some(life) = self.lives[peer].take() else { return };
         let now = self.engine.now();
         self.kills.push(Kill { peer: self.ids[peer], at: now });
+        self.disks[peer].crash();
         // Packets of the last moment may not have left the machine.
         if self.rng.random() {
             let last = self.rng.random_range(0..=2 * MILLISECOND);
@@ -557,6 +677,9 @@ impl<P: Process> Simulation<P> {
         life.paused = Some(now);
         let alarms = self.network.set_paused(now, peer, true);
         self.plan_alarms(alarms);
+        self.meters[peer].set_busy(now, false);
+        self.flows.hold(now, peer, true);
+        self.read_links();
     }
 
     fn resume(&mut self, peer: usize) {
@@ -572,11 +695,12 @@ impl<P: Process> Simulation<P> {
             life.job_token += 1;
             let happening = Happening::JobDone { peer, process: life.number, token: life.job_token };
             self.engine.plan(at, happening);
+            self.meters[peer].set_busy(now, true);
         }
         let alarms = self.network.set_paused(now, peer, false);
         self.plan_alarms(alarms);
         // After a long pause a timer may fire before the socket is read, or after.
-        let long = now - since >= self.scenario.idle.as_nanos() as Time;
+        let long = now - since >= self.setup.idle.as_nanos() as Time;
         let timers_first = long && self.rng.random();
         if timers_first {
             for other in self.network.neighbours(peer) {
@@ -589,8 +713,9 @@ impl<P: Process> Simulation<P> {
         for other in self.network.silent(now, peer) {
             self.lose(peer, other, "idle");
         }
+        self.flows.hold(now, peer, false);
+        self.read_links();
         self.flush(peer);
-        self.start_uplink(peer);
         self.start_job(peer);
     }
 
@@ -600,13 +725,14 @@ impl<P: Process> Simulation<P> {
         self.plan_alarms(alarms);
         let late = self.network.retransmission();
         for message in self.swallowed.remove(&(from, to)).unwrap_or_default() {
-            let size = message.size();
-            let at = if message.body.is_none() {
-                self.network.arrive_ordered(now + late, from, to, size)
+            // Small messages keep their order, so they have a place in it from now on.
+            let (at, happening) = if message.body.is_none() {
+                let at = self.network.arrive_ordered(now + late, from, to, message.size());
+                (at, Happening::Arrival(Box::new(message)))
             } else {
-                self.network.arrive(now + late, from, to, size)
+                (now + late, Happening::Again(Box::new(message)))
             };
-            self.engine.plan(at, Happening::Arrival(Box::new(message)));
+            self.engine.plan(at, happening);
         }
     }
 
@@ -653,7 +779,7 @@ impl<P: Process> Simulation<P> {
         let Some(life) = self.lives[peer].as_mut() else { return };
         let input = match fact {
             Fact::Input(input) => input,
-            Fact::Frame { from, frame, body } => {
+            Fact::Frame { from, frame, body, .. } => {
                 Input::Frame { from, frame, body: body.map(|body| life.store.insert(body)) }
             }
             Fact::Records { request, tokens, labels } => {
@@ -669,20 +795,19 @@ impl<P: Process> Simulation<P> {
 
     fn record(&mut self, peer: usize, fact: &Fact) {
         let now = self.engine.now();
-        let (kind, bytes) = match fact {
-            Fact::Input(Input::Tick { .. }) => (0, Vec::new()),
-            Fact::Input(input) => (1, format!("{input:?}").into_bytes()),
-            Fact::Frame { from, frame, body } => {
-                let mut bytes = frame.encode();
-                bytes.extend_from_slice(&from.0);
-                bytes.extend_from_slice(&body.as_ref().map_or(0, Payload::len).to_le_bytes());
-                (2, bytes)
+        let history = &mut self.history;
+        match fact {
+            Fact::Input(Input::Tick { .. }) => history.fact(now, peer, 0, &[]),
+            Fact::Input(input) => history.fact_in_words(now, peer, 1, format_args!("{input:?}")),
+            Fact::Frame { from, bytes, body, .. } => {
+                history.fact(now, peer, 2, bytes);
+                history.more(&from.0);
+                history.more(&body.as_ref().map_or(0, Payload::len).to_le_bytes());
             }
-            Fact::Records { request, .. } => (3, request.to_le_bytes().to_vec()),
-            Fact::Done { job, done } => (4, format!("{job:?} {done:?}").into_bytes()),
-        };
-        self.history.fact(now, peer, kind, &bytes);
-        if !matches!(fact, Fact::Input(Input::Tick { .. })) {
+            Fact::Records { request, .. } => history.fact(now, peer, 3, &request.to_le_bytes()),
+            Fact::Done { job, done } => history.fact_in_words(now, peer, 4, format_args!("{job:?} {done:?}")),
+        }
+        if self.setup.traced && !matches!(fact, Fact::Input(Input::Tick { .. })) {
             self.note(peer, |sim| match fact {
                 Fact::Frame { from, frame, .. } => format!("<- p{} {}", sim.numbers[from], brief(frame)),
                 other => format!("<- {other:?}"),
@@ -702,7 +827,7 @@ impl<P: Process> Simulation<P> {
 
     /// Plans the next wake-up of a peer.
     fn rearm(&mut self, peer: usize) {
-        let now = self.engine.now();
+        let (now, tick) = (self.engine.now(), self.tick());
         let Some(life) = self.lives[peer].as_mut() else { return };
         let asked = life.machine.deadline().map_or(Time::MAX, |(at, _)| life.started.saturating_add(at.0));
         if asked <= now && life.ticked == now {
@@ -716,7 +841,7 @@ impl<P: Process> Simulation<P> {
         let Some(life) = self.lives[peer].as_mut() else { return };
         // A process is woken to the millisecond.
         let soonest = if life.ticked == now { now + MILLISECOND } else { now };
-        let at = (life.ticked + TICK).min(asked).max(soonest);
+        let at = (life.ticked + tick).min(asked).max(soonest);
         if at == life.wake.0 {
             return;
         }
@@ -757,12 +882,16 @@ impl<P: Process> Simulation<P> {
         }
         self.history.record(now, peer, &record);
         self.note(peer, |_| format!("** {:?}", record.event));
+        self.meters[peer].on_event(now, &record.event);
         self.lines.push(Line { at: now, record });
     }
 
     fn lose(&mut self, peer: usize, other: usize, why: &str) {
-        let alarms = self.network.close(self.engine.now(), peer, other);
+        let now = self.engine.now();
+        let alarms = self.network.close(now, peer, other);
         self.plan_alarms(alarms);
+        self.flows.close(now, peer, other);
+        self.read_links();
         self.fact_now(peer, Fact::Input(Input::PeerLost { peer: self.ids[other], why: why.into() }));
     }
 }

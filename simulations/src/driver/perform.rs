@@ -1,5 +1,6 @@
 //! One match over everything that a peer can ask of its driver, and what comes of it.
 
+use bytes::Bytes;
 use skein_pipeline::peer::io::{Command, Exported, Input, Output};
 use skein_protocol::{
     Lane, PeerId, codec,
@@ -18,6 +19,7 @@ use crate::{
     engine::{MILLISECOND, Time},
     world::{
         Payload,
+        adversary::{Lie, is_result},
         network::{Alarm, ConnectionId},
     },
 };
@@ -58,10 +60,10 @@ impl<P: Process> Simulation<P> {
                 self.start_job(peer);
             }
             Output::Records { request, index } => {
-                let fact = match self.scenario.records {
+                let fact = match self.setup.records {
                     Some(records) if index >= records => Fact::Input(Input::RecordsEnded),
                     _ => {
-                        let (tokens, labels) = self.scenario.corpus.records(&self.manifest, index);
+                        let (tokens, labels) = self.setup.corpus.records(&self.manifest, index);
                         Fact::Records { request, tokens, labels }
                     }
                 };
@@ -133,7 +135,8 @@ impl<P: Process> Simulation<P> {
         self.note(peer, |_| format!("-> p{number} {}", super::brief(&frame)));
         let body = if number == peer { body } else { self.poison(peer, &frame, body) };
         if number == peer {
-            self.fact_now(peer, Fact::Frame { from: to, frame: frame.clone(), body });
+            let bytes = frame.encode();
+            self.fact_now(peer, Fact::Frame { from: to, frame: frame.clone(), bytes, body });
         } else if let Some(connection) = self.network.connection(peer, number) {
             let bytes = frame.encode();
             let too_large = bytes.len() > FRAME_MAX || body.as_ref().is_some_and(|body| body.len() > BODY_MAX);
@@ -142,12 +145,14 @@ impl<P: Process> Simulation<P> {
                 return self.wrongs.push(format!("peer {peer} sends more than the limits allow: {words}"));
             }
             let process = self.processes[peer];
-            let message = Message { from: peer, to: number, process, departed: now, connection, frame: bytes, body };
-            *self.traffic.entry(lane).or_default() += message.size();
+            let frame = frame.clone();
+            let message =
+                Message { from: peer, to: number, process, departed: now, connection, lane, frame, bytes, body };
+            self.traffic[lane as usize] += message.size();
             if message.body.is_none() {
                 self.leave(message);
             } else {
-                self.queue(peer, lane, message);
+                self.queue(message);
             }
         }
         self.run_hooks(peer, What::Sent { to: number, frame: &frame });
@@ -155,12 +160,13 @@ impl<P: Process> Simulation<P> {
 
     /// What a poisoned peer sends in the place of its next result.
     fn poison(&mut self, peer: usize, frame: &Frame, body: Option<Payload>) -> Option<Payload> {
-        let result = match frame {
-            Frame::Flow(flow::Frame::Forward(forward)) => forward.stage > 0,
-            Frame::Flow(flow::Frame::Backward(_)) => true,
-            _ => false,
-        };
-        if !result || self.poisoned.get(&peer) != Some(&false) {
+        if !is_result(frame) {
+            return body;
+        }
+        if let (Some(lie), Some(Payload::Real(bytes))) = (self.liars.get(&peer), &body) {
+            return Some(Payload::Real(self.lied(*lie, frame, bytes.clone())));
+        }
+        if self.poisoned.get(&peer) != Some(&false) {
             return body;
         }
         self.poisoned.insert(peer, true);
@@ -169,48 +175,55 @@ impl<P: Process> Simulation<P> {
         Some(Payload::Real(bytes.into()))
     }
 
-    fn queue(&mut self, peer: usize, lane: Lane, message: Message) {
-        let Some(life) = self.lives[peer].as_mut() else { return };
-        let waiting = life.uplink.iter().filter(|((other, _), waiting)| *other == lane && waiting.to == message.to);
-        let bytes: u64 = waiting.map(|(_, waiting)| waiting.size()).sum();
-        if bytes + message.size() > LANE_MAX {
+    /// What a liar makes of values.
+    fn lied(&self, lie: Lie, frame: &Frame, bytes: Bytes) -> Bytes {
+        let codecs = &self.manifest.codecs;
+        let forward = matches!(frame, Frame::Flow(flow::Frame::Forward(_)));
+        let allowed = if forward { &codecs.forward } else { &codecs.backward };
+        let values = self.manifest.tokens_per_micro_batch() * u64::from(self.manifest.model.config.hidden);
+        let mut values = vec![0.0; values as usize];
+        if codec::decode_into(&bytes, &mut values, allowed).is_err() {
+            return bytes;
+        }
+        lie.edit(&mut values);
+        codec::encode(&values, allowed[0], false).into()
+    }
+
+    fn queue(&mut self, message: Message) {
+        let (peer, lane) = (message.from, message.lane);
+        if self.flows.waiting(peer, message.to, lane) + message.size() > LANE_MAX {
             let congested = Input::Congested { peer: self.ids[message.to], lane };
             return self.fact_now(peer, Fact::Input(congested));
         }
-        life.uplink_next += 1;
-        life.uplink.insert((lane, life.uplink_next), message);
-        self.start_uplink(peer);
+        self.transmit(message);
     }
 
-    pub(super) fn start_uplink(&mut self, peer: usize) {
-        let now = self.engine.now();
-        let Some(life) = self.lives[peer].as_mut().filter(|life| life.paused.is_none()) else { return };
-        if life.sending.is_some() {
-            return;
-        }
-        let Some((_, message)) = life.uplink.pop_first() else { return };
-        let at = self.network.depart(now, peer, message.size());
-        life.sending = Some(message);
-        let process = life.number;
-        self.engine.plan(at, Happening::Uplink { peer, process });
+    /// Puts a body on the links.
+    fn transmit(&mut self, message: Message) {
+        let (from, to, lane, size) = (message.from, message.to, message.lane, message.size());
+        let cold = self.flows.is_cold(from, to);
+        let wait = if cold { self.network.slow_start(from, to, size) } else { 0 };
+        let cap = self.network.cap(from, to);
+        self.flows.begin(self.engine.now(), from, to, lane, size, message, cap, wait);
+        self.read_links();
     }
 
-    pub(super) fn on_uplink(&mut self, peer: usize, process: u32) {
-        let Some(life) = self.lives[peer].as_mut().filter(|life| life.number == process) else { return };
-        if let Some(message) = life.sending.take() {
-            self.leave(message);
+    pub(super) fn on_again(&mut self, message: Message) {
+        let stands = self.network.connection(message.from, message.to) == Some(message.connection);
+        if stands && self.processes[message.from] == message.process {
+            self.transmit(message);
         }
-        self.start_uplink(peer);
     }
 
     /// A message leaves its machine.
-    fn leave(&mut self, mut message: Message) {
+    pub(super) fn leave(&mut self, mut message: Message) {
         let now = self.engine.now();
         let (from, to) = (message.from, message.to);
         if self.network.connection(from, to) != Some(message.connection) {
             return;
         }
         message.departed = now;
+        self.meters[from].sent(message.lane, message.size());
         if self.network.is_blocked(from, to) {
             return self.swallowed.entry((from, to)).or_default().push(message);
         }
@@ -218,24 +231,26 @@ impl<P: Process> Simulation<P> {
         let at = if message.body.is_none() {
             self.network.arrive_ordered(now, from, to, size)
         } else {
-            self.network.arrive(now, from, to, size)
+            now + self.network.delay(from, to)
         };
         self.engine.plan(at, Happening::Arrival(Box::new(message)));
     }
 
     pub(super) fn on_arrival(&mut self, message: Message) {
-        let Message { from, to, process, departed, connection, frame, body } = message;
+        let size = message.size();
+        let Message { from, to, process, departed, connection, lane, frame, bytes, body } = message;
         let cut = self.cuts.get(&(from, process)).is_some_and(|cut| departed >= *cut);
         if cut || self.network.connection(to, from) != Some(connection) {
             return;
         }
-        match Frame::decode(&frame) {
-            Ok(decoded) if decoded.encode() == frame => {
-                self.deliver(to, Fact::Frame { from: self.ids[from], frame: decoded, body });
-            }
-            Ok(decoded) => self.wrongs.push(format!("a frame is not what it was: {}", super::brief(&decoded))),
-            Err(error) => self.wrongs.push(format!("a frame of peer {from} cannot be read: {error}")),
+        self.meters[to].received(lane, size);
+        self.arrivals += 1;
+        if self.arrivals.is_multiple_of(self.setup.reread_every.max(1))
+            && let Err(wrong) = read_back(&bytes)
+        {
+            return self.wrongs.push(format!("a frame of peer {from} {wrong}"));
         }
+        self.deliver(to, Fact::Frame { from: self.ids[from], frame, bytes, body });
     }
 
     // ---- connections -----------------------------------------------------------------------------------------------------
@@ -244,7 +259,7 @@ impl<P: Process> Simulation<P> {
         if from == to || self.network.connection(from, to).is_some() || !self.dialing.insert((from, to)) {
             return;
         }
-        let there_and_back: Time = (0..3).map(|_| self.network.delay(from, to)).sum();
+        let there_and_back = self.network.dialling(from, to);
         let process = self.processes[from];
         self.engine.after(there_and_back, Happening::Handshake { from, to, process });
     }
@@ -256,6 +271,9 @@ impl<P: Process> Simulation<P> {
             return;
         }
         let now = self.engine.now();
+        self.flows.close(now, from, to);
+        self.flows.close(now, to, from);
+        self.read_links();
         for side in self.network.connect(now, from, to) {
             let other = self.ids[if side == from { to } else { from }];
             let lost = Input::PeerLost { peer: other, why: "another connection took its place".into() };
@@ -302,6 +320,7 @@ impl<P: Process> Simulation<P> {
         life.job_token += 1;
         let happening = Happening::JobDone { peer, process: life.number, token: life.job_token };
         life.running = Some(Running { job, spec, began: now, ends });
+        self.meters[peer].set_busy(now, true);
         self.engine.plan(ends, happening);
     }
 
@@ -312,6 +331,7 @@ impl<P: Process> Simulation<P> {
         }
         let Some(Running { job, spec, began, ends }) = life.running.take() else { return };
         life.busy += ends - began;
+        self.meters[peer].set_busy(ends, false);
         let done = life.worker.run(spec.clone(), &mut life.store, &mut self.disks[peer]);
         life.store.unpin(&spec);
         self.start_job(peer);
@@ -328,5 +348,14 @@ impl<P: Process> Simulation<P> {
         life.incarnation = self.disks[peer].incarnation;
         let incarnation = life.incarnation;
         self.deliver(peer, Fact::Input(Input::Incarnated { incarnation }));
+    }
+}
+
+/// A receiver reads what was written, and would write the same.
+fn read_back(bytes: &[u8]) -> Result<(), String> {
+    match Frame::decode(bytes) {
+        Ok(decoded) if decoded.encode() == bytes => Ok(()),
+        Ok(decoded) => Err(format!("is not what it was: {}", super::brief(&decoded))),
+        Err(error) => Err(format!("cannot be read: {error}")),
     }
 }

@@ -9,7 +9,7 @@ use skein_pipeline::{
         io::{Input, Output},
     },
 };
-use skein_protocol::{Incarnation, Instant, JobId, Machine, Outbox, PeerId, wire::Frame};
+use skein_protocol::{Incarnation, Instant, JobId, Lane, Machine, Outbox, PeerId, wire::Frame};
 
 use crate::{
     engine::Time,
@@ -35,9 +35,22 @@ impl Process for Peer {
 #[derive(Debug)]
 pub(super) enum Fact {
     Input(Input),
-    Frame { from: PeerId, frame: Frame, body: Option<Payload> },
-    Records { request: u64, tokens: Payload, labels: Payload },
-    Done { job: JobId, done: Done },
+    /// With the bytes in which it travelled.
+    Frame {
+        from: PeerId,
+        frame: Frame,
+        bytes: Vec<u8>,
+        body: Option<Payload>,
+    },
+    Records {
+        request: u64,
+        tokens: Payload,
+        labels: Payload,
+    },
+    Done {
+        job: JobId,
+        done: Done,
+    },
 }
 
 /// A message on its way.
@@ -49,14 +62,16 @@ pub(super) struct Message {
     pub process: u32,
     pub departed: Time,
     pub connection: ConnectionId,
-    pub frame: Vec<u8>,
+    pub lane: Lane,
+    pub frame: Frame,
+    pub bytes: Vec<u8>,
     pub body: Option<Payload>,
 }
 
 impl Message {
     /// Bytes on the wire: the frame, the body, and what the transport adds.
     pub fn size(&self) -> u64 {
-        self.frame.len() as u64 + self.body.as_ref().map_or(0, Payload::len) + 60
+        self.bytes.len() as u64 + self.body.as_ref().map_or(0, Payload::len) + 60
     }
 }
 
@@ -85,11 +100,6 @@ pub(super) struct Life<P> {
     pub ticked: Time,
     pub paused: Option<Time>,
     pub inbox: VecDeque<Fact>,
-    /// Bodies that wait for the uplink, the most urgent lane first.
-    pub uplink: std::collections::BTreeMap<(skein_protocol::Lane, u64), Message>,
-    /// On the uplink now.
-    pub sending: Option<Message>,
-    pub uplink_next: u64,
     pub seq: u64,
     /// Ticks in a row that asked to be woken at once.
     pub spins: u32,

@@ -45,7 +45,7 @@ impl Learning {
         Learning { worker, encoder, clockwork, wrongs: Vec::new() }
     }
 
-    /// For `Scenario::make_worker`.
+    /// For `Setup::make_worker`.
     pub fn make() -> MakeWorker {
         Box::new(|manifest, clockwork| Box::new(Learning::new(manifest.clone(), clockwork)))
     }

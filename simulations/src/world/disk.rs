@@ -25,6 +25,10 @@ pub struct Disk {
     pub saved: BTreeMap<Stage, Saved>,
     /// No room: saving fails.
     pub full: bool,
+    /// What is written last does not survive a crash.
+    pub torn: bool,
+    /// The stage that was written last, and what was there before.
+    last: Option<(Stage, Option<Saved>)>,
 }
 
 impl Disk {
@@ -32,8 +36,19 @@ impl Disk {
         if self.full {
             return Err(SaveError { why: "no space left on the disk".into(), disk_full: true });
         }
-        self.saved.insert(version.stage, Saved { version, root, payload });
+        let before = self.saved.insert(version.stage, Saved { version, root, payload });
+        self.last = Some((version.stage, before));
         Ok(())
+    }
+
+    /// The machine dies. A state is written beside the one before it and then takes its name: one that was torn is not there, and
+    /// the one before still is.
+    pub fn crash(&mut self) {
+        let Some((stage, before)) = self.last.take().filter(|_| self.torn) else { return };
+        match before {
+            Some(before) => drop(self.saved.insert(stage, before)),
+            None => drop(self.saved.remove(&stage)),
+        }
     }
 }
 

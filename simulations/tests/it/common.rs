@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use skein_simulations::{Plan, Role, Scenario, Simulation, Small, checker::Summary};
+use skein_simulations::{Plan, Role, Setup, Simulation, Small, checker::Summary};
 
 pub fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -20,7 +20,7 @@ pub fn swarm(stages: u16, replicas: usize) -> Vec<Plan> {
 }
 
 pub fn demo(seed: u64, stages: u16, replicas: usize) -> Simulation {
-    Simulation::new(Scenario::new(seed, Small::demo(stages).manifest(), swarm(stages, replicas)))
+    Simulation::new(Setup::new(seed, Small::demo(stages).manifest(), swarm(stages, replicas)))
 }
 
 /// What is wrong with the books, the events or the requests of the peers, if anything.

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use skein_pipeline::peer::io::Command;
-use skein_simulations::{Fault, Plan, Scenario, Simulation, Small, checker::Summary, world::Access};
+use skein_simulations::{Fault, Plan, Setup, Simulation, Small, checker::Summary, world::Access};
 
 use crate::{
     common::{seconds, swarm, unsettled, unsound},
@@ -63,7 +63,7 @@ fn run_then(
     // Every third swarm is spread over homes.
     let access = if seed % 3 == 2 { Access::HOME } else { Access::LOOPBACK };
     let peers: Vec<Plan> = swarm(3, 2).into_iter().map(|plan| plan.access(access)).collect();
-    let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
+    let mut sim = Simulation::new(Setup::new(seed, Small::demo(3).manifest(), peers));
     let struck = strike(&mut sim, case, nth, fault);
     let what = format!("{} when {} (time {nth})", case.who, case.step);
     let mut waited = 0;

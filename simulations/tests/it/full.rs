@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use skein_pipeline::{flow::window::Way, model::cost};
-use skein_simulations::{Plan, Scenario, Simulation, Small, worker::modelled::Device, world::Access};
+use skein_simulations::{Plan, Setup, Simulation, Small, worker::modelled::Device, world::Access};
 
 use crate::common::{assert_sound, seconds, swarm};
 
@@ -46,7 +46,7 @@ impl Case {
         // Without a disk nobody holds snapshots of others, which would share the links.
         let access = |i| if i == 0 { near } else { linked };
         let plan = |(i, plan): (usize, Plan)| plan.device(device).disk(0).access(access(i));
-        let mut sim = Simulation::new(Scenario::new(5, manifest, plans.map(plan).collect()));
+        let mut sim = Simulation::new(Setup::new(5, manifest, plans.map(plan).collect()));
         assert!(sim.run_completed(seconds(120), 100), "{self:?}");
         let before = (sim.now(), [sim.busy(1), sim.busy(2)]);
         assert!(sim.run_completed(seconds(240), 300), "{self:?}");

@@ -1,6 +1,6 @@
 //! More peers than one of them dials.
 
-use skein_simulations::{Plan, Role, Scenario, Simulation, Small};
+use skein_simulations::{Plan, Role, Setup, Simulation, Small};
 
 use crate::common::{assert_sound, seconds};
 
@@ -11,7 +11,7 @@ const FIRST: usize = 33;
 fn in_a_swarm_of_forty_those_who_need_each_other_are_connected() {
     let manifest = || Small { round_every: 0, ..Small::demo(3) }.manifest();
     let count = FIRST + 7;
-    let bare = Scenario::new(81, manifest(), Vec::new());
+    let bare = Setup::new(81, manifest(), Vec::new());
     let mut by_id: Vec<usize> = (0..count).collect();
     by_id.sort_by_key(|peer| bare.key(*peer).peer());
     // Hosts of the later stages have the greatest ids: whoever dials in the order of ids never comes to them.
@@ -20,7 +20,7 @@ fn in_a_swarm_of_forty_those_who_need_each_other_are_connected() {
         let stage = rank.saturating_sub(FIRST - 1).div_ceil(3) as u16;
         peers[*peer] = Plan::new(Role::host(stage));
     }
-    let mut sim = Simulation::new(Scenario::new(81, manifest(), peers));
+    let mut sim = Simulation::new(Setup::new(81, manifest(), peers));
     assert!(sim.run_completed(seconds(40), 100), "{:#?}", sim.summary());
     assert_sound(&sim, "forty");
 }

@@ -13,7 +13,7 @@ use skein_protocol::{
     event::{Event, RoundOutcome, Severity},
 };
 use skein_simulations::{
-    Fault, Plan, Role, Scenario, Simulation, Small,
+    Fault, Plan, Role, Setup, Simulation, Small,
     checker::Line,
     worker::{learning::Learning, modelled::Device},
     world::{Corpus, Payload, Store},
@@ -23,7 +23,7 @@ use crate::common::{assert_sound, seconds, swarm};
 
 fn learning(seed: u64, manifest: Manifest, peers: Vec<Plan>) -> Simulation {
     let corpus = Corpus::Cycle { period: 11 };
-    Simulation::new(Scenario { corpus, make_worker: Learning::make(), ..Scenario::new(seed, manifest, peers) })
+    Simulation::new(Setup { corpus, make_worker: Learning::make(), ..Setup::new(seed, manifest, peers) })
 }
 
 /// One peer that feeds and serves everything.

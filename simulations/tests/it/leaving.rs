@@ -5,7 +5,7 @@ use std::time::Duration;
 use skein_pipeline::peer::io::Command;
 use skein_protocol::event::{Event, RoundOutcome};
 use skein_simulations::{
-    Fault, Plan, Role, Scenario, Simulation, Small,
+    Fault, Plan, Role, Setup, Simulation, Small,
     checker::Line,
     driver::Answer,
     worker::{learning::Learning, modelled::Device},
@@ -44,9 +44,9 @@ fn a_version_that_is_saved_again_and_again_never_has_two_roots() {
     let slow = Device { flops: 5e7, ..Device::CORE };
     let host = || Plan::new(Role::host(0)).device(slow);
     let peers = vec![Plan::new(Role::feeder()), host(), host()];
-    let scenario = Scenario::new(17, manifest, peers);
+    let setup = Setup::new(17, manifest, peers);
     let mut sim =
-        Simulation::new(Scenario { corpus: Corpus::Cycle { period: 11 }, make_worker: Learning::make(), ..scenario });
+        Simulation::new(Setup { corpus: Corpus::Cycle { period: 11 }, make_worker: Learning::make(), ..setup });
     assert!(sim.run_completed(seconds(600), 8));
     for _ in 0..20_000 {
         for peer in [1, 2] {
@@ -68,7 +68,7 @@ fn the_last_replica_of_a_stage_leaves_its_last_step_to_whoever_takes_over() {
     for seed in 0..12u64 {
         let mut peers = swarm(3, 1);
         peers[3].role.joins = true;
-        let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
+        let mut sim = Simulation::new(Setup::new(seed, Small::demo(3).manifest(), peers));
         assert!(sim.run_completed(seconds(60), 60));
         sim.run_for(Duration::from_millis(137 * seed));
         sim.command(2, Command::Drain);
@@ -116,7 +116,7 @@ fn whoever_fetches_a_state_gets_all_of_it_before_its_donor_leaves() {
     let slow = Access { up: 700_000, ..Access::LOOPBACK };
     let mut peers = swarm(1, 1);
     peers[1].access = slow;
-    let mut sim = Simulation::new(Scenario::new(3, Small::demo(1).manifest(), peers));
+    let mut sim = Simulation::new(Setup::new(3, Small::demo(1).manifest(), peers));
     assert!(sim.run_completed(seconds(60), 20));
     sim.command(0, Command::StopFeeding);
     sim.run_for(seconds(5));

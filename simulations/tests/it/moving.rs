@@ -1,8 +1,10 @@
 //! Peers with room for one stage each: who is one too many at a stage goes where somebody is missing, and nobody moves without need.
 
+use std::collections::BTreeSet;
+
 use skein_pipeline::model::cost;
 use skein_protocol::event::Event;
-use skein_simulations::{Fault, Plan, Role, Scenario, Simulation, Small};
+use skein_simulations::{Fault, Plan, Role, Setup, Simulation, Small};
 
 use crate::common::{assert_settled, assert_sound, seconds};
 
@@ -15,7 +17,7 @@ fn roomless(stages: u16, joiners: usize) -> Vec<Plan> {
 }
 
 fn start(seed: u64, stages: u16, joiners: usize) -> Simulation {
-    Simulation::new(Scenario::new(seed, Small::demo(stages).manifest(), roomless(stages, joiners)))
+    Simulation::new(Setup::new(seed, Small::demo(stages).manifest(), roomless(stages, joiners)))
 }
 
 fn count(sim: &Simulation, wanted: impl Fn(&Event) -> bool) -> usize {
@@ -43,7 +45,7 @@ fn the_only_one_dies(seed: u64, lonely: u16) -> Simulation {
     let mut plan = roomless(2, 2);
     plan.insert(1, Plan::new(Role::host(lonely)));
     plan.push(Plan::new(Role::joiner()).starts(seconds(1_000_000)));
-    let mut sim = Simulation::new(Scenario::new(seed, Small::demo(2).manifest(), plan));
+    let mut sim = Simulation::new(Setup::new(seed, Small::demo(2).manifest(), plan));
     assert!(sim.run_completed(seconds(60), 60), "seed {seed}: {:#?}", sim.summary());
     assert_eq!(left(&sim), 0, "seed {seed}");
     sim.run_for(seconds(5));
@@ -76,7 +78,7 @@ fn a_replica_too_many_reaches_the_last_stage_though_its_work_waits_at_the_one_be
         let what = format!("seed {seed}");
         let mut plan = roomless(3, 2);
         plan.splice(1..1, [Plan::new(Role::host(1)), Plan::new(Role::host(2))]);
-        let mut sim = Simulation::new(Scenario::new(270 + seed, Small::demo(3).manifest(), plan));
+        let mut sim = Simulation::new(Setup::new(270 + seed, Small::demo(3).manifest(), plan));
         assert!(sim.run_completed(seconds(60), 60), "{what}: {:#?}", sim.summary());
         sim.run_for(seconds(5));
         sim.act(Fault::Kill(2));
@@ -94,6 +96,38 @@ fn who_holds_answers_for_a_stage_that_died_stays_until_somebody_takes_them() {
         sim.act(Fault::Start(4));
         assert_goes_on(&mut sim, &what);
     }
+}
+
+/// Who serves `stage`, by what all said.
+fn serving(sim: &Simulation, stage: u16) -> Vec<usize> {
+    let mut serving = BTreeSet::new();
+    for record in sim.lines().iter().map(|line| &line.record) {
+        match record.event {
+            Event::Serving { stage: of, .. } if of == stage => serving.insert(record.peer),
+            Event::StageLeft { stage: of } if of == stage => serving.remove(&record.peer),
+            _ => false,
+        };
+    }
+    serving.into_iter().filter_map(|peer| sim.number(peer)).filter(|peer| sim.is_running(*peer)).collect()
+}
+
+#[test]
+fn of_several_that_could_go_only_so_many_go_as_are_needed() {
+    let mut sim = start(400, 2, 6);
+    // All but one took the same stage at once. Two of them go.
+    sim.run_for(seconds(10));
+    assert_eq!((serving(&sim, 0).len(), serving(&sim, 1).len()), (5, 1));
+    sim.run_for(seconds(90));
+    let moved = left(&sim);
+    assert_eq!(moved, 2);
+    let lonely = serving(&sim, 1);
+    assert_eq!((serving(&sim, 0).len(), lonely.len()), (3, 3));
+    // Two die: three against one. All three see that one of them should go; afterwards two against two is as good as it gets.
+    lonely[1..].iter().for_each(|peer| sim.act(Fault::Kill(*peer)));
+    sim.run_for(seconds(60));
+    assert_eq!(left(&sim), moved + 1);
+    assert_eq!((serving(&sim, 0).len(), serving(&sim, 1).len()), (2, 2));
+    assert_sound(&sim, "three against one");
 }
 
 #[test]

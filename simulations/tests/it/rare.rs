@@ -9,7 +9,7 @@ use skein_protocol::{
     wire::{Frame, average, flow, hello, state},
 };
 use skein_simulations::{
-    Fault, Moment, Plan, Role, Scenario, Simulation, Small, What, worker::modelled::Device, world::Access,
+    Fault, Moment, Plan, Role, Setup, Simulation, Small, What, worker::modelled::Device, world::Access,
 };
 
 use crate::{
@@ -50,7 +50,7 @@ fn start(trouble: Trouble, seed: u64) -> Simulation {
         Trouble::Joins => peers.push(Plan::new(Role::host(0)).starts(seconds(4))),
         _ => {}
     }
-    let mut sim = Simulation::new(Scenario::new(seed, Small::demo(3).manifest(), peers));
+    let mut sim = Simulation::new(Setup::new(seed, Small::demo(3).manifest(), peers));
     match trouble {
         Trouble::Stalls => {
             for (i, peer) in [3, 5, 4, 6, 1].into_iter().cycle().take(25).enumerate() {

@@ -7,7 +7,7 @@ use skein_protocol::{
     event::{Event, RoundOutcome},
 };
 use skein_simulations::{
-    Fault, Plan, Scenario, Simulation, Small,
+    Fault, Plan, Setup, Simulation, Small,
     checker::{Line, Summary},
     worker::modelled::Device,
 };
@@ -59,7 +59,7 @@ fn assert_rounds(sim: &Simulation, least: u64, what: &str) -> Summary {
 
 #[test]
 fn three_replicas_a_stage_all_meet_each_other() {
-    let mut sim = Simulation::new(Scenario::new(51, Small::demo(2).manifest(), swarm(2, 3)));
+    let mut sim = Simulation::new(Setup::new(51, Small::demo(2).manifest(), swarm(2, 3)));
     assert!(sim.run_completed(seconds(120), 1200), "{:#?}", sim.summary());
     let summary = assert_rounds(&sim, 20, "three replicas");
     println!("{} rounds, {} rolled back", summary.rounds, summary.rounds_rolled_back);
@@ -77,7 +77,7 @@ fn three_replicas_a_stage_all_meet_each_other() {
 fn partners_at_different_counts_average_and_leave_with_the_same_round() {
     let slow = Device { flops: Device::CORE.flops / 4.0, ..Device::CORE };
     let peers = swarm(2, 2).into_iter().enumerate().map(|(i, plan)| if i == 2 { plan.device(slow) } else { plan });
-    let mut sim = Simulation::new(Scenario::new(52, Small::demo(2).manifest(), peers.collect::<Vec<Plan>>()));
+    let mut sim = Simulation::new(Setup::new(52, Small::demo(2).manifest(), peers.collect::<Vec<Plan>>()));
     assert!(sim.run_completed(seconds(120), 800), "{:#?}", sim.summary());
     assert_rounds(&sim, 8, "different counts");
     let steps = |peer: usize| {
@@ -91,7 +91,7 @@ fn partners_at_different_counts_average_and_leave_with_the_same_round() {
 #[test]
 fn a_partner_lost_between_any_two_phases_leaves_the_other_with_a_typed_outcome() {
     for (seed, (step, matches)) in (60..).zip(ROUND) {
-        let mut sim = Simulation::new(Scenario::new(seed, Small::demo(2).manifest(), swarm(2, 2)));
+        let mut sim = Simulation::new(Setup::new(seed, Small::demo(2).manifest(), swarm(2, 2)));
         let mut struck = false;
         sim.hook(move |moment| {
             if struck || moment.at < 3_000_000_000 || moment.peer == 0 || !matches(&moment.what) {

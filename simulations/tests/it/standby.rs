@@ -2,7 +2,7 @@
 
 use skein_pipeline::peer::io::Command;
 use skein_protocol::{Stage, event::Event};
-use skein_simulations::{Fault, Plan, Role, Scenario, Simulation, Small, checker::Line};
+use skein_simulations::{Fault, Plan, Role, Setup, Simulation, Small, checker::Line};
 
 use crate::common::{assert_sound, seconds, swarm};
 
@@ -27,7 +27,7 @@ fn a_host_that_comes_later_stands_by_and_interrupts_nothing() {
             host.starts(if peer == late { seconds(5) } else { seconds(1_000_000) })
         }));
         let manifest = Small::demo(3).lock_step().manifest();
-        let mut sim = Simulation::new(Scenario::new(91, manifest, peers.collect()));
+        let mut sim = Simulation::new(Setup::new(91, manifest, peers.collect()));
         sim.run_for(seconds(20));
         assert!(!serves(&sim, late), "peer {late} took the stage");
         let steps = steps(&sim, 1);
@@ -41,7 +41,7 @@ fn a_host_that_comes_later_stands_by_and_interrupts_nothing() {
 fn two_hosts_that_start_together_settle_who_serves() {
     for seed in 0..6 {
         let manifest = Small::demo(3).lock_step().manifest();
-        let mut sim = Simulation::new(Scenario::new(seed, manifest, swarm(3, 2)));
+        let mut sim = Simulation::new(Setup::new(seed, manifest, swarm(3, 2)));
         assert!(sim.run_completed(seconds(60), 200), "seed {seed}: {:#?}", sim.summary());
         for stage in 0..3 {
             let steps = steps(&sim, stage);
@@ -57,7 +57,7 @@ fn a_standby_goes_on_from_the_newest_snapshot_when_the_replica_dies() {
     let peers = swarm(3, 1).into_iter().chain([Plan::new(Role::host(1)).starts(seconds(5))]).collect();
     let manifest = Small::demo(3).lock_step().manifest();
     let every = manifest.checkpoint.every as u32;
-    let mut sim = Simulation::new(Scenario::new(92, manifest, peers));
+    let mut sim = Simulation::new(Setup::new(92, manifest, peers));
     sim.run_for(seconds(20));
     let before = steps(&sim, 1).last().expect("it stepped").1;
     sim.act(Fault::Kill(2));

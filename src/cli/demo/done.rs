@@ -143,7 +143,7 @@ impl DemoDone {
             bytes_if_f32: summary.bytes_if_f32,
             wall_s: known.wall_s,
             samples: known.samples.clone(),
-            broken: summary.broken,
+            broken: summary.broken.iter().map(ToString::to_string).collect(),
             shortfalls: Vec::new(),
         };
         done.shortfalls = done.judge(known.whole, &apart);

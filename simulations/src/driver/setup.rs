@@ -12,12 +12,19 @@ use skein_protocol::{
 };
 
 use crate::{
+    engine::{MILLISECOND, SECOND, Time},
     worker::{
         Work,
         modelled::{Clockwork, Device, Modelled},
     },
-    world::{Access, Corpus},
+    world::{
+        Access, Corpus, Fill, Relay, Sharing,
+        network::{Place, Terrain, flows},
+    },
 };
+
+/// Peers up to which every peer is told the time as often as the contract asks, and every frame is read back.
+const FEW: usize = 64;
 
 /// What a peer is for.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,7 +62,7 @@ impl Role {
     }
 }
 
-/// One peer of a scenario.
+/// One peer of a simulation.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub role: Role,
@@ -69,6 +76,10 @@ pub struct Plan {
     pub skew_ms: i64,
     /// Peers (by number) whose addresses it is given.
     pub bootstrap: Vec<usize>,
+    /// Where it is: a row of `Setup::regions`.
+    pub region: usize,
+    /// Others reach it through a relay only.
+    pub relayed: bool,
 }
 
 impl Plan {
@@ -82,6 +93,8 @@ impl Plan {
             disk: 8 << 30,
             skew_ms: 0,
             bootstrap: vec![0],
+            region: 0,
+            relayed: false,
         }
     }
 
@@ -114,7 +127,7 @@ impl Plan {
 /// Makes the worker of a process, which takes its time by the clockwork.
 pub type MakeWorker = Box<dyn Fn(&Arc<Manifest>, Clockwork) -> Box<dyn Work>>;
 
-pub struct Scenario {
+pub struct Setup {
     pub seed: u64,
     /// The owner is filled in: the first peer that feeds.
     pub manifest: Manifest,
@@ -127,12 +140,25 @@ pub struct Scenario {
     pub make_worker: MakeWorker,
     /// Keeps one line of text for everything that happens.
     pub traced: bool,
+    /// Every peer is told the time at least this often: less than what it takes for a suspension, 1.6 s.
+    pub tick: Duration,
+    /// Of so many frames one is read back and compared.
+    pub reread_every: u64,
+    /// One-way nanoseconds from region to region; empty: there is one.
+    pub regions: Vec<Vec<Time>>,
+    /// Part of the datagrams that are lost by chance, 0 to 1, and what bodies get of a link.
+    pub loss: f64,
+    pub fill: Fill,
+    pub relay: Relay,
+    pub sharing: Sharing,
+    pub weights: flows::Weights,
 }
 
-impl Scenario {
+impl Setup {
     /// Modelled workers and data.
     pub fn new(seed: u64, manifest: Manifest, peers: Vec<Plan>) -> Self {
-        Scenario {
+        let few = peers.len() <= FEW;
+        Setup {
             seed,
             manifest,
             peers,
@@ -141,6 +167,25 @@ impl Scenario {
             idle: Duration::from_millis(1600),
             make_worker: Box::new(|manifest, clockwork| Box::new(Modelled::new(manifest.clone(), clockwork))),
             traced: false,
+            tick: Duration::from_nanos(if few { 250 * MILLISECOND } else { SECOND }),
+            reread_every: if few { 1 } else { 64 },
+            regions: Vec::new(),
+            loss: 0.0,
+            fill: Fill::default(),
+            relay: Relay::default(),
+            sharing: Sharing::default(),
+            weights: flows::EQUAL,
+        }
+    }
+
+    pub(super) fn terrain(&self) -> Terrain {
+        let place = |plan: &Plan| Place { access: plan.access, region: plan.region, relayed: plan.relayed };
+        Terrain {
+            places: self.peers.iter().map(place).collect(),
+            regions: self.regions.clone(),
+            loss: self.loss,
+            fill: self.fill,
+            relay: self.relay,
         }
     }
 

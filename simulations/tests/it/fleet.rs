@@ -1,0 +1,342 @@
+//! Fleet fidelity: equal seeds, changes whose effect is known beforehand, and the same swarm at both fidelities.
+
+use std::time::Duration;
+
+use skein_pipeline::model::cost;
+use skein_protocol::event::Event;
+use skein_simulations::{
+    Fault, Plan, Role, Simulation, Small,
+    fleet::{
+        Feeders, Fleet, Peer, Setup,
+        course::{self, Life, Span},
+    },
+    outcome::{Ended, Outcome},
+    worker::modelled::Device,
+    world::Access,
+};
+
+use crate::common::seconds;
+
+fn small() -> Small {
+    Small { in_flight_max: 4096, micro_batches_per_step: 4, staleness_bound: 64, round_every: 5, ..Small::demo(4) }
+}
+
+fn peer(number: u32) -> Peer {
+    let spread = 0.5 + (number.wrapping_mul(2_654_435_761) >> 16) as f32 / 65_536.0;
+    Peer {
+        flops: 3e8 * spread,
+        up: 4e5,
+        down: 4e6,
+        delay_us: 10_000,
+        memory_mib: 8 << 10,
+        place: None,
+        device: 0,
+        access: 0,
+        region: 0,
+    }
+}
+
+fn hours(n: f64) -> Duration {
+    Duration::from_secs_f64(n * 3600.0)
+}
+
+/// Homes that come and go within hours.
+fn restless(seed: u64, peers: u32) -> Setup {
+    let life = Life {
+        arrive_within: Some(hours(0.5)),
+        stays: Span::Weibull { shape: 0.61, scale_s: 4000.0 },
+        away: Span::LogNormal { median_s: 3000.0, sigma: 1.0 },
+        warned: 0.5,
+        sits: Span::Exponential { mean_s: 600.0 },
+        rises: Span::Exponential { mean_s: 3000.0 },
+        sits_at_first: 0.2,
+    };
+    Setup { life, ..Setup::new(seed, small().manifest(), (0..peers).map(peer).collect(), hours(6.0)) }
+}
+
+fn outcome(setup: Setup) -> Outcome {
+    Fleet::new(setup).run().outcome
+}
+
+#[test]
+fn equal_seeds_give_equal_digests_and_others_do_not() {
+    let one = outcome(restless(1, 300));
+    assert_eq!(one, outcome(restless(1, 300)));
+    assert_ne!(one.digest, outcome(restless(2, 300)).digest);
+    let totals = &one.totals;
+    assert!(totals.completed > 10_000 && totals.died > 100 && totals.left > 100 && totals.perished > 0, "{totals:?}");
+}
+
+#[test]
+fn the_books_of_a_fleet_agree() {
+    let one = outcome(restless(3, 300));
+    let totals = &one.totals;
+    assert_eq!(totals.applied + totals.perished + totals.refused, 4 * totals.completed);
+    let sum = |of: fn(&skein_simulations::outcome::Sample) -> u64| one.series.iter().map(of).sum::<u64>();
+    assert_eq!((sum(|sample| sample.completed), sum(|sample| sample.tokens)), (totals.completed, totals.tokens));
+    let shares = one.shares;
+    let all = shares.computing + shares.lost().iter().map(|(cause, _)| shares.of(*cause)).sum::<f64>();
+    assert!((all - 1.0).abs() < 1e-9 && shares.computing > 0.1 && shares.churn > 0.0, "{shares:?}");
+    assert!((0.5..1.0).contains(&one.goodput()), "{}", one.goodput());
+    // What pools say of their devices, and what devices say of themselves.
+    let of_rows: f64 = one.rows.iter().map(|row| row.busy_s).sum();
+    let of_pools: f64 = one.by_stage.iter().map(|row| row.busy * row.replicas * one.simulated_s).sum();
+    assert!((of_rows / of_pools - 1.0).abs() < 0.01, "{of_rows} {of_pools}");
+}
+
+#[test]
+fn more_bandwidth_is_never_slower() {
+    let rate = |times: f32| {
+        let mut setup = restless(4, 200);
+        // A window that the manifest bounds is the same for all: one that follows a law is smaller where less is under way.
+        setup.manifest.train.in_flight_max = 100;
+        setup.feeders.count = 4;
+        setup.peers.iter_mut().for_each(|peer| {
+            peer.up *= times;
+            peer.down *= times;
+        });
+        outcome(setup).tokens_per_s()
+    };
+    let rates = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 10.0].map(rate);
+    assert!(rates.is_sorted() && rates[0] < 0.5 * rates[6], "{rates:?}");
+}
+
+#[test]
+fn everything_twice_as_slow_for_twice_as_long_does_the_same() {
+    let run = |times: u32| {
+        let life = Life {
+            arrive_within: Some(hours(0.5) * times),
+            stays: Span::Exponential { mean_s: 4000.0 * f64::from(times) },
+            away: Span::Exponential { mean_s: 2000.0 * f64::from(times) },
+            ..Life::steady()
+        };
+        let mut setup = Setup { life, ..restless(5, 300) };
+        setup.duration = hours(6.0) * times;
+        setup.tick = Some(Duration::from_secs(20) * times);
+        setup.feeders.delay_us *= times;
+        setup.peers.iter_mut().for_each(|peer| {
+            let by = times as f32;
+            (peer.flops, peer.up, peer.down) = (peer.flops / by, peer.up / by, peer.down / by);
+            peer.delay_us *= times;
+        });
+        outcome(setup)
+    };
+    let (once, twice) = (run(1), run(2));
+    let ratio = twice.totals.completed as f64 / once.totals.completed as f64;
+    // What does not scale: a second to settle, two to repair, the worker's own milliseconds.
+    assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
+    assert_eq!((once.totals.joined, once.totals.died), (twice.totals.joined, twice.totals.died));
+}
+
+#[test]
+fn a_peer_that_no_stage_fits_changes_nothing() {
+    let with = |also: bool| {
+        let mut setup = restless(6, 100);
+        setup.peers.extend(also.then(|| Peer { memory_mib: 1, ..peer(100) }));
+        outcome(setup)
+    };
+    let (without, with) = (with(false), with(true));
+    assert_eq!((without.totals, without.shares, &without.series), (with.totals, with.shares, &with.series));
+    let row = with.rows.last().unwrap();
+    assert!(row.alive_s > 0.0 && row.serving_s == 0.0 && row.stage.is_none(), "{row:?}");
+}
+
+#[test]
+fn peers_in_another_order_are_the_same_fleet() {
+    // Nobody comes or goes and all are told their place, so numbers are only names.
+    let run = |order: fn(u32) -> u32| {
+        let placed = |number: u32| Peer { place: Some((number % 4) as u16), ..peer(number) };
+        let peers = (0..100).map(|number| placed(order(number))).collect();
+        outcome(Setup::new(1, small().manifest(), peers, hours(1.0)))
+    };
+    let (one, other) = (run(|number| number), run(|number| 99 - number));
+    assert_eq!((one.totals, one.shares, one.series), (other.totals, other.shares, other.series));
+    assert!((one.rows[7].busy_s - other.rows[92].busy_s).abs() < 1e-3 * one.rows[7].busy_s);
+}
+
+#[test]
+fn a_stage_with_nobody_ends_it_with_the_reason() {
+    let mut setup = Setup::new(1, small().manifest(), (0..8).map(peer).collect(), hours(10.0));
+    // Stage 2 needs a place that nobody takes: all are told where they serve.
+    setup.peers.iter_mut().zip([0, 1, 3, 0, 1, 3, 0, 2]).for_each(|(peer, stage)| peer.place = Some(stage));
+    setup.changes = vec![course::Change { at: 3_600_000_000_000, peer: 7, what: course::What::Dies }];
+    let one = outcome(setup);
+    let Ended::Stuck { stage, since_s, why } = &one.ended else { panic!("{:?}", one.ended) };
+    assert_eq!(*stage, Some(2), "{why}");
+    assert!((3600.0..3800.0).contains(since_s) && one.simulated_s < 4000.0, "{since_s} {}", one.simulated_s);
+    assert!(one.totals.completed > 0 && one.totals.perished > 0);
+}
+
+#[test]
+fn a_crowd_takes_the_stages_alike_and_a_stage_that_died_is_filled() {
+    let mut setup = Setup::new(1, small().manifest(), (0..400).map(peer).collect(), hours(2.0));
+    let one = outcome(Setup { changes: Vec::new(), ..setup_of(&setup) });
+    let counts: Vec<f64> = one.by_stage.iter().map(|row| row.replicas).collect();
+    assert!(counts.iter().all(|count| (60.0..140.0).contains(count)), "{counts:?}");
+    // All who serve stage 1 die at once, and do not come back.
+    let dead: Vec<u32> = one.rows.iter().filter(|row| row.stage == Some(1)).map(|row| row.peer).collect();
+    let dies = |peer| course::Change { at: 1_800_000_000_000, peer, what: course::What::Dies };
+    setup.changes = dead.into_iter().map(dies).collect();
+    let two = outcome(setup);
+    assert_eq!(two.ended, Ended::Finished);
+    assert!(two.by_stage[1].replicas_min == 0 && two.series.last().unwrap().replicas[1] > 0);
+    assert!(two.totals.completed < one.totals.completed && two.series.last().unwrap().completed > 0);
+}
+
+fn setup_of(setup: &Setup) -> Setup {
+    Setup { ..Setup::new(setup.seed, setup.manifest.clone(), setup.peers.clone(), setup.duration) }
+}
+
+// ---- both fidelities -------------------------------------------------------------------------------------------------------
+
+/// A swarm that either fidelity runs: equal links, devices whose speeds lie within `spread` of each other.
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    small: Small,
+    replicas: u32,
+    /// Seconds of a micro-batch at the last stage, in the middle of the devices.
+    compute: f64,
+    /// The fastest device is so many times as fast as the middle, and the slowest as much slower.
+    spread: f64,
+    /// Bytes a second.
+    up: u64,
+    delay: Duration,
+    /// Replicas that die, evenly spread over the measured time.
+    deaths: u32,
+    warm: Duration,
+    measured: Duration,
+}
+
+impl Scene {
+    fn flops(&self, replica: u32) -> f64 {
+        let manifest = self.small.manifest();
+        let slower = (0..self.small.stages).map(|stage| cost::stage_flops(&manifest, stage)).max().unwrap_or(0);
+        let place = 2.0 * f64::from(replica) / f64::from(self.replicas.max(2) - 1) - 1.0;
+        slower as f64 / self.compute * libm::pow(self.spread, place)
+    }
+
+    /// Stage and replica of the peers, without the feeder.
+    fn places(&self) -> impl Iterator<Item = (u16, u32)> {
+        let replicas = self.replicas;
+        (0..self.small.stages).flat_map(move |stage| (0..replicas).map(move |replica| (stage, replica)))
+    }
+
+    /// Who dies, and when.
+    fn deaths(&self) -> impl Iterator<Item = (Duration, u32)> {
+        let count = u32::from(self.small.stages) * self.replicas;
+        let (deaths, warm, measured) = (self.deaths, self.warm, self.measured);
+        (0..deaths).map(move |n| (warm + measured * n / deaths.max(1), (n * 2 + 1) * count / (2 * deaths.max(1))))
+    }
+
+    /// What the product's own peers do.
+    fn protocol(&self) -> Measured {
+        let access = Access { delay: self.delay, jitter: self.delay / 10, up: self.up, down: 10 * self.up };
+        let feeder = Plan::new(Role::feeder()).access(Access { up: 1 << 28, down: 1 << 28, ..access });
+        let host = |(stage, replica): (u16, u32)| {
+            let device = Device { flops: self.flops(replica), noise: 0.05 };
+            Plan::new(Role::host(stage)).access(access).device(device).disk(0)
+        };
+        let peers = [feeder].into_iter().chain(self.places().map(host)).collect();
+        let mut sim = Simulation::new(skein_simulations::Setup::new(5, self.small.manifest(), peers));
+        for (at, peer) in self.deaths() {
+            sim.at(at, Fault::Kill(1 + peer as usize));
+        }
+        sim.run_for(self.warm);
+        let seen = sim.lines().len();
+        sim.run_for(self.measured);
+        let events = || sim.lines()[seen..].iter().map(|line| &line.record.event);
+        let completed = events().filter(|event| matches!(event, Event::Completed { .. })).count();
+        let late = |event: &Event| match event {
+            Event::Added { staleness, .. } => Some(*staleness),
+            _ => None,
+        };
+        let mut late: Vec<u32> = events().filter_map(late).collect();
+        late.sort_unstable();
+        let quantile = |part: f64| late.get((late.len() as f64 * part) as usize).copied().unwrap_or(0);
+        Measured { rate: completed as f64 / self.measured.as_secs_f64(), staleness: [quantile(0.5), quantile(0.99)] }
+    }
+
+    /// The same of flows and ticks.
+    fn fleet(&self) -> Measured {
+        let peers = self.places().map(|(stage, replica)| Peer {
+            flops: self.flops(replica) as f32,
+            up: self.up as f32,
+            down: 10.0 * self.up as f32,
+            delay_us: self.delay.as_micros() as u32,
+            memory_mib: 1 << 14,
+            place: Some(stage),
+            device: 0,
+            access: 0,
+            region: 0,
+        });
+        let whole = self.warm + self.measured;
+        let mut setup = Setup::new(5, self.small.manifest(), peers.collect(), whole);
+        setup.feeders = Feeders { count: 1, up: 268e6, delay_us: self.delay.as_micros() as u32 };
+        let dies =
+            |(at, peer): (Duration, u32)| course::Change { at: at.as_nanos() as u64, peer, what: course::What::Dies };
+        setup.changes = self.deaths().map(dies).collect();
+        let outcome = outcome(setup);
+        let measured = outcome.series.iter().filter(|sample| sample.at_s > self.warm.as_secs_f64() + 1e-6);
+        let (completed, time) =
+            measured.fold((0, 0.0), |(n, time), sample| (n + sample.completed, time + sample.for_s));
+        let staleness = [outcome.totals.staleness_p50, outcome.totals.staleness_p99];
+        Measured { rate: completed as f64 / time, staleness }
+    }
+
+    #[track_caller]
+    fn compare(&self) {
+        let (protocol, fleet) = (self.protocol(), self.fleet());
+        let gap = fleet.rate / protocol.rate - 1.0;
+        println!("{self:?}: protocol {protocol:?}, fleet {fleet:?}, {:+.1}%", 100.0 * gap);
+        assert!(gap.abs() <= 0.10, "{self:?}: protocol {protocol:?}, fleet {fleet:?}: {gap:+.3}");
+        // Own steps are few: one more or less is the rounding.
+        for (ours, theirs) in fleet.staleness.into_iter().zip(protocol.staleness) {
+            assert!(ours.abs_diff(theirs) <= 1 + theirs / 2, "{self:?}: protocol {protocol:?}, fleet {fleet:?}");
+        }
+    }
+}
+
+/// What one fidelity says of a scene.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    /// Micro-batches a second.
+    rate: f64,
+    /// Median and 99th percentile.
+    staleness: [u32; 2],
+}
+
+/// Replicas of each of four stages. Fifty make the two hundred peers of the claim; a micro-batch then takes five times the
+/// frames, since everybody hears of everybody.
+const REPLICAS: u32 = 10;
+
+/// Devices that take four seconds for a micro-batch, behind links that are never the bound.
+fn scene() -> Scene {
+    let in_flight_max = 8 * REPLICAS;
+    Scene {
+        small: Small {
+            in_flight_max,
+            micro_batches_per_step: 4,
+            staleness_bound: 64,
+            round_every: 0,
+            ..Small::demo(4)
+        },
+        replicas: REPLICAS,
+        compute: 4.0,
+        spread: 1.0,
+        up: 2_500_000,
+        delay: Duration::from_millis(10),
+        deaths: 0,
+        warm: seconds(80),
+        measured: seconds(160),
+    }
+}
+
+#[test]
+fn a_steady_swarm_is_as_fast_at_either_fidelity() {
+    scene().compare();
+}
+
+#[test]
+fn a_swarm_that_loses_peers_is_as_fast_at_either_fidelity() {
+    Scene { deaths: 4 * REPLICAS / 5, ..scene() }.compare();
+}

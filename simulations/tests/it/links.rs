@@ -1,0 +1,72 @@
+//! What peers use of their links and their time, and peers who are far or behind a relay.
+
+use std::time::Duration;
+
+use skein_protocol::Lane;
+use skein_simulations::{Fault, PeerUse, Setup, Simulation, Small, world::Access};
+
+use crate::common::{assert_sound, seconds, swarm};
+
+fn homes(seed: u64) -> Setup {
+    let peers = swarm(2, 2).into_iter().map(|plan| plan.access(Access::HOME)).collect();
+    Setup::new(seed, Small::demo(2).manifest(), peers)
+}
+
+#[test]
+fn what_a_peer_used_survives_its_death_and_adds_up() {
+    let mut sim = Simulation::new(homes(1));
+    sim.run_for(seconds(15));
+    let before = sim.use_of(1);
+    assert_eq!(before.alive, seconds(15));
+    assert!(before.serving > seconds(5) && before.serving <= before.alive, "{before:?}");
+    assert!(before.busy > Duration::ZERO && before.sending > Duration::ZERO && before.receiving > Duration::ZERO);
+    assert!(before.idle_sending <= before.sending && before.sending <= before.alive, "{before:?}");
+    assert!(before.busy.abs_diff(sim.busy(1)) < seconds(1), "what the worker says, but for the job that it is at");
+    sim.act(Fault::Kill(1));
+    sim.run_for(seconds(5));
+    let PeerUse { alive, busy, sending, .. } = sim.use_of(1);
+    assert_eq!((alive, busy, sending), (before.alive, before.busy, before.sending));
+    sim.act(Fault::Start(1));
+    sim.run_for(seconds(2));
+    assert_eq!(sim.use_of(1).alive, before.alive + seconds(2));
+    assert_sound(&sim, "used");
+}
+
+#[test]
+fn bytes_that_arrive_were_sent_and_given_to_the_network() {
+    let mut sim = Simulation::new(homes(2));
+    sim.run_for(seconds(10));
+    for lane in Lane::ALL {
+        let of = |bytes: fn(&PeerUse) -> &[u64; 6]| -> u64 {
+            (0..sim.peers()).map(|peer| bytes(&sim.use_of(peer))[lane as usize]).sum()
+        };
+        let (sent, received) = (of(|used| &used.sent), of(|used| &used.received));
+        assert!(received <= sent && sent <= sim.traffic(lane), "{lane:?}: {received} of {sent}");
+        assert!(sent == 0 || received > 0, "{lane:?}");
+    }
+}
+
+#[test]
+fn a_swarm_over_two_regions_and_through_relays_trains_more_slowly() {
+    let completed = |change: fn(&mut Setup)| {
+        let mut setup = homes(3);
+        change(&mut setup);
+        let mut sim = Simulation::new(setup);
+        sim.run_for(seconds(30));
+        assert_sound(&sim, "far").completed
+    };
+    let near = completed(|_| {});
+    let far = completed(|setup| {
+        setup.regions = vec![vec![0, 150_000_000], vec![150_000_000, 0]];
+        for peer in [3, 4] {
+            setup.peers[peer].region = 1;
+        }
+    });
+    let relayed = completed(|setup| {
+        for plan in &mut setup.peers[1..] {
+            plan.relayed = true;
+        }
+    });
+    assert!(far > 0 && far < near, "{far} of {near} between regions");
+    assert!(relayed > 0 && relayed < near, "{relayed} of {near} through relays");
+}
