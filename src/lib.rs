@@ -6,4 +6,5 @@ pub mod corpus;
 pub mod home;
 pub mod net;
 pub mod node;
+pub mod shape;
 pub mod watch;

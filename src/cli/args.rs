@@ -1,13 +1,19 @@
 //! The command line as clap sees it. Only shapes and help; what a command does stands in its own file under `commands`.
 
 mod bench;
+mod simulate;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{
-    Bench, BenchAverage, BenchCodec, BenchLink, BenchMemory, BenchPeer, BenchReport, BenchStage, BenchSwarm,
+    Bench, BenchAverage, BenchCodec, BenchLink, BenchMemory, BenchPeer, BenchReport, BenchSimulate, BenchStage,
+    BenchSwarm,
+};
+pub use self::simulate::{
+    Ask, Probe, Replay, ShapeArgs, Simulate, SimulateCheck, SimulateCompare, SimulateReplay, SimulateReport,
+    SimulateShow, SimulateSweep, SimulateValidate, SimulateWhat,
 };
 use super::out::Colour;
 use crate::config::Flag;
@@ -26,10 +32,12 @@ Work
   generate    Complete a prompt, with the live swarm or a saved model
   export      Save the model of a run for other programs
 
+  simulate    Ask what a swarm would do, without one
+
 Look
-  status  peers                     Care   stop  explain
+  status  peers  replay             Care   stop  explain
 Keep
-  run  invite  config  key  bench  completions
+  run  invite  config  key  bench  probe  shape  completions
 
 skein COMMAND --help: flags, examples     skein explain: words and error codes
 ";
@@ -116,6 +124,14 @@ pub enum Command {
     /// The identity of this peer
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Ask what a swarm would do, without one
+    Simulate(Simulate),
+    /// What happened in a run, from the event logs of its peers
+    Replay(Replay),
+    /// Measure what this machine can give, for a scenario
+    Probe(Probe),
+    /// Peers of this machine behind narrow links: to try a swarm before anybody else is asked
+    Shape(ShapeArgs),
     /// Measure this machine
     #[command(subcommand)]
     Bench(Bench),

@@ -239,6 +239,30 @@ catalogue! {
     next ["skein run check {path}" => "again, when it is corrected", "skein run new my-run" => "one that is valid"]
     about "A manifest is shared, hashed and signed: every peer of the run must agree to every value, so nothing in it is repaired or guessed."
 
+    BadScenario { problems: String = "1 problem", list: String = "my.toml:3:9: peers.count cannot be 0" } "SK148" Failure 3
+    what "The scenario cannot be simulated: {problems}."
+    why "{list}"
+    next ["skein simulate show first" => "a scenario with every key", "skein simulate list" => "scenarios that come with the program"]
+    about "A scenario is read as a whole before anything is simulated: unknown keys, values without a unit and what contradicts itself are refused with their lines, so that no report answers another question than the one that was meant. docs/simulator.md lists every key."
+
+    NoScenario { what: String = "home_uplod", why: String = "there is no such file, and none of the built-in scenarios has that name", hint: Hint = "home_upload" } "SK149" Failure 2
+    what "There is no scenario {what}."
+    why "{why}.{hint}"
+    next ["skein simulate list" => "scenarios that come with the program", "skein simulate show first > mine.toml" => "begin one of your own"]
+    about "A scenario is a name of the list, or the path of a TOML file. What it names (traces, probes, prices) is looked for beside it."
+
+    NoReport { path: String = "sim-first/summary.json", why: String = "No such file or directory (os error 2)" } "SK150" Failure 2
+    what "{path} is no report of a simulation."
+    why "{why}."
+    next ["skein simulate first --out sim-first" => "make one"]
+    about "A report is the folder that `skein simulate` wrote; what is read of it is its summary.json."
+
+    NoEvents { path: String = "events.jsonl", why: String = "line 3 is no event: expected value at column 1" } "SK151" Failure 2
+    what "{path} is no event log."
+    why "{why}."
+    next ["ls ~/.local/share/skein/runs" => "each run has the event logs of this peer", "skein train --help" => "--json prints the same events"]
+    about "A peer writes one JSON object a line for everything that it does, into the folder of its run. Logs of several peers are merged by their clocks."
+
     NobodyAnswers { count: usize = 2usize, list: String = "192.0.2.7:4747 refused\n192.0.2.8:4747 silent for 20 s" } "SK201" Failure 5
     what "None of the {count} bootstrap peers answers."
     why "{list}"

@@ -284,7 +284,10 @@ pub const EXITS: [(u8, &str); 13] = [
     (7, "data, tokenizer, model or checkpoint unusable"),
     (8, "training cannot go on"),
     (9, "something is not what its hash or signature says"),
-    (10, "the answer is \"no\": `demo` did not do all that it promises, and says what"),
+    (
+        10,
+        "the answer is \"no\": `demo` did not do all that it promises, or a simulation or a log broke a property, and says what",
+    ),
     (70, "a bug in skein; a report file is named"),
     (130, "stopped at once: by the second Ctrl-C, the demo by the first"),
 ];

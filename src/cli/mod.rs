@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bug;
 pub mod catalogue;
+mod chronicle;
 mod commands;
 pub mod context;
 mod demo;

@@ -103,7 +103,8 @@ fn scope_of(ip: IpAddr) -> Scope {
 }
 
 /// Our addresses as others should try them: each with our peer id, no duplicates, best first. Confirmed ones come first,
-/// then by scope, QUIC before TCP. Loopback only where it is all there is (`loopback`).
+/// then by scope, QUIC before TCP. Loopback only where it is all there is (`loopback`), and of that only what is confirmed, if
+/// anything is: behind a forwarder on this machine.
 pub fn announced(
     listening: &[Multiaddr],
     confirmed: &[Multiaddr],
@@ -111,11 +112,12 @@ pub fn announced(
     loopback: bool,
 ) -> Vec<Multiaddr> {
     let mut ours: Vec<(bool, Scope, bool, Multiaddr)> = Vec::new();
+    let forwarded = confirmed.iter().any(|address| scope(address) == Scope::Loopback);
     for (address, is_confirmed) in confirmed.iter().map(|a| (a, true)).chain(listening.iter().map(|a| (a, false))) {
         let scope = scope(address);
         let usable = match scope {
             Scope::Global | Scope::Name | Scope::Private | Scope::Relayed => true,
-            Scope::Loopback => loopback,
+            Scope::Loopback => loopback && (is_confirmed || !forwarded),
             Scope::Nobody => false,
         };
         let address = with_peer(address.clone(), me);
@@ -236,6 +238,9 @@ mod tests {
         let wanted = [confirmed[1].clone(), listening[2].clone(), listening[1].clone(), relayed];
         assert_eq!(ours, wanted.map(|address| with_peer(address, me)));
         assert_eq!(announced(&listening[..1], &[], me, true).len(), 1);
+        let forwarded = at("/ip4/127.0.0.1/udp/7/quic-v1");
+        let behind = announced(&listening[..1], std::slice::from_ref(&forwarded), me, true);
+        assert_eq!(behind, [with_peer(forwarded, me)]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub use self::{
     address::Reachability,
     data::Path,
     gate::{Code, Limits},
-    quic::{plain as plain_quinn, to_multiaddr, to_socket},
+    quic::{bind, plain as plain_quinn, to_multiaddr, to_socket},
 };
 use self::{
     control::Command,

@@ -43,6 +43,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// Bytes of a datagram that Ethernet carries, as quinn has it.
 const DATAGRAM: u16 = 1472;
+/// On one machine long datagrams are tried again so soon after they seemed not to pass.
+const TRIED_AGAIN: Duration = Duration::from_secs(2);
 /// Asked of the system for bursts; what it gives is logged.
 const SOCKET_BUFFER: usize = 4 << 20;
 /// Bytes of data that quinn buffers for a handshake that we have not looked at.
@@ -215,7 +217,8 @@ pub fn plain(key: &Key) -> Result<(quinn::ClientConfig, quinn::ServerConfig), Tl
 fn transport(limits: &Limits, mtu: Option<u16>) -> quinn::TransportConfig {
     let mut discovery = quinn::MtuDiscoveryConfig::default();
     if let Some(mtu) = mtu {
-        discovery.upper_bound(mtu);
+        // Datagrams of 64 KiB are lost in bursts where a reader is slow, which looks like a path that does not carry them.
+        discovery.upper_bound(mtu).interval(TRIED_AGAIN).black_hole_cooldown(TRIED_AGAIN);
     }
     let mut transport = quinn::TransportConfig::default();
     transport

@@ -42,6 +42,7 @@ use tokio::{
 };
 
 pub use self::{
+    costs::measure as costs,
     driver::{Ended, Order},
     lifecycle::{start, start_unless},
 };

@@ -1,5 +1,7 @@
 //! The program as a person or a script calls it: arguments in; stdout, stderr and the exit code out. No network.
 
+mod simulate;
+
 #[path = "../common/deadline.rs"]
 #[allow(dead_code, reason = "what this binary does not need, the other does")]
 mod deadline;

@@ -21,6 +21,8 @@ pub enum Bench {
     Swarm(BenchSwarm),
     /// How fast a peer starts, what an idle one holds in memory, storing and finding among peers
     Peer(BenchPeer),
+    /// Events a second of the network simulator, and how much faster than the world it is
+    Simulate(BenchSimulate),
     /// All of it, as the text of BENCHMARKS.md
     Report(BenchReport),
     /// What peers hold in memory at most, beside what `status` accounts for
@@ -221,4 +223,19 @@ pub struct BenchMemory {
 fn heads_of_32(text: &str) -> Result<u32, String> {
     let width = text.parse().ok().filter(|width: &u32| width.is_multiple_of(32) && (32..=4096).contains(width));
     width.ok_or_else(|| "a width is a multiple of 32, 4096 at most".into())
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchSimulate {
+    /// At protocol fidelity
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub peers: u32,
+    /// Simulated seconds of theirs
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub seconds: u32,
+    /// As many as are to fit into memory
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    pub crowd: u32,
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    pub crowd_seconds: u32,
 }

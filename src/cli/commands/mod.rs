@@ -11,7 +11,11 @@ mod invite;
 mod join;
 mod key;
 mod peers;
+mod probe;
+mod replay;
 mod run;
+mod shape;
+mod simulate;
 mod status;
 mod stop;
 mod train;
@@ -59,6 +63,10 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Key(args) => key::run(args, &context),
         Command::Explain(args) => explain::run(args, &context),
         Command::Completions(args) => completions::run(args, &context),
+        Command::Simulate(args) => simulate::run(args, &context),
+        Command::Replay(args) => replay::run(args, &context),
+        Command::Probe(args) => probe::run(args, &context),
+        Command::Shape(args) => shape::run(args, &context),
         Command::Bench(args) => bench::run(args, &context),
     }
 }

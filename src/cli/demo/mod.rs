@@ -186,6 +186,7 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
         serve: Serve::Nothing,
         threads: 1,
         watched: false,
+        behind: Vec::new(),
         seed: args.seed,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

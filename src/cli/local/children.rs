@@ -13,6 +13,7 @@ use std::{
 use skein_protocol::{PeerId, Stage, event::Record, unit};
 use tokio::time::sleep;
 
+use super::Behind;
 use crate::{
     cli::failure::{Failure, Report},
     home::Home,
@@ -34,6 +35,8 @@ pub struct Given {
     pub memory: u64,
     /// Whether they have a control server.
     pub watched: bool,
+    /// By number, where they are behind a forwarder.
+    pub behind: Vec<Behind>,
 }
 
 pub struct Serving {
@@ -61,6 +64,10 @@ impl Serving {
         for name in env::vars_os().map(|(name, _)| name).filter(ours) {
             command.env_remove(name);
         }
+        let behind = given.behind.get(usize::from(number));
+        if let Some(Behind { public, .. }) = behind {
+            command.env("SKEIN_NET__ANNOUNCE", public.to_string());
+        }
         match task {
             Task::Host(stage) => command.args(["host", invite, "--stage", &stage.to_string()]),
             Task::Join => command.args(["join", invite]),
@@ -68,7 +75,7 @@ impl Serving {
         command
             .arg("--home")
             .arg(&home)
-            .args(["--port", "0"])
+            .args(["--port", &behind.map_or(0, |behind| behind.port).to_string()])
             .args(["--threads", &threads.to_string(), "--memory", &unit::bytes(given.memory)])
             .arg("--until-stdin-closes")
             .env("SKEIN_NET__LISTEN", "127.0.0.1")

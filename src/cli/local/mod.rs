@@ -4,6 +4,7 @@
 mod children;
 
 use std::{
+    net::SocketAddr,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -27,6 +28,7 @@ use super::{
 use crate::{
     corpus::Corpus,
     home::Home,
+    net::to_multiaddr,
     node::{self, Give, NetSetup, Node, Order, Role, Serve, Setup, Way, feed::Data, signed, view::State},
 };
 
@@ -52,7 +54,18 @@ pub struct Start<'a> {
     pub threads: u16,
     /// Whether the other peers have a control server, which says what they hold.
     pub watched: bool,
+    /// Where each listens and others reach it, the owner first, if that is not the same.
+    pub behind: Vec<Behind>,
     pub seed: u64,
+}
+
+/// A peer behind a forwarder.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind {
+    /// The port where it listens itself.
+    pub port: u16,
+    /// Where others reach it.
+    pub public: SocketAddr,
 }
 
 pub struct LocalSwarm {
@@ -78,7 +91,15 @@ impl LocalSwarm {
             home,
             way: Way::Known { signed, meet: Vec::new() },
             role: Role { serve: what.serve, feed: Some(data), feed_later: true },
-            net: NetSetup::loopback(),
+            net: match what.behind.first() {
+                None => NetSetup::loopback(),
+                Some(Behind { port, public }) => NetSetup {
+                    port: *port,
+                    port_fixed: true,
+                    announce: vec![to_multiaddr(*public)],
+                    ..NetSetup::loopback()
+                },
+            },
             // Its worker steps back as those of the others do, or a busy machine would slow only them.
             give: Give { save_every: Duration::ZERO, ..Give::default() },
             invite: None,
@@ -100,7 +121,7 @@ impl LocalSwarm {
             Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
         let invite = invite(&desk, &mut node.state()).await?;
         let memory = MEMORY.min(context.machine.memory_total >> 20 << 20);
-        let given = Given { homes: what.homes.into(), memory, watched: what.watched };
+        let given = Given { homes: what.homes.into(), memory, watched: what.watched, behind: what.behind };
         Ok(LocalSwarm { node, desk, invite, peers: Vec::new(), given, began })
     }
 
@@ -108,6 +129,12 @@ impl LocalSwarm {
     pub fn add(&mut self, task: Task, threads: u16) -> Result<(), Report> {
         let number = self.peers.len() as u16 + 1;
         self.peers.push(Serving::start(number, task, threads, &self.invite, &self.given)?);
+        Ok(())
+    }
+
+    /// Starts one that has ended again, with its home.
+    pub fn again(&mut self, peer: usize, task: Task, threads: u16) -> Result<(), Report> {
+        self.peers[peer] = Serving::start(peer as u16 + 1, task, threads, &self.invite, &self.given)?;
         Ok(())
     }
 

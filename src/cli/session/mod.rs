@@ -31,13 +31,8 @@ use tokio::{
 
 pub use self::desk::{Desk, collect_and_write};
 pub use self::leave::Wishes;
-pub use self::setup::named_device;
-use self::{
-    leave::Wish,
-    picture::Picture,
-    setup::{Chosen, setup},
-    story::Story,
-};
+pub use self::setup::{Chosen, named_device};
+use self::{leave::Wish, picture::Picture, setup::setup, story::Story};
 use super::{
     context::Context,
     failure::{Failure, Report},

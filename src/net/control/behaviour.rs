@@ -50,6 +50,8 @@ impl Behaviour {
         let me = key.public().to_peer_id();
         let limits = &config.limits;
         let outside = !config.offline_loopback;
+        // Behind a forwarder on this machine others are to come through it.
+        let forwarded = config.offline_loopback && !config.announce.is_empty();
         Behaviour {
             limits: connection_limits::Behaviour::new(connection_counts(limits)),
             memory: memory_connection_limits::Behaviour::with_max_percentage(limits.memory_share),
@@ -58,6 +60,7 @@ impl Behaviour {
             identify: identify::Behaviour::new(
                 identify::Config::new(IDENTIFY.to_string(), key.public())
                     .with_agent_version(concat!("skein/", env!("CARGO_PKG_VERSION")).to_string())
+                    .with_hide_listen_addrs(forwarded)
                     .with_push_listen_addr_updates(true),
             ),
             kad: kademlia(me, limits),

@@ -381,7 +381,9 @@ impl Control {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event).await,
             SwarmEvent::NewListenAddr { address, .. } => {
-                if self.config.offline_loopback && address::scope(&address) == Scope::Loopback {
+                // Behind a forwarder on this machine others are to come through it.
+                let direct = self.config.offline_loopback && self.config.announce.is_empty();
+                if direct && address::scope(&address) == Scope::Loopback {
                     self.swarm.add_external_address(address.clone());
                 }
                 self.refresh_addresses().await;

@@ -119,6 +119,7 @@ async fn measure(manifest: &Manifest, rounds: u64, context: &Context) -> Result<
         serve: Serve::Nothing,
         threads: 1,
         watched: true,
+        behind: Vec::new(),
         seed: 1,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

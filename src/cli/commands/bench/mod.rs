@@ -8,13 +8,16 @@ mod loss;
 mod memory;
 mod peer;
 mod report;
+mod simulate;
 mod stage;
 mod swarm;
 mod torch;
 
 use std::time::Duration;
 
-use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
+
+pub use self::link::loopback_rate;
 
 use crate::cli::{
     args::Bench,
@@ -30,9 +33,21 @@ pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
         Bench::Average(args) => average::run(args, context),
         Bench::Swarm(args) => swarm::run(args, context),
         Bench::Peer(args) => peer::run(args, context),
+        Bench::Simulate(args) => simulate::run(args, context),
         Bench::Report(args) => report::run(args, context),
         Bench::Memory(args) => memory::run(args, context),
     }
+}
+
+/// What is measured on, in a few words.
+pub fn machine() -> String {
+    let kinds = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(MemoryRefreshKind::everything());
+    let system = System::new_with_specifics(kinds);
+    let cpu = system.cpus().first().map_or("unknown processor", |cpu| cpu.brand().trim());
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = system.total_memory() >> 30;
+    let kind = System::long_os_version().unwrap_or_else(|| std::env::consts::OS.into());
+    format!("{cpu} ({threads} threads), {memory} GiB, {kind}")
 }
 
 fn other(error: impl std::fmt::Display) -> Report {
@@ -40,7 +55,7 @@ fn other(error: impl std::fmt::Display) -> Report {
 }
 
 /// A folder that is gone when the bench is over.
-fn scratch() -> Result<tempfile::TempDir, Report> {
+pub fn scratch() -> Result<tempfile::TempDir, Report> {
     let made = tempfile::Builder::new().prefix("skein-bench-").tempdir();
     made.map_err(|error| crate::home::file::refused(&std::env::temp_dir(), 0, error).into())
 }

@@ -102,6 +102,7 @@ async fn starts(count: u16, context: &Context) -> Result<(Vec<f64>, u64), Report
         serve: Serve::Nothing,
         threads: 1,
         watched: false,
+        behind: Vec::new(),
         seed: 1,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use jiff::Timestamp;
-use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
+use super::machine;
 use crate::cli::{
     args::BenchReport,
     context::Context,
@@ -226,20 +226,14 @@ fn demo(said: &str) -> Result<String, String> {
 }
 
 fn head() -> String {
-    let kinds = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing()).with_memory(MemoryRefreshKind::everything());
-    let system = System::new_with_specifics(kinds);
-    let cpu = system.cpus().first().map_or("unknown processor", |cpu| cpu.brand().trim());
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let text = format!(
-        "Written by `skein bench report --data FILE --torch PYTHON`: {} {}, {}, {} ({threads} threads), {} GiB, {}.\n\
+        "Written by `skein bench report --data FILE --torch PYTHON`: {} {}, {}, {}.\n\
          FILE is a text whose bytes are the tokens, PYTHON one that has torch. On a machine that is shared figures move from minute to \
          minute: compare within one table, by ratio.",
         env!("CARGO_PKG_NAME"),
         env!("CARGO_PKG_VERSION"),
         Timestamp::now().strftime("%Y-%m-%d"),
-        cpu,
-        system.total_memory() >> 30,
-        System::long_os_version().unwrap_or_else(|| std::env::consts::OS.into()),
+        machine(),
     );
     format!("# Benchmarks\n\n{}\n", folded(&text))
 }

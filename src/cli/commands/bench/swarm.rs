@@ -172,6 +172,7 @@ async fn tokens_per_s(
         serve: if alone { Serve::Stages((0..members.stages).collect()) } else { Serve::Nothing },
         threads: members.threads,
         watched: false,
+        behind: Vec::new(),
         seed: SEED,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

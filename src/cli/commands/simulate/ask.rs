@@ -1,0 +1,120 @@
+//! `skein simulate SCENARIO`: one question, at one seed or at many.
+
+use std::{fmt::Write as _, path::PathBuf, sync::Mutex};
+
+use skein_simulations::{
+    ask::{Far, Watch, ask},
+    checker::Line,
+    outcome::{Ended, Outcome},
+    report::{self, Folder, SimulateDone, Summary, Told},
+};
+
+use super::{
+    files::{Opened, open, refused, writable, write_folder},
+    in_parallel,
+    progress::{Progress, stopped_by_signal},
+};
+use crate::cli::{args::Simulate, context::Context, failure::Report};
+
+/// Bytes of events that a report keeps.
+const EVENTS_MAX: usize = 512 << 20;
+
+pub fn run(args: &Simulate, context: &Context) -> Result<u8, Report> {
+    let opened = open(&args.scenario, &args.ask)?;
+    let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("sim-{}", opened.name)));
+    writable(&dir)?;
+    let first = opened.document.scenario.simulate.seed;
+    let seeds: Vec<u64> = (first..).take(args.ask.seeds.unwrap_or(1) as usize).collect();
+    let progress = Progress::start(&context.out, &opened.name, seeds.len(), stopped_by_signal());
+    let events = args.events.then(|| Mutex::new(String::new()));
+    let outcomes = simulate(&opened, &seeds, None, &progress, events.as_ref())?;
+    let (took, stopped) = (progress.took(), progress.is_stopped());
+    drop(progress);
+    let told = Told { expect: opened.document.scenario.expect.clone(), command: Some(again(args)) };
+    let events = events.map(|events| events.into_inner().unwrap_or_default());
+    let folder = Folder::of(&outcomes, &told, events.as_deref());
+    write_folder(&dir, &folder)?;
+    let Some(summary) = Summary::of(&outcomes, &told) else { return Ok(0) };
+    if context.out.style().json {
+        for outcome in &outcomes {
+            context.out.event("SimulateDone", &SimulateDone::of(outcome, took.as_secs_f64() / outcomes.len() as f64));
+        }
+    } else {
+        let page = dir.join("report.html").display().to_string();
+        context.out.print(report::text(&summary, context.out.style().width, Some(&page)).trim_end());
+        summary.broken().iter().for_each(|broken| context.out.warn(broken));
+    }
+    if events.is_some_and(|events| events.len() >= EVENTS_MAX) {
+        context.out.warn("events.jsonl was full: its end is missing.");
+    }
+    if stopped {
+        let what = format!(
+            "It was stopped: the report holds {} of {} seeds, as far as they came.",
+            outcomes.len(),
+            seeds.len()
+        );
+        context.out.warn(&what);
+        return Ok(130);
+    }
+    Ok(if args.check && !summary.good() { 10 } else { 0 })
+}
+
+/// Every seed on a core of its own.
+pub fn simulate(
+    opened: &Opened,
+    seeds: &[u64],
+    jobs: Option<usize>,
+    progress: &Progress,
+    events: Option<&Mutex<String>>,
+) -> Result<Vec<Outcome>, Report> {
+    let outcomes = in_parallel(seeds, jobs, |number, seed| {
+        // What was not begun when it was stopped is no outcome; the first always is.
+        if number > 0 && progress.is_stopped() {
+            return None;
+        }
+        let mut watch = Events { watch: progress.watch(number), events: events.filter(|_| number == 0) };
+        Some(ask(&opened.document, &opened.files, *seed, &mut watch))
+    });
+    let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect::<Result<_, _>>().map_err(refused)?;
+    Ok(whole(outcomes))
+}
+
+/// Where some were simulated to their ends, those that were stopped would spoil the means.
+fn whole(outcomes: Vec<Outcome>) -> Vec<Outcome> {
+    let is_whole = |outcome: &Outcome| outcome.ended != Ended::Interrupted;
+    if outcomes.iter().any(is_whole) { outcomes.into_iter().filter(is_whole).collect() } else { outcomes }
+}
+
+/// Writes the events of the first seed down.
+struct Events<'e, W> {
+    watch: W,
+    events: Option<&'e Mutex<String>>,
+}
+
+impl<W: Watch> Watch for Events<'_, W> {
+    fn far(&mut self, far: &Far) -> bool {
+        self.watch.far(far)
+    }
+
+    fn line(&mut self, line: &Line, _: usize) {
+        let Some(Ok(mut text)) = self.events.map(Mutex::lock) else { return };
+        if text.len() < EVENTS_MAX
+            && let Ok(record) = serde_json::to_string(&line.record)
+        {
+            let _ = writeln!(text, "{record}");
+        }
+    }
+}
+
+/// The command that gives the same again.
+fn again(args: &Simulate) -> String {
+    let mut command = format!("skein simulate {}", args.scenario);
+    for change in args.ask.changes() {
+        let quote = if change.contains(' ') { "\"" } else { "" };
+        let _ = write!(command, " --set {quote}{change}{quote}");
+    }
+    if let Some(seeds) = args.ask.seeds {
+        let _ = write!(command, " --seeds {seeds}");
+    }
+    command
+}

@@ -1,0 +1,149 @@
+//! `skein simulate sweep`: the same scenario at every combination of some values, each at every seed, on all cores.
+
+use std::path::PathBuf;
+
+use skein_simulations::{
+    ask::ask,
+    outcome::Ended,
+    report::{Folder, Point, Summary, Told, sweep},
+};
+
+use super::{
+    files::{Opened, open, refused, writable, write_folder},
+    in_parallel,
+    progress::{Progress, stopped_by_signal},
+};
+use crate::cli::{
+    args::{Ask, SimulateSweep},
+    context::Context,
+    failure::{Failure, Report},
+    show,
+    table::{Column, Table},
+};
+
+/// Simulations of one sweep.
+const MOST: usize = 10_000;
+
+/// A key and its values.
+type Over = (String, Vec<String>);
+
+pub fn run(args: &SimulateSweep, context: &Context) -> Result<u8, Report> {
+    let over = args.over.iter().map(|over| parse(over)).collect::<Result<Vec<Over>, Report>>()?;
+    let base = open(&args.scenario, &args.ask)?;
+    let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("sweep-{}", base.name)));
+    writable(&dir)?;
+    let first = base.document.scenario.simulate.seed;
+    let seeds: Vec<u64> = (first..).take(args.ask.seeds.unwrap_or(1) as usize).collect();
+    let count = over.iter().fold(seeds.len(), |all, (_, values)| all.saturating_mul(values.len()));
+    if count > MOST {
+        let message = format!("{count} simulations are more than {MOST}");
+        return Err(Failure::Usage { message }.into());
+    }
+    let points = combinations(&over);
+    // All are looked at before any is simulated.
+    let opened = points.iter().map(|point| at(args, point)).collect::<Result<Vec<Opened>, Report>>()?;
+    let pieces: Vec<(usize, u64)> =
+        (0..points.len()).flat_map(|point| seeds.iter().map(move |seed| (point, *seed))).collect();
+    let progress = Progress::start(&context.out, &base.name, pieces.len(), stopped_by_signal());
+    let outcomes = in_parallel(&pieces, args.jobs, |number, (point, seed)| {
+        let Opened { document, files, .. } = &opened[*point];
+        (!progress.is_stopped()).then(|| ask(document, files, *seed, &mut progress.watch(number)))
+    });
+    let stopped = progress.is_stopped();
+    drop(progress);
+    let outcomes = outcomes.into_iter().map(Option::transpose).collect::<Result<Vec<_>, _>>().map_err(refused)?;
+    let mut outcomes = outcomes.into_iter();
+    let points: Vec<Point> = points
+        .into_iter()
+        .map(|over| {
+            let there = outcomes.by_ref().take(seeds.len()).flatten();
+            Point { over, outcomes: there.filter(|outcome| outcome.ended != Ended::Interrupted).collect() }
+        })
+        .collect();
+    let folder = sweep(&points);
+    write_folder(&dir, &folder)?;
+    if context.out.style().json {
+        context.out.document("simulate sweep", &document(&folder));
+    } else {
+        context.out.table(&table(&points));
+        context.out.done(&format!("report  {}", dir.join("sweep.html").display()));
+    }
+    if stopped {
+        context.out.warn("It was stopped: points that were not simulated to their end are missing.");
+        return Ok(130);
+    }
+    Ok(0)
+}
+
+/// What the report holds for programs.
+fn document(folder: &Folder) -> serde_json::Value {
+    let text = folder.file("sweep.json").unwrap_or_default();
+    serde_json::from_slice(text).unwrap_or_default()
+}
+
+/// A row a point.
+fn table(points: &[Point]) -> Table {
+    let figures = ["TOKENS/S", "GOODPUT", "BOTTLENECK", "USD PER 10^9"].map(Column::Right);
+    let mut table = Table::new(std::iter::once(Column::Left("AT")).chain(figures).collect());
+    for point in points {
+        let at: Vec<String> = point.over.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut row = vec![at.join(" ")];
+        row.extend(match Summary::of(&point.outcomes, &Told::default()) {
+            None => ["-"; 4].map(String::from),
+            Some(summary) => [
+                show::tokens_per_s(summary.figures.tokens_per_s.mean),
+                format!("{:.1} %", 100.0 * summary.figures.goodput.mean),
+                summary.bottleneck.name().to_string(),
+                summary.figures.usd_per_billion_tokens.map_or("-".into(), |usd| format!("{:.2}", usd.mean)),
+            ],
+        });
+        table.row(row);
+    }
+    table
+}
+
+fn parse(over: &str) -> Result<Over, Report> {
+    let wrong = |why: &str| Report::from(Failure::Usage { message: format!("--over {over} {why}") });
+    let (key, values) = over.split_once('=').ok_or_else(|| wrong("has no values: --over peers=50,100,500"))?;
+    let values: Vec<String> =
+        values.split(',').map(|value| value.trim().to_string()).filter(|value| !value.is_empty()).collect();
+    if values.is_empty() {
+        return Err(wrong("has no values: --over peers=50,100,500"));
+    }
+    Ok((key.trim().to_string(), values))
+}
+
+/// Every combination, the last key changing fastest.
+fn combinations(over: &[Over]) -> Vec<Vec<(String, String)>> {
+    over.iter().fold(vec![Vec::new()], |points, (key, values)| {
+        let longer = |point: &Vec<(String, String)>| {
+            let point = point.clone();
+            values
+                .iter()
+                .map(move |value| [point.clone(), vec![(key.clone(), value.clone())]].concat())
+                .collect::<Vec<_>>()
+        };
+        points.iter().flat_map(longer).collect()
+    })
+}
+
+/// The scenario at one point.
+fn at(args: &SimulateSweep, point: &[(String, String)]) -> Result<Opened, Report> {
+    let mut ask: Ask = args.ask.clone();
+    ask.set.extend(point.iter().map(|(key, value)| format!("{key}={value}")));
+    open(&args.scenario, &ask)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_combination_comes_once_and_in_order() {
+        let over = [parse("peers=50, 100").unwrap(), parse("upload=10,20,30").unwrap()];
+        let points = combinations(&over);
+        assert_eq!(points.len(), 6);
+        assert_eq!(points[1], [("peers".to_string(), "50".to_string()), ("upload".to_string(), "20".to_string())]);
+        assert!(parse("peers").is_err() && parse("peers=").is_err());
+    }
+}
