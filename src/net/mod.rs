@@ -11,7 +11,6 @@ pub mod gate;
 mod hostile;
 mod muxer;
 mod quic;
-pub mod shape;
 mod tls;
 
 use std::{

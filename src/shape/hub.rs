@@ -10,18 +10,20 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
 
-use super::{link::Link, pipe::Pipe};
+use super::{
+    link::Link,
+    pipe::{HEADERS, MTU, Pipe},
+};
 use crate::net::bind;
 
-/// Bytes of a datagram with its headers: longer ones do not pass, as on a path of Ethernet.
-const MTU: usize = 1500;
-const HEADERS: usize = 28;
+/// Queues hold what passes within this, as those of home routers do.
+const QUEUE: Duration = Duration::from_millis(60);
 /// Datagrams under way to one peer, at most.
 const UNDER_WAY: usize = 1 << 16;
 
@@ -89,8 +91,8 @@ impl Hub {
                 inside: *inside,
                 public: Arc::new(UdpSocket::from_std(socket)?),
                 link: *link,
-                up: Mutex::new(Pipe::new(link.up)),
-                down: Mutex::new(Pipe::new(link.down)),
+                up: Mutex::new(Pipe::new(link.up, QUEUE)),
+                down: Mutex::new(Pipe::new(link.down, QUEUE)),
                 to,
                 counts: Counts::default(),
             });
@@ -203,8 +205,6 @@ async fn give(places: Arc<Vec<Place>>, to: usize, mut arrives: mpsc::Receiver<Un
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     async fn peer() -> UdpSocket {

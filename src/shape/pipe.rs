@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 /// IPv4 and UDP headers, which take their share of a link's rate.
-const HEADERS: usize = 28;
-/// A queue holds what passes within this, as the queues of home routers do, and never less than a few datagrams.
-const QUEUE: Duration = Duration::from_millis(60);
+pub const HEADERS: usize = 28;
+/// Bytes of a datagram with its headers: longer ones do not pass, as on a path of Ethernet.
+pub const MTU: usize = 1500;
+/// A queue is never shorter: a few datagrams.
 const QUEUE_MIN: f64 = 64e3;
 
 #[derive(Debug)]
@@ -18,9 +19,10 @@ pub struct Pipe {
 }
 
 impl Pipe {
-    pub fn new(bits_per_s: u64) -> Pipe {
+    /// Its queue holds what passes within `queue`.
+    pub fn new(bits_per_s: u64, queue: Duration) -> Pipe {
         let bytes_per_s = bits_per_s as f64 / 8.0;
-        Pipe { bytes_per_s, queue: (bytes_per_s * QUEUE.as_secs_f64()).max(QUEUE_MIN), free_at: None }
+        Pipe { bytes_per_s, queue: (bytes_per_s * queue.as_secs_f64()).max(QUEUE_MIN), free_at: None }
     }
 
     /// When the last byte of a datagram of `len` bytes has passed that comes at `at`; nothing if the queue is full.
@@ -42,7 +44,7 @@ mod tests {
 
     #[test]
     fn datagrams_wait_for_each_other_and_a_full_queue_drops() {
-        let mut pipe = Pipe::new(8_000_000);
+        let mut pipe = Pipe::new(8_000_000, Duration::from_millis(60));
         let start = Instant::now();
         let after = |at: Option<Instant>| at.map(|at| (at - start).as_micros());
         assert_eq!(after(pipe.pass(start, 972)), Some(1000));

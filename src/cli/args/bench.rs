@@ -104,7 +104,7 @@ pub struct BenchLink {
     pub seconds: u32,
     /// Measure over a narrow link instead: its rate, its round trip, and what it loses, as 100mbit,50ms,0.5%
     #[arg(long, value_name = "RATE,TRIP[,LOSS]")]
-    pub shape: Option<crate::net::shape::Shape>,
+    pub shape: Option<crate::shape::Shape>,
     /// The process at the other end
     #[arg(long, hide = true)]
     pub far_end: bool,

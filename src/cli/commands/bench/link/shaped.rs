@@ -16,11 +16,8 @@ use crate::{
         failure::Report,
         table::{Column, Table},
     },
-    net::{
-        SendError,
-        shape::{Shape, Shaper},
-        to_multiaddr, to_socket,
-    },
+    net::{SendError, to_multiaddr, to_socket},
+    shape::{Shape, Shaper},
 };
 
 /// Before the measurement: the handshake and the first search for the rate.

@@ -14,12 +14,9 @@ use std::{
 
 use tokio::{net::UdpSocket, sync::mpsc, task::AbortHandle};
 
-use super::quic;
+use super::pipe::{HEADERS, MTU, Pipe};
+use crate::net::bind;
 
-/// IPv4 and UDP headers, which take their share of a link's rate.
-const HEADERS: usize = 28;
-/// Bytes of a datagram with its headers: what longer ones become on a path of Ethernet.
-const MTU: usize = 1500;
 /// Datagrams that are delayed at one time, at most: 64 MiB and more of a link.
 const DELAYED: usize = 1 << 16;
 
@@ -30,13 +27,6 @@ pub struct Shape {
     pub round_trip: Duration,
     /// Share of datagrams that are lost by chance.
     pub loss: f64,
-}
-
-impl Shape {
-    /// Bytes that wait before the link at most: as many as are on their way over it.
-    fn queue(&self) -> f64 {
-        (self.bits_per_s as f64 / 8.0 * self.round_trip.as_secs_f64()).max(64e3)
-    }
 }
 
 /// Why words are no shape.
@@ -105,7 +95,7 @@ impl Shaper {
     /// No port can be had.
     pub async fn start(to: SocketAddr, shape: Shape) -> io::Result<Shaper> {
         let socket = || {
-            let socket = quic::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+            let socket = bind((Ipv4Addr::LOCALHOST, 0).into())?;
             socket.set_nonblocking(true)?;
             UdpSocket::from_std(socket).map(Arc::new)
         };
@@ -151,25 +141,23 @@ fn way(
     let (delayed, mut leaving) = mpsc::channel::<(Instant, Vec<u8>, SocketAddr)>(DELAYED);
     let taking = async move {
         let mut buffer = vec![0; 1 << 16];
-        let mut free_at = Instant::now();
+        // As much waits before the link as is on its way over it.
+        let mut pipe = Pipe::new(shape.bits_per_s, shape.round_trip);
         while let Ok((n, sender)) = from.recv_from(&mut buffer).await {
             let (now, Some(to)) = (Instant::now(), route(sender)) else { continue };
             if n + HEADERS > MTU {
                 continue;
             }
-            free_at = free_at.max(now);
-            let waiting = (free_at - now).as_secs_f64() * shape.bits_per_s as f64 / 8.0;
-            if waiting + n as f64 > shape.queue() {
+            let Some(passed) = pipe.pass(now, n) else {
                 counts.dropped.fetch_add(1, Ordering::Relaxed);
                 continue;
-            }
-            free_at += Duration::from_secs_f64((n + HEADERS) as f64 * 8.0 / shape.bits_per_s as f64);
+            };
             if rand::random::<f64>() < shape.loss {
                 counts.lost.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             counts.passed.fetch_add(1, Ordering::Relaxed);
-            let _ = delayed.try_send((free_at + shape.round_trip / 2, buffer[..n].to_vec(), to));
+            let _ = delayed.try_send((passed + shape.round_trip / 2, buffer[..n].to_vec(), to));
         }
     };
     let giving = async move {
