@@ -16,10 +16,11 @@ use skein_protocol::{event::Event, hash};
 
 use crate::{
     ask::Live,
-    checker::{Checker, Given, Property},
-    driver::Fault,
+    checker::{Checker, Given, Line, Property},
+    driver::{Fault, Said, Simulation},
     engine::SECOND,
     scenario::{Document, Files, expand},
+    world::adversary::Citizen,
 };
 
 /// Faults begin within this.
@@ -85,10 +86,10 @@ fn live(seed: u64, text: &str) -> Found {
     for peer in 0..sim.peers() {
         sim.act(Fault::Start(peer));
     }
-    sim.look(&mut checker, |_| {});
+    hear(&mut sim, &mut checker, |_| {});
     let mut stepped = BTreeSet::new();
     sim.run_for(Duration::from_secs(RECOVERS));
-    sim.look(&mut checker, |line| {
+    hear(&mut sim, &mut checker, |line| {
         if let Event::Stepped { stage, .. } = &line.record.event
             && line.at > (CALM + RECOVERS / 2) * SECOND
         {
@@ -103,7 +104,7 @@ fn live(seed: u64, text: &str) -> Found {
         sim.command(peer, Command::StopFeeding);
     }
     sim.run_for(Duration::from_secs(ENDS));
-    sim.look(&mut checker, |_| {});
+    hear(&mut sim, &mut checker, |_| {});
     if let Some((at, id)) = checker.open().first() {
         let what = format!("{id}, begun at {:.3} s, is open {ENDS} s after the feeder stopped", *at as f64 / 1e9);
         found.broken.push((Property::P13, what));
@@ -112,6 +113,19 @@ fn live(seed: u64, text: &str) -> Found {
     found.broken.extend(sim.wrongs().into_iter().map(|wrong| (Property::P9, wrong)));
     (found.digest, found.events) = (sim.digest().to_string(), sim.happenings());
     found
+}
+
+/// Gives the checker what was said since the last time, and each line to `each`.
+fn hear(sim: &mut Simulation<Citizen>, checker: &mut Checker, mut each: impl FnMut(&Line)) {
+    for said in sim.take_said() {
+        match said {
+            Said::Killed(kill) => checker.on_kill(kill),
+            Said::Line(line) => {
+                checker.on_line(&line);
+                each(&line);
+            }
+        }
+    }
 }
 
 /// A scenario as a text, so that whoever is shown it can run it and change it.

@@ -8,7 +8,7 @@ use skein_protocol::{Lane, PeerId, event::Event, key::Seals};
 use super::{Far, Watch, blank, seconds};
 use crate::{
     checker::{Checker, Given, Kill, Line, Property},
-    driver::{Fault, Simulation},
+    driver::{Fault, Said, Simulation},
     engine::{SECOND, Time},
     outcome::{Ended, Outcome, PeerRow, Traffic, Violation},
     record::{Recorded, Recorder},
@@ -112,11 +112,14 @@ impl Protocol {
 
     /// Takes what was said in the interval.
     fn look(&mut self, now: Time, watch: &mut dyn Watch) {
-        let mut kills = self.live.sim.take_kills().into_iter().peekable();
-        for line in self.live.sim.take_lines() {
-            while let Some(kill) = kills.next_if(|kill| kill.at < line.at) {
-                self.on_kill(kill);
-            }
+        for said in self.live.sim.take_said() {
+            let line = match said {
+                Said::Killed(kill) => {
+                    self.on_kill(kill);
+                    continue;
+                }
+                Said::Line(line) => line,
+            };
             self.recorder.on_line(&line);
             self.checker.on_line(&line);
             self.count_lies(&line);
@@ -124,7 +127,6 @@ impl Protocol {
             let known = std::mem::replace(&mut self.broken, self.checker.broken().len());
             self.checker.broken()[known..].iter().for_each(|broken| watch.broken(broken.property));
         }
-        kills.for_each(|kill| self.on_kill(kill));
         let traffic = Traffic {
             activations: self.live.sim.traffic(Lane::Activation),
             gradients: self.live.sim.traffic(Lane::Gradient),

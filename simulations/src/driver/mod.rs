@@ -35,7 +35,7 @@ use skein_protocol::{
 };
 
 use crate::{
-    checker::{self, Checker, Given, Kill, Line, Summary},
+    checker::{self, Given, Kill, Line, Summary},
     digest::History,
     engine::{Engine, MILLISECOND, Time},
     worker::modelled::Clockwork,
@@ -110,6 +110,13 @@ pub type MakePeer<P> = Box<dyn FnMut(PeerConfig, Instant, Utc) -> P>;
 pub enum Answer {
     Exported { peer: usize, request: u64, stage: u16, parts: Option<(Vec<Payload>, Digest)>, last: bool },
     Generated { peer: usize, session: u64, logits: Option<Payload> },
+}
+
+/// One thing that whoever looks on learns.
+#[derive(Clone, Debug)]
+pub enum Said {
+    Line(Line),
+    Killed(Kill),
 }
 
 /// What one peer said of another.
@@ -264,27 +271,18 @@ impl<P: Process> Simulation<P> {
         &self.ids
     }
 
-    /// Events since this was asked before: who takes them as they come keeps no long history.
-    pub fn take_lines(&mut self) -> Vec<Line> {
-        std::mem::take(&mut self.lines)
-    }
-
-    /// Kills since this was asked before.
-    pub fn take_kills(&mut self) -> Vec<Kill> {
-        std::mem::take(&mut self.kills)
-    }
-
-    /// Gives a checker what was said since the last look, and `each` of its lines to somebody else.
-    pub fn look(&mut self, checker: &mut Checker, mut each: impl FnMut(&Line)) {
-        let mut kills = self.take_kills().into_iter().peekable();
-        for line in self.take_lines() {
+    /// What peers said since this was asked before, and who was killed, in order: who takes it as it comes keeps no long history.
+    pub fn take_said(&mut self) -> Vec<Said> {
+        let mut kills = std::mem::take(&mut self.kills).into_iter().peekable();
+        let mut all = Vec::with_capacity(self.lines.len() + kills.len());
+        for line in std::mem::take(&mut self.lines) {
             while let Some(kill) = kills.next_if(|kill| kill.at < line.at) {
-                checker.on_kill(kill);
+                all.push(Said::Killed(kill));
             }
-            checker.on_line(&line);
-            each(&line);
+            all.push(Said::Line(line));
         }
-        kills.for_each(|kill| checker.on_kill(kill));
+        all.extend(kills.map(Said::Killed));
+        all
     }
 
     /// All events so far that nobody has taken, in order.
