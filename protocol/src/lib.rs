@@ -13,6 +13,7 @@ pub mod key;
 pub mod machine;
 pub mod rng;
 pub mod run;
+pub mod slip;
 pub mod time;
 pub mod unit;
 pub mod wire;

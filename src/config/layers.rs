@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use skein_protocol::slip::{NEAR, distance};
 use toml::{
     Value,
     de::{DeTable, DeValue},
@@ -326,26 +327,10 @@ fn plain(value: &DeValue<'_>) -> Value {
 pub fn nearest(word: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
     let tail = |text: &str| text.rsplit('.').next().map(str::to_string);
     let known: Vec<String> = known.into_iter().collect();
-    let close = known.iter().map(|near| (distance(word, near), near)).min().filter(|(distance, _)| *distance <= 2);
+    let close = known.iter().map(|near| (distance(word, near), near)).min().filter(|(distance, _)| *distance <= NEAR);
     close
         .map(|(_, near)| near.clone())
         .or_else(|| known.iter().find(|near| near.contains('.') && tail(near) == tail(word)).cloned())
-}
-
-/// Letters to change, add or remove (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (corner + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
-            corner = above;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

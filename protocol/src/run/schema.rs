@@ -3,7 +3,12 @@
 
 use toml::de::DeValue;
 
-use crate::{PeerId, hash::Digest, unit};
+use crate::{
+    PeerId,
+    hash::Digest,
+    slip::{NEAR, distance},
+    unit,
+};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -248,26 +253,10 @@ pub fn nearest(path: &str) -> Option<&'static str> {
     }
     let sections = KEYS.iter().flat_map(|key| key.path.match_indices('.').map(|(at, _)| &key.path[..at]));
     let known = KEYS.iter().map(|key| key.path).chain(sections);
-    let close = known.map(|near| (distance(path, near), near)).min().filter(|(distance, _)| *distance <= 2);
+    let close = known.map(|near| (distance(path, near), near)).min().filter(|(distance, _)| *distance <= NEAR);
     let tail = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
     let name = path.rsplit('.').next().unwrap_or(path);
     close.map(|(_, near)| near).or_else(|| KEYS.iter().map(|key| key.path).find(|near| tail(near) == name))
-}
-
-/// Letters to change, add or remove (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (corner + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
-            corner = above;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

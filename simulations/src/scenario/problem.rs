@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use skein_protocol::slip::{NEAR, distance};
+
 /// A problem, in one sentence that begins with the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -71,24 +73,8 @@ pub fn nearest<'k>(name: &str, known: &'k [impl AsRef<str>]) -> Option<&'k str> 
     }
     let close = known.iter().map(|known| (distance(name, known.as_ref()), known.as_ref()));
     // Two letters of three are another word.
-    let near = |(distance, _): &(usize, &str)| *distance <= 2 && *distance < name.chars().count().max(2);
+    let near = |(distance, _): &(usize, &str)| *distance <= NEAR && *distance < name.chars().count().max(2);
     close.min().filter(near).map(|(_, known)| known)
-}
-
-/// Letters to change, add or remove (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (corner + usize::from(x != *y)).min(above + 1).min(row[j] + 1);
-            corner = above;
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
