@@ -1,7 +1,8 @@
 //! Passes signed items on until everybody has them, and repairs what was missed.
 //!
 //! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most six
-//! neighbours at once; every second (every fourth, where there are many items) one neighbour gets a digest of what I have, and
+//! neighbours at once; among many, one that says again what was known, with other numbers, waits for others that leave with it.
+//! Every second (every fourth, where there are many items) one neighbour gets a digest of what I have, and
 //! sends or asks for the difference. A digest that would be too long tells of a stretch of keys, the next one of the stretch
 //! behind it.
 //! It keeps at most [`ITEMS`] items of others, and of what they say it knows only whether the run has such a stage.
@@ -11,12 +12,12 @@ use std::{collections::BTreeMap, ops::Bound, time::Duration};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use skein_protocol::{
-    Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc,
+    Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc, Version,
     event::Severity,
     key::{Seals, Signed},
     rng::{Purpose, Streams},
     wire::{
-        membership::{ITEM, Item, ItemKey, Stamp, What},
+        membership::{ITEM, Item, ItemKey, Stamp, State, What},
         spread::{Digest, Entry, Frame, ITEMS_MAX, Items, KEYS_MAX, Want},
     },
 };
@@ -25,6 +26,9 @@ use skein_protocol::{
 pub const ITEMS: usize = 4096;
 /// Neighbours that get a new item at once. Of random neighbours e^-6, one peer in four hundred, is missed; digests mend that.
 const FANOUT: usize = 6;
+/// With more neighbours than these, numbers wait for each other, at most this long.
+const CROWD: usize = 16;
+const NUMBERS_EVERY: Duration = Duration::from_millis(500);
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
 /// Digests are rarer by one second for each of so many items, down to one in [`DIGEST_SLOWEST`] seconds: they are as long as
 /// the swarm is large.
@@ -64,8 +68,30 @@ pub enum Act {
 #[derive(Clone, Debug)]
 struct Stored {
     stamp: Stamp,
+    /// What others wait to hear of it.
+    news: News,
     signed: Signed,
     expires: Instant,
+}
+
+/// The part of an item that changes what others do at once.
+#[derive(Clone, Debug, PartialEq)]
+enum News {
+    Offers(Vec<(Stage, State)>, Vec<String>),
+    Progress,
+    Holds(Version),
+}
+
+impl News {
+    fn of(what: &What) -> News {
+        match what {
+            What::Offer(offer) => {
+                News::Offers(offer.stages.iter().map(|of| (of.stage, of.state)).collect(), offer.addresses.clone())
+            }
+            What::Progress(_) => News::Progress,
+            What::Held(held) => News::Holds(held.version),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -76,6 +102,9 @@ pub struct Spread {
     items: BTreeMap<ItemKey, Stored>,
     remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
     neighbours: Vec<PeerId>,
+    /// Items whose numbers alone are new, and who sent them, until they leave.
+    numbers: BTreeMap<ItemKey, Option<PeerId>>,
+    numbers_at: Instant,
     digest_at: Instant,
     /// The last key that the last digest told of; nothing: it told of all to the end.
     told_until: Option<ItemKey>,
@@ -93,6 +122,8 @@ impl Spread {
             items: BTreeMap::new(),
             remembered: BTreeMap::new(),
             neighbours: Vec::new(),
+            numbers: BTreeMap::new(),
+            numbers_at: now,
             digest_at: now,
             told_until: None,
             rng: streams.stream(Purpose::Spread),
@@ -200,12 +231,30 @@ impl Spread {
             return false;
         }
         let expires = now + Duration::from_millis(item.life_ms.into());
-        for to in self.some_neighbours(from, signed.by) {
-            let items = vec![signed.clone()];
-            out.push(Act::Send { to, frame: Frame::Items(Items { items }) });
+        let news = News::of(&item.what);
+        let says_again = |known: &Stored| known.news == news && known.stamp.incarnation == item.stamp.incarnation;
+        let waits = self.neighbours.len() > CROWD && self.items.get(&key).is_some_and(says_again);
+        if waits {
+            self.numbers.insert(key, from);
+        } else {
+            self.numbers.remove(&key);
+            for to in self.some_neighbours(from, signed.by) {
+                let items = vec![signed.clone()];
+                out.push(Act::Send { to, frame: Frame::Items(Items { items }) });
+            }
         }
-        self.items.insert(key, Stored { stamp: item.stamp, signed, expires });
+        self.items.insert(key, Stored { stamp: item.stamp, news, signed, expires });
         true
+    }
+
+    /// All that waited goes to the same neighbours, in as few frames as it needs.
+    fn tell_numbers(&mut self, out: &mut Outbox<Act>) {
+        let waited = std::mem::take(&mut self.numbers);
+        for to in self.some_neighbours(None, self.me) {
+            let others = waited.iter().filter(|(key, from)| key.author != to && **from != Some(to));
+            let items = others.filter_map(|(key, _)| self.items.get(key)).map(|stored| stored.signed.clone()).collect();
+            send_items(to, items, out);
+        }
     }
 
     fn some_neighbours(&mut self, from: Option<PeerId>, author: PeerId) -> Vec<PeerId> {
@@ -266,6 +315,10 @@ impl Spread {
         while self.remembered.len() > ITEMS {
             self.remembered.pop_first();
         }
+        if now >= self.numbers_at && !self.numbers.is_empty() {
+            self.numbers_at = now + NUMBERS_EVERY;
+            self.tell_numbers(out);
+        }
         if now >= self.digest_at && !self.neighbours.is_empty() {
             self.digest_at = now + DIGEST_EVERY * (1 + self.items.len() / DIGEST_ITEMS).min(DIGEST_SLOWEST) as u32;
             let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())];
@@ -285,9 +338,9 @@ fn send_items(to: PeerId, items: Vec<Signed>, out: &mut Outbox<Act>) {
 mod tests {
     use super::*;
     use skein_protocol::{
-        Version, hash,
+        hash,
         key::Key,
-        wire::membership::{Held, Offer, StageOffer, State},
+        wire::membership::{Held, Offer, StageOffer},
     };
 
     const RUN: RunId = hash::Digest([1; 32]);
@@ -351,6 +404,46 @@ mod tests {
         spreads.get_mut(&at).expect("made above").publish(Instant::ZERO, signed, item(1), &mut out);
         let acts = out.drain().map(|act| (at, act)).collect();
         assert_eq!(settle(&mut spreads, acts), 9);
+    }
+
+    #[test]
+    fn among_many_numbers_leave_together_and_what_changes_things_at_once() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(key(i).peer(), &mut out));
+        let offer = |sequence: u32, state: State, speed_milli: u64| {
+            let stages = vec![StageOffer { stage: 1, state, round: 0, own_step: 0, speed_milli }];
+            Item { what: What::Offer(Offer { stages, ..Offer::default() }), ..item(sequence) }
+        };
+        let mut hear = |spread: &mut Spread, author: u8, item: Item| {
+            out.drain().for_each(drop);
+            let items = vec![item.sign(&key(author))];
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), Frame::Items(Items { items }), &mut out);
+            out.drain().filter(|act| matches!(act, Act::Send { .. })).count()
+        };
+        for author in 1..4 {
+            assert_eq!(hear(&mut spread, author, offer(1, State::Joining, 0)), FANOUT, "unknown");
+            assert_eq!(hear(&mut spread, author, offer(2, State::Serving, 5)), FANOUT, "it serves now");
+            assert_eq!(hear(&mut spread, author, offer(3, State::Serving, 6)), 0, "it is a little faster");
+            assert_eq!(hear(&mut spread, author, offer(4, State::Serving, 7)), 0);
+        }
+        // The newest word of each, in one frame for each of six.
+        spread.digest_at = Instant::ZERO + Duration::from_secs(9);
+        let mut out = Outbox::new();
+        spread.on_tick(Instant::ZERO + NUMBERS_EVERY, &mut out);
+        let frames: Vec<Vec<u32>> = out
+            .drain()
+            .map(|act| match act {
+                Act::Send { frame: Frame::Items(items), .. } => items.items,
+                other => panic!("{other:?}"),
+            })
+            .map(|items| items.iter().map(|signed| Item::peek(signed).unwrap().stamp.sequence).collect())
+            .collect();
+        assert_eq!(frames.len(), FANOUT);
+        // Who told me of it hears nothing back.
+        assert!(frames.iter().all(|sequences| *sequences == [4, 4, 4] || sequences.is_empty()), "{frames:?}");
+        spread.on_tick(Instant::ZERO + 2 * NUMBERS_EVERY, &mut out);
+        assert!(out.is_empty());
     }
 
     #[test]
