@@ -57,7 +57,7 @@ pub enum Event {
         to: PeerId,
         why: String,
     },
-    /// `bytes` of activations went to `to`; `raw` is their size as f32.
+    /// `bytes` of activations go to `to` as soon as the uplink is theirs; `raw` is their size as f32.
     SentForward {
         id: MicroBatchId,
         stage: Stage,

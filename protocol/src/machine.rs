@@ -54,6 +54,10 @@ impl<O> Outbox<O> {
         self.items.len()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &O> {
+        self.items.iter()
+    }
+
     pub fn drain(&mut self) -> impl Iterator<Item = O> + '_ {
         self.items.drain(..)
     }

@@ -21,10 +21,18 @@
 //!
 //! A queue that stays long whatever we do belongs to somebody who fills it until it overflows. Against such a neighbour
 //! `share` grows by a tenth a round and shrinks with each round that loses, as Copa does (Arun and Balakrishnan 2018).
+//!
+//! It may also stand on the way back: where both ends fill their uplinks, acknowledgements wait behind what the other side sends,
+//! and who takes that for a queue of its own leaves its link half empty. So with a queue that is too long a window larger by half
+//! is tried: where the rate follows, the queue is not ours. And a window that shrank goes back if the rate shrank with
+//! it.
 
 use std::{
     any::Any,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -65,6 +73,18 @@ const RIVAL_QUEUE: f64 = 3.0;
 const RIVAL_QUEUE_MAX: Duration = Duration::from_millis(20);
 /// Rounds in turn with such a queue before we answer it.
 const RIVAL_ROUNDS: u32 = 6;
+/// A queue of this many times what we want may be one on the way back.
+const TRIAL_QUEUE: f64 = 1.5;
+/// A window larger by half pays when the rate grows by so much.
+const TRIAL_PAYS: f64 = 1.25;
+/// Rounds with such a queue between two trials: at first, and at most when none pays.
+const TRIAL_PAUSE: (u32, u32) = (4, 64);
+/// Rounds for which a window is kept that was found not to make the queue.
+const HOLD: u32 = 8;
+/// A window that shrank by less in a round says nothing.
+const SHRANK: f64 = 0.05;
+/// Part of the window that remains to who gives way.
+const HUMBLE: u64 = 4;
 const BOLDNESS_MIN: f64 = 0.25;
 const BOLDNESS_MAX: f64 = 16.0;
 
@@ -85,6 +105,10 @@ pub struct Patient {
     rivalled: u32,
     /// Rounds in turn with hardly any queue: the link has become faster, and `share` counts twice as much with each.
     room: u32,
+    /// What goes over this connection gives way to what goes over others.
+    humble: Arc<AtomicBool>,
+    /// What it takes to tell our own queue from one on the way back.
+    trial: Trial,
     /// When the window was last halved to look.
     drained: Instant,
     /// Nothing is on its way.
@@ -105,6 +129,77 @@ enum Phase {
         rounds: u32,
         then: u64,
     },
+}
+
+/// Tells a queue that is ours from one that stands on the way back, where acknowledgements wait behind what the other side
+/// sends: a larger window makes the first longer, and the second faster.
+#[derive(Clone, Debug)]
+struct Trial {
+    /// Windows of the last two rounds, the later one first, and the rate of the last: a rate shows the window of the round before.
+    windows: [u64; 2],
+    rate: f64,
+    /// Rounds until the next trial, and how many there were between the last two.
+    wait: u32,
+    pause: u32,
+    /// The window and the rate before one that is under way, and whether its packets have been seen.
+    running: Option<(u64, f64, bool)>,
+    /// Rounds for which the window is not made smaller.
+    hold: u32,
+}
+
+impl Trial {
+    fn new() -> Trial {
+        Trial { windows: [0; 2], rate: 0.0, wait: TRIAL_PAUSE.0, pause: TRIAL_PAUSE.0, running: None, hold: 0 }
+    }
+
+    /// Too much is on the way: what was tried was.
+    fn overflowed(&mut self) {
+        let pause = (self.pause * 2).min(TRIAL_PAUSE.1);
+        *self = Trial { wait: pause, pause, ..Trial::new() };
+    }
+
+    /// A round that was not limited by the sender had this rate; `long`: with a queue longer than ours should be. The window, if
+    /// one is to be tried or was found good.
+    ///
+    /// It never grows beyond what a trial found: a link that gets slower must not look like one that is not used.
+    fn on_round(&mut self, window: u64, rate: f64, long: bool) -> Option<u64> {
+        let ([small, large], before) = (self.windows, std::mem::replace(&mut self.rate, rate));
+        self.windows = [window, small];
+        let larger = window + window / 2;
+        match self.running.take() {
+            Some((then, before, false)) => {
+                self.running = Some((then, before, true));
+                return Some(window);
+            }
+            Some((_, before, true)) if rate > TRIAL_PAYS * before => {
+                (self.pause, self.hold) = (TRIAL_PAUSE.0, HOLD);
+                self.running = Some((window, rate, false));
+                return Some(larger);
+            }
+            Some((then, ..)) => {
+                self.pause = (self.pause * 2).min(TRIAL_PAUSE.1);
+                self.wait = self.pause;
+                return Some(then);
+            }
+            None => {}
+        }
+        if !long {
+            return None;
+        }
+        self.wait = self.wait.saturating_sub(1);
+        if self.wait == 0 {
+            self.running = Some((window, rate, false));
+            return Some(larger);
+        }
+        // The window shrank, and the rate with it, so it was no queue of ours that became shorter.
+        let shrank = 1.0 - small as f64 / large.max(1) as f64;
+        if shrank > SHRANK && rate < before * (1.0 - shrank / 2.0) {
+            self.hold = HOLD;
+            return Some(large);
+        }
+        self.hold = self.hold.checked_sub(1)?;
+        Some(window)
+    }
 }
 
 /// What was seen since the first packet of this round was sent.
@@ -155,6 +250,8 @@ impl Patient {
             boldness: 1.0,
             rivalled: 0,
             room: 0,
+            humble: Arc::default(),
+            trial: Trial::new(),
             drained: now,
             idle: true,
         }
@@ -166,9 +263,10 @@ impl Patient {
     }
 
     fn sent(&mut self, now: Instant) {
-        // A rest is part of no round.
+        // A rest is part of no round. What is found lost when all else has arrived is known only after that round.
         if std::mem::take(&mut self.idle) {
-            self.round = Round::new(now);
+            let Round { lost, marked, .. } = self.round;
+            self.round = Round { lost, marked, ..Round::new(now) };
         }
     }
 
@@ -180,6 +278,8 @@ impl Patient {
         round.acked += bytes;
         round.newest = round.newest.max(Some(sent));
         round.fastest = Some(round.fastest.map_or(took, |fastest| fastest.min(took)));
+        // How much it could send otherwise, it does not see while it gives way.
+        let app_limited = app_limited || self.humble.load(Relaxed);
         round.app_limited |= app_limited;
         if let Phase::Startup { .. } = self.phase
             && !app_limited
@@ -207,7 +307,8 @@ impl Patient {
         if persistent {
             // Nothing got through for several round trips: whatever was known of the path is not true any more.
             let new = Patient::new(now, self.mtu as u16, self.queue_min);
-            *self = Patient { window: self.mtu * PACKETS_MIN, idle: false, ..new };
+            let humble = self.humble.clone();
+            *self = Patient { window: self.mtu * PACKETS_MIN, idle: false, humble, ..new };
         }
     }
 
@@ -252,13 +353,13 @@ impl Patient {
 
     fn start_up(&mut self, now: Instant, round: &Round, rate: f64, base: Duration, queue: Duration) {
         let Phase::Startup { best, flat } = self.phase else { return };
-        if round.app_limited {
+        let losing = round.lost > 8 * self.mtu && round.lost as f64 > LOSS_OVERFLOW * round.acked as f64;
+        if round.app_limited && !losing {
             return;
         }
         let flat = if rate > best * 1.25 { 0 } else { flat + 1 };
         let best = best.max(rate);
         self.phase = Phase::Startup { best, flat };
-        let losing = round.lost > 8 * self.mtu && round.lost as f64 > LOSS_OVERFLOW * round.acked as f64;
         if losing || flat >= 3 || queue > self.startup_queue(base) {
             self.end_startup(now, best, base);
         }
@@ -290,12 +391,23 @@ impl Patient {
     }
 
     fn cruise(&mut self, now: Instant, round: &Round, rate: f64, base: Duration, queue: f64, wanted: f64) {
-        self.judge(round, queue, wanted);
-        if !round.app_limited {
+        let lost = round.lost as f64 / (round.lost + round.acked) as f64;
+        let overflowing = self.judge(round, queue, wanted);
+        if round.lost > 0 && (overflowing || lost > LOSS_OVERFLOW) {
+            self.trial.overflowed();
+        }
+        // Bursts that overflow the queue are too large, though there is nothing to send between them.
+        if !round.app_limited
+            && !overflowing
+            && let Some(window) = self.trial.on_round(self.window, rate, queue > TRIAL_QUEUE * wanted)
+        {
+            self.window = window;
+        } else if !round.app_limited || overflowing {
             let share = rate * wanted * self.boldness * f64::from(1u32 << self.room.saturating_sub(2).min(6));
             let aim = rate * base.as_secs_f64() + share;
+            let most = self.window as f64 * if round.app_limited { 1.0 } else { 2.0 };
             // Half way, so that the round trip that the answer takes makes nothing swing.
-            self.window = ((self.window as f64 + aim.min(2.0 * self.window as f64)) / 2.0) as u64;
+            self.window = ((self.window as f64 + aim.min(most)) / 2.0) as u64;
         }
         let rests = now.saturating_duration_since(self.drained);
         // A round trip as short as the base was seen lately: nothing hides behind our own queue.
@@ -309,13 +421,13 @@ impl Patient {
         }
     }
 
-    /// Decides how bold to be, from what the last round showed.
-    fn judge(&mut self, round: &Round, queue: f64, wanted: f64) {
+    /// Decides how bold to be, from what the last round showed. True when there is too much on the way.
+    fn judge(&mut self, round: &Round, queue: f64, wanted: f64) -> bool {
         let losing = round.lost > 0 && (self.loss > LOSS_OVERFLOW || self.boldness > 1.0) && queue > wanted / 2.0;
         if losing || round.marked || (round.lost > 0 && self.loss > LOSS_POLICED) {
             self.boldness = (self.boldness * 0.7).max(BOLDNESS_MIN);
             (self.rivalled, self.room) = (0, 0);
-            return;
+            return true;
         }
         let rival = (RIVAL_QUEUE * wanted).min(RIVAL_QUEUE_MAX.as_secs_f64());
         self.rivalled = if queue > rival { self.rivalled + 1 } else { 0 };
@@ -326,6 +438,7 @@ impl Patient {
         } else if self.boldness < 1.0 {
             self.boldness = (self.boldness * 1.1).min(1.0);
         }
+        false
     }
 
     fn drain(&mut self, rounds: u32, then: u64, queue: f64, wanted: f64) {
@@ -340,6 +453,12 @@ impl Patient {
         }
         (self.phase, self.window) = (Phase::Cruise, then);
     }
+}
+
+/// What makes the connection's sender give way: set, it has a part of its window; nothing, if another controller runs.
+pub fn humility(connection: &quinn::Connection) -> Option<Arc<AtomicBool>> {
+    let controller = connection.congestion_state().into_any();
+    controller.downcast::<Patient>().ok().map(|patient| patient.humble)
 }
 
 /// Makes a controller for each path of a connection.
@@ -377,7 +496,7 @@ impl Controller for Patient {
     }
 
     fn window(&self) -> u64 {
-        self.window
+        if self.humble.load(Relaxed) { (self.window / HUMBLE).max(self.mtu * PACKETS_MIN) } else { self.window }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -400,6 +519,8 @@ mod tests {
     use super::*;
 
     const PACKET: u64 = 1452;
+    /// Bytes of the link that an acknowledgement takes.
+    const ACK: f64 = 40.0;
 
     fn patient(now: Instant) -> Patient {
         Patient::new(now, PACKET as u16, QUEUE_MIN)
@@ -408,7 +529,7 @@ mod tests {
     /// What a flow's controller is asked, so that the model of CUBIC stands beside ours.
     trait Controls {
         fn sent(&mut self, now: Instant);
-        fn ack(&mut self, now: Instant, sent: Instant, in_flight: u64);
+        fn ack(&mut self, now: Instant, sent: Instant, in_flight: u64, app_limited: bool);
         fn loss(&mut self, now: Instant, sent: Instant, bytes: u64);
         fn window(&self) -> u64;
     }
@@ -417,8 +538,8 @@ mod tests {
         fn sent(&mut self, now: Instant) {
             self.sent(now);
         }
-        fn ack(&mut self, now: Instant, sent: Instant, in_flight: u64) {
-            self.acked(now, sent, PACKET, false);
+        fn ack(&mut self, now: Instant, sent: Instant, in_flight: u64, app_limited: bool) {
+            self.acked(now, sent, PACKET, app_limited);
             self.acks_end(now, in_flight);
         }
         fn loss(&mut self, now: Instant, _: Instant, bytes: u64) {
@@ -446,7 +567,7 @@ mod tests {
 
     impl Controls for Cubic {
         fn sent(&mut self, _: Instant) {}
-        fn ack(&mut self, now: Instant, _: Instant, _: u64) {
+        fn ack(&mut self, now: Instant, _: Instant, _: u64, _: bool) {
             let packet = PACKET as f64;
             if self.window < self.threshold {
                 self.window += packet;
@@ -499,6 +620,11 @@ mod tests {
         dropped: u64,
         /// It will be asked again by the pacer.
         asked: bool,
+        /// It goes against the others, over a link of its own, and over theirs come its acknowledgements.
+        back: bool,
+        /// Packets that are still to be sent, and how many come, how long after the last of them arrived.
+        left: u64,
+        next_body: Option<(u64, Duration)>,
     }
 
     impl Flow {
@@ -514,7 +640,15 @@ mod tests {
                 delivered: Vec::new(),
                 dropped: 0,
                 asked: false,
+                back: false,
+                left: u64::MAX,
+                next_body: None,
             }
+        }
+
+        /// It sends bodies of so many packets, each so long after the one before it arrived.
+        fn with_bodies(self, packets: u64, pause: Duration) -> Flow {
+            Flow { left: packets, next_body: Some((packets, pause)), ..self }
         }
 
         /// Mbit/s between two seconds.
@@ -540,6 +674,12 @@ mod tests {
     enum Event {
         /// The flow may try to send.
         Send(usize),
+        /// It has something to send again.
+        Body(usize),
+        /// Nothing was sent since this packet, the last there was to send.
+        Probe(usize, u64),
+        /// A packet arrives.
+        Arrival(usize, u64),
         /// The acknowledgement of a packet arrives.
         Ack(usize, u64),
     }
@@ -552,7 +692,7 @@ mod tests {
         let mut events: BTreeMap<(Instant, u64), Event> = BTreeMap::new();
         let mut serial = 0;
         let mut noise = 1u64;
-        let mut free_at = zero;
+        let mut free_at = [zero; 2];
         for (i, flow) in flows.iter().enumerate() {
             events.insert((zero + flow.starts, i as u64), Event::Send(i));
             serial = i as u64 + 1;
@@ -561,9 +701,22 @@ mod tests {
             if now >= end {
                 break;
             }
+            let mut probes = false;
             let who = match event {
                 Event::Send(i) => {
                     flows[i].asked = false;
+                    i
+                }
+                Event::Body(i) => {
+                    let flow = &mut flows[i];
+                    flow.left += flow.next_body.map_or(0, |(packets, _)| packets);
+                    i
+                }
+                Event::Arrival(i, number) => {
+                    let free = &mut free_at[usize::from(!flows[i].back)];
+                    *free = (*free).max(now) + Duration::from_secs_f64(ACK / link.rate);
+                    events.insert((*free + link.round_trip / 2, serial), Event::Ack(i, number));
+                    serial += 1;
                     i
                 }
                 Event::Ack(i, number) => {
@@ -572,23 +725,45 @@ mod tests {
                         flow.in_flight -= PACKET;
                         flow.smoothed += ((now - sent).as_secs_f64() - flow.smoothed) / 8.0;
                         flow.delivered.push((now - zero, (now - sent).as_secs_f64()));
-                        flow.controls.ack(now, sent, flow.in_flight);
+                        let app_limited = flow.left == 0;
+                        flow.controls.ack(now, sent, flow.in_flight, app_limited);
                         // What was sent three packets before one that arrived is lost: the path keeps its order.
                         let lost: Vec<u64> = flow.flying.range(..number.saturating_sub(2)).map(|(n, _)| *n).collect();
                         for n in lost {
                             let sent = flow.flying.remove(&n).expect("it is flying");
                             flow.in_flight -= PACKET;
                             flow.dropped += 1;
+                            flow.left = flow.left.saturating_add(1);
                             flow.controls.loss(now, sent, PACKET);
                         }
+                        if let Some((_, pause)) = flow.next_body.filter(|_| flow.left == 0 && flow.flying.is_empty()) {
+                            events.insert((now + pause, serial), Event::Body(i));
+                            serial += 1;
+                        }
+                    }
+                    i
+                }
+                Event::Probe(i, last) => {
+                    let flow = &mut flows[i];
+                    if flow.next == last + 1 && !flow.flying.is_empty() {
+                        (flow.left, probes) = (flow.left.max(1), true);
                     }
                     i
                 }
             };
             let flow = &mut flows[who];
-            while flow.in_flight + PACKET < flow.controls.window() && flow.may <= now {
+            while std::mem::take(&mut probes)
+                || (flow.left > 0 && flow.in_flight + PACKET < flow.controls.window() && flow.may <= now)
+            {
                 let (number, window) = (flow.next, flow.controls.window());
                 flow.next += 1;
+                flow.left -= 1;
+                if flow.next_body.is_some() {
+                    // As QUIC's probe: an acknowledgement of it tells what of the end was lost.
+                    let late = Duration::from_secs_f64(2.0 * flow.smoothed + 0.03);
+                    events.insert((now + late, serial), Event::Probe(who, number));
+                    serial += 1;
+                }
                 flow.in_flight += PACKET;
                 flow.flying.insert(number, now);
                 flow.controls.sent(now);
@@ -598,24 +773,26 @@ mod tests {
                 noise ^= noise << 13;
                 noise ^= noise >> 7;
                 noise ^= noise << 17;
-                free_at = free_at.max(now);
-                let backlog = (free_at - now).as_secs_f64() * link.rate;
+                let free = &mut free_at[usize::from(flow.back)];
+                *free = (*free).max(now);
+                let backlog = (*free - now).as_secs_f64() * link.rate;
                 if backlog + PACKET as f64 > link.queue {
                     continue;
                 }
-                free_at += Duration::from_secs_f64(PACKET as f64 / link.rate);
+                *free += Duration::from_secs_f64(PACKET as f64 / link.rate);
                 if ((noise >> 11) as f64 / (1u64 << 53) as f64) < link.loss {
                     continue;
                 }
-                events.insert((free_at + link.round_trip, serial), Event::Ack(who, number));
+                events.insert((*free + link.round_trip / 2, serial), Event::Arrival(who, number));
                 serial += 1;
             }
             // Woken by the pacer, by an acknowledgement, or when all that is on its way is lost.
-            let wake = if !flow.asked && flow.may > now && flow.in_flight + PACKET < flow.controls.window() {
-                Some(flow.may)
-            } else {
-                None
-            };
+            let wake =
+                if !flow.asked && flow.left > 0 && flow.may > now && flow.in_flight + PACKET < flow.controls.window() {
+                    Some(flow.may)
+                } else {
+                    None
+                };
             if let Some(at) = wake {
                 flow.asked = true;
                 events.insert((at, serial), Event::Send(who));
@@ -678,6 +855,54 @@ mod tests {
     }
 
     #[test]
+    fn flows_that_pause_between_bodies_fill_a_narrow_link_and_seldom_overflow_it() {
+        // An uplink of 4 Mbit/s with the queue of a home router, and the bodies of four micro-batches.
+        let link = Narrow { rate: 500e3, round_trip: Duration::from_millis(24), queue: 64e3, loss: 0.0 };
+        let flows = run(link, 30, |now| {
+            let body = |now| Flow::new(patient(now), 0, now).with_bodies(88, Duration::from_millis(150));
+            (0..4).map(|_| body(now)).collect()
+        });
+        let total: f64 = flows.iter().map(|flow| flow.mbit(5, 30)).sum();
+        let drops: Vec<f64> = flows.iter().map(Flow::drops_percent).collect();
+        assert!(total > 3.6 && drops.iter().all(|drops| *drops < 8.0), "{total} Mbit/s of 4, {drops:?} % dropped");
+    }
+
+    #[test]
+    fn a_link_that_becomes_slower_is_not_filled_with_a_queue() {
+        // A second flow takes half of it, which to the first is a link of half the rate. No loss tells it.
+        let link = Narrow { rate: 1.25e6, round_trip: Duration::from_millis(24), queue: 4e6, loss: 0.0 };
+        let [first, second] = both(link, 30, 10, |now| Flow::new(patient(now), 0, now));
+        let (before, after) = (first.trip(5, 10), first.trip(14, 30).max(second.trip(14, 30)));
+        assert!(before < 60.0 && after < 120.0, "{before} ms, then {after} ms");
+    }
+
+    /// Two neighbours with an uplink of 4 Mbit/s each, who send to each other: what one sends waits behind what acknowledges.
+    #[test]
+    fn flows_fill_narrow_links_in_both_directions() {
+        let link = Narrow { rate: 500e3, round_trip: Duration::from_millis(24), queue: 64e3, loss: 0.0 };
+        let mut failed = Vec::new();
+        for (there, back, bodies) in
+            [(1, 1, false), (4, 4, false), (1, 4, false), (2, 2, true), (4, 4, true), (1, 4, true)]
+        {
+            let flows = run(link, 30, |now| {
+                let flow = |i: usize| {
+                    let flow = Flow { back: i >= there, ..Flow::new(patient(now), (i % 2) as u64, now) };
+                    if bodies { flow.with_bodies(88, Duration::from_millis(10 + 10 * i as u64)) } else { flow }
+                };
+                (0..there + back).map(flow).collect()
+            });
+            let total = |back| -> f64 { flows.iter().filter(|f| f.back == back).map(|f| f.mbit(5, 30)).sum() };
+            let drops = flows.iter().map(Flow::drops_percent).fold(0.0, f64::max);
+            // One that pauses has nothing to send for a part of the time.
+            let least = if bodies && there == 1 { 1.8 } else { 3.1 };
+            if total(false) < least || total(true) < 3.1 || drops > 12.0 {
+                failed.push((there, back, bodies, total(false), total(true), drops));
+            }
+        }
+        assert!(failed.is_empty(), "{failed:?}");
+    }
+
+    #[test]
     fn two_flows_share_a_link_evenly_and_the_later_one_soon() {
         let [first, second] = both(CLEAN, 20, 2, |now| Flow::new(patient(now), 0, now));
         let (a, b) = (first.mbit(8, 20), second.mbit(8, 20));
@@ -689,6 +914,18 @@ mod tests {
         let [ours, cubic] = both(CLEAN, 40, 5, |now| Flow::new(Cubic::new(now), 0, now));
         let (a, b) = (ours.mbit(10, 40), cubic.mbit(10, 40));
         assert!(a > 15.0 && b > 30.0 && a + b > 90.0, "{a} {b}");
+    }
+
+    #[test]
+    fn who_gives_way_has_a_part_of_the_window_and_gets_it_back() {
+        let mut patient = patient(Instant::now());
+        patient.window = 80 * PACKET;
+        patient.humble.store(true, Relaxed);
+        assert_eq!(Controller::window(&patient), 20 * PACKET);
+        patient.window = 8 * PACKET;
+        assert_eq!(Controller::window(&patient), PACKETS_MIN * PACKET, "it goes on in any case");
+        patient.humble.store(false, Relaxed);
+        assert_eq!(Controller::window(&patient), 8 * PACKET);
     }
 
     #[test]

@@ -157,6 +157,13 @@ pub enum NetEvent {
         frame: Bytes,
         body: Option<Bytes>,
     },
+    /// The message that began with this frame is on its way no longer: it lies at `peer`, as far as the connection tells, or was
+    /// refused there. Only of activations and gradients.
+    Delivered {
+        peer: PeerId,
+        lane: Lane,
+        frame: Bytes,
+    },
     /// `peer` did not want the body of the message that began with this frame.
     Refused {
         peer: PeerId,

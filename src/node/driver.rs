@@ -497,6 +497,7 @@ impl Driver {
                 self.turn(Some(Input::PeerLost { peer, why }));
             }
             NetEvent::Message { from, lane, frame, body } => self.on_message(from, lane, &frame, body),
+            NetEvent::Delivered { peer, lane, frame } => self.on_delivered(peer, lane, &frame),
             NetEvent::Refused { peer, lane, frame, code } => self.on_refused(peer, lane, &frame, code),
             NetEvent::Found { request, peers, done } => {
                 let written = |addresses: Vec<Multiaddr>| addresses.iter().map(ToString::to_string).collect();
@@ -575,6 +576,14 @@ impl Driver {
     pub(super) fn blame(&mut self, peer: PeerId, severity: Severity, why: String) {
         self.parts.net.penalise(peer, severity);
         self.emit(Event::Penalised { peer, severity, why });
+    }
+
+    fn on_delivered(&mut self, peer: PeerId, lane: Lane, bytes: &[u8]) {
+        if let Ok(Frame::Flow(frame)) = Frame::decode(bytes)
+            && let Some(about) = frame.body_of()
+        {
+            self.turn(Some(Input::Delivered { peer, lane, about }));
+        }
     }
 
     /// The other side's gate did not take a body. What it would have said, had it read the message, is said in its place.

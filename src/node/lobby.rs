@@ -101,6 +101,7 @@ fn keep(backlog: &mut Vec<NetEvent>, event: NetEvent) {
         NetEvent::DialFailed { .. }
         | NetEvent::Found { .. }
         | NetEvent::Writable { .. }
+        | NetEvent::Delivered { .. }
         | NetEvent::Provided { .. }
         | NetEvent::Moved { .. } => {}
         NetEvent::Up { .. } => backlog.push(event),

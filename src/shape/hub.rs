@@ -117,6 +117,14 @@ impl Hub {
         self.places[peer].public.local_addr()
     }
 
+    /// From now on a peer's link has these rates, in bits a second, and empty queues.
+    pub fn set_rates(&self, peer: usize, up: u64, down: u64) {
+        let place = &self.places[peer];
+        for (pipe, rate) in [(&place.up, up), (&place.down, down)] {
+            *pipe.lock().unwrap_or_else(PoisonError::into_inner) = Pipe::new(rate, QUEUE);
+        }
+    }
+
     pub fn passed(&self, peer: usize) -> Passed {
         let counts = &self.places[peer].counts;
         let [sent, received, dropped, lost] =

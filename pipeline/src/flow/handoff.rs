@@ -18,6 +18,10 @@ use super::Desk;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// A replica that does not serve (yet) is asked again after this.
 const ABSENT_PAUSE: Duration = Duration::from_secs(1);
+/// An offer that is not there by then, its waiting for the uplink included, goes elsewhere. A dead connection ends long before.
+const TRANSIT_MAX: Duration = Duration::from_secs(120);
+/// A replica to which it did not get is asked again after this.
+const STUCK_PAUSE: Duration = Duration::from_secs(30);
 /// With nobody to send to, the directory is looked at again after this.
 const RETRY: Duration = Duration::from_millis(100);
 /// A replica that holds an id this long without a word is asked whether it still does.
@@ -32,7 +36,8 @@ enum Phase {
     /// To be sent as soon as there is something to send.
     Ready,
     Sent {
-        at: Instant,
+        /// Since when it lies at the other; nothing: it is on its way.
+        delivered: Option<Instant>,
         /// Taken back then; nothing: only when the other is lost.
         deadline: Option<Instant>,
     },
@@ -65,8 +70,8 @@ pub struct Handoff {
     to: Option<PeerId>,
     counter: u8,
     phase: Phase,
-    /// Attempt under which it was sent last: the receiver knows it by this one.
-    sent: Option<Attempt>,
+    /// Id and attempt under which it was sent last: the receiver knows it by these.
+    sent: Option<(MicroBatchId, Attempt)>,
     /// Replica of `stage` that may have the id already: the first choice.
     prefer: Option<PeerId>,
     /// Replica of the stage after, named by a receiver that is gone or no longer has it: its successor is told.
@@ -75,7 +80,7 @@ pub struct Handoff {
     /// Everybody it was sent to: a gradient from any of them is welcome.
     offered: BTreeSet<PeerId>,
     pauses: Vec<(PeerId, Instant)>,
-    /// Sends that were taken back since no answer came in time: counter, to whom, when.
+    /// Sends that were taken back since no answer came in time: counter, to whom, since when it lies there.
     taken_back: Vec<(u8, PeerId, Instant)>,
     /// Who was lost with it, and why: said when it is sent again.
     lost: Option<(PeerId, String)>,
@@ -181,25 +186,35 @@ impl Handoff {
         let (Phase::Ready, Some(to)) = (self.phase, self.to) else { return false };
         // Who may have added the id keeps it while it lives.
         let patient = to == desk.me || self.prefer == Some(to);
-        let deadline = (!patient).then(|| desk.now + desk.route.patience(self.stage, to));
-        self.phase = Phase::Sent { at: desk.now, deadline };
+        self.phase = Phase::Sent { delivered: None, deadline: (!patient).then(|| desk.now + TRANSIT_MAX) };
         self.offered.insert(to);
         if let Some((from, why)) = self.lost.take() {
             desk.emit(Event::Resent { id: cargo.id, stage: self.stage, from, to, why });
         }
         desk.route.sent(desk.now, self.stage, to);
         let attempt = cargo.attempt_with(self.counter);
-        self.sent = Some(attempt.clone());
+        self.sent = Some((cargo.id, attempt.clone()));
         let Cargo { id, samples, close, .. } = *cargo;
         let forward = Forward { id, attempt, stage: self.stage, samples, close, hint: self.onward };
         desk.send(to, Lane::Activation, Frame::Forward(forward), Some(body));
         true
     }
 
+    /// What was sent has arrived at `to`: only from now on it is the other that is waited for, not the link.
+    pub fn on_delivered(&mut self, desk: &mut Desk<'_>, to: PeerId, about: &About) {
+        if let Phase::Sent { delivered: None, deadline } = self.phase
+            && self.to == Some(to)
+            && about.attempt.hops().last() == Some(&self.counter)
+        {
+            let deadline = deadline.map(|_| desk.now + desk.route.patience(self.stage, to));
+            self.phase = Phase::Sent { delivered: Some(desk.now), deadline };
+        }
+    }
+
     /// `from` holds it, and says where it will go.
     pub fn on_accepted(&mut self, desk: &mut Desk<'_>, from: PeerId, accepted: &Accepted) {
         if self.to != Some(from) || accepted.attempt.hops().last() != Some(&self.counter) {
-            // The word that took it back was faster than the body. How long it really takes is worth knowing.
+            // It crossed the word that took it back. How long it really takes is worth knowing.
             let counter = accepted.attempt.hops().last();
             let late = self.taken_back.extract_if(.., |(of, to, _)| *to == from && counter == Some(of)).next();
             if let Some((_, _, at)) = late {
@@ -208,8 +223,8 @@ impl Handoff {
             let Accepted { id, attempt, stage, .. } = accepted.clone();
             return desk.send(from, Lane::Control, Frame::Cancel(About { id, attempt, stage }), None);
         }
-        if let Phase::Sent { at, .. } = self.phase {
-            desk.route.accepted(self.stage, from, desk.now.since(at));
+        if let Phase::Sent { delivered, .. } = self.phase {
+            desk.route.accepted(self.stage, from, delivered.map_or(Duration::ZERO, |at| desk.now.since(at)));
         }
         if !self.is_out() {
             return;
@@ -296,27 +311,35 @@ impl Handoff {
         }
     }
 
-    /// The route no longer counts it.
+    /// The route no longer counts it, and what still waits for the uplink does not leave.
     fn take_back(&self, desk: &mut Desk<'_>) {
         let Some(to) = self.to else { return };
         match self.phase {
             Phase::Named | Phase::Ready => desk.route.unnamed(self.stage, to),
-            Phase::Sent { .. } | Phase::Held { .. } => desk.route.withdrawn(desk.now, self.stage, to),
+            Phase::Sent { .. } | Phase::Held { .. } => {
+                desk.route.withdrawn(desk.now, self.stage, to);
+                if let Some((id, attempt)) = self.sent.clone() {
+                    desk.uplink.take_back(to, &About { id, attempt, stage: self.stage });
+                }
+            }
             Phase::Unrouted { .. } | Phase::Over => {}
         }
     }
 
-    pub fn on_tick(&mut self, desk: &mut Desk<'_>, cargo: &Cargo) {
+    pub fn on_tick(&mut self, desk: &mut Desk<'_>) {
         let Some(to) = self.to else { return };
-        let Some(attempt) = self.sent.clone() else { return };
-        let about = About { id: cargo.id, attempt, stage: self.stage };
+        let Some((id, attempt)) = self.sent.clone() else { return };
+        let about = About { id, attempt, stage: self.stage };
         match self.phase {
-            Phase::Sent { at, deadline: Some(deadline) } if desk.now >= deadline => {
-                desk.route.was_late(desk.now, self.stage, to, at);
-                self.taken_back.push((self.counter, to, at));
+            Phase::Sent { delivered, deadline: Some(deadline) } if desk.now >= deadline => {
+                if let Some(at) = delivered {
+                    desk.route.was_late(desk.now, self.stage, to, at);
+                    self.taken_back.push((self.counter, to, at));
+                }
                 // Not confirmed, so it went nowhere from there: it may be taken back.
                 desk.send(to, Lane::Control, Frame::Cancel(about), None);
-                self.pauses.push((to, desk.now + ABSENT_PAUSE));
+                let pause = if delivered.is_some() { ABSENT_PAUSE } else { STUCK_PAUSE };
+                self.pauses.push((to, desk.now + pause));
                 self.again(desk, to, Some("no answer"));
             }
             Phase::Held { next, asked } if desk.now.since(asked) >= ASK_AFTER => {
@@ -344,7 +367,7 @@ mod tests {
     use skein_protocol::{Incarnation, Outbox, rng::Streams};
 
     use super::*;
-    use crate::flow::{route::Route, schedule::Schedule};
+    use crate::flow::{route::Route, schedule::Schedule, uplink::Uplink};
 
     #[test]
     fn what_is_out_counts_until_it_is_answered_and_once() {
@@ -352,7 +375,14 @@ mod tests {
         let mut route = Route::new(&Streams::new(1, me), false);
         route.set_serving(BTreeMap::from([(1, BTreeMap::from([(to, 0.0)]))]), BTreeSet::new());
         let (mut out, mut jobs) = (Outbox::new(), Schedule::default());
-        let mut desk = Desk { now: Instant::ZERO, me, out: &mut out, jobs: &mut jobs, route: &mut route };
+        let mut desk = Desk {
+            now: Instant::ZERO,
+            me,
+            out: &mut out,
+            jobs: &mut jobs,
+            route: &mut route,
+            uplink: &mut Uplink::default(),
+        };
         let incarnation: Incarnation = 1;
         let cargo = |index| Cargo {
             id: MicroBatchId { feeder: me, incarnation, step: 0, index },
@@ -376,5 +406,29 @@ mod tests {
         handoffs[2].abandon(&mut desk);
         assert_eq!(desk.route.load(1, to), 1);
         assert!(!handoffs[0].on_lost(&mut desk, to, "gone"), "nothing of it is out");
+    }
+
+    #[test]
+    fn nobody_is_late_with_what_is_still_on_its_way() {
+        let (me, to) = (PeerId([1; 32]), PeerId([2; 32]));
+        let mut route = Route::new(&Streams::new(1, me), false);
+        route.set_serving(BTreeMap::from([(1, BTreeMap::from([(to, 0.0)]))]), BTreeSet::new());
+        let (mut out, mut jobs, mut uplink) = (Outbox::new(), Schedule::default(), Uplink::default());
+        let mut at = |seconds: u64, act: &mut dyn FnMut(&mut Desk<'_>)| {
+            let now = Instant::ZERO + Duration::from_secs(seconds);
+            act(&mut Desk { now, me, out: &mut out, jobs: &mut jobs, route: &mut route, uplink: &mut uplink });
+        };
+        let id = MicroBatchId { feeder: me, incarnation: 1, step: 0, index: 0 };
+        let cargo = Cargo { id, samples: 0, close: false, attempt: None };
+        let mut handoff = Handoff::new(1, false);
+        at(0, &mut |desk| assert!(handoff.choose(desk) && handoff.send(desk, &cargo, Blob { id: 1, len: 1 })));
+        at(50, &mut |desk| handoff.on_tick(desk));
+        assert!(handoff.is_out(), "the link is slow");
+        let about = About { id, attempt: Attempt::first(0), stage: 1 };
+        at(50, &mut |desk| handoff.on_delivered(desk, to, &about));
+        at(51, &mut |desk| handoff.on_tick(desk));
+        assert!(handoff.is_out(), "it has had a second");
+        at(52, &mut |desk| handoff.on_tick(desk));
+        assert!(!handoff.is_out() && handoff.is_stranded(), "it lay there for two");
     }
 }

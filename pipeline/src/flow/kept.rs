@@ -55,6 +55,8 @@ pub struct Kept {
     pub added: bool,
     /// Order of asking the worker for its backward was reached (lock-step).
     pub returning_asked: bool,
+    /// Its gradient is on its way to this peer.
+    pub returns: Option<PeerId>,
 }
 
 impl Kept {

@@ -2,7 +2,7 @@
 //!
 //! Split by lifetime: [`source`] (the feeder's ids), [`stage`] (one served stage), [`kept`] (one id at one stage), [`handoff`]
 //! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`coding`] (how a tensor gets there),
-//! [`window`] (how many are open), [`schedule`] (jobs of the worker).
+//! [`window`] (how many are open), [`schedule`] (jobs of the worker), [`uplink`] (when bodies leave).
 
 pub mod coding;
 pub mod handoff;
@@ -11,6 +11,7 @@ pub mod route;
 pub mod schedule;
 pub mod source;
 pub mod stage;
+pub mod uplink;
 pub mod window;
 
 use skein_protocol::{Blob, Instant, Lane, Outbox, PeerId, event::Event, wire};
@@ -24,11 +25,15 @@ pub struct Desk<'a> {
     pub out: &'a mut Outbox<Output>,
     pub jobs: &'a mut schedule::Schedule,
     pub route: &'a mut route::Route,
+    pub uplink: &'a mut uplink::Uplink,
 }
 
 impl Desk<'_> {
     pub fn send(&mut self, to: PeerId, lane: Lane, frame: wire::flow::Frame, body: Option<Blob>) {
-        self.out.push(Output::Send { to, lane, frame: wire::Frame::Flow(frame), body });
+        match body {
+            Some(body) if to != self.me && frame.body_of().is_some() => self.uplink.push(to, lane, frame, body),
+            body => self.out.push(Output::Send { to, lane, frame: wire::Frame::Flow(frame), body }),
+        }
     }
 
     pub fn release(&mut self, blob: Blob) {

@@ -211,10 +211,10 @@ impl Route {
         self.measured.get(&(stage, peer)).filter(|m| m.answers >= PROVEN).and_then(Measured::speed)
     }
 
-    /// `peer` did not accept in time what was sent to it. What waits on my own uplink counts against it: were everything taken
-    /// back again and again, nothing would ever leave.
+    /// `peer` did not accept in time what lay there since `sent`. A relay may hold what seems delivered, so what waits on a link
+    /// may count against it: were everything taken back again and again, nothing would ever arrive.
     ///
-    /// All that were sent before somebody was last found late are late for the same reason, and count once.
+    /// All that were there before somebody was last found late are late for the same reason, and count once.
     pub fn was_late(&mut self, now: Instant, stage: Stage, peer: PeerId, sent: Instant) {
         let measured = self.measured.entry((stage, peer)).or_default();
         if measured.late_at.is_none_or(|at| sent >= at) {
@@ -223,7 +223,7 @@ impl Route {
         }
     }
 
-    /// How long to wait for an acceptance: max(300 ms, median + 6 MAD + median / 4) over the last 64; at least 1 s before 8.
+    /// How long to wait for an acceptance of what was delivered: max(1 s, median + 6 MAD + median / 4) over the last 64; 1.5 s before 8.
     /// Twice as long for every time that it came too late, until one comes in time.
     pub fn patience(&self, stage: Stage, peer: PeerId) -> Duration {
         let Some(measured) = self.measured.get(&(stage, peer)) else { return self.usual_patience(stage, peer) };
@@ -238,7 +238,7 @@ impl Route {
         };
         let median = median(measured.accept_ms.clone());
         let deviation = self::median(measured.accept_ms.iter().map(|ms| (ms - median).abs()).collect());
-        let ms = (median + 6.0 * deviation + median / 4.0).clamp(300.0, 30_000.0);
+        let ms = (median + 6.0 * deviation + median / 4.0).clamp(1000.0, 30_000.0);
         Duration::from_micros((ms * 1e3) as u64)
     }
 }

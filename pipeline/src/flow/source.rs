@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Manifest, MicroBatchId, PeerId, Stage,
     event::{Event, Severity},
-    wire::flow::{Accepted, Declined, Frame, Hop, Returned, Void},
+    wire::flow::{About, Accepted, Declined, Frame, Hop, Returned, Void},
 };
 
 use super::{
@@ -233,6 +233,12 @@ impl Source {
         Cargo { id: self.id(position), samples, close, attempt: None }
     }
 
+    pub fn on_delivered(&mut self, desk: &mut Desk<'_>, to: PeerId, about: &About) {
+        if let Some(open) = self.position(&about.id).and_then(|p| self.open.get_mut(&p)) {
+            open.handoff.on_delivered(desk, to, about);
+        }
+    }
+
     pub fn on_accepted(&mut self, desk: &mut Desk<'_>, from: PeerId, accepted: &Accepted) {
         if let Some(open) = self.position(&accepted.id).and_then(|p| self.open.get_mut(&p)) {
             open.handoff.on_accepted(desk, from, accepted);
@@ -330,9 +336,8 @@ impl Source {
         self.asked.retain(|_, (_, at)| now.since(*at) < RECORDS_AGAIN);
         let positions: Vec<u64> = self.open.keys().copied().collect();
         for position in positions {
-            let cargo = self.cargo(position);
             if let Some(open) = self.open.get_mut(&position) {
-                open.handoff.on_tick(desk, &cargo);
+                open.handoff.on_tick(desk);
             }
             self.push(desk, position);
         }

@@ -222,6 +222,7 @@ impl StageFlow {
                 staleness: 0,
                 added: false,
                 returning_asked: false,
+                returns: None,
             },
         );
         if self.rules.lock_step() {
@@ -239,6 +240,8 @@ impl StageFlow {
     fn answer(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
         let Some(kept) = self.kept.get_mut(&id) else { return };
         match kept.work {
+            // It is on its way already.
+            Work::Done { .. } if kept.returns == Some(kept.upstream) => {}
             Work::Done { .. } => {
                 desk.emit(Event::Answered { id, stage: self.stage, to: kept.upstream });
                 self.send_back(desk, id);
@@ -290,6 +293,19 @@ impl StageFlow {
         {
             let (stage, codec, bytes) = (self.stage, coding.codec, output.len);
             desk.emit(Event::SentForward { id, stage, to, codec, bytes, raw });
+        }
+    }
+
+    pub fn on_delivered(&mut self, desk: &mut Desk<'_>, to: PeerId, about: &About) {
+        if let Some(handoff) = self.kept.get_mut(&about.id).and_then(|kept| kept.handoff.as_mut()) {
+            handoff.on_delivered(desk, to, about);
+        }
+    }
+
+    /// The gradient of an id lies at `to`.
+    pub fn on_returned(&mut self, to: PeerId, about: &About) {
+        if let Some(kept) = self.kept.get_mut(&about.id) {
+            kept.returns.take_if(|upstream| *upstream == to);
         }
     }
 
@@ -458,6 +474,7 @@ impl StageFlow {
         let ids: Vec<MicroBatchId> = self.kept.keys().copied().collect();
         for id in ids {
             let Some(kept) = self.kept.get_mut(&id) else { continue };
+            kept.returns.take_if(|upstream| *upstream == peer);
             if !matches!(kept.work, Work::Queued { .. } | Work::Running { .. } | Work::Forwarded { .. }) {
                 continue;
             }
@@ -497,9 +514,8 @@ impl StageFlow {
                 && kept.labels.is_none()
                 && kept.labels_asked.is_some_and(|at| desk.now.since(at) > LABELS_AGAIN)
                 && matches!(kept.work, Work::Queued { .. });
-            let cargo = kept.cargo(id);
             if let Some(handoff) = &mut kept.handoff {
-                handoff.on_tick(desk, &cargo);
+                handoff.on_tick(desk);
             }
             if wants_labels {
                 self.ask_labels(desk, id);

@@ -4,7 +4,7 @@ use skein_protocol::{
     Blob, Incarnation, JobId, Lane, PeerId, Stage, Utc, Version,
     event::{Event, Severity},
     hash::Digest,
-    wire::Frame,
+    wire::{Frame, flow::About},
 };
 
 use crate::{
@@ -57,6 +57,13 @@ pub enum Input {
     Measured {
         peer: PeerId,
         link: LinkSpeed,
+    },
+    /// The body of an id, activations or a gradient by its lane, is on its way no longer: it lies at `peer`, as far as the
+    /// connection tells, or was refused there.
+    Delivered {
+        peer: PeerId,
+        lane: Lane,
+        about: About,
     },
     /// The lane to this peer is full: the message was not sent.
     Congested {

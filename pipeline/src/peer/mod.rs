@@ -39,6 +39,7 @@ use crate::{
         schedule::{Purpose, Schedule},
         source::Source,
         stage::StageRules,
+        uplink::Uplink,
     },
     job::Job,
 };
@@ -139,6 +140,7 @@ pub struct Peer {
     neighbours: Neighbours,
     directory: Directory,
     route: Route,
+    uplink: Uplink,
     jobs: Schedule,
     transfer: Transfer,
     generate: Generate,
@@ -176,7 +178,14 @@ pub struct Peer {
 /// Splits the borrow: a desk over the shared parts, beside the machine that writes on it.
 macro_rules! desk {
     ($peer:ident, $now:expr, $out:expr) => {
-        $crate::flow::Desk { now: $now, me: $peer.me, out: $out, jobs: &mut $peer.jobs, route: &mut $peer.route }
+        $crate::flow::Desk {
+            now: $now,
+            me: $peer.me,
+            out: $out,
+            jobs: &mut $peer.jobs,
+            route: &mut $peer.route,
+            uplink: &mut $peer.uplink,
+        }
     };
 }
 pub(crate) use desk;
@@ -202,6 +211,7 @@ impl Peer {
             neighbours: Neighbours::default(),
             directory: Directory::new(&config, &streams, now),
             route: Route::new(&streams, manifest.lock_step()),
+            uplink: Uplink::default(),
             jobs: Schedule::default(),
             transfer: Transfer::default(),
             generate: Generate::default(),
@@ -306,6 +316,12 @@ impl Machine for Peer {
     fn handle(&mut self, now: Instant, input: Input, out: &mut Outbox<Output>) {
         self.turn(now, input, out);
         self.dispatch(now, out);
+        for output in out.iter() {
+            if let Output::Release { blob } = output {
+                self.uplink.released(*blob);
+            }
+        }
+        self.uplink.release(now, out);
     }
 
     fn deadline(&self) -> Option<(Instant, Why)> {

@@ -524,7 +524,7 @@ mod tests {
     use skein_protocol::{Outbox, rng::Streams};
 
     use super::*;
-    use crate::flow::{route::Route, schedule::Schedule};
+    use crate::flow::{route::Route, schedule::Schedule, uplink::Uplink};
 
     const ME: PeerId = PeerId([1; 32]);
     const OTHER: PeerId = PeerId([2; 32]);
@@ -545,7 +545,14 @@ mod tests {
         fn at<R>(&mut self, seconds: u64, act: impl FnOnce(&mut Transfer, &mut Desk<'_>) -> R) -> (R, Vec<Frame>) {
             let mut out = Outbox::new();
             let now = Instant::ZERO + Duration::from_secs(seconds);
-            let mut desk = Desk { now, me: ME, out: &mut out, jobs: &mut self.jobs, route: &mut self.route };
+            let mut desk = Desk {
+                now,
+                me: ME,
+                out: &mut out,
+                jobs: &mut self.jobs,
+                route: &mut self.route,
+                uplink: &mut Uplink::default(),
+            };
             let did = act(&mut self.transfer, &mut desk);
             let mut said = Vec::new();
             while let Some(output) = out.pop() {

@@ -58,6 +58,7 @@ impl Peer {
             Input::RecordsEnded => self.on_records_ended(),
             Input::Incarnated { incarnation } => self.on_incarnated(now, incarnation, out),
             Input::Measured { peer, link } => self.on_measured(peer, link),
+            Input::Delivered { peer, lane, about } => self.on_delivered(now, peer, lane, &about, out),
             Input::Congested { peer, lane } => self.on_congested(now, peer, lane, out),
             Input::Addresses(addresses) => self.directory.set_addresses(addresses),
             Input::Command(command) => self.on_command(now, command, out),
@@ -103,8 +104,26 @@ impl Peer {
         }
     }
 
+    fn on_delivered(&mut self, now: Instant, peer: PeerId, lane: Lane, about: &flow::About, out: &mut Outbox<Output>) {
+        self.uplink.on_delivered(now, &self.route, peer, lane, about);
+        match about.stage {
+            stage if lane == Lane::Gradient => {
+                let from = stage.saturating_add(1);
+                self.with_flow(now, out, from, |flow, _| flow.on_returned(peer, about));
+            }
+            0 if about.id.feeder == self.me => {
+                self.with_source(now, out, |source, desk| source.on_delivered(desk, peer, about));
+            }
+            0 => {}
+            stage => {
+                self.with_flow(now, out, stage - 1, |flow, desk| flow.on_delivered(desk, peer, about));
+            }
+        }
+    }
+
     fn on_connection_lost(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
         let was_up = self.neighbours.is_up(peer);
+        self.uplink.on_lost(peer);
         self.route.forget_link(peer);
         self.on_peer_lost(now, peer, why, out);
         if was_up && self.neighbours.up().next().is_none() && self.greeted_at.take().is_some() {
@@ -122,6 +141,7 @@ impl Peer {
         why: &str,
         out: &mut Outbox<Output>,
     ) {
+        self.uplink.forget(Some(peer));
         self.directory.on_lost(now, peer, incarnation);
         self.refresh_route(now, out);
         let mut moved = 0;
@@ -612,6 +632,7 @@ impl Peer {
         let (old, new) = (self.incarnation, self.incarnation + 1);
         out.push(Output::Emit(Event::Fenced { old, new, why: why.into() }));
         self.silent = true;
+        self.uplink.forget(None);
         self.fence_again = false;
         self.jobs.fenced(now);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();

@@ -290,8 +290,14 @@ impl World {
     fn perform(&mut self, node: usize, output: Output) {
         let me = self.nodes[node].peer.me();
         match output {
-            Output::Send { to, frame, body, .. } => {
+            Output::Send { to, lane, frame, body } => {
                 let other = self.ids[&to];
+                if let skein_protocol::wire::Frame::Flow(frame) = &frame
+                    && let Some(about) = frame.body_of()
+                {
+                    let input = Input::Delivered { peer: to, lane, about };
+                    self.after(2 * DELAY, node, What::Deliver { from: to, input });
+                }
                 let frame = skein_protocol::wire::Frame::decode(&frame.encode()).expect("a frame reads back");
                 let body = body.map(|blob| {
                     assert!(self.nodes[node].blobs.contains_key(&blob.id), "sends a blob it does not have");

@@ -45,6 +45,20 @@ pub enum Frame {
     Void(#[n(0)] Void),
 }
 
+impl Frame {
+    /// The id whose activations or gradient the body of this frame is, and the receiver's stage; nothing: it has another body or
+    /// none.
+    pub fn body_of(&self) -> Option<About> {
+        match self {
+            Frame::Forward(Forward { id, attempt, stage, .. })
+            | Frame::Backward(Returned { id, attempt, stage, .. }) => {
+                Some(About { id: *id, attempt: attempt.clone(), stage: *stage })
+            }
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Forward {

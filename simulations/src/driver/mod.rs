@@ -53,7 +53,7 @@ pub use process::Process;
 pub use setup::{MakeWorker, Plan, Role, Setup};
 pub use usage::PeerUse;
 
-use process::{Fact, Life, Message};
+use process::{Acknowledgement, Fact, Life, Message};
 use usage::Meter;
 
 /// A peer without a connection is given its bootstrap peers again after this.
@@ -78,6 +78,7 @@ enum Happening {
         fact: Box<Fact>,
     },
     Arrival(Box<Message>),
+    Acknowledgement(Box<Acknowledgement>),
     /// A body goes once more, which a partition had swallowed.
     Again(Box<Message>),
     Handshake {
@@ -452,6 +453,7 @@ impl<P: Process> Simulation<P> {
                 }
             }
             Happening::Arrival(message) => self.on_arrival(*message),
+            Happening::Acknowledgement(of) => self.on_acknowledgement(of),
             Happening::Again(message) => self.on_again(*message),
             Happening::Handshake { from, to, process } => self.on_handshake(from, to, process),
             Happening::Silence(alarm) => self.on_silence(alarm),

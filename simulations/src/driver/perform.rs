@@ -13,7 +13,7 @@ use skein_protocol::{
 
 use super::{
     Answer, Blame, Happening, Process, Simulation, What,
-    process::{Fact, Message, Running},
+    process::{Acknowledgement, Fact, Message, Running},
 };
 use crate::{
     engine::{MILLISECOND, Time},
@@ -243,6 +243,13 @@ impl<P: Process> Simulation<P> {
         if cut || self.network.connection(to, from) != Some(connection) {
             return;
         }
+        if let Frame::Flow(frame) = &frame
+            && let Some(about) = frame.body_of()
+        {
+            let delay = self.network.delay(to, from);
+            let of = Acknowledgement { sender: from, process, receiver: to, connection, lane, about };
+            self.engine.after(delay, Happening::Acknowledgement(Box::new(of)));
+        }
         self.meters[to].received(lane, size);
         self.arrivals += 1;
         if self.arrivals.is_multiple_of(self.setup.reread_every.max(1))
@@ -251,6 +258,20 @@ impl<P: Process> Simulation<P> {
             return self.wrongs.push(format!("a frame of peer {from} {wrong}"));
         }
         self.deliver(to, Fact::Frame { from: self.ids[from], frame, bytes, body });
+    }
+
+    pub(super) fn on_acknowledgement(&mut self, of: Box<Acknowledgement>) {
+        let Acknowledgement { sender, process, receiver, connection, lane, ref about } = *of;
+        if self.processes[sender] != process || self.network.connection(sender, receiver) != Some(connection) {
+            return;
+        }
+        if self.network.is_blocked(receiver, sender) {
+            // It is said again until it is heard, or the connection ends.
+            let late = self.network.retransmission();
+            return self.engine.after(late, Happening::Acknowledgement(of));
+        }
+        let input = Input::Delivered { peer: self.ids[receiver], lane, about: about.clone() };
+        self.deliver(sender, Fact::Input(input));
     }
 
     // ---- connections -----------------------------------------------------------------------------------------------------

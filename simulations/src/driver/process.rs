@@ -9,7 +9,10 @@ use skein_pipeline::{
         io::{Input, Output},
     },
 };
-use skein_protocol::{Incarnation, Instant, JobId, Lane, Machine, Outbox, PeerId, wire::Frame};
+use skein_protocol::{
+    Incarnation, Instant, JobId, Lane, Machine, Outbox, PeerId,
+    wire::{Frame, flow::About},
+};
 
 use crate::{
     engine::Time,
@@ -66,6 +69,17 @@ pub(super) struct Message {
     pub frame: Frame,
     pub bytes: Vec<u8>,
     pub body: Option<Payload>,
+}
+
+/// The acknowledgement of the body of an id on its way back.
+#[derive(Debug)]
+pub(super) struct Acknowledgement {
+    pub sender: usize,
+    pub process: u32,
+    pub receiver: usize,
+    pub connection: ConnectionId,
+    pub lane: Lane,
+    pub about: About,
 }
 
 impl Message {

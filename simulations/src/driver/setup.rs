@@ -174,7 +174,7 @@ impl Setup {
             fill: Fill::default(),
             relay: Relay::default(),
             sharing: Sharing::default(),
-            weights: flows::EQUAL,
+            weights: flows::PRODUCT,
         }
     }
 

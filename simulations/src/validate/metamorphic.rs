@@ -15,7 +15,7 @@ const STAGES: u16 = 3;
 const REPLICAS: usize = 2;
 const WARM_S: f64 = 8.0;
 const MEASURED_S: f64 = 20.0;
-const SEEDS: u64 = 3;
+const SEEDS: u64 = 6;
 /// A world with more bandwidth may be this much slower: what is drawn falls in another order.
 const NOISE: f64 = 0.02;
 /// Means of other seeds of one world lie this far apart at most.

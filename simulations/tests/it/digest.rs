@@ -39,17 +39,17 @@ fn assert_digest(sim: &Simulation, happenings: u64, digest: &str) {
 
 #[test]
 fn the_digest_of_seed_1_is_the_same_everywhere() {
-    assert_digest(&eventful(1), 9495, "b3:148483e3d341c704fe345b47ef8a9d1bcdf27187801b1ad6e01acb090ad06a6c");
+    assert_digest(&eventful(1), 10496, "b3:9bff627abddb8686a65f8850f3aecdf2ec17c6bb79e4fd81d744e567a0b5a1bd");
 }
 
 #[test]
 fn the_digest_of_seed_2_is_the_same_everywhere() {
-    assert_digest(&eventful(2), 9128, "b3:1e939b3d565d1f1db7fc84fc07c0a8361f8417bc2563a1106986de24c2cc9d0e");
+    assert_digest(&eventful(2), 11171, "b3:44879893a8ba9307cd333e9fc125a442b077836a90455d864d7ae842cdb1ef90");
 }
 
 #[test]
 fn the_digest_of_a_history_that_learns_is_the_same_everywhere() {
-    assert_digest(&learning(3), 2564, "b3:797131da5875cdca848edf5eaab933cdd5b11e9f04c2b90330680e6d6f701ed2");
+    assert_digest(&learning(3), 3068, "b3:90699ea96d3f50682cffe11398402e46732f5e88858cc2509d4b91273cfed8cc");
 }
 
 #[test]

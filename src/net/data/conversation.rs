@@ -21,8 +21,9 @@ use tokio::{
 };
 
 use super::{
-    Happened, Link, Peering, Shared,
+    Happened, Link, Peering, Shared, courtesy,
     link::Order,
+    outbox::Message,
     silence::{Due, Pace, Silence, TICK},
     wire::{self, Kind, RECORD_HEAD_LEN, RECORD_OVERHEAD, Segment},
 };
@@ -389,6 +390,15 @@ impl Conversation {
     pub async fn tell_writable(&self, lane: Lane) {
         let event = NetEvent::Writable { peer: self.link.peer, lane };
         self.peering.deliver(&self.shared, event).await;
+    }
+
+    /// Who waits for an answer, or is asked for what is on its way, wants to know when it arrived.
+    pub async fn tell_delivered(&self, message: &Message) {
+        if courtesy::is_urgent(message.lane) {
+            let Message { lane, ref frame, .. } = *message;
+            let event = NetEvent::Delivered { peer: self.link.peer, lane, frame: frame.clone() };
+            self.peering.deliver(&self.shared, event).await;
+        }
     }
 
     pub async fn write_record<W: AsyncWrite + Unpin>(

@@ -3,6 +3,7 @@
 //! A message is delivered, or its sender hears `Lost`. Knows no frame's content.
 
 mod conversation;
+mod courtesy;
 #[cfg(test)]
 mod decoders;
 mod hub;
@@ -29,7 +30,10 @@ use libp2p::Multiaddr;
 use skein_protocol::{Lane, PeerId, event::Severity};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-use self::outbox::{Message, Outbox};
+use self::{
+    courtesy::Courtesy,
+    outbox::{Message, Outbox},
+};
 pub use self::{
     hub::{Happened, run as run_hub},
     link::{Link, Path},
@@ -70,6 +74,7 @@ pub struct Shared {
     receiving: Arc<Semaphore>,
     /// Bytes of receive windows granted to peers beyond what everyone gets.
     granted: AtomicU64,
+    courtesy: Courtesy,
     started: Instant,
 }
 
@@ -122,6 +127,7 @@ impl Shared {
             standing: Mutex::default(),
             receiving,
             granted: AtomicU64::new(0),
+            courtesy: Courtesy::new(Instant::now()),
             started: Instant::now(),
         };
         (Arc::new(shared), happened)

@@ -20,6 +20,7 @@ use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
 use super::{
     Happened, Link, Peering, Shared,
     conversation::{Conversation, End, Lanes, Reply},
+    courtesy::{self, LOOK},
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
@@ -29,7 +30,7 @@ use super::{
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
 use crate::net::{
-    NetEvent, Verdict, address,
+    NetEvent, Verdict, address, congestion,
     gate::{self, Code},
     quic,
 };
@@ -48,8 +49,10 @@ const REMEMBERED: usize = 256;
 const PACED: Duration = Duration::from_secs(2);
 /// Pieces of a body that are taken from quinn at one time: a packet each.
 const CHUNKS: usize = 64;
+/// Heads of messages go before bodies of every lane.
+const HEAD_PRIORITY: i32 = i32::MAX - 1;
 /// The control stream stands above every lane.
-const CONTROL_PRIORITY: i32 = 8;
+const CONTROL_PRIORITY: i32 = i32::MAX;
 
 /// Serves a connection to its end.
 pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::Connection) {
@@ -205,6 +208,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     let Conversation { shared, peering, link, ending, .. } = &wire.conversation;
     // The send window is shared by all lanes: what is more urgent must find room in it.
     let window = shared.limits.send_window / 4 * 3;
+    let humility = congestion::humility(&wire.connection);
     let mut orders = link.orders();
     let mut flying = FuturesUnordered::new();
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
@@ -217,7 +221,8 @@ async fn send(wire: &Arc<Wire>) -> End {
                 sending && counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
             };
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
-            if flying.is_empty() {
+            let alone = flying.is_empty();
+            if alone {
                 (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
             }
             counts[message.lane as usize] += 1;
@@ -225,7 +230,7 @@ async fn send(wire: &Arc<Wire>) -> End {
             if writable {
                 wire.conversation.tell_writable(message.lane).await;
             }
-            flying.push(send_one(wire, message));
+            flying.push(send_one(wire, message, alone));
         }
         if !sending {
             // The notice of a new message may have come to us; whoever sends now must have it.
@@ -237,7 +242,11 @@ async fn send(wire: &Arc<Wire>) -> End {
             ending.landed |= landed;
             news
         });
+        if let Some(humility) = &humility {
+            humility.store(shared.courtesy.is_due(Instant::now(), &counts), Ordering::Relaxed);
+        }
         tokio::select! {
+            () = tokio::time::sleep(LOOK), if counts[Lane::Bulk as usize] > 0 => {}
             Some(landed) = flying.next(), if !flying.is_empty() => {
                 let (message, outcome): (Message, Outcome) = landed;
                 counts[message.lane as usize] -= 1;
@@ -281,18 +290,30 @@ enum Outcome {
     Broken,
 }
 
-async fn send_one(wire: &Arc<Wire>, message: Message) -> (Message, Outcome) {
+async fn send_one(wire: &Arc<Wire>, message: Message, alone: bool) -> (Message, Outcome) {
     wire.conversation.peering.mark_used(&wire.conversation.shared);
-    let outcome = match try_send(wire, &message).await {
+    // Also when the connection ends, and this with it.
+    let _under_way = wire.conversation.shared.courtesy.begins(message.lane);
+    // Whoever acknowledges packets and takes no body would hold what waits for this one. Others may wait for many before them.
+    let longest = if courtesy::is_urgent(message.lane) { LONGEST } else { Duration::MAX };
+    let sent = timeout(longest, try_send(wire, &message, alone)).await.unwrap_or_else(|_| {
+        wire.connection.close(Code::Cancelled.into(), b"a body was not taken in time");
+        Err(quinn::WriteError::ClosedStream)
+    });
+    let outcome = match sent {
         Ok(None) => Outcome::Delivered,
         Ok(Some(_)) | Err(quinn::WriteError::Stopped(_)) => Outcome::Stopped,
         Err(_) => Outcome::Broken,
     };
     wire.conversation.peering.mark_used(&wire.conversation.shared);
+    if !matches!(outcome, Outcome::Broken) {
+        wire.conversation.tell_delivered(&message).await;
+    }
     (message, outcome)
 }
 
-async fn try_send(wire: &Wire, message: &Message) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
+/// `alone`: nothing else is under way, so nothing is before it.
+async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
     let mut stream = wire.connection.open_uni().await?;
     {
         let mut sent = lock(&wire.sent);
@@ -301,7 +322,6 @@ async fn try_send(wire: &Wire, message: &Message) -> Result<Option<quinn::VarInt
         }
         sent.push_back((stream.id().index(), message.lane, message.frame.clone()));
     }
-    let _ = stream.set_priority(gate::priority(message.lane));
     let head = Head {
         lane: message.lane,
         frame_len: message.frame.len() as u32,
@@ -310,8 +330,20 @@ async fn try_send(wire: &Wire, message: &Message) -> Result<Option<quinn::VarInt
     let mut first = BytesMut::with_capacity(HEAD_LEN + message.frame.len());
     first.extend_from_slice(&head.encode());
     first.extend_from_slice(&message.frame);
-    // Together, so that the head does not leave in a packet of its own. The body is shared with whoever gave it, not copied.
-    stream.write_all_chunks(&mut [first.freeze(), message.body.clone().unwrap_or_default()]).await?;
+    // The body is shared with whoever gave it, not copied.
+    let (first, body) = (first.freeze(), message.body.clone().unwrap_or_default());
+    let priority = gate::priority(message.lane, stream.id().index());
+    if alone {
+        // Together, so that the head does not leave in a packet of its own.
+        let _ = stream.set_priority(priority);
+        stream.write_all_chunks(&mut [first, body]).await?;
+    } else {
+        // Before the bodies under way: the receiver waits for it as soon as a stream that was opened later has come.
+        let _ = stream.set_priority(HEAD_PRIORITY);
+        stream.write_all_chunks(&mut [first]).await?;
+        let _ = stream.set_priority(priority);
+        stream.write_all_chunks(&mut [body]).await?;
+    }
     // It fails only on streams that are finished or reset already.
     let _ = stream.finish();
     stream.stopped().await.map_err(|error| match error {

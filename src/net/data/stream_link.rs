@@ -320,7 +320,7 @@ impl Outgoing {
                 let done = leaving.rest.is_empty();
                 conversation.write_record(writer, Kind::Piece(lane), &piece).await?;
                 if done {
-                    self.finish(conversation, lane);
+                    self.finish(conversation, lane).await;
                 }
                 return Ok(true);
             }
@@ -354,15 +354,17 @@ impl Outgoing {
         self.lanes[lane as usize] = Some(Leaving { number, message, rest });
         conversation.write_record(writer, Kind::Start(lane), &start).await?;
         if done {
-            self.finish(conversation, lane);
+            self.finish(conversation, lane).await;
         }
         Ok(())
     }
 
-    fn finish(&mut self, conversation: &Conversation, lane: Lane) {
+    /// It is written, which is as much as can be known of a relayed connection.
+    async fn finish(&mut self, conversation: &Conversation, lane: Lane) {
         let Some(Leaving { number, message, .. }) = self.lanes[lane as usize].take() else { return };
         conversation.peering.mark_used(&conversation.shared);
         conversation.shared.count_sent(lane, message.size());
+        conversation.tell_delivered(&message).await;
         if self.written.len() >= REMEMBERED {
             self.written.pop_front();
         }
@@ -381,6 +383,7 @@ impl Outgoing {
             let slot = &mut self.lanes[lane as usize];
             if let Some(leaving) = slot.take_if(|leaving| leaving.number == number) {
                 conversation.write_record(writer, Kind::Abort(lane), &[]).await?;
+                conversation.tell_delivered(&leaving.message).await;
                 refused(conversation, lane, leaving.message.frame, code).await;
             } else if let Some(at) = self.written.iter().position(|(l, n, _)| (*l, *n) == (lane, number))
                 && let Some((lane, _, frame)) = self.written.remove(at)

@@ -300,7 +300,7 @@ impl StageFlow {
     }
 
     pub(super) fn send_back(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
-        let Some(kept) = self.kept.get(&id) else { return };
+        let Some(kept) = self.kept.get_mut(&id) else { return };
         let Work::Done { gradient, coding, raw } = kept.work else { return };
         let returned = Returned {
             id,
@@ -318,6 +318,7 @@ impl StageFlow {
         if to != desk.me
             && let Some(gradient) = gradient
         {
+            kept.returns = Some(to);
             let (stage, codec, bytes) = (self.stage, coding.codec, gradient.len);
             desk.emit(Event::SentBackward { id, stage, to, codec, bytes, raw });
         }

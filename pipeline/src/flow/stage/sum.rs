@@ -93,6 +93,8 @@ impl StageFlow {
                 continue;
             }
             if kept.is_done() {
+                // What waited for the uplink was of the incarnation that ends.
+                kept.returns = None;
                 self.kept.insert(id, kept);
                 continue;
             }

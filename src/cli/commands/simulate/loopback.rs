@@ -46,8 +46,10 @@ const WIDE: Link = Link { up: 1 << 30, down: 1 << 30, delay: Duration::from_mill
 const HOME: Link = Link { up: 4_000_000, down: 24_000_000, delay: Duration::from_millis(12), loss: 0.0 };
 const NARROW: Link = Link { up: 2_000_000, ..HOME };
 /// Time in which connections and windows grow, and what is measured after it.
-const WARM: Duration = Duration::from_secs(10);
-const MEASURED: Duration = Duration::from_secs(24);
+const WARM: Duration = Duration::from_secs(12);
+const MEASURED: Duration = Duration::from_secs(30);
+/// When simulated peers have long come together: they have their narrow links from the start.
+const FORMED: Duration = Duration::from_secs(60);
 const SEED: u64 = 1;
 const SEEDS: [u64; 3] = [1, 2, 3];
 
@@ -124,7 +126,7 @@ fn manifest(stages: u16) -> Result<Manifest, Report> {
     let (config, train) = (&mut manifest.model.config, &mut manifest.train);
     (config.hidden, config.layers, config.ffn) = (128, 4, 256);
     (config.heads, config.kv_heads) = (4, 4);
-    (train.sequence, train.micro_batch, train.micro_batches_per_step, train.in_flight_max) = (128, 4, 16, 64);
+    (train.sequence, train.micro_batch, train.micro_batches_per_step, train.in_flight_max) = (128, 4, 16, 24);
     manifest.codecs.forward = vec![Codec::Int8];
     manifest.codecs.backward = vec![Codec::Bf16];
     manifest.averaging.every = 8;
@@ -172,7 +174,9 @@ async fn real(manifest: &Manifest, topology: &Topology, churn: Churn, context: &
     let ports = (0..=PEERS).map(|_| free_port()).collect::<Result<Vec<u16>, Report>>()?;
     let inside = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let link = |place: usize| if place == 0 { WIDE } else { (topology.link)(place - 1) };
-    let ends: Vec<(SocketAddr, Link)> = ports.iter().enumerate().map(|(i, port)| (inside(*port), link(i))).collect();
+    // While the swarm forms, and while it ends, the links are wide: states of stages take their time, and nothing is measured.
+    let wide = |place: usize| Link { up: WIDE.up, down: WIDE.down, ..link(place) };
+    let ends: Vec<(SocketAddr, Link)> = ports.iter().enumerate().map(|(i, port)| (inside(*port), wide(i))).collect();
     let hub = Hub::start(&ends, None, SEED).await.map_err(other)?;
     let mut behind = Vec::new();
     for (place, port) in ports.iter().enumerate() {
@@ -193,6 +197,9 @@ async fn real(manifest: &Manifest, topology: &Topology, churn: Churn, context: &
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(PEERS as u16, topology.stages, 1)?;
     swarm.form().await?;
+    for place in 0..=PEERS {
+        hub.set_rates(place, link(place).up, link(place).down);
+    }
     let mut records = swarm.node.records();
     let _ = swarm.node.orders().send(Order::Command(Command::Feed)).await;
     let begins = Instant::now() + WARM;
@@ -225,6 +232,9 @@ async fn real(manifest: &Manifest, topology: &Topology, churn: Churn, context: &
             },
         }
     }
+    for place in 0..=PEERS {
+        hub.set_rates(place, WIDE.up, WIDE.down);
+    }
     for late in swarm.end().await.1 {
         context.out.warn(&format!("peer {late} did not leave in time and was ended"));
     }
@@ -256,8 +266,7 @@ fn simulated(manifest: &Manifest, topology: &Topology, churn: Churn, flops: f64,
     let plans = std::iter::once(feeder).chain((0..PEERS).map(host)).collect();
     let setup = Setup { fill: Fill::Measured, ..Setup::new(seed, manifest.clone(), plans) };
     let mut sim = Simulation::new(setup);
-    // As much as real processes take to come together.
-    let begins = Duration::from_secs(3) + WARM;
+    let begins = FORMED + WARM;
     let at = |part: f64| begins + MEASURED.mul_f64(part);
     match churn {
         Churn::Nothing => {}
