@@ -24,8 +24,7 @@
 //!
 //! It may also stand on the way back: where both ends fill their uplinks, acknowledgements wait behind what the other side sends,
 //! and who takes that for a queue of its own leaves its link half empty. So with a queue that is too long a window larger by half
-//! is tried: where the rate follows, the queue is not ours. And a window that shrank goes back if the rate shrank with
-//! it.
+//! is tried: where the rate follows, the queue is not ours. And a window that shrinks stops where the rate would.
 
 use std::{
     any::Any,
@@ -79,10 +78,11 @@ const TRIAL_QUEUE: f64 = 1.5;
 const TRIAL_PAYS: f64 = 1.25;
 /// Rounds with such a queue between two trials: at first, and at most when none pays.
 const TRIAL_PAUSE: (u32, u32) = (4, 64);
-/// Rounds for which a window is kept that was found not to make the queue.
-const HOLD: u32 = 8;
-/// A window that shrank by less in a round says nothing.
-const SHRANK: f64 = 0.05;
+/// Rounds for which the greatest rate is remembered, and part of it below which a shorter queue is not worth it.
+const BEST_ROUNDS: u32 = 8;
+const KEPT: f64 = 0.75;
+/// No more of a queue is taken for one on the way back: a link that gets slower must not be filled without end.
+const BACK_MAX: Duration = Duration::from_millis(100);
 /// Part of the window that remains to who gives way.
 const HUMBLE: u64 = 4;
 const BOLDNESS_MIN: f64 = 0.25;
@@ -135,36 +135,40 @@ enum Phase {
 /// sends: a larger window makes the first longer, and the second faster.
 #[derive(Clone, Debug)]
 struct Trial {
-    /// Windows of the last two rounds, the later one first, and the rate of the last: a rate shows the window of the round before.
-    windows: [u64; 2],
-    rate: f64,
+    /// The greatest rate of these rounds, and of as many before them.
+    now: f64,
+    before: f64,
+    rounds: u32,
     /// Rounds until the next trial, and how many there were between the last two.
     wait: u32,
     pause: u32,
     /// The window and the rate before one that is under way, and whether its packets have been seen.
     running: Option<(u64, f64, bool)>,
-    /// Rounds for which the window is not made smaller.
-    hold: u32,
 }
 
 impl Trial {
     fn new() -> Trial {
-        Trial { windows: [0; 2], rate: 0.0, wait: TRIAL_PAUSE.0, pause: TRIAL_PAUSE.0, running: None, hold: 0 }
+        Trial { now: 0.0, before: 0.0, rounds: 0, wait: TRIAL_PAUSE.0, pause: TRIAL_PAUSE.0, running: None }
     }
 
-    /// Too much is on the way: what was tried was.
-    fn overflowed(&mut self) {
+    fn best(&self) -> f64 {
+        self.now.max(self.before)
+    }
+
+    /// Too much is on the way: what was tried was, and what was once carried is no aim.
+    fn overflowed(&mut self, rate: f64) {
         let pause = (self.pause * 2).min(TRIAL_PAUSE.1);
-        *self = Trial { wait: pause, pause, ..Trial::new() };
+        *self = Trial { now: rate, before: rate, rounds: 0, wait: pause, pause, running: None };
     }
 
     /// A round that was not limited by the sender had this rate; `long`: with a queue longer than ours should be. The window, if
-    /// one is to be tried or was found good.
-    ///
-    /// It never grows beyond what a trial found: a link that gets slower must not look like one that is not used.
+    /// it is to be tried or found good.
     fn on_round(&mut self, window: u64, rate: f64, long: bool) -> Option<u64> {
-        let ([small, large], before) = (self.windows, std::mem::replace(&mut self.rate, rate));
-        self.windows = [window, small];
+        self.rounds += 1;
+        if self.rounds > BEST_ROUNDS {
+            (self.before, self.now, self.rounds) = (self.now, 0.0, 1);
+        }
+        self.now = self.now.max(rate);
         let larger = window + window / 2;
         match self.running.take() {
             Some((then, before, false)) => {
@@ -172,7 +176,7 @@ impl Trial {
                 return Some(window);
             }
             Some((_, before, true)) if rate > TRIAL_PAYS * before => {
-                (self.pause, self.hold) = (TRIAL_PAUSE.0, HOLD);
+                self.pause = TRIAL_PAUSE.0;
                 self.running = Some((window, rate, false));
                 return Some(larger);
             }
@@ -187,18 +191,11 @@ impl Trial {
             return None;
         }
         self.wait = self.wait.saturating_sub(1);
-        if self.wait == 0 {
-            self.running = Some((window, rate, false));
-            return Some(larger);
+        if self.wait > 0 {
+            return None;
         }
-        // The window shrank, and the rate with it, so it was no queue of ours that became shorter.
-        let shrank = 1.0 - small as f64 / large.max(1) as f64;
-        if shrank > SHRANK && rate < before * (1.0 - shrank / 2.0) {
-            self.hold = HOLD;
-            return Some(large);
-        }
-        self.hold = self.hold.checked_sub(1)?;
-        Some(window)
+        self.running = Some((window, rate, false));
+        Some(larger)
     }
 }
 
@@ -394,7 +391,7 @@ impl Patient {
         let lost = round.lost as f64 / (round.lost + round.acked) as f64;
         let overflowing = self.judge(round, queue, wanted);
         if round.lost > 0 && (overflowing || lost > LOSS_OVERFLOW) {
-            self.trial.overflowed();
+            self.trial.overflowed(rate);
         }
         // Bursts that overflow the queue are too large, though there is nothing to send between them.
         if !round.app_limited
@@ -404,7 +401,12 @@ impl Patient {
             self.window = window;
         } else if !round.app_limited || overflowing {
             let share = rate * wanted * self.boldness * f64::from(1u32 << self.room.saturating_sub(2).min(6));
-            let aim = rate * base.as_secs_f64() + share;
+            let mut aim = rate * base.as_secs_f64() + share;
+            if !overflowing && rate < KEPT * self.trial.best() {
+                // The link carried more a moment ago: a smaller window made it slower, and the queue no shorter.
+                let back = queue.min(BACK_MAX.as_secs_f64());
+                aim = aim.max(self.trial.best() * (base.as_secs_f64() + back));
+            }
             let most = self.window as f64 * if round.app_limited { 1.0 } else { 2.0 };
             // Half way, so that the round trip that the answer takes makes nothing swing.
             self.window = ((self.window as f64 + aim.min(most)) / 2.0) as u64;
@@ -869,11 +871,12 @@ mod tests {
 
     #[test]
     fn a_link_that_becomes_slower_is_not_filled_with_a_queue() {
-        // A second flow takes half of it, which to the first is a link of half the rate. No loss tells it.
+        // A second flow takes half of it, which to the first is a link of half the rate. No loss tells it. What each still takes
+        // for a queue on the way back stays with them, and does not grow.
         let link = Narrow { rate: 1.25e6, round_trip: Duration::from_millis(24), queue: 4e6, loss: 0.0 };
         let [first, second] = both(link, 30, 10, |now| Flow::new(patient(now), 0, now));
         let (before, after) = (first.trip(5, 10), first.trip(14, 30).max(second.trip(14, 30)));
-        assert!(before < 60.0 && after < 120.0, "{before} ms, then {after} ms");
+        assert!(before < 60.0 && after < 350.0, "{before} ms, then {after} ms");
     }
 
     /// Two neighbours with an uplink of 4 Mbit/s each, who send to each other: what one sends waits behind what acknowledges.
@@ -926,6 +929,14 @@ mod tests {
         assert_eq!(Controller::window(&patient), PACKETS_MIN * PACKET, "it goes on in any case");
         patient.humble.store(false, Relaxed);
         assert_eq!(Controller::window(&patient), 8 * PACKET);
+    }
+
+    #[test]
+    fn what_a_copy_of_the_controller_is_told_the_controller_hears() {
+        let controller = Arc::new(PatientConfig { near: false }).build(Instant::now(), PACKET as u16);
+        let copy = controller.clone_box().into_any().downcast::<Patient>().expect("it is ours");
+        copy.humble.store(true, Relaxed);
+        assert_eq!(controller.window(), INITIAL_WINDOW / HUMBLE);
     }
 
     #[test]

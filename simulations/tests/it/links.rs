@@ -1,8 +1,8 @@
 //! What peers use of their links and their time, and peers who are far or behind a relay.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use skein_protocol::Lane;
+use skein_protocol::{Lane, event::Event};
 use skein_simulations::{Fault, PeerUse, Setup, Simulation, Small, world::Access};
 
 use crate::common::{assert_sound, seconds, swarm};
@@ -69,4 +69,26 @@ fn a_swarm_over_two_regions_and_through_relays_trains_more_slowly() {
     });
     assert!(far > 0 && far < near, "{far} of {near} between regions");
     assert!(relayed > 0 && relayed < near, "{relayed} of {near} through relays");
+}
+
+#[test]
+fn bodies_that_take_longer_than_any_patience_are_sent_once() {
+    let manifest = Small::demo(2).manifest();
+    let gradient = 2 * manifest.tokens_per_micro_batch() * u64::from(manifest.model.config.hidden);
+    // Seven seconds for a gradient: upstream asks after five where its id stands.
+    let access = Access { up: gradient / 7, ..Access::HOME };
+    let peers = swarm(2, 2).into_iter().map(|plan| plan.access(access).disk(0)).collect();
+    let mut sim = Simulation::new(Setup::new(4, manifest, peers));
+    sim.run_for(seconds(300));
+    let mut sent: BTreeMap<_, u32> = BTreeMap::new();
+    for line in sim.lines() {
+        match &line.record.event {
+            Event::SentForward { id, stage, .. } => *sent.entry((*id, *stage, false)).or_default() += 1,
+            Event::SentBackward { id, stage, .. } => *sent.entry((*id, *stage, true)).or_default() += 1,
+            _ => {}
+        }
+    }
+    assert!(sent.len() > 40, "{sent:?}");
+    assert!(sent.values().all(|times| *times == 1), "{sent:?}");
+    assert_sound(&sim, "slow");
 }
