@@ -15,6 +15,7 @@ use skein_protocol::Lane;
 const LATELY: Duration = Duration::from_millis(300);
 /// How often a connection with bulk looks again.
 pub const LOOK: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub struct Courtesy {
     began: Instant,

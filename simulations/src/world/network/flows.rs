@@ -53,8 +53,9 @@ pub type Weights = [u32; Lane::ALL.len()];
 
 /// The product's: inside a connection its lanes are priorities. Between connections all weigh the same, but bulk, of which the
 /// product's connections keep a quarter of their window while the same peer sends what somebody waits for. Here it weighs as
-/// little on every link, so what only states share is too slow by nothing, and what a downlink shares by a part.
+/// little on every link that it shares with other lanes, downlinks included.
 pub const PRODUCT: Weights = [4, 4, 4, 4, 4, 1];
+/// No lane before another.
 pub const EQUAL: Weights = [1; Lane::ALL.len()];
 
 /// A body that has left its sender.
