@@ -3,7 +3,7 @@
 //! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It keeps at most 256 replicas a stage, one
 //! progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skein_protocol::{
     Incarnation, Instant, MicroBatchId, PeerId, Stage, Version,
@@ -28,6 +28,8 @@ struct Fed {
 #[derive(Debug, Default)]
 pub struct Membership {
     peers: BTreeMap<PeerId, Known>,
+    /// Who offers each stage, in whatever state.
+    stages: BTreeMap<Stage, BTreeSet<PeerId>>,
     feeders: BTreeMap<PeerId, Fed>,
     held: BTreeMap<(Stage, PeerId), (Incarnation, Held)>,
     empty_since: BTreeMap<Stage, Instant>,
@@ -52,18 +54,22 @@ impl Membership {
         let incarnation = item.stamp.incarnation;
         match item.what {
             What::Offer(offer) => {
-                let full = |stage| self.replicas(stage).count() >= REPLICAS_MAX;
+                let full = |stage| self.stages.get(&stage).is_some_and(|peers| peers.len() >= REPLICAS_MAX);
                 if !self.peers.contains_key(&author) && offer.stages.iter().any(|s| full(s.stage)) {
                     return Change::Nothing;
                 }
                 let serves = |offer: &Offer| offer.stages.iter().map(|s| (s.stage, s.state)).collect::<Vec<_>>();
                 let now = serves(&offer);
-                match self.peers.insert(author, Known { incarnation, offer }) {
-                    Some(before) if before.incarnation == incarnation && serves(&before.offer) == now => {
-                        Change::Numbers(author)
-                    }
-                    _ => Change::Offer(author),
+                let before = self.peers.insert(author, Known { incarnation, offer });
+                if before.as_ref().is_some_and(|known| known.incarnation == incarnation && serves(&known.offer) == now)
+                {
+                    return Change::Numbers(author);
                 }
+                self.unlist(author, before);
+                for (stage, _) in now {
+                    self.stages.entry(stage).or_default().insert(author);
+                }
+                Change::Offer(author)
             }
             What::Progress(progress) => {
                 if !may_feed(author) {
@@ -84,9 +90,7 @@ impl Membership {
 
     pub fn on_expired(&mut self, key: ItemKey) {
         match key.kind {
-            0 => {
-                self.peers.remove(&key.author);
-            }
+            0 => self.remove(key.author),
             // A counter only grows: it outlives the item that brought it.
             1 => {}
             _ => {
@@ -100,9 +104,22 @@ impl Membership {
     pub fn on_lost(&mut self, peer: PeerId, lost: Option<Incarnation>) {
         let gone = |incarnation: Incarnation| lost.is_none_or(|lost| incarnation <= lost);
         if self.peers.get(&peer).is_some_and(|known| gone(known.incarnation)) {
-            self.peers.remove(&peer);
+            self.remove(peer);
         }
         self.held.retain(|(_, keeper), (incarnation, _)| *keeper != peer || !gone(*incarnation));
+    }
+
+    fn remove(&mut self, peer: PeerId) {
+        let known = self.peers.remove(&peer);
+        self.unlist(peer, known);
+    }
+
+    fn unlist(&mut self, peer: PeerId, known: Option<Known>) {
+        for offer in known.iter().flat_map(|known| &known.offer.stages) {
+            if let Some(peers) = self.stages.get_mut(&offer.stage) {
+                peers.remove(&peer);
+            }
+        }
     }
 
     pub fn offer(&self, peer: PeerId) -> Option<&Offer> {
@@ -136,6 +153,11 @@ impl Membership {
         self.in_state(stage, |state| state != State::Draining)
     }
 
+    /// Replicas that take nothing new.
+    pub fn leaving(&self, stage: Stage) -> impl Iterator<Item = PeerId> + '_ {
+        self.in_state(stage, |state| state == State::Draining).map(|(peer, ..)| peer)
+    }
+
     /// All replicas of all stages, in the order of the peers: stage, peer, state and claimed speed.
     pub fn everywhere(&self) -> impl Iterator<Item = (Stage, PeerId, State, f64)> + '_ {
         self.peers.iter().flat_map(|(peer, known)| {
@@ -148,7 +170,8 @@ impl Membership {
         stage: Stage,
         wanted: impl Fn(State) -> bool + 'static,
     ) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
-        self.peers.iter().filter_map(move |(peer, known)| {
+        self.stages.get(&stage).into_iter().flatten().filter_map(move |peer| {
+            let known = self.peers.get(peer)?;
             let offer = known.offer.stages.iter().find(|offer| offer.stage == stage && wanted(offer.state))?;
             let version = Version {
                 stage,

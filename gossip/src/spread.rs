@@ -1,13 +1,19 @@
 //! Passes signed items on until everybody has them, and repairs what was missed.
 //!
 //! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most six
-//! neighbours at once; among many, one that says again what was known, with other numbers, waits for others that leave with it.
+//! neighbours at once; among many, one that follows another closely, or says again what was known, with other numbers, waits for
+//! others that leave with it.
 //! Every second (every fourth, where there are many items) one neighbour gets a digest of what I have, and
 //! sends or asks for the difference. A digest that would be too long tells of a stretch of keys, the next one of the stretch
 //! behind it.
 //! It keeps at most [`ITEMS`] items of others, and of what they say it knows only whether the run has such a stage.
 
-use std::{collections::BTreeMap, ops::Bound, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    ops::Bound,
+    time::Duration,
+};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -17,7 +23,7 @@ use skein_protocol::{
     key::{Seals, Signed},
     rng::{Purpose, Streams},
     wire::{
-        membership::{ITEM, Item, ItemKey, Stamp, State, What},
+        membership::{ITEM, Item, ItemKey, Stamp, What},
         spread::{Digest, Entry, Frame, ITEMS_MAX, Items, KEYS_MAX, Want},
     },
 };
@@ -26,10 +32,20 @@ use skein_protocol::{
 pub const ITEMS: usize = 4096;
 /// Neighbours that get a new item at once. Of random neighbours e^-6, one peer in four hundred, is missed; digests mend that.
 const FANOUT: usize = 6;
+/// The same for items that leave together, where there is much to say: one peer in twenty misses each, for as long as it takes to
+/// be said again or a digest to come.
+const FANOUT_OF_MANY: usize = 3;
 /// With more neighbours than these, numbers wait for each other, at most this long.
 const CROWD: usize = 16;
 const NUMBERS_EVERY: Duration = Duration::from_millis(500);
+const NUMBERS_SLOWEST: Duration = Duration::from_secs(2);
+/// With more than [`CROWD`] neighbours news that comes this soon after other news waits to leave with more: in the rush of a
+/// beginning each peer tells of all others.
+const RUSH: Duration = Duration::from_millis(100);
+/// What was heard so often while it waited is not told on.
+const HEARD: usize = 3;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
+const GREET_EVERY: Duration = Duration::from_millis(250);
 /// Digests are rarer by one second for each of so many items, down to one in [`DIGEST_SLOWEST`] seconds: they are as long as
 /// the swarm is large.
 const DIGEST_ITEMS: usize = 128;
@@ -42,6 +58,8 @@ pub const LIFE_MAX: Duration = Duration::from_secs(120);
 const PROGRESS: u8 = 1;
 /// How long the newest stamp of an expired item is remembered, so that an old one cannot come back.
 const REMEMBER: Duration = Duration::from_secs(600);
+/// What is remembered is looked through this often.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Act {
@@ -68,31 +86,29 @@ pub enum Act {
 #[derive(Clone, Debug)]
 struct Stored {
     stamp: Stamp,
-    /// What others wait to hear of it.
-    news: News,
+    /// A hash of what others wait to hear of it: the part of the item that changes what they do at once.
+    news: u64,
     signed: Signed,
     expires: Instant,
 }
 
-/// The part of an item that changes what others do at once.
-#[derive(Clone, Debug, PartialEq)]
-enum News {
-    Offers(Vec<(Stage, State)>, Vec<String>),
-    Progress,
-    Holds(Version),
-}
-
-impl News {
-    fn of(what: &What) -> News {
-        match what {
-            What::Offer(offer) => {
-                News::Offers(offer.stages.iter().map(|of| (of.stage, of.state)).collect(), offer.addresses.clone())
-            }
-            What::Progress(_) => News::Progress,
-            What::Held(held) => News::Holds(held.version),
+fn news_of(what: &What) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match what {
+        What::Offer(offer) => {
+            offer.stages.iter().for_each(|of| (of.stage, of.state as u8).hash(&mut hasher));
+            offer.addresses.hash(&mut hasher);
+        }
+        What::Progress(_) => {}
+        What::Held(held) => {
+            let Version { stage, peer, incarnation, round, own_step } = held.version;
+            (stage, peer.0, incarnation, round, own_step).hash(&mut hasher);
         }
     }
+    hasher.finish()
 }
+
+type Waiting = BTreeMap<ItemKey, Vec<PeerId>>;
 
 #[derive(Debug)]
 pub struct Spread {
@@ -100,12 +116,21 @@ pub struct Spread {
     run: RunId,
     stages: Stage,
     items: BTreeMap<ItemKey, Stored>,
+    /// The items by the first bytes of their signatures: most of what is heard is known to the letter.
+    seals_of: BTreeMap<[u8; 8], ItemKey>,
     remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
     neighbours: Vec<PeerId>,
-    /// Items whose numbers alone are new, and who sent them, until they leave.
-    numbers: BTreeMap<ItemKey, Option<PeerId>>,
+    /// Items that wait for others to leave with, and who has said them since.
+    news: Waiting,
+    news_at: Instant,
+    /// The same of items whose numbers alone are new.
+    numbers: Waiting,
     numbers_at: Instant,
+    /// No item expires before.
+    expires_at: Instant,
     digest_at: Instant,
+    /// Among many no newcomer is greeted with a digest before.
+    greet_at: Instant,
     /// The last key that the last digest told of; nothing: it told of all to the end.
     told_until: Option<ItemKey>,
     rng: ChaCha8Rng,
@@ -120,11 +145,16 @@ impl Spread {
             run,
             stages,
             items: BTreeMap::new(),
+            seals_of: BTreeMap::new(),
             remembered: BTreeMap::new(),
             neighbours: Vec::new(),
+            news: BTreeMap::new(),
+            news_at: now,
             numbers: BTreeMap::new(),
             numbers_at: now,
+            expires_at: now,
             digest_at: now,
+            greet_at: now,
             told_until: None,
             rng: streams.stream(Purpose::Spread),
             seals: Seals::default(),
@@ -136,33 +166,42 @@ impl Spread {
         self.seals = seals;
     }
 
-    pub fn on_up(&mut self, peer: PeerId, out: &mut Outbox<Act>) {
+    /// A neighbour has come. It is told what I have, and among few so is everybody; in a crowd that comes at once each would
+    /// send nearly all to all.
+    pub fn on_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Act>) {
         if !self.neighbours.contains(&peer) {
             self.neighbours.push(peer);
         }
-        out.push(Act::Send { to: peer, frame: self.digest() });
+        if !self.is_crowd() || now >= self.greet_at {
+            self.greet_at = now + GREET_EVERY;
+            out.push(Act::Send { to: peer, frame: self.digest() });
+        }
+    }
+
+    /// A neighbour is one no longer.
+    pub fn on_away(&mut self, peer: PeerId) {
+        self.neighbours.retain(|neighbour| *neighbour != peer);
     }
 
     /// The connection to a neighbour is gone; `lost`: the incarnation that was behind it. What it offered and held is not told
     /// to newcomers any more, and comes back only newer: the dead would be waited for until their items expire.
     pub fn on_lost(&mut self, now: Instant, peer: PeerId, lost: Option<Incarnation>) {
-        self.neighbours.retain(|neighbour| *neighbour != peer);
+        self.on_away(peer);
         let gone = |key: &ItemKey, stored: &Stored| {
             key.author == peer && key.kind != PROGRESS && lost.is_none_or(|lost| stored.stamp.incarnation <= lost)
         };
         let keys: Vec<ItemKey> =
             self.items.iter().filter(|(key, stored)| gone(key, stored)).map(|(key, _)| *key).collect();
         for key in keys {
-            if let Some(stored) = self.items.remove(&key) {
-                self.remembered.insert(key, (stored.stamp, now + REMEMBER));
-            }
+            self.forget(key, now + REMEMBER);
         }
     }
 
     /// Spreads an item of mine. It comes back as `New`, like everybody else's.
     pub fn publish(&mut self, now: Instant, signed: Signed, item: Item, out: &mut Outbox<Act>) {
         let author = signed.by;
-        self.take(now, signed, &item, None, out);
+        self.take(now, signed, &item, None);
+        self.tell_when_due(now, out);
         out.push(Act::New { author, item });
     }
 
@@ -172,6 +211,7 @@ impl Spread {
                 for signed in items.items {
                     self.on_item(now, utc, from, signed, out);
                 }
+                self.tell_when_due(now, out);
             }
             Frame::Digest(digest) => self.on_digest(from, &digest, out),
             Frame::Want(want) => {
@@ -182,6 +222,9 @@ impl Spread {
     }
 
     fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Signed, out: &mut Outbox<Act>) {
+        if let Some(key) = self.known(&signed) {
+            return self.heard_again(from, key);
+        }
         let Some(item) = Item::peek(&signed) else {
             return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that is none" });
         };
@@ -197,14 +240,17 @@ impl Spread {
             return out.push(Act::Blame { peer: from, severity: Severity::Wrong, why });
         }
         // Mine comes back to me: what I publish next is newer.
-        if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
+        if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX {
+            return;
+        }
+        if !self.is_newer(&item, signed.by) {
             return;
         }
         if !self.seals.verify(&signed, ITEM) {
             return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that nobody signed" });
         }
         let author = signed.by;
-        if self.take(now, signed, &item, Some(from), out) {
+        if self.take(now, signed, &item, Some(from)) {
             out.push(Act::New { author, item });
         }
     }
@@ -224,50 +270,115 @@ impl Spread {
         known.max(remembered).is_none_or(|stamp| item.stamp > stamp)
     }
 
-    /// Stores and pushes. False when there is no room; what is mine always fits, whoever filled the rest.
-    fn take(&mut self, now: Instant, signed: Signed, item: &Item, from: Option<PeerId>, out: &mut Outbox<Act>) -> bool {
+    /// Stores, to be told. False when there is no room; what is mine always fits, whoever filled the rest.
+    fn take(&mut self, now: Instant, signed: Signed, item: &Item, from: Option<PeerId>) -> bool {
         let key = item.key(signed.by);
         if signed.by != self.me && self.items.len() >= ITEMS && !self.items.contains_key(&key) {
             return false;
         }
         let expires = now + Duration::from_millis(item.life_ms.into());
-        let news = News::of(&item.what);
+        self.expires_at = self.expires_at.min(expires);
+        let news = news_of(&item.what);
         let says_again = |known: &Stored| known.news == news && known.stamp.incarnation == item.stamp.incarnation;
-        let waits = self.neighbours.len() > CROWD && self.items.get(&key).is_some_and(says_again);
-        if waits {
-            self.numbers.insert(key, from);
+        let only_numbers = self.is_crowd() && self.items.get(&key).is_some_and(says_again);
+        let heard = from.into_iter().collect();
+        if only_numbers && !self.news.contains_key(&key) {
+            self.numbers.insert(key, heard);
         } else {
             self.numbers.remove(&key);
-            for to in self.some_neighbours(from, signed.by) {
-                let items = vec![signed.clone()];
-                out.push(Act::Send { to, frame: Frame::Items(Items { items }) });
-            }
+            self.news.insert(key, heard);
         }
-        self.items.insert(key, Stored { stamp: item.stamp, news, signed, expires });
+        self.keep(key, Stored { stamp: item.stamp, news, signed, expires });
         true
     }
 
-    /// All that waited goes to the same neighbours, in as few frames as it needs.
-    fn tell_numbers(&mut self, out: &mut Outbox<Act>) {
-        let waited = std::mem::take(&mut self.numbers);
-        for to in self.some_neighbours(None, self.me) {
-            let others = waited.iter().filter(|(key, from)| key.author != to && **from != Some(to));
+    fn is_crowd(&self) -> bool {
+        self.neighbours.len() > CROWD || self.items.len() > 4 * CROWD
+    }
+
+    /// Whether an item is here to the letter, and is the newest of its kind.
+    fn known(&self, signed: &Signed) -> Option<ItemKey> {
+        let key = self.seals_of.get(start(&signed.signature)).copied()?;
+        self.items.get(&key).filter(|stored| stored.signed == *signed).map(|_| key)
+    }
+
+    /// A neighbour said what I know, while I wait to say it: it need not hear it from me.
+    fn heard_again(&mut self, from: PeerId, key: ItemKey) {
+        for heard in [&mut self.news, &mut self.numbers].into_iter().filter_map(|waiting| waiting.get_mut(&key)) {
+            heard.push(from);
+        }
+    }
+
+    fn keep(&mut self, key: ItemKey, stored: Stored) {
+        self.seals_of.insert(*start(&stored.signed.signature), key);
+        if let Some(before) = self.items.insert(key, stored) {
+            self.forget_seal(&before);
+        }
+    }
+
+    fn forget(&mut self, key: ItemKey, until: Instant) -> bool {
+        let Some(stored) = self.items.remove(&key) else { return false };
+        self.forget_seal(&stored);
+        self.remembered.insert(key, (stored.stamp, until));
+        true
+    }
+
+    fn forget_seal(&mut self, stored: &Stored) {
+        self.seals_of.remove(start(&stored.signed.signature));
+    }
+
+    /// All that waited goes to the same neighbours, in as few frames as it needs. What I heard so often meanwhile is known
+    /// everywhere around me, and goes to nobody (rumours that stop by a counter: Demers and others, 1987).
+    fn tell(&mut self, waited: Waiting, out: &mut Outbox<Act>) {
+        let knows = |peer: PeerId, key: &ItemKey, heard: &[PeerId]| key.author == peer || heard.contains(&peer);
+        let only = waited.first_key_value().filter(|_| waited.len() == 1);
+        let many = if only.is_some() { FANOUT } else { FANOUT_OF_MANY };
+        for to in self.some_neighbours(many, |peer| only.is_some_and(|(key, heard)| knows(peer, key, heard))) {
+            let others = waited
+                .iter()
+                .filter(|(key, heard)| !knows(to, key, heard) && (heard.len() < HEARD || key.author == self.me));
             let items = others.filter_map(|(key, _)| self.items.get(key)).map(|stored| stored.signed.clone()).collect();
             send_items(to, items, out);
         }
     }
 
-    fn some_neighbours(&mut self, from: Option<PeerId>, author: PeerId) -> Vec<PeerId> {
-        let mut some: Vec<PeerId> =
-            self.neighbours.iter().copied().filter(|peer| Some(*peer) != from && *peer != author).collect();
-        if some.len() > FANOUT {
-            for i in 0..FANOUT {
-                let chosen = self.rng.random_range(i..some.len());
-                some.swap(i, chosen);
+    pub fn tell_when_due(&mut self, now: Instant, out: &mut Outbox<Act>) {
+        if now >= self.numbers_at && !self.numbers.is_empty() {
+            self.numbers_at = now + self.numbers_every();
+            let numbers = std::mem::take(&mut self.numbers);
+            self.tell(numbers, out);
+        }
+        if (now >= self.news_at || !self.is_crowd()) && !self.news.is_empty() {
+            self.news_at = now + RUSH;
+            let news = std::mem::take(&mut self.news);
+            self.tell(news, out);
+        }
+    }
+
+    /// When something that waits is to leave.
+    pub fn deadline(&self) -> Option<Instant> {
+        (!self.news.is_empty()).then_some(self.news_at)
+    }
+
+    /// Random ones of those who do not know it.
+    fn some_neighbours(&mut self, many: usize, knows: impl Fn(PeerId) -> bool) -> Vec<PeerId> {
+        let mut some = Vec::with_capacity(many);
+        for i in 0..self.neighbours.len() {
+            let chosen = self.rng.random_range(i..self.neighbours.len());
+            self.neighbours.swap(i, chosen);
+            if !knows(self.neighbours[i]) {
+                some.push(self.neighbours[i]);
             }
-            some.truncate(FANOUT);
+            if some.len() == many {
+                break;
+            }
         }
         some
+    }
+
+    /// The more neighbours, the longer numbers wait.
+    fn numbers_every(&self) -> Duration {
+        (NUMBERS_EVERY * (self.neighbours.len() / CROWD).max(1) as u32).min(NUMBERS_SLOWEST)
     }
 
     /// What I have behind the stretch of keys that the last digest told of, as much as fits.
@@ -304,21 +415,10 @@ impl Spread {
     }
 
     pub fn on_tick(&mut self, now: Instant, out: &mut Outbox<Act>) {
-        let expired: Vec<ItemKey> = self.items.iter().filter(|(_, s)| s.expires <= now).map(|(key, _)| *key).collect();
-        for key in expired {
-            if let Some(stored) = self.items.remove(&key) {
-                self.remembered.insert(key, (stored.stamp, now + REMEMBER));
-                out.push(Act::Expired { key });
-            }
+        if now >= self.expires_at {
+            self.expire(now, out);
         }
-        self.remembered.retain(|_, (_, until)| *until > now);
-        while self.remembered.len() > ITEMS {
-            self.remembered.pop_first();
-        }
-        if now >= self.numbers_at && !self.numbers.is_empty() {
-            self.numbers_at = now + NUMBERS_EVERY;
-            self.tell_numbers(out);
-        }
+        self.tell_when_due(now, out);
         if now >= self.digest_at && !self.neighbours.is_empty() {
             self.digest_at = now + DIGEST_EVERY * (1 + self.items.len() / DIGEST_ITEMS).min(DIGEST_SLOWEST) as u32;
             let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())];
@@ -326,11 +426,42 @@ impl Spread {
             out.push(Act::Send { to, frame });
         }
     }
+
+    fn expire(&mut self, now: Instant, out: &mut Outbox<Act>) {
+        let expired: Vec<ItemKey> = self.items.iter().filter(|(_, s)| s.expires <= now).map(|(key, _)| *key).collect();
+        for key in expired {
+            if self.forget(key, now + REMEMBER) {
+                out.push(Act::Expired { key });
+            }
+        }
+        self.remembered.retain(|_, (_, until)| *until > now);
+        while self.remembered.len() > ITEMS {
+            self.remembered.pop_first();
+        }
+        let next = self.items.values().map(|stored| stored.expires).min();
+        self.expires_at = next.unwrap_or(now + FORGET_EVERY).min(now + FORGET_EVERY);
+    }
 }
 
+fn start(signature: &[u8; 64]) -> &[u8; 8] {
+    signature.first_chunk().expect("a signature is longer")
+}
+
+/// In as few frames as they fit into.
 fn send_items(to: PeerId, items: Vec<Signed>, out: &mut Outbox<Act>) {
-    for items in items.chunks(ITEMS_MAX) {
-        out.push(Act::Send { to, frame: Frame::Items(Items { items: items.to_vec() }) });
+    /// Bytes of items in a frame.
+    const ROOM: usize = 40 << 10;
+    let (mut frame, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        if !frame.is_empty() && (frame.len() == ITEMS_MAX || bytes + item.body.len() > ROOM) {
+            out.push(Act::Send { to, frame: Frame::Items(Items { items: std::mem::take(&mut frame) }) });
+            bytes = 0;
+        }
+        bytes += item.body.len();
+        frame.push(item);
+    }
+    if !frame.is_empty() {
+        out.push(Act::Send { to, frame: Frame::Items(Items { items: frame }) });
     }
 }
 
@@ -340,7 +471,7 @@ mod tests {
     use skein_protocol::{
         hash,
         key::Key,
-        wire::membership::{Held, Offer, StageOffer},
+        wire::membership::{Held, Offer, StageOffer, State},
     };
 
     const RUN: RunId = hash::Digest([1; 32]);
@@ -393,7 +524,7 @@ mod tests {
             for (a, b) in [(i, i + 1), (i + 1, i)] {
                 let mut out = Outbox::new();
                 let at = key(a).peer();
-                spreads.get_mut(&at).expect("made above").on_up(key(b).peer(), &mut out);
+                spreads.get_mut(&at).expect("made above").on_up(Instant::ZERO, key(b).peer(), &mut out);
                 acts.extend(out.drain().map(|act| (at, act)));
             }
         }
@@ -410,7 +541,7 @@ mod tests {
     fn among_many_numbers_leave_together_and_what_changes_things_at_once() {
         let mut spread = spread(0);
         let mut out = Outbox::new();
-        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(key(i).peer(), &mut out));
+        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
         let offer = |sequence: u32, state: State, speed_milli: u64| {
             let stages = vec![StageOffer { stage: 1, state, round: 0, own_step: 0, speed_milli }];
             Item { what: What::Offer(Offer { stages, ..Offer::default() }), ..item(sequence) }
@@ -421,16 +552,17 @@ mod tests {
             spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), Frame::Items(Items { items }), &mut out);
             out.drain().filter(|act| matches!(act, Act::Send { .. })).count()
         };
+        assert_eq!(hear(&mut spread, 1, offer(1, State::Joining, 0)), FANOUT, "unknown");
         for author in 1..4 {
-            assert_eq!(hear(&mut spread, author, offer(1, State::Joining, 0)), FANOUT, "unknown");
-            assert_eq!(hear(&mut spread, author, offer(2, State::Serving, 5)), FANOUT, "it serves now");
+            assert_eq!(hear(&mut spread, author, offer(2, State::Serving, 5)), 0, "it follows closely");
             assert_eq!(hear(&mut spread, author, offer(3, State::Serving, 6)), 0, "it is a little faster");
             assert_eq!(hear(&mut spread, author, offer(4, State::Serving, 7)), 0);
         }
         // The newest word of each, in one frame for each of six.
         spread.digest_at = Instant::ZERO + Duration::from_secs(9);
         let mut out = Outbox::new();
-        spread.on_tick(Instant::ZERO + NUMBERS_EVERY, &mut out);
+        assert_eq!(spread.deadline(), Some(Instant::ZERO + RUSH));
+        spread.on_tick(Instant::ZERO + RUSH, &mut out);
         let frames: Vec<Vec<u32>> = out
             .drain()
             .map(|act| match act {
@@ -439,11 +571,45 @@ mod tests {
             })
             .map(|items| items.iter().map(|signed| Item::peek(signed).unwrap().stamp.sequence).collect())
             .collect();
-        assert_eq!(frames.len(), FANOUT);
         // Who told me of it hears nothing back.
-        assert!(frames.iter().all(|sequences| *sequences == [4, 4, 4] || sequences.is_empty()), "{frames:?}");
-        spread.on_tick(Instant::ZERO + 2 * NUMBERS_EVERY, &mut out);
+        assert!((FANOUT_OF_MANY - 1..=FANOUT_OF_MANY).contains(&frames.len()));
+        assert!(frames.iter().all(|sequences| *sequences == [4, 4, 4]), "{frames:?}");
+        spread.on_tick(Instant::ZERO + 2 * RUSH, &mut out);
         assert!(out.is_empty());
+        // Numbers wait longer than news.
+        let later = Instant::ZERO + NUMBERS_EVERY;
+        spread.numbers_at = later + NUMBERS_EVERY;
+        let frame = |item: Item| Frame::Items(Items { items: vec![item.sign(&key(1))] });
+        spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(5, State::Serving, 8)), &mut out);
+        spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(6, State::Draining, 8)), &mut out);
+        spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(7, State::Draining, 9)), &mut out);
+        let sends = |out: &mut Outbox<Act>| out.drain().filter(|act| matches!(act, Act::Send { .. })).count();
+        assert!(spread.numbers.len() == 1 && sends(&mut out) == FANOUT, "the news leaves, later numbers do not");
+        spread.on_tick(later + RUSH, &mut out);
+        assert_eq!(sends(&mut out), 0);
+        spread.on_tick(later + NUMBERS_EVERY, &mut out);
+        assert!(sends(&mut out) >= FANOUT - 1);
+    }
+
+    #[test]
+    fn what_all_neighbours_say_is_not_told_on() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        spread.news_at = Instant::ZERO + RUSH;
+        spread.digest_at = Instant::ZERO + Duration::from_secs(9);
+        out.drain().for_each(drop);
+        let frame = |author: u8| Frame::Items(Items { items: vec![item(1).sign(&key(author))] });
+        for from in 100..100 + HEARD as u8 {
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), key(from).peer(), frame(1), &mut out);
+        }
+        spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), frame(2), &mut out);
+        out.drain().for_each(drop);
+        spread.on_tick(Instant::ZERO + RUSH, &mut out);
+        for act in out.drain() {
+            let Act::Send { to, frame: Frame::Items(items) } = act else { panic!("{act:?}") };
+            assert!(to != key(100).peer() && items.items.iter().all(|item| item.by == key(2).peer()), "{items:?}");
+        }
     }
 
     #[test]
@@ -498,6 +664,9 @@ mod tests {
             spread.on_frame(Instant::ZERO, Utc(1_000_000), from, Frame::Items(Items { items }), &mut out);
             out.drain().for_each(drop);
         }
+        // Told to nobody, since nobody is there.
+        spread.tell_when_due(Instant::ZERO + RUSH, &mut out);
+        assert!(out.is_empty() && spread.news.is_empty());
     }
 
     #[test]
@@ -563,9 +732,9 @@ mod tests {
         fill(&mut spread, 0..ITEMS as u32 + 5);
         assert_eq!(spread.items.len(), ITEMS);
         let mut out = Outbox::new();
-        spread.on_up(key(1).peer(), &mut out);
+        spread.on_up(Instant::ZERO, key(1).peer(), &mut out);
         out.drain().for_each(drop);
-        spread.publish(Instant::ZERO, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
+        spread.publish(Instant::ZERO + 2 * RUSH, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
         let acts: Vec<Act> = out.drain().collect();
         assert!(matches!(acts[..], [Act::Send { .. }, Act::New { .. }]), "told to a neighbour, and known here");
         assert_eq!(spread.items.len(), ITEMS + 1);

@@ -5,8 +5,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use minicbor::{Decode, Encode, bytes::ByteVec};
+use minicbor::{Decode, Encode};
 
 use crate::{
     hash::{self, Digest},
@@ -44,13 +45,32 @@ impl Key {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Signed {
+    /// Shared by all copies: an item is kept, sent and sent on.
     #[n(0)]
-    pub body: ByteVec,
+    #[cbor(with = "shared")]
+    pub body: Bytes,
     #[n(1)]
     pub by: PeerId,
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub signature: [u8; 64],
+}
+
+mod shared {
+    use bytes::Bytes;
+    use minicbor::{
+        Decoder, Encoder,
+        decode::Error as Malformed,
+        encode::{Error as Unwritten, Write},
+    };
+
+    pub fn encode<Ctx, W: Write>(body: &Bytes, e: &mut Encoder<W>, _: &mut Ctx) -> Result<(), Unwritten<W::Error>> {
+        e.bytes(body)?.ok()
+    }
+
+    pub fn decode<Ctx>(d: &mut Decoder<'_>, _: &mut Ctx) -> Result<Bytes, Malformed> {
+        d.bytes().map(Bytes::copy_from_slice)
+    }
 }
 
 impl Signed {

@@ -1,8 +1,9 @@
 //! Chooses the next peer for a micro-batch. In: who serves a stage, and our own measurements. Out: one peer, or nothing and the
 //! micro-batch waits.
 //!
-//! Weighted by measured throughput over what is already with a peer (join the shortest expected wait), randomised among
-//! near-equals so that replicas mix.
+//! Weighted by what is already with a peer over its speed (join the shortest expected wait), randomised among near-equals so that
+//! replicas mix. The speed is what the peer says of its device, as far as it is believable, less where its answers are late. What
+//! one sender alone measures of a peer is no speed: in a deep pipeline it is the share that this sender gives it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,11 +21,17 @@ use super::coding::LinkSpeed;
 
 /// Samples of the acceptance time that are remembered a peer.
 const WINDOW: usize = 64;
-/// Answers before a newcomer gets more than a tenth of the picks.
+/// Answers until a peer is no newcomer.
 const PROVEN: u32 = 8;
-/// Micro-batches that a newcomer has at a time while somebody proven is there: one that never answers must not end up with the
-/// whole window.
+/// Micro-batches that a newcomer has at a time while somebody proven is there, besides as many as it has answered: one that never
+/// answers must not end up with the whole window.
 const NEWCOMER_MOST: u32 = 2;
+/// Part of its speed for which a newcomer counts beside somebody proven.
+const NEWCOMER: f64 = 0.5;
+/// A claimed speed counts for at most so many times the median of the claims: one that boasts does not get everything.
+const CREDIBLE: f64 = 4.0;
+/// A replica counts for at least so much of its claim, however late it answers.
+const LAG_MOST: f64 = 0.25;
 /// Answers older than this half-life count half in the speed.
 const SPEED_HALF_LIFE: Duration = Duration::from_secs(5);
 /// Patience doubles so many times at most, and never exceeds this.
@@ -39,9 +46,10 @@ struct Measured {
     named: u32,
     in_flight: u32,
     answers: u32,
-    /// Exponentially weighted answers, and the busy seconds they took.
+    /// Exponentially weighted answers, the seconds in which any was awaited, and the same summed over all that were awaited.
     weight: f64,
     busy: f64,
+    awaited: f64,
     busy_since: Option<Instant>,
     accept_ms: Vec<f64>,
     accept_next: usize,
@@ -55,10 +63,11 @@ pub struct Route {
     serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>,
     /// Replicas that finish what they have and take nothing new.
     leaving: BTreeSet<(Stage, PeerId)>,
+    /// Where many serve: those that this peer keeps to. Whoever else happens to be connected has others.
+    circle: Option<BTreeSet<PeerId>>,
     measured: BTreeMap<(Stage, PeerId), Measured>,
     /// What was measured of the connections of peers that are here.
     links: BTreeMap<PeerId, LinkSpeed>,
-    picks: u64,
     rng: ChaCha8Rng,
     lock_step: bool,
 }
@@ -68,9 +77,9 @@ impl Route {
         Route {
             serving: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            circle: None,
             measured: BTreeMap::new(),
             links: BTreeMap::new(),
-            picks: 0,
             rng: streams.stream(Purpose::Route),
             lock_step,
         }
@@ -82,6 +91,18 @@ impl Route {
         self.leaving = leaving;
         self.measured.retain(|(stage, peer), _| serving.get(stage).is_some_and(|peers| peers.contains_key(peer)));
         self.serving = serving;
+    }
+
+    /// Micro-batches go to these, if any of them serves; nothing: to everybody who does.
+    pub fn set_circle(&mut self, circle: Option<BTreeSet<PeerId>>) {
+        self.circle = circle;
+    }
+
+    /// A replica that serves claims another speed.
+    pub fn set_claim(&mut self, stage: Stage, peer: PeerId, speed: f64) {
+        if let Some(claim) = self.serving.get_mut(&stage).and_then(|peers| peers.get_mut(&peer)) {
+            *claim = speed;
+        }
     }
 
     pub fn set_link(&mut self, peer: PeerId, link: LinkSpeed) {
@@ -115,35 +136,41 @@ impl Route {
         if let Some(hint) = hint.filter(|hint| self.may_hold(stage, *hint) && !without.contains(hint)) {
             return Some(hint);
         }
-        let candidates: Vec<(PeerId, f64)> = self
-            .serving
-            .get(&stage)?
-            .iter()
-            .filter(|(peer, _)| !without.contains(peer))
-            .map(|(peer, claim)| (*peer, *claim))
-            .collect();
+        let serving = self.serving.get(&stage)?.iter().filter(|(peer, _)| !without.contains(peer));
+        let mut candidates: Vec<(PeerId, f64)> = serving.map(|(peer, claim)| (*peer, *claim)).collect();
+        if let Some(circle) = &self.circle
+            && candidates.iter().any(|(peer, _)| circle.contains(peer))
+        {
+            candidates.retain(|(peer, _)| circle.contains(peer));
+        }
         if self.lock_step {
             return candidates.first().map(|(peer, _)| *peer);
         }
-        self.picks += 1;
-        let proven = |route: &Self, peer| route.measured.get(&(stage, peer)).is_some_and(|m| m.answers >= PROVEN);
-        let any_proven = candidates.iter().any(|(peer, _)| proven(self, *peer));
-        let may_try = |route: &Self, peer| !proven(route, peer) && route.load(stage, peer) < NEWCOMER_MOST;
-        // A newcomer gets its first micro-batch at once, then every tenth pick, and no other, while somebody proven is there.
-        let is_new = |peer: &PeerId| !self.measured.contains_key(&(stage, *peer));
-        let newcomers_turn = candidates.iter().any(|(peer, _)| is_new(peer))
-            || self.picks.is_multiple_of(10) && candidates.iter().any(|(peer, _)| may_try(self, *peer));
+        let is_proven = |peer| self.measured.get(&(stage, peer)).is_some_and(|m| m.answers >= PROVEN);
+        let any_proven = candidates.iter().any(|(peer, _)| is_proven(*peer));
+        let latency = |peer| self.measured.get(&(stage, peer)).and_then(Measured::latency);
+        let latencies: Vec<f64> = candidates.iter().filter_map(|(peer, _)| latency(*peer)).collect();
+        let usual = (!latencies.is_empty()).then(|| median(latencies));
+        let typical = median(candidates.iter().map(|(_, claim)| *claim).filter(|claim| *claim > 0.0).collect());
         let mut best: Option<(f64, PeerId)> = None;
         for (peer, claim) in candidates {
-            let is_asked = if newcomers_turn { may_try(self, peer) } else { proven(self, peer) };
-            if any_proven && !is_asked {
+            let (load, measured) = (self.load(stage, peer), self.measured.get(&(stage, peer)));
+            let answers = measured.map_or(0, |measured| measured.answers);
+            let is_newcomer = any_proven && answers < PROVEN;
+            if is_newcomer && load >= NEWCOMER_MOST + answers {
                 continue;
             }
-            let load = self.load(stage, peer);
-            let claim = if claim > 0.0 { claim } else { 1.0 };
-            let speed = self.measured.get(&(stage, peer)).and_then(Measured::speed).unwrap_or(claim);
+            // Who answers later than others has more to do than what comes from here, or claims too much.
+            let lag = usual.zip(measured.and_then(Measured::latency)).map_or(1.0, |(usual, its)| usual / its);
+            let speed = match claim > 0.0 {
+                true => claim.min(CREDIBLE * typical) * lag.clamp(LAG_MOST, 1.0),
+                false if typical > 0.0 => typical * lag.clamp(LAG_MOST, 1.0),
+                false => measured.and_then(Measured::speed).unwrap_or(1.0),
+            };
+            // A newcomer gets its first micro-batch at once.
+            let trust = if is_newcomer && answers + load > 0 { NEWCOMER } else { 1.0 };
             let jitter: f64 = self.rng.random_range(0.75..1.25);
-            let wait = (f64::from(load) + 1.0) / speed * jitter;
+            let wait = (f64::from(load) + 1.0) / (speed * trust) * jitter;
             if best.is_none_or(|(least, _)| wait < least) {
                 best = Some((wait, peer));
             }
@@ -171,9 +198,10 @@ impl Route {
     /// What was named is on its way.
     pub fn sent(&mut self, now: Instant, stage: Stage, peer: PeerId) {
         let measured = self.measured.entry((stage, peer)).or_default();
+        measured.book(now, 0.0);
         measured.named = measured.named.saturating_sub(1);
         measured.in_flight += 1;
-        measured.busy_since.get_or_insert(now);
+        measured.busy_since = Some(now);
     }
 
     /// `peer` accepted, in time or not.
@@ -248,15 +276,26 @@ impl Measured {
         (self.answers >= 2 && self.busy > 0.0).then(|| self.weight / self.busy)
     }
 
-    /// One less in flight; the busy time since the last change is booked.
+    /// Seconds from sending to the answer, by Little's law.
+    fn latency(&self) -> Option<f64> {
+        (self.answers >= 2 && self.weight > 0.0).then(|| self.awaited / self.weight)
+    }
+
+    /// One less in flight.
     fn settle(&mut self, now: Instant, answers: f64) {
+        self.book(now, answers);
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.busy_since = (self.in_flight > 0).then_some(now);
+    }
+
+    /// The time since the last change was spent with what is in flight.
+    fn book(&mut self, now: Instant, answers: f64) {
         let Some(since) = self.busy_since else { return };
         let seconds = now.since(since).as_secs_f64();
         let fade = libm::exp2(-seconds / SPEED_HALF_LIFE.as_secs_f64());
         self.weight = self.weight * fade + answers;
         self.busy = self.busy * fade + seconds;
-        self.busy_since = (self.in_flight > 0).then_some(now);
+        self.awaited = self.awaited * fade + seconds * f64::from(self.in_flight);
     }
 }
 
@@ -306,17 +345,62 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_gets_a_tenth_until_it_has_answered_eight_times() {
+    fn a_newcomer_counts_half_and_has_two_more_than_it_answered() {
         let mut route = route(&[0, 1]);
+        let (old, new) = (PeerId([0; 32]), PeerId([1; 32]));
         for i in 0..PROVEN {
-            route.sent(Instant(u64::from(i)), 0, PeerId([0; 32]));
-            route.answered(Instant(u64::from(i) + 1_000_000), 0, PeerId([0; 32]));
+            route.sent(Instant(u64::from(i)), 0, old);
+            route.answered(Instant(u64::from(i) + 1_000_000), 0, old);
         }
-        let new = PeerId([1; 32]);
-        assert_eq!(route.choose(0, None, &[]), Some(new), "at once");
-        route.sent(Instant(1), 0, new);
-        let picks = (0..100).filter(|_| route.choose(0, None, &[]) == Some(new)).count();
-        assert_eq!(picks, 10);
+        // Nobody knows yet what the new one can do.
+        route.set_claim(0, old, 10.0);
+        let first: Vec<_> = (0..20).filter_map(|_| route.choose(0, None, &[])).collect();
+        assert!(first.contains(&new), "at once");
+        let mut load = |answers: u32| {
+            for _ in 0..answers {
+                route.answered(Instant(1), 0, new);
+            }
+            (0..100).for_each(|_| {
+                let peer = route.choose(0, None, &[]).expect("two serve");
+                route.sent(Instant(1), 0, peer);
+            });
+            [old, new].map(|peer| route.load(0, peer))
+        };
+        assert_eq!(load(0), [98, 2]);
+        // One answered: three at a time.
+        assert_eq!(load(1)[1], 3);
+        let [old, new] = load(7);
+        assert!(new > 8 && new < old, "{old} {new}");
+    }
+
+    #[test]
+    fn a_boast_counts_for_little_and_late_answers_for_less() {
+        let mut route = route(&[0, 1, 2]);
+        let peers = [0, 1, 2].map(|n| PeerId([n; 32]));
+        for (peer, claim) in peers.into_iter().zip([5.0, 5.0, 5000.0]) {
+            route.set_claim(0, peer, claim);
+        }
+        let share = |route: &mut Route| {
+            let mut shares = [0; 3];
+            for _ in 0..240 {
+                let peer = route.choose(0, None, &[]).expect("three serve");
+                route.named(0, peer);
+                shares[usize::from(peer.0[0])] += 1;
+            }
+            peers.iter().zip(shares).for_each(|(peer, named)| (0..named).for_each(|_| route.unnamed(0, *peer)));
+            shares
+        };
+        let [a, b, boast] = share(&mut route);
+        assert!(a > 30 && b > 30 && boast < 5 * a, "{a} {b} {boast}");
+        // Where it boasts it answers ten times as late.
+        for (peer, takes) in peers.into_iter().zip([1, 1, 10]) {
+            for _ in 0..PROVEN {
+                route.sent(Instant(0), 0, peer);
+                route.answered(Instant(takes * 1_000_000_000), 0, peer);
+            }
+        }
+        let [a, b, boast] = share(&mut route);
+        assert!(boast < 2 * a && boast < 2 * b, "{a} {b} {boast}");
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Source {
     /// Feeding, as opposed to finishing what is open.
     pub feeding: bool,
     pub ended: bool,
+    /// The data has an end, and all of it was read.
+    pub exhausted: bool,
     open: BTreeMap<u64, Open>,
     ready: BTreeMap<u64, Ready>,
     asked: BTreeMap<u64, (u64, Instant)>,
@@ -98,6 +100,7 @@ impl Source {
             lock_step: manifest.lock_step(),
             feeding: false,
             ended: false,
+            exhausted: false,
             open: BTreeMap::new(),
             ready: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -193,7 +196,7 @@ impl Source {
     }
 
     fn ask_records(&mut self, desk: &mut Desk<'_>) {
-        if !self.feeding || self.ended {
+        if !self.feeding || self.ended || self.exhausted {
             return;
         }
         for position in self.next..self.next + PREFETCH as u64 {

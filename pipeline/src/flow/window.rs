@@ -15,8 +15,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use skein_protocol::{PeerId, Stage};
 
-/// Micro-batches beyond the law, one a stage: times vary, and who is done must find the next one waiting.
-const SPARE_A_STAGE: u64 = 1;
+/// Micro-batches beyond the law for each replica of each stage: times vary, and who is done must find the next one waiting.
+const SPARE: u64 = 1;
+/// Micro-batches for each replica of each stage until the law has its numbers: one at work, one that waits.
+const FIRST: u64 = 2;
 /// Micro-batches that must have come back before the window follows what they took.
 const PROVEN: u32 = 8;
 /// Weight of the newest micro-batch in the mean of what they take.
@@ -54,12 +56,14 @@ pub struct Window {
     alone: f64,
     /// Seconds that the busiest stage needs for each.
     busiest: Option<f64>,
+    /// Of all stages.
+    replicas: u64,
 }
 
 impl Window {
-    /// Never more than `max`, which is the manifest's `in_flight_max`, and that many until enough is known.
+    /// Never more than `max`, which is the manifest's `in_flight_max`.
     pub fn new(stages: Stage, max: u64) -> Self {
-        Window { stages, max: max.max(1), back: 0, alone: 0.0, busiest: None }
+        Window { stages, max: max.max(1), back: 0, alone: 0.0, busiest: None, replicas: 0 }
     }
 
     /// A micro-batch came back: it was under way for so long, and waited for workers for so much of it.
@@ -74,6 +78,7 @@ impl Window {
     /// Who serves now, with the micro-batches a second that each would do of a stage if it did nothing else (0: unknown).
     pub fn on_serving(&mut self, serving: &BTreeMap<Stage, BTreeMap<PeerId, f64>>) {
         self.busiest = busiest(serving);
+        self.replicas = serving.values().map(|peers| peers.len() as u64).sum();
     }
 
     /// What a micro-batch takes, once enough is known.
@@ -85,8 +90,9 @@ impl Window {
 
     /// Micro-batches that may be open.
     pub fn open_max(&self) -> u64 {
-        let spare = SPARE_A_STAGE * u64::from(self.stages);
-        self.way().map_or(self.max, |way| way.fewest().saturating_add(spare).min(self.max))
+        let stations = self.replicas.max(self.stages.into());
+        let open = self.way().map_or(FIRST * stations, |way| way.fewest().saturating_add(SPARE * stations));
+        open.min(self.max)
     }
 }
 
@@ -174,7 +180,7 @@ mod tests {
     #[test]
     fn the_window_follows_what_micro_batches_take_without_their_waiting() {
         let mut window = Window::new(2, 64);
-        assert_eq!(window.open_max(), 64, "nothing is known");
+        assert_eq!(window.open_max(), 2 * 2, "nothing is known");
         window.on_serving(&serving(&[&[(1, 20.0)], &[(2, 20.0)]]));
         for _ in 0..PROVEN {
             // 50 ms at each stage and 150 of links; the rest of the second it waited.
@@ -183,7 +189,7 @@ mod tests {
         assert_eq!(window.open_max(), 5 + 2);
         // A second replica of each stage doubles what can be under way.
         window.on_serving(&serving(&[&[(1, 20.0), (3, 20.0)], &[(2, 20.0), (4, 20.0)]]));
-        assert_eq!(window.open_max(), 10 + 2);
+        assert_eq!(window.open_max(), 10 + 4);
         // A slow link, and the manifest's bound.
         for _ in 0..200 {
             window.on_back(ms(5000.0), Duration::ZERO);
@@ -193,8 +199,8 @@ mod tests {
         for _ in 0..200 {
             window.on_back(ms(1.0), ms(9000.0));
         }
-        assert_eq!(window.open_max(), 1 + 2);
+        assert_eq!(window.open_max(), 1 + 4);
         window.on_serving(&BTreeMap::new());
-        assert_eq!(window.open_max(), 64);
+        assert_eq!(window.open_max(), 2 * 2);
     }
 }

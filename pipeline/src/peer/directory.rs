@@ -29,7 +29,10 @@ use super::{
     io::Output,
     replica::{Phase, Replica},
 };
-use crate::flow::{source::Done, stage::Standing};
+use crate::{
+    flow::{source::Done, stage::Standing},
+    plan::swarm::{Row, Serving},
+};
 
 /// An unchanged offer is repeated after this; it lives twice as long.
 const OFFER_EVERY: Duration = Duration::from_secs(30);
@@ -39,9 +42,6 @@ const NUMBERS_EVERY: Duration = Duration::from_secs(1);
 const FEW: u32 = 16;
 const LIFE: Duration = Duration::from_secs(75);
 const PROGRESS_LIFE: Duration = Duration::from_secs(120);
-
-/// Who serves each stage, and how fast they say they are.
-type Speeds = BTreeMap<Stage, BTreeMap<PeerId, f64>>;
 
 pub struct Directory {
     me: PeerId,
@@ -60,6 +60,8 @@ pub struct Directory {
     progress_news: bool,
     /// Who serves what may have changed.
     news: bool,
+    /// Peers that serve what they served, at another speed or version.
+    numbers: BTreeSet<PeerId>,
     stages: Stage,
 }
 
@@ -82,6 +84,7 @@ impl Directory {
             held_said: BTreeMap::new(),
             progress_news: false,
             news: true,
+            numbers: BTreeSet::new(),
             stages: manifest.stages.count,
         }
     }
@@ -198,9 +201,9 @@ impl Directory {
 
     // ---- hearing ---------------------------------------------------------------------------------------------------------
 
-    pub fn on_up(&mut self, peer: PeerId, out: &mut Outbox<Output>) {
+    pub fn on_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
         let mut acts = Outbox::new();
-        self.spread.on_up(peer, &mut acts);
+        self.spread.on_up(now, peer, &mut acts);
         self.perform(acts, out);
     }
 
@@ -208,6 +211,11 @@ impl Directory {
         self.spread.on_lost(now, peer, incarnation);
         self.members.on_lost(peer, incarnation);
         self.news = true;
+    }
+
+    /// A neighbour is one no longer, and may well live.
+    pub fn on_away(&mut self, peer: PeerId) {
+        self.spread.on_away(peer);
     }
 
     /// Says everything of mine again, newer: somebody had forgotten it with our connection.
@@ -228,13 +236,8 @@ impl Directory {
         self.spread.on_tick(now, &mut acts);
         self.perform(acts, out);
         self.repeat(now, utc, out);
-        let mut empty = vec![true; usize::from(self.stages)];
-        for (stage, peer, state, _) in self.members.everywhere() {
-            if let Some(empty) = empty.get_mut(usize::from(stage)).filter(|empty| **empty && state != State::Draining) {
-                *empty = is_gone(peer);
-            }
-        }
-        for (stage, empty) in (0..).zip(empty) {
+        for stage in 0..self.stages {
+            let empty = self.members.planned(stage).all(|(peer, ..)| is_gone(peer));
             self.members.note_empty(now, stage, empty);
         }
     }
@@ -267,8 +270,25 @@ impl Directory {
         }
         let (owner, delegates) = (self.owner, &self.delegates);
         let change = self.members.on_item(author, item, |peer| peer == owner || delegates.contains(&peer));
-        self.progress_news |= matches!(change, Change::Progress(_));
-        self.news |= matches!(change, Change::Offer(_));
+        match change {
+            Change::Offer(_) => self.news = true,
+            Change::Numbers(peer) => {
+                self.numbers.insert(peer);
+            }
+            Change::Progress(_) => self.progress_news = true,
+            Change::Held(_) | Change::Nothing => {}
+        }
+    }
+
+    pub fn tell_when_due(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let mut acts = Outbox::new();
+        self.spread.tell_when_due(now, &mut acts);
+        self.perform(acts, out);
+    }
+
+    /// When something is to be told, whatever happens meanwhile.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.spread.deadline()
     }
 
     // ---- answers ---------------------------------------------------------------------------------------------------------
@@ -281,6 +301,17 @@ impl Directory {
     /// Whether somebody may serve something else than when this was last asked.
     pub fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
+    }
+
+    /// Stages that peers serve as before, with the speeds that they claim anew, since this was last asked.
+    pub fn take_numbers(&mut self) -> Vec<(Stage, PeerId, f64)> {
+        let numbers = std::mem::take(&mut self.numbers);
+        let of_peer = |peer: &PeerId| {
+            let stages = self.offer(*peer).map_or(&[][..], |offer| &offer.stages);
+            let of = |offer: &StageOffer| (offer.stage, *peer, offer.speed_milli as f64 / 1e3);
+            stages.iter().map(of).collect::<Vec<_>>()
+        };
+        numbers.iter().flat_map(of_peer).collect()
     }
 
     /// Whether `peer` offers `stage`, or finishes what it has of it.
@@ -313,7 +344,7 @@ impl Directory {
 
     /// Who serves what and how fast they say they are, and who only finishes what it has; of those that are `up` (in the order
     /// of their names), without me.
-    pub fn standing(&self, up: impl Iterator<Item = PeerId>) -> (Speeds, BTreeSet<(Stage, PeerId)>) {
+    pub fn standing(&self, up: impl Iterator<Item = PeerId>) -> (Serving, BTreeSet<(Stage, PeerId)>) {
         // Both are in the same order, and everybody may be there: one walk beside the other, and no search.
         let mut up = up.peekable();
         let mut leaving = BTreeSet::new();
@@ -330,27 +361,26 @@ impl Directory {
     }
 
     /// Who serves what and how fast they say they are, connected or not, without me.
-    pub fn serving(&self) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
+    pub fn serving(&self) -> Serving {
         let serves = |(_, peer, state, _): &(Stage, PeerId, State, f64)| *peer != self.me && *state == State::Serving;
         self.by_stage(self.members.everywhere().filter(serves))
     }
 
-    /// Who only finishes what it has; only those that `is_up`, without me.
-    pub fn leaving(&self, is_up: impl Fn(PeerId) -> bool) -> BTreeSet<(Stage, PeerId)> {
-        let drains = |(_, peer, state, _): &(Stage, PeerId, State, f64)| *state == State::Draining && *peer != self.me;
-        let leaving = self.members.everywhere().filter(drains).filter(|(_, peer, ..)| is_up(*peer));
-        leaving.map(|(stage, peer, ..)| (stage, peer)).collect()
+    /// Who only finishes what it has of a stage, connected or not, without me.
+    pub fn leaving(&self, stage: Stage) -> impl Iterator<Item = PeerId> + '_ {
+        self.members.leaving(stage).filter(|peer| *peer != self.me)
     }
 
-    /// Who serves or is about to, connected or not, for the plan.
-    pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> BTreeMap<Stage, BTreeMap<PeerId, f64>> {
+    /// Who serves or is about to, connected or not, for the plan: in the order of the peers.
+    pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> Vec<Row> {
         let planned = self.members.everywhere();
-        self.by_stage(planned.filter(|(_, peer, state, _)| *state != State::Draining && !is_gone(*peer)))
+        let planned = planned.filter(|(_, peer, state, _)| *state != State::Draining && !is_gone(*peer));
+        planned.map(|(stage, peer, _, speed)| (peer, stage, speed)).collect()
     }
 
     /// Every stage of the run, with its replicas among these.
-    fn by_stage(&self, replicas: impl Iterator<Item = (Stage, PeerId, State, f64)>) -> Speeds {
-        let mut stages: Speeds = (0..self.stages).map(|stage| (stage, BTreeMap::new())).collect();
+    fn by_stage(&self, replicas: impl Iterator<Item = (Stage, PeerId, State, f64)>) -> Serving {
+        let mut stages: Serving = (0..self.stages).map(|stage| (stage, BTreeMap::new())).collect();
         for (stage, peer, _, speed) in replicas {
             if let Some(peers) = stages.get_mut(&stage) {
                 peers.entry(peer).or_insert(speed);
@@ -386,11 +416,5 @@ impl Directory {
 
     pub fn offers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
         self.members.peers()
-    }
-
-    /// Peers worth a connection, with their addresses.
-    pub fn wanted(&self, most: usize) -> Vec<(PeerId, Vec<String>)> {
-        let others = self.members.peers().filter(|(peer, _)| *peer != self.me);
-        others.take(most).map(|(peer, offer)| (peer, offer.addresses.clone())).collect()
     }
 }

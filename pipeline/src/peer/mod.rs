@@ -3,6 +3,7 @@
 //! In: facts from the driver ([`io::Input`]). Out: requests to it ([`io::Output`]). It knows no clock, socket, thread, disk or
 //! tensor, and holds no logic of its own beyond "this output becomes that input": what a machine decides is the machine's.
 
+mod circle;
 pub mod directory;
 pub mod drain;
 pub mod export;
@@ -42,7 +43,9 @@ use crate::{
         uplink::Uplink,
     },
     job::Job,
+    plan::moves::Foresight,
 };
+use circle::Circle;
 use directory::Directory;
 use drain::Drain;
 use export::Export;
@@ -133,6 +136,7 @@ pub struct Peer {
     silent: bool,
     placement: Placement,
     moving: Option<Moving>,
+    foresight: Foresight,
     /// No move is tried before.
     move_after: Instant,
     /// Of ids that were given back for a move: who has them two stages on.
@@ -155,6 +159,11 @@ pub struct Peer {
     /// Stages that were said to be without a replica.
     empty: BTreeSet<Stage>,
     active: Vec<PeerId>,
+    circle: Circle,
+    /// When the circle was drawn, whether there is news since, and what this peer served then, and whether it fed.
+    circled_at: Instant,
+    circle_is_old: bool,
+    circled_for: (BTreeSet<Stage>, bool),
     drain: Option<Drain>,
     greeted_at: Option<Instant>,
     /// When the route last heard who serves, and whether there is news since.
@@ -206,6 +215,7 @@ impl Peer {
             silent: false,
             placement: Placement::Watch,
             moving: None,
+            foresight: Foresight::default(),
             move_after: now,
             beyond: BTreeMap::new(),
             neighbours: Neighbours::default(),
@@ -224,6 +234,10 @@ impl Peer {
             next_ticket: 0,
             empty: BTreeSet::new(),
             active: Vec::new(),
+            circle: Circle::default(),
+            circled_at: now,
+            circle_is_old: true,
+            circled_for: (BTreeSet::new(), false),
             drain: None,
             greeted_at: None,
             routed_at: now,
@@ -329,7 +343,8 @@ impl Machine for Peer {
         let source = self.source.as_ref().and_then(Source::deadline);
         let offers = flows.chain(source).min().map(|at| (at, "an offer of a micro-batch ends"));
         let route = self.route_is_old.then(|| (self.routed_at + wiring::ROUTE_PAUSE, "the route is old"));
-        let (at, why) = offers.into_iter().chain(route).min()?;
+        let news = self.directory.deadline().filter(|_| !self.silent).map(|at| (at, "news waits"));
+        let (at, why) = offers.into_iter().chain(route).chain(news).min()?;
         Some((at.max(self.last_turn + MIN_WAKE), why))
     }
 }

@@ -4,10 +4,7 @@
 //! accepted is finished, the partial sum stepped, a last round done, the state saved. The plan says where to; here is when. A
 //! replica that cannot finish what it has (it holds the only answers for a stage that died) stays.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use skein_protocol::{Instant, Outbox, Stage, event::Event};
 
@@ -18,7 +15,10 @@ use crate::{
         stage::{StageFlow, Standing},
     },
     job::Job,
-    plan::assign::{self, Move},
+    plan::{
+        moves::{Move, Own},
+        swarm::{Cost, Swarm},
+    },
 };
 
 /// A stage without a replica is moved to after this: newcomers and peers with room come first.
@@ -73,13 +73,7 @@ impl Peer {
     ///
     /// All who see the same name the same peers, who go once the need has lasted. Who is named and does not go (it is pinned,
     /// it has no room, it cannot finish what it has) is passed over after a while.
-    pub(super) fn consider_moving(
-        &mut self,
-        now: Instant,
-        serving: &assign::Serving,
-        costs: &[assign::Cost],
-        out: &mut Outbox<Output>,
-    ) {
+    pub(super) fn consider_moving(&mut self, now: Instant, swarm: &Swarm, costs: &[Cost], out: &mut Outbox<Output>) {
         let since = match self.moving {
             None => None,
             Some(Moving::Wanted { what, since, replicas }) => Some((what, since, replicas)),
@@ -92,28 +86,21 @@ impl Peer {
         if !all_serve || from.is_empty() {
             return self.moving = None;
         }
-        let own = assign::Own { me: self.me, free: &from, memory: self.config.memory };
-        let mut stays = BTreeSet::new();
-        let mut list = assign::moves_seen_by(own, serving, costs, &stays);
+        let own = Own { me: self.me, free: &from, memory: self.config.memory };
+        let list = self.foresight.see(now, own, swarm, costs);
         let Some((_, need)) = list.first().copied() else { return self.moving = None };
-        let replicas = [need.from, need.to].map(|stage| serving.get(&stage).map_or(0, BTreeMap::len));
+        let replicas = [need.from, need.to].map(|stage| swarm.count(stage));
         // Whenever somebody came or went, it is to be seen anew whether one more shall go.
         let same = since.filter(|(before, _, then)| (*before, *then) == (need, replicas));
         let since = same.map_or(now, |(_, since, _)| since);
         self.moving = Some(Moving::Wanted { what: need, since, replicas });
         let patience = if need.is_empty { EMPTY_FOR } else { SLOW_FOR };
         let waited = now.since(since);
-        if waited < patience || !own.may_go_to(need.to, serving, costs) {
+        if waited < patience || !own.may_go_to(need.to, swarm, costs) {
             return;
         }
-        for _ in 0..((waited - patience).as_nanos() / APART.as_nanos()).min(PASSES) {
-            if list.is_empty() || list.iter().any(|(peer, _)| *peer == self.me) {
-                break;
-            }
-            stays.extend(list.iter().map(|(peer, _)| *peer));
-            list = assign::moves_seen_by(own, serving, costs, &stays);
-        }
-        let Some((_, what)) = list.into_iter().find(|(peer, _)| *peer == self.me) else { return };
+        let passes = ((waited - patience).as_nanos() / APART.as_nanos()).min(PASSES) as usize;
+        let Some(what) = self.foresight.move_of(own, costs, passes) else { return };
         if !self.makes_sense(what) {
             return;
         }

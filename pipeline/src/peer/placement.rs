@@ -7,7 +7,9 @@ use skein_protocol::{
 };
 
 use super::{
-    Peer, Placement, Ticket, desk,
+    Peer, Placement, Ticket,
+    circle::{Circle, Needs},
+    desk,
     io::Output,
     replica::{Origin, Phase, Replica},
 };
@@ -18,7 +20,10 @@ use crate::{
     },
     job::{Done, Job},
     model::cost,
-    plan::assign,
+    plan::{
+        assign,
+        swarm::{Cost, Swarm},
+    },
 };
 
 /// After the first hello, offers and counters of the run have arrived.
@@ -27,6 +32,7 @@ const SETTLED: Duration = Duration::from_millis(700);
 const LONELY: Duration = Duration::from_secs(20);
 /// A stage without a replica is looked at this often, and the plan.
 const PLAN_EVERY: Duration = Duration::from_millis(500);
+const PLAN_SLOWEST: u32 = 8;
 /// A peer with room waits this long for a newcomer, or for somebody before it in the order of adoption.
 const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
@@ -57,7 +63,10 @@ impl Peer {
             return;
         }
         if self.placement == Placement::Plan && now >= self.plan_at {
-            self.plan_at = now + PLAN_EVERY;
+            // Where many are, and nobody is missing, nothing hurries.
+            let hurries = self.replicas.is_empty() || !self.empty.is_empty();
+            let crowd = if hurries { 1 } else { self.directory.crowd().min(PLAN_SLOWEST) };
+            self.plan_at = now + PLAN_EVERY * crowd;
             self.plan(now, out);
         }
         let looking: Vec<Stage> = self
@@ -118,22 +127,24 @@ impl Peer {
 
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
-        let gone = self.absent(mine.is_empty());
+        let gone = if mine.is_empty() { self.absent(now) } else { BTreeSet::new() };
         let mut planned = self.directory.planned(|peer| gone.contains(&peer) || self.neighbours.is_gone(peer));
-        for stage in &mine {
-            let speed = self.replicas.get(stage).and_then(Replica::flow).map_or(0.0, |flow| flow.busy.speed());
-            planned.entry(*stage).or_default().insert(self.me, speed);
-        }
+        planned.retain(|(peer, ..)| *peer != self.me);
+        let speed = |replica: &Replica| replica.flow().map_or(0.0, |flow| flow.busy.speed());
+        let rows = self.replicas.iter().map(|(stage, replica)| (self.me, *stage, speed(replica)));
+        let at = planned.partition_point(|(peer, ..)| *peer < self.me);
+        planned.splice(at..at, rows);
         let costs = self.stage_costs();
+        let swarm = Swarm::of(planned, &costs);
         let used: u64 = mine.iter().filter_map(|stage| costs.get(usize::from(*stage))).map(|cost| cost.memory).sum();
         let memory = self.config.memory.saturating_sub(used);
         let lock_step = self.config.manifest.lock_step();
-        let wanted = assign::stages_for(self.me, &planned, &mine, &costs, memory);
+        let wanted = assign::stages_for(self.me, &swarm, &mine, &costs, memory);
         if wanted.is_empty() && !lock_step && !mine.is_empty() {
-            self.consider_moving(now, &planned, &costs, out);
+            self.consider_moving(now, &swarm, &costs, out);
         }
         for stage in wanted {
-            let empty = planned.get(&stage).is_none_or(|peers| peers.is_empty());
+            let empty = swarm.count(stage) == 0;
             if lock_step && !empty {
                 continue;
             }
@@ -145,14 +156,13 @@ impl Peer {
         }
     }
 
-    /// Peers that a newcomer should not count on: offered by others, and not reached although most of those offered were. Who
+    /// Peers that a newcomer should not count on: offered by others, and not reached although most of those it dials were. Who
     /// died a few seconds ago is still offered by those who had no business with it.
-    fn absent(&self, newcomer: bool) -> BTreeSet<PeerId> {
-        let offered: BTreeSet<PeerId> =
-            self.directory.offers().map(|(peer, _)| peer).filter(|peer| *peer != self.me).collect();
+    fn absent(&mut self, now: Instant) -> BTreeSet<PeerId> {
+        self.draw_circle(now);
         let (here, absent): (BTreeSet<PeerId>, BTreeSet<PeerId>) =
-            offered.into_iter().partition(|peer| self.neighbours.is_up(*peer));
-        if newcomer && here.len() > absent.len() { absent } else { BTreeSet::new() }
+            self.circle.dialled.iter().partition(|peer| self.neighbours.is_up(**peer));
+        if here.len() > absent.len() { absent } else { BTreeSet::new() }
     }
 
     /// A stage without a replica is adopted by one peer after the other, in the order of a hash, so that not all take it at once.
@@ -162,16 +172,15 @@ impl Peer {
             skein_protocol::hash::keyed("skein adopt 1", &[&self.config.run.0, &stage.to_le_bytes(), &peer.0])
         };
         let mine = rank(self.me);
-        let before = self.neighbours.up().filter(|peer| rank(*peer) < mine).count() as u32;
+        let others = self.directory.offers().map(|(peer, _)| peer).filter(|peer| !self.neighbours.is_gone(*peer));
+        let before = others.filter(|peer| rank(*peer) < mine).count() as u32;
         now.since(since) >= ADOPT_AFTER * (1 + before)
     }
 
-    fn stage_costs(&self) -> Vec<assign::Cost> {
+    fn stage_costs(&self) -> Vec<Cost> {
         let manifest = &self.config.manifest;
-        let of_stage = |stage| assign::Cost {
-            memory: cost::memory(manifest, stage).peak(),
-            flops: cost::stage_flops(manifest, stage),
-        };
+        let of_stage =
+            |stage| Cost { memory: cost::memory(manifest, stage).peak(), flops: cost::stage_flops(manifest, stage) };
         (0..manifest.stages.count).map(of_stage).collect()
     }
 
@@ -239,8 +248,7 @@ impl Peer {
             return;
         }
         // Whoever leaves gives its last state to a keeper before it goes.
-        let leaving = self.directory.leaving(|peer| !self.neighbours.is_gone(peer));
-        let is_left = leaving.iter().any(|(of, _)| *of == stage);
+        let is_left = self.directory.leaving(stage).any(|peer| !self.neighbours.is_gone(peer));
         let Some(replica) = self.replicas.get_mut(&stage) else { return };
         if is_left && now.since(since) < LEAVES_WITHIN {
             replica.wait_until = now + SETTLED;
@@ -406,13 +414,14 @@ impl Peer {
 
     /// Dials whom this peer works with, and asks the network when it knows too few.
     pub(super) fn reach_out(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        /// Neighbours that are dialled; beyond that, those who dial us suffice.
-        const DIALLED: usize = 32;
         /// With fewer neighbours the network is asked for more.
         const FEW: usize = 2;
         const LOOKUP_EVERY: Duration = Duration::from_secs(10);
-        for (peer, addresses) in self.directory.wanted(DIALLED) {
-            if !self.neighbours.is_connected(peer) {
+        self.draw_circle(now);
+        let missing = |peer: &&PeerId| !self.neighbours.is_connected(**peer);
+        for peer in self.circle.dialled.iter().filter(missing).copied().collect::<Vec<_>>() {
+            let addresses = self.directory.offer(peer).map(|offer| offer.addresses.clone());
+            if let Some(addresses) = addresses {
                 self.dial(now, peer, addresses, out);
             }
         }
@@ -427,6 +436,23 @@ impl Peer {
                 out.push(Output::Lookup { request, key: self.stage_key(stage) });
             }
         }
+    }
+
+    fn draw_circle(&mut self, now: Instant) {
+        /// Among many somebody comes or goes all the time.
+        const EVERY: Duration = Duration::from_secs(1);
+        let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
+        let feeds = self.source.is_some();
+        let news = self.circle_is_old && (self.directory.crowd() <= 1 || now.since(self.circled_at) >= EVERY);
+        if !news && self.circled_for == (mine.clone(), feeds) {
+            return;
+        }
+        (self.circled_at, self.circle_is_old, self.circled_for) = (now, false, (mine.clone(), feeds));
+        let run = &self.config.manifest.run;
+        let feeders: Vec<PeerId> = run.delegates.iter().copied().chain([run.owner]).collect();
+        let needs = Needs { me: self.me, mine: &mine, feeds, last: self.rules.last, feeders: &feeders };
+        self.circle = Circle::of(needs, self.directory.offers());
+        self.route.set_circle(self.circle.is_part.then(|| self.circle.dialled.clone()));
     }
 
     /// Tells the run what I serve, how fast, and where I am reached. Repeats only what changed, and before it expires.

@@ -50,18 +50,8 @@ impl Peer {
         out: &mut Outbox<Output>,
         act: impl FnOnce(&mut Average, &mut Outbox<Act>),
     ) {
-        let members: Vec<PeerId> = self
-            .directory
-            .replicas(stage)
-            .into_iter()
-            .map(|(peer, _)| peer)
-            .filter(|peer| *peer != self.me && self.neighbours.is_up(*peer))
-            .collect();
-        let leaving = self.directory.leaving(|peer| self.neighbours.is_up(peer));
-        let leavers = leaving.into_iter().filter(|(of, _)| *of == stage).map(|(_, peer)| peer).collect();
         let Some(replica) = self.replicas.get_mut(&stage).filter(|replica| replica.is_serving()) else { return };
         let mut acts = Outbox::new();
-        replica.average.set_members(members, leavers);
         act(&mut replica.average, &mut acts);
         self.perform_rounds(now, stage, acts, out);
     }

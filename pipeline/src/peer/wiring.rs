@@ -1,6 +1,6 @@
 //! The table of edges: which machine hears of which fact, and which machine's output is which other's input.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Outbox, PeerId, Stage, Utc,
@@ -90,10 +90,16 @@ impl Peer {
         }
     }
 
-    fn on_peer_lost(&mut self, now: Instant, peer: PeerId, why: &str, out: &mut Outbox<Output>) {
+    /// A neighbour is gone; with it what it offered, unless that `still_holds`.
+    fn on_peer_lost(&mut self, now: Instant, peer: PeerId, why: &str, still_holds: bool, out: &mut Outbox<Output>) {
         let incarnation = self.neighbours.on_lost(now, peer);
         if let Some(incarnation) = incarnation {
             out.push(Output::Emit(Event::PeerLost { peer, incarnation, why: why.to_string() }));
+        }
+        if still_holds {
+            self.directory.on_away(peer);
+        } else {
+            self.directory.on_lost(now, peer, incarnation);
         }
         self.forget_peer(now, peer, incarnation, why, out);
     }
@@ -125,7 +131,9 @@ impl Peer {
         let was_up = self.neighbours.is_up(peer);
         self.uplink.on_lost(peer);
         self.route.forget_link(peer);
-        self.on_peer_lost(now, peer, why, out);
+        // A connection that neither side needs is closed. What was heard of its peer holds until it expires.
+        let is_needed = self.active.binary_search(&peer).is_ok() || self.circle.dialled.contains(&peer);
+        self.on_peer_lost(now, peer, why, !is_needed, out);
         if was_up && self.neighbours.up().next().is_none() && self.greeted_at.take().is_some() {
             // It did not say goodbye, so it may be I who am cut off: what others serve is not free because they are not heard.
             self.alone_since = now;
@@ -142,7 +150,6 @@ impl Peer {
         out: &mut Outbox<Output>,
     ) {
         self.uplink.forget(Some(peer));
-        self.directory.on_lost(now, peer, incarnation);
         self.refresh_route(now, out);
         let mut moved = 0;
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
@@ -170,6 +177,7 @@ impl Peer {
             Greeting::Stale => {}
             Greeting::Dead => self.say(from, wire::Frame::Hello(hello::Frame::Fence(hello.incarnation)), out),
             Greeting::Restarted(before) => {
+                self.directory.on_lost(now, from, Some(before));
                 self.forget_peer(now, from, Some(before), "it started again", out);
                 self.meet(now, from, out);
             }
@@ -207,7 +215,7 @@ impl Peer {
         if self.clock_is_right {
             self.greeted_at.get_or_insert(now);
         }
-        self.directory.on_up(peer, out);
+        self.directory.on_up(now, peer, out);
         self.refresh_route_soon(now, out);
         self.place(now, out);
     }
@@ -292,7 +300,7 @@ impl Peer {
             hello::Frame::WantManifest(run) => self.say(from, wire::Frame::Hello(hello::Frame::Unknown(run)), out),
             hello::Frame::Manifest(_) | hello::Frame::Unknown(_) => {}
             hello::Frame::Fence(incarnation) => self.on_fence(now, from, incarnation, out),
-            hello::Frame::Goodbye => self.on_peer_lost(now, from, "it left", out),
+            hello::Frame::Goodbye => self.on_peer_lost(now, from, "it left", false, out),
         }
     }
 
@@ -541,7 +549,7 @@ impl Peer {
 
     fn on_records_ended(&mut self) {
         if let Some(source) = &mut self.source {
-            source.ended = true;
+            source.exhausted = true;
         }
     }
 
@@ -718,7 +726,11 @@ impl Peer {
         if self.route_is_old && now.since(self.routed_at) >= ROUTE_PAUSE {
             self.refresh_route(now, out);
         }
-        if self.silent || now.since(self.last_tick) < TICK {
+        if self.silent {
+            return;
+        }
+        self.directory.tell_when_due(now, out);
+        if now.since(self.last_tick) < TICK {
             return;
         }
         self.last_tick = now;
@@ -729,14 +741,14 @@ impl Peer {
         self.hold_saved(now, out);
         let neighbours = &self.neighbours;
         self.directory.on_tick(now, utc, |peer| neighbours.is_gone(peer), out);
-        self.refresh_route(now, out);
         self.after_directory(now, out);
+        self.renew_route(now, out);
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
             let mut desk = desk!(self, now, out);
-            let (me, neighbours) = (self.me, &self.neighbours);
+            let (me, neighbours, directory) = (self.me, &self.neighbours, &self.directory);
             if let Some(flow) = self.replicas.get_mut(&stage).and_then(Replica::flow_mut) {
-                flow.on_tick(&mut desk, |peer| peer == me || neighbours.is_up(peer));
+                flow.on_tick(&mut desk, |peer| peer == me || neighbours.is_up(peer) || directory.offer(peer).is_some());
             }
         }
         self.with_source(now, out, |source, desk| source.on_tick(desk));
@@ -773,6 +785,7 @@ impl Peer {
     /// Everything that may follow from news in the directory.
     pub(super) fn after_directory(&mut self, now: Instant, out: &mut Outbox<Output>) {
         if self.directory.take_news() {
+            self.circle_is_old = true;
             self.refresh_route_soon(now, out);
         }
         let per_step = self.rules_per_step();
@@ -811,23 +824,36 @@ impl Peer {
                 }
             }
         }
+        for (stage, replica) in &mut self.replicas {
+            let others = serving.get(stage).into_iter().flat_map(BTreeMap::keys);
+            let members = others.copied().filter(|peer| *peer != self.me).collect();
+            let leavers = leaving.iter().filter(|(of, peer)| of == stage && *peer != self.me);
+            replica.average.set_members(members, leavers.map(|(_, peer)| *peer).collect());
+        }
         if self.config.manifest.lock_step() {
             for (stage, peers) in &mut serving {
                 let leader = self.leader(*stage);
                 peers.retain(|peer, _| Some(*peer) == leader);
             }
         }
-        for stage in 0..=self.rules.last {
-            let somebody = serving.get(&stage).and_then(|peers| peers.keys().next().copied());
-            match somebody {
-                None if now.since(self.started) > EMPTY_AFTER && self.empty.insert(stage) => {
-                    out.push(Output::Emit(Event::StageEmpty { stage }));
-                }
-                Some(peer) if self.empty.remove(&stage) => out.push(Output::Emit(Event::StageBack { stage, peer })),
-                _ => {}
-            }
-        }
         self.route.set_serving(serving, leaving);
+        self.tell_empty(now, out);
+    }
+
+    /// What changes with every tick: speeds, and what they mean for a feeder's window. In lock-step a replica leads by its
+    /// version.
+    fn renew_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        let numbers = self.directory.take_numbers();
+        if self.config.manifest.lock_step() {
+            self.refresh_route(now, out);
+        }
+        for (stage, peer, speed) in numbers {
+            self.route.set_claim(stage, peer, speed);
+        }
+        for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((*stage, replica.flow()?))) {
+            self.route.set_claim(stage, self.me, flow.busy.speed());
+        }
+        self.tell_empty(now, out);
         if let Some(source) = &mut self.source {
             // Stages that a feeder has no connection to are on the way, too.
             let mut everybody = self.directory.serving();
@@ -835,6 +861,19 @@ impl Peer {
                 everybody.entry(*stage).or_default().insert(self.me, flow.busy.speed());
             }
             source.window.on_serving(&everybody);
+        }
+    }
+
+    fn tell_empty(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        for stage in 0..=self.rules.last {
+            let somebody = self.route.replicas(stage).next();
+            match somebody {
+                None if now.since(self.started) > EMPTY_AFTER && self.empty.insert(stage) => {
+                    out.push(Output::Emit(Event::StageEmpty { stage }));
+                }
+                Some(peer) if self.empty.remove(&stage) => out.push(Output::Emit(Event::StageBack { stage, peer })),
+                _ => {}
+            }
         }
     }
 
@@ -847,18 +886,19 @@ impl Peer {
         active.extend(self.generate.partners());
         active.extend(self.rounds_partners());
         let last = self.rules.last;
+        let circle = |peer: &PeerId| !self.circle.is_part || self.circle.dialled.contains(peer);
         let mine: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in mine {
             for near in
                 [stage.checked_sub(1), Some(stage), Some(stage + 1).filter(|s| *s <= last)].into_iter().flatten()
             {
-                active.extend(self.route.replicas(near));
+                active.extend(self.route.replicas(near).filter(circle));
             }
         }
         if self.source.is_some() {
-            active.extend(self.route.replicas(0));
-            active.extend(self.route.replicas(last));
+            active.extend(self.route.replicas(0).chain(self.route.replicas(last)).filter(circle));
         }
+        active.extend(self.circle.strangers.iter().copied());
         active.retain(|peer| *peer != self.me);
         active.sort();
         active.dedup();

@@ -2,4 +2,6 @@
 
 pub mod assign;
 pub mod layout;
+pub mod moves;
 pub mod partition;
+pub mod swarm;

@@ -11,7 +11,7 @@ use crate::key::Signed;
 /// Entries of one digest, and keys of one want.
 pub const KEYS_MAX: usize = 512;
 /// Items of one frame.
-pub const ITEMS_MAX: usize = 8;
+pub const ITEMS_MAX: usize = 128;
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Frame {

@@ -56,7 +56,7 @@ impl Fleet {
         let windows = Windows {
             feeders: f64::from(self.setup.feeders.count.max(1)),
             most: self.load.in_flight_max / calibrated::OLDEST,
-            spare: stages as f64,
+            spare: self.pools.iter().map(|pool| f64::from(pool.serving.max(1))).sum(),
             lost,
         };
         let rate = law::throughput(&stations, delays, &windows, calibrated::QUEUE).min(self.feeding());

@@ -135,6 +135,8 @@ const STAGE_S: f64 = 0.3;
 
 /// Part of the time that `stages` equally fast stages stand still while `m` micro-batches go through an empty pipeline.
 fn idle(stages: u16, m: u64) -> f64 {
+    // A feeder begins with two for each stage: so many feeders that all are fed at once.
+    let feeders = m.div_ceil(2 * u64::from(stages)).max(1);
     let small = Small { in_flight_max: 64, micro_batches_per_step: m as u32, round_every: 0, ..Small::demo(stages) };
     let manifest = small.manifest();
     let near = Access { delay: Duration::from_micros(20), jitter: Duration::ZERO, up: 1 << 34, down: 1 << 34 };
@@ -142,9 +144,9 @@ fn idle(stages: u16, m: u64) -> f64 {
         let flops = cost::stage_flops(&manifest, stage) as f64 / STAGE_S;
         Plan::new(Role::host(stage)).device(Device { flops, noise: 0.0 })
     };
-    let peers = std::iter::once(Plan::new(Role::feeder())).chain((0..stages).map(host));
+    let peers = (0..feeders).map(|_| Plan::new(Role::feeder())).chain((0..stages).map(host));
     let peers = peers.map(|plan| plan.disk(0).access(near)).collect();
-    let setup = Setup { records: Some(m), ..Setup::new(7, manifest.clone(), peers) };
+    let setup = Setup { records: Some(m / feeders), ..Setup::new(7, manifest.clone(), peers) };
     let mut sim = Simulation::new(setup);
     let all = sim.run_completed(Duration::from_secs(120), m as usize);
     // The first stage works at the first forward, and the last gradient is added there.

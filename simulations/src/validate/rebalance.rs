@@ -8,7 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use skein_pipeline::plan::assign::{self, Cost, Move, Serving};
+use skein_pipeline::plan::{
+    assign,
+    moves::{self, Move},
+    swarm::{self, Cost, Serving, rows},
+};
 use skein_protocol::{
     PeerId, Stage,
     rng::{Purpose, Streams},
@@ -106,12 +110,16 @@ impl Swarm {
         Swarm { serving, busy: BTreeMap::new(), costs, moves: 0 }
     }
 
+    fn seen(&self) -> swarm::Swarm {
+        swarm::Swarm::of(rows(&self.serving), &self.costs)
+    }
+
     fn change(&mut self, change: Change, is_blind: bool) {
         match change {
             Change::Comes(peer) => {
                 let stages = match is_blind {
                     true => vec![Stage::from(id(peer).0[0]) % STAGES],
-                    false => assign::stages_for(id(peer), &self.serving, &BTreeSet::new(), &self.costs, 1),
+                    false => assign::stages_for(id(peer), &self.seen(), &BTreeSet::new(), &self.costs, 1),
                 };
                 for stage in stages {
                     self.serving.entry(stage).or_default().insert(id(peer), 1.0);
@@ -128,7 +136,7 @@ impl Swarm {
 
     fn rebalance(&mut self, now: f64, most: usize) {
         let rests = |peer: PeerId| self.busy.contains_key(&peer);
-        let list = assign::moves(&self.serving, &self.costs, &|peer, _, _| !rests(peer));
+        let list = moves::moves(&self.seen(), &self.costs, rests);
         for (peer, Move { from, to, .. }) in list.into_iter().take(most) {
             if let Some(speed) = self.serving.get_mut(&from).and_then(|peers| peers.remove(&peer)) {
                 self.serving.entry(to).or_default().insert(peer, speed);
@@ -240,7 +248,7 @@ pub fn rebalance() -> Table {
             format!("Their log is not public. Ours are {SEEDS} drawn traces of 32 h with the statistics of Bamboo's p3 trace: \
                      exponential lives, removals in bursts within a minute, comings one by one; {STAGES} stages, {PEERS:.0} peers \
                      on average, all alike. So cells are not compared; the order and the bound are."),
-            "Newcomers and moves are decided by the product's plan (`assign::stages_for`, `assign::moves`: ascending throughputs, \
+            "Newcomers and moves are decided by the product's plan (`assign::stages_for`, `moves::moves`: ascending throughputs, \
              worked out to a fixpoint, hysteresis of a tenth)."
                 .into(),
             format!("Whoever moves computes nothing for {MOVE_S:.0} s. The optimum is floor(peers / stages) at every moment. Our \

@@ -51,6 +51,9 @@ struct Two {
     in_flight: u32,
 }
 
+/// Micro-batches over which is measured.
+const MEASURED: usize = 384;
+
 struct Measured {
     /// Part of the time that each stage works.
     busy: [f64; 2],
@@ -96,13 +99,13 @@ impl Two {
         let peers = vec![host(0, 3.0), host(1, 2.0)];
         let mut sim = Simulation::new(Setup::new(5, manifest.clone(), peers));
         let limit = Duration::from_secs(3600);
-        let warm = sim.run_completed(limit, 64);
+        let warm = sim.run_completed(limit, 128);
         let before = (sim.now(), [sim.busy(0), sim.busy(1)]);
-        let all = warm && sim.run_completed(limit, 128);
+        let all = warm && sim.run_completed(limit, MEASURED);
         let time = (sim.now() - before.0).as_secs_f64();
         let busy = |peer: usize| (sim.busy(peer) - before.1[peer]).as_secs_f64() / time;
         let busy = if all { [busy(0), busy(1)] } else { [f64::NAN; 2] };
-        Measured { busy, apart: 1e3 * time / 128.0 }
+        Measured { busy, apart: 1e3 * time / MEASURED as f64 }
     }
 }
 

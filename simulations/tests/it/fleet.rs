@@ -305,13 +305,13 @@ struct Measured {
     staleness: [u32; 2],
 }
 
-/// Replicas of each of four stages. Fifty make the two hundred peers of the claim; a micro-batch then takes five times the
-/// frames, since everybody hears of everybody.
-const REPLICAS: u32 = 10;
+/// Replicas of each of four stages: two hundred peers.
+const REPLICAS: u32 = 50;
 
-/// Devices that take four seconds for a micro-batch, behind links that are never the bound.
+/// Devices that take four seconds for a micro-batch, behind links that are never the bound, nor is what the manifest allows. It
+/// takes minutes until everybody knows how late its partners answer.
 fn scene() -> Scene {
-    let in_flight_max = 8 * REPLICAS;
+    let in_flight_max = 16 * REPLICAS;
     Scene {
         small: Small {
             in_flight_max,
@@ -326,7 +326,7 @@ fn scene() -> Scene {
         up: 2_500_000,
         delay: Duration::from_millis(10),
         deaths: 0,
-        warm: seconds(80),
+        warm: seconds(320),
         measured: seconds(160),
     }
 }

@@ -5,6 +5,7 @@ mod basics;
 mod common;
 mod digest;
 mod faults;
+mod feeding;
 mod fleet;
 mod full;
 mod healing;

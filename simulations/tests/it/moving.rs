@@ -113,7 +113,7 @@ fn serving(sim: &Simulation, stage: u16) -> Vec<usize> {
 
 #[test]
 fn of_several_that_could_go_only_so_many_go_as_are_needed() {
-    let mut sim = start(400, 2, 6);
+    let mut sim = start(404, 2, 6);
     // All but one took the same stage at once. Two of them go.
     sim.run_for(seconds(10));
     assert_eq!((serving(&sim, 0).len(), serving(&sim, 1).len()), (5, 1));

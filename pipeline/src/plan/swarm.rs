@@ -1,0 +1,152 @@
+//! Who serves what, and what each peer can do, in numbers that plans are made of.
+//!
+//! In: what peers say they serve, and how fast. Out: throughputs of the stages, and an order in which one state of the swarm is
+//! better than another: ascending throughputs are compared (the lexicographic rule of Petals' block choice), so that the weakest
+//! stage counts first.
+
+use std::collections::BTreeMap;
+
+use skein_protocol::{PeerId, Stage};
+
+/// Throughputs nearer to each other than this are equal: they are sums in another order.
+pub const ALIKE: f64 = 1.0 - 1e-9;
+
+/// A claimed speed counts for at most so many times the median of all claims: one peer that boasts does not make its stage look
+/// served.
+const CREDIBLE: f64 = 8.0;
+
+/// Who serves, or is about to: stage -> replica -> micro-batches a second (0 = unknown).
+pub type Serving = BTreeMap<Stage, BTreeMap<PeerId, f64>>;
+
+/// The same in one list.
+pub type Row = (PeerId, Stage, f64);
+
+pub fn rows(serving: &Serving) -> Vec<Row> {
+    let of_stage = |(stage, peers): (&Stage, &BTreeMap<PeerId, f64>)| {
+        let stage = *stage;
+        peers.iter().map(move |(peer, speed)| (*peer, stage, *speed)).collect::<Vec<_>>()
+    };
+    serving.iter().flat_map(of_stage).collect()
+}
+
+/// What a stage takes of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Operations of forward and backward of one micro-batch.
+    pub flops: u64,
+}
+
+/// A peer by its place among the names of all.
+pub type Place = usize;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Swarm {
+    /// Operations that each stage takes.
+    flops: Vec<f64>,
+    /// All who serve something, ascending.
+    pub peers: Vec<PeerId>,
+    /// Operations a second of each peer, all its stages together: its speeds are those of stages that share one device.
+    pub power: Vec<f64>,
+    /// Stages of each peer, ascending.
+    pub served: Vec<Vec<Stage>>,
+    /// By stage: how many serve it.
+    pub replicas: Vec<usize>,
+}
+
+impl Swarm {
+    pub fn of(mut rows: Vec<Row>, costs: &[Cost]) -> Self {
+        let flops: Vec<f64> = costs.iter().map(|cost| cost.flops.max(1) as f64).collect();
+        rows.retain(|(_, stage, _)| usize::from(*stage) < flops.len());
+        let name = |row: &Row| (row.0, row.1);
+        if !rows.is_sorted_by_key(name) {
+            rows.sort_unstable_by_key(name);
+        }
+        // Nobody counts twice by saying it twice.
+        rows.dedup_by_key(|row| name(row));
+        let (mut replicas, mut all) = (vec![0; flops.len()], Vec::with_capacity(rows.len()));
+        for (_, stage, speed) in &mut rows {
+            replicas[usize::from(*stage)] += 1;
+            *speed *= flops[usize::from(*stage)];
+            all.extend((*speed > 0.0).then_some(*speed));
+        }
+        let credible = CREDIBLE * median(all.clone());
+        all.iter_mut().for_each(|power| *power = power.min(credible));
+        let typical = mean(&all).unwrap_or(1.0);
+        let mut swarm = Swarm { flops, replicas, ..Swarm::default() };
+        for of_peer in rows.chunk_by(|a, b| a.0 == b.0) {
+            let known = of_peer.iter().map(|(.., power)| *power).filter(|power| *power > 0.0);
+            let known: Vec<f64> = known.map(|power| power.min(credible)).collect();
+            swarm.peers.push(of_peer[0].0);
+            swarm.power.push(alike(mean(&known).unwrap_or(typical)));
+            swarm.served.push(of_peer.iter().map(|(_, stage, _)| *stage).collect());
+        }
+        swarm
+    }
+
+    /// Micro-batches a second of so many operations a second at a stage.
+    pub fn speed(&self, power: f64, stage: Stage) -> f64 {
+        power / self.flops[usize::from(stage)]
+    }
+
+    /// What a peer has for each of its stages, operations a second.
+    pub fn share(&self, peer: Place) -> f64 {
+        self.power[peer] / self.served[peer].len().max(1) as f64
+    }
+
+    /// How many serve a stage.
+    pub fn count(&self, stage: Stage) -> usize {
+        self.replicas.get(usize::from(stage)).copied().unwrap_or(0)
+    }
+
+    /// What a peer serves, ascending.
+    pub fn stages_of(&self, peer: PeerId) -> &[Stage] {
+        self.peers.binary_search(&peer).map_or(&[], |place| &self.served[place])
+    }
+
+    /// Whether the same peers serve the same stages, at whatever speeds.
+    pub fn is_placed_like(&self, other: &Swarm) -> bool {
+        self.peers == other.peers && self.served == other.served
+    }
+
+    /// Operations of a micro-batch through all stages, and operations a second of all peers.
+    pub fn totals(&self) -> (f64, f64) {
+        (self.flops.iter().sum(), self.power.iter().sum())
+    }
+
+    /// By stage, micro-batches a second.
+    pub fn throughputs(&self) -> Vec<f64> {
+        let mut power = vec![0.0; self.flops.len()];
+        for (peer, stages) in self.served.iter().enumerate() {
+            stages.iter().for_each(|stage| power[usize::from(*stage)] += self.share(peer));
+        }
+        power.iter().zip(&self.flops).map(|(power, flops)| power / flops).collect()
+    }
+}
+
+/// Whether the first place in which two ascending throughputs differ is weaker in `a` than `part` of what it is in `b`.
+pub fn is_weaker(a: &[f64], b: &[f64], part: f64) -> bool {
+    let differ = |(a, b): &(&f64, &f64)| a.min(**b) < ALIKE * a.max(**b);
+    a.iter().zip(b).find(differ).is_some_and(|(a, b)| *a < part * b)
+}
+
+pub fn ascending(values: &[f64]) -> Vec<f64> {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// To the nearest quarter of an octave: peers measure each other a little differently, and are to come to the same list.
+fn alike(power: f64) -> f64 {
+    if power > 0.0 { libm::exp2(libm::round(libm::log2(power) * 4.0) / 4.0) } else { power }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    let middle = values.len() / 2;
+    if values.is_empty() { 0.0 } else { *values.select_nth_unstable_by(middle, f64::total_cmp).1 }
+}
