@@ -305,7 +305,10 @@ impl Spread {
     /// A neighbour said what I know, while I wait to say it: it need not hear it from me.
     fn heard_again(&mut self, from: PeerId, key: ItemKey) {
         for heard in [&mut self.news, &mut self.numbers].into_iter().filter_map(|waiting| waiting.get_mut(&key)) {
-            heard.push(from);
+            // Only different neighbours count: one alone must not silence what others wait for.
+            if heard.len() < HEARD && !heard.contains(&from) {
+                heard.push(from);
+            }
         }
     }
 
@@ -603,9 +606,13 @@ mod tests {
         for from in 100..100 + HEARD as u8 {
             spread.on_frame(Instant::ZERO, Utc(1_000_000), key(from).peer(), frame(1), &mut out);
         }
-        spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), frame(2), &mut out);
+        // One neighbour that says it again and again silences nobody.
+        for _ in 0..10 * HEARD {
+            spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), frame(2), &mut out);
+        }
         out.drain().for_each(drop);
         spread.on_tick(Instant::ZERO + RUSH, &mut out);
+        assert!(!out.is_empty());
         for act in out.drain() {
             let Act::Send { to, frame: Frame::Items(items) } = act else { panic!("{act:?}") };
             assert!(to != key(100).peer() && items.items.iter().all(|item| item.by == key(2).peer()), "{items:?}");

@@ -24,14 +24,16 @@ pub fn keyed(domain: &str, parts: &[&[u8]]) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): neighbouring numbers come out far apart.
+pub fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// Spreads names and numbers over 64 bits, where a tie is to be broken by everybody alike and nothing hangs on who wins: whoever
-/// chooses a name chooses this. The steps are the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+/// chooses a name chooses this.
 pub fn scatter(name: &[u8; 32], number: u64) -> u64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
     let (words, _) = name.as_chunks::<8>();
     let step = |hash: u64, word: u64| mix(hash.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ word);
     words.iter().map(|word| u64::from_le_bytes(*word)).fold(step(0, number), step)

@@ -67,7 +67,7 @@ pub const WORDS: &[Word] = &[
     word(
         "offer",
         "A replica's signed announcement: which stage, since when, how fast, until when. It lives two minutes at most and is renewed; what it \
-         says of its speed decides where newcomers go, routes use what was measured.",
+         says of its speed decides where newcomers and micro-batches go, as far as it is believable.",
     ),
     word(
         "own step",

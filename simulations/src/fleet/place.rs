@@ -1,6 +1,6 @@
 //! Where a peer serves, and what it takes to begin: the planner's rules (`pipeline::plan::assign`), for whole pools.
 
-use skein_protocol::Stage;
+use skein_protocol::{Stage, hash::mix};
 
 use super::{Fleet, Standing, calibrated};
 use crate::engine::{SECOND, Time};
@@ -89,9 +89,5 @@ impl Fleet {
 
 /// Among stages that need help alike peers differ in where they begin.
 fn taste(seed: u64, peer: u32, stage: Stage) -> u64 {
-    // The finalizer of splitmix64: all that matters is that neighbours differ.
-    let mut z = seed ^ (u64::from(peer) << 20) ^ u64::from(stage);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    mix(seed ^ (u64::from(peer) << 20) ^ u64::from(stage))
 }

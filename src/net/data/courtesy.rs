@@ -13,6 +13,8 @@ use skein_protocol::Lane;
 
 /// Between two micro-batches there is a pause: bulk does not rush into each.
 const LATELY: Duration = Duration::from_millis(300);
+/// A connection that had something urgent within this is not one of bulk alone.
+const TRAINS: Duration = Duration::from_secs(2);
 /// How often a connection with bulk looks again.
 pub const LOOK: Duration = Duration::from_millis(100);
 
@@ -58,10 +60,12 @@ impl Courtesy {
         self.seen.fetch_max(self.millis(now), Relaxed);
     }
 
-    /// Whether a connection with so many messages of each lane under way gives way now.
-    pub fn is_due(&self, now: Instant, counts: &[usize; Lane::ALL.len()]) -> bool {
+    /// Whether a connection with so many messages of each lane under way gives way now. `own`: when it last had something urgent
+    /// itself, among which priorities decide.
+    pub fn is_due(&self, now: Instant, counts: &[usize; Lane::ALL.len()], own: Option<Instant>) -> bool {
         let others = Lane::ALL.into_iter().any(|lane| lane != Lane::Bulk && counts[lane as usize] > 0);
-        if counts[Lane::Bulk as usize] == 0 || others {
+        let trains = own.is_some_and(|at| now.saturating_duration_since(at) < TRAINS);
+        if counts[Lane::Bulk as usize] == 0 || others || trains {
             return false;
         }
         let seen = self.seen.load(Relaxed);
@@ -83,7 +87,8 @@ mod tests {
         let now = Instant::now();
         let courtesy = Courtesy::new(now);
         let mut counts = [0; Lane::ALL.len()];
-        let due = |at: u64, counts: &[usize; Lane::ALL.len()]| courtesy.is_due(now + Duration::from_millis(at), counts);
+        let due =
+            |at: u64, counts: &[usize; Lane::ALL.len()]| courtesy.is_due(now + Duration::from_millis(at), counts, None);
         counts[Lane::Bulk as usize] = 1;
         assert!(courtesy.begins(Lane::Average).is_none() && !due(0, &counts), "nobody waits for it");
         let urgent = courtesy.begins(Lane::Activation);
@@ -91,6 +96,9 @@ mod tests {
         std::mem::forget(urgent);
         courtesy.ends(now + Duration::from_millis(50));
         assert_eq!([due(349, &counts), due(350, &counts)], [true, false]);
+        let own = |ago: u64| now.checked_sub(Duration::from_millis(ago));
+        assert!(!courtesy.is_due(now, &counts, own(1900)), "it is its own");
+        assert!(courtesy.is_due(now, &counts, own(2000)));
         counts[Lane::Gradient as usize] = 1;
         assert!(!due(100, &counts), "inside a connection priorities decide");
         counts = [0; Lane::ALL.len()];

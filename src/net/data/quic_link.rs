@@ -209,6 +209,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     // The send window is shared by all lanes: what is more urgent must find room in it.
     let window = shared.limits.send_window / 4 * 3;
     let humility = congestion::humility(&wire.connection);
+    let mut own_urgent = None;
     let mut orders = link.orders();
     let mut flying = FuturesUnordered::new();
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
@@ -243,7 +244,11 @@ async fn send(wire: &Arc<Wire>) -> End {
             news
         });
         if let Some(humility) = &humility {
-            humility.store(shared.courtesy.is_due(Instant::now(), &counts), Ordering::Relaxed);
+            let now = Instant::now();
+            if Lane::ALL.into_iter().any(|lane| courtesy::is_urgent(lane) && counts[lane as usize] > 0) {
+                own_urgent = Some(now);
+            }
+            humility.store(shared.courtesy.is_due(now, &counts, own_urgent), Ordering::Relaxed);
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK), if counts[Lane::Bulk as usize] > 0 => {}
