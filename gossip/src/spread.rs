@@ -35,16 +35,18 @@ const FANOUT: usize = 6;
 /// The same for items that leave together, where there is much to say: one peer in twenty misses each, for as long as it takes to
 /// be said again or a digest to come.
 const FANOUT_OF_MANY: usize = 3;
-/// With more neighbours than these, numbers wait for each other, at most this long.
+/// More neighbours than these are a crowd, and so are four times as many items.
 const CROWD: usize = 16;
+/// In a crowd numbers wait for each other, so long or longer by the number of neighbours.
 const NUMBERS_EVERY: Duration = Duration::from_millis(500);
 const NUMBERS_SLOWEST: Duration = Duration::from_secs(2);
-/// With more than [`CROWD`] neighbours news that comes this soon after other news waits to leave with more: in the rush of a
-/// beginning each peer tells of all others.
+/// In a crowd news that comes this soon after other news waits to leave with more: in the rush of a beginning each peer tells of
+/// all others.
 const RUSH: Duration = Duration::from_millis(100);
 /// What was heard so often while it waited is not told on.
 const HEARD: usize = 3;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
+/// In a crowd one newcomer in so long is greeted with a digest.
 const GREET_EVERY: Duration = Duration::from_millis(250);
 /// Digests are rarer by one second for each of so many items, down to one in [`DIGEST_SLOWEST`] seconds: they are as long as
 /// the swarm is large.
@@ -240,10 +242,7 @@ impl Spread {
             return out.push(Act::Blame { peer: from, severity: Severity::Wrong, why });
         }
         // Mine comes back to me: what I publish next is newer.
-        if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX {
-            return;
-        }
-        if !self.is_newer(&item, signed.by) {
+        if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
             return;
         }
         if !self.seals.verify(&signed, ITEM) {
@@ -313,10 +312,11 @@ impl Spread {
     }
 
     fn keep(&mut self, key: ItemKey, stored: Stored) {
-        self.seals_of.insert(*start(&stored.signed.signature), key);
+        let seal = *start(&stored.signed.signature);
         if let Some(before) = self.items.insert(key, stored) {
             self.forget_seal(&before);
         }
+        self.seals_of.insert(seal, key);
     }
 
     fn forget(&mut self, key: ItemKey, until: Instant) -> bool {
@@ -561,7 +561,7 @@ mod tests {
             assert_eq!(hear(&mut spread, author, offer(3, State::Serving, 6)), 0, "it is a little faster");
             assert_eq!(hear(&mut spread, author, offer(4, State::Serving, 7)), 0);
         }
-        // The newest word of each, in one frame for each of six.
+        // The newest word of each, in one frame for each of three.
         spread.digest_at = Instant::ZERO + Duration::from_secs(9);
         let mut out = Outbox::new();
         assert_eq!(spread.deadline(), Some(Instant::ZERO + RUSH));

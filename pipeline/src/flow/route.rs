@@ -162,9 +162,9 @@ impl Route {
             }
             // Who answers later than others has more to do than what comes from here, or claims too much.
             let lag = usual.zip(measured.and_then(Measured::latency)).map_or(1.0, |(usual, its)| usual / its);
+            let claim = if claim > 0.0 { claim.min(CREDIBLE * typical) } else { typical };
             let speed = match claim > 0.0 {
-                true => claim.min(CREDIBLE * typical) * lag.clamp(LAG_MOST, 1.0),
-                false if typical > 0.0 => typical * lag.clamp(LAG_MOST, 1.0),
+                true => claim * lag.clamp(LAG_MOST, 1.0),
                 false => measured.and_then(Measured::speed).unwrap_or(1.0),
             };
             // A newcomer gets its first micro-batch at once.

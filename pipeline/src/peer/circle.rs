@@ -39,6 +39,11 @@ pub struct Circle {
 }
 
 impl Circle {
+    /// Whether this peer works with `peer`, if there is anything to work on: where it knows everybody, with anybody.
+    pub fn has(&self, peer: &PeerId) -> bool {
+        !self.is_part || self.dialled.contains(peer)
+    }
+
     /// `offers` are in the order of the peers' names.
     pub fn of<'a>(needs: Needs<'_>, offers: impl Iterator<Item = (PeerId, &'a Offer)>) -> Self {
         let Needs { me, mine, feeds, last, feeders } = needs;

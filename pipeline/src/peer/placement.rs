@@ -444,15 +444,15 @@ impl Peer {
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
         let feeds = self.source.is_some();
         let news = self.circle_is_old && (self.directory.crowd() <= 1 || now.since(self.circled_at) >= EVERY);
-        if !news && self.circled_for == (mine.clone(), feeds) {
+        if !news && (&self.circled_for.0, self.circled_for.1) == (&mine, feeds) {
             return;
         }
-        (self.circled_at, self.circle_is_old, self.circled_for) = (now, false, (mine.clone(), feeds));
         let run = &self.config.manifest.run;
         let feeders: Vec<PeerId> = run.delegates.iter().copied().chain([run.owner]).collect();
         let needs = Needs { me: self.me, mine: &mine, feeds, last: self.rules.last, feeders: &feeders };
         self.circle = Circle::of(needs, self.directory.offers());
         self.route.set_circle(self.circle.is_part.then(|| self.circle.dialled.clone()));
+        (self.circled_at, self.circle_is_old, self.circled_for) = (now, false, (mine, feeds));
     }
 
     /// Tells the run what I serve, how fast, and where I am reached. Repeats only what changed, and before it expires.

@@ -886,7 +886,7 @@ impl Peer {
         active.extend(self.generate.partners());
         active.extend(self.rounds_partners());
         let last = self.rules.last;
-        let circle = |peer: &PeerId| !self.circle.is_part || self.circle.dialled.contains(peer);
+        let circle = |peer: &PeerId| self.circle.has(peer);
         let mine: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in mine {
             for near in

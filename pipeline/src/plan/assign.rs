@@ -57,27 +57,18 @@ pub(super) fn taste(me: PeerId, stage: Stage) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::swarm::{Serving, rows},
+        super::swarm::{
+            Serving,
+            made_up::{ME, costs, see, serving},
+        },
         *,
     };
     use std::collections::BTreeMap;
 
     fn stages_for(me: PeerId, serving: &Serving, mine: &BTreeSet<Stage>, costs: &[Cost], memory: u64) -> Vec<Stage> {
-        super::stages_for(me, &Swarm::of(rows(serving), costs), mine, costs, memory)
+        super::stages_for(me, &see(serving, costs), mine, costs, memory)
     }
 
-    const ME: PeerId = PeerId([9; 32]);
-
-    fn costs<const N: usize>(memory: [u64; N]) -> Vec<Cost> {
-        memory.into_iter().map(|memory| Cost { memory, flops: 1 }).collect()
-    }
-
-    fn serving(of: &[&[u8]]) -> Serving {
-        let replicas = |peers: &[u8]| peers.iter().map(|p| (PeerId([*p; 32]), 10.0)).collect();
-        of.iter().enumerate().map(|(stage, peers)| (stage as Stage, replicas(peers))).collect()
-    }
-
-    /// The move of `me` if nobody else can move.
     #[test]
     fn the_first_peer_of_a_run_takes_every_stage_that_fits() {
         let taken = |memory| {

@@ -245,30 +245,17 @@ impl Search<'_> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::swarm::{Serving, rows},
+        super::swarm::{
+            Serving,
+            made_up::{ME, costs, see, serving},
+        },
         *,
     };
 
-    const ME: PeerId = PeerId([9; 32]);
-
-    fn costs<const N: usize>(memory: [u64; N]) -> Vec<Cost> {
-        memory.into_iter().map(|memory| Cost { memory, flops: 1 }).collect()
-    }
-
-    fn serving(of: &[&[u8]]) -> Serving {
-        let replicas = |peers: &[u8]| peers.iter().map(|p| (PeerId([*p; 32]), 10.0)).collect();
-        of.iter().enumerate().map(|(stage, peers)| (stage as Stage, replicas(peers))).collect()
-    }
-
-    /// The move of `me` if nobody else can move.
     /// The move of `me` if nobody else can move.
     fn move_for(me: PeerId, serving: &Serving, free: &BTreeSet<Stage>, costs: &[Cost], memory: u64) -> Option<Move> {
         let own = Own { me, free, memory };
         list(&see(serving, costs), costs, Some(own), |_| true).first().map(|(_, what)| *what)
-    }
-
-    fn see(serving: &Serving, costs: &[Cost]) -> Swarm {
-        Swarm::of(rows(serving), costs)
     }
 
     fn counts(serving: &Serving) -> Vec<usize> {

@@ -150,3 +150,24 @@ fn median(mut values: Vec<f64>) -> f64 {
     let middle = values.len() / 2;
     if values.is_empty() { 0.0 } else { *values.select_nth_unstable_by(middle, f64::total_cmp).1 }
 }
+
+/// Swarms for the tests of what is planned for them.
+#[cfg(test)]
+pub mod made_up {
+    use super::*;
+
+    pub const ME: PeerId = PeerId([9; 32]);
+
+    pub fn costs<const N: usize>(memory: [u64; N]) -> Vec<Cost> {
+        memory.into_iter().map(|memory| Cost { memory, flops: 1 }).collect()
+    }
+
+    pub fn serving(of: &[&[u8]]) -> Serving {
+        let replicas = |peers: &[u8]| peers.iter().map(|p| (PeerId([*p; 32]), 10.0)).collect();
+        of.iter().enumerate().map(|(stage, peers)| (stage as Stage, replicas(peers))).collect()
+    }
+
+    pub fn see(serving: &Serving, costs: &[Cost]) -> Swarm {
+        Swarm::of(rows(serving), costs)
+    }
+}
