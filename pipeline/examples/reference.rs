@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for name in ["untied", "tied", "split"] {
         let folder = out.join(name);
         fs::create_dir_all(&folder)?;
-        hf::write(&folder, &models::stages(name))?;
+        hf::write(&folder, skein_protocol::run::Family::Llama, &models::stages(name))?;
     }
     let tokens: Vec<String> = models::TOKENS.iter().map(u32::to_string).collect();
     fs::write(out.join("tokens"), tokens.join(" "))?;

@@ -5,6 +5,7 @@
 
 pub mod cost;
 pub mod init;
+pub mod lora;
 pub mod schedule;
 pub mod state;
 
@@ -12,14 +13,14 @@ use std::ops::Range;
 
 use skein_protocol::{
     Manifest, Stage,
-    run::{Family, ModelConfig},
+    run::{Lora, ModelConfig, RopeScaling, Window},
 };
+
+use self::lora::Adapter;
 
 /// A manifest's model that no engine here can compute.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum BadModel {
-    #[error("family {0:?} is not built yet; this build trains the llama family")]
-    Family(Family),
     #[error("{what} is {got}, it must be {wanted}")]
     Shape { what: &'static str, got: u64, wanted: String },
     #[error("stage {stage} does not exist, the run has {count}")]
@@ -28,6 +29,8 @@ pub enum BadModel {
     Split { got: u64, layers: u32 },
     #[error("the stage has more parameters than this machine can address")]
     TooLarge,
+    #[error("adapters of rank {rank} beside {targets:?}: a rank of 1 or more, and some of q, k, v, o, gate, up, down")]
+    Adapters { rank: u32, targets: Vec<String> },
 }
 
 /// The part of a model whose gradient norm is bounded by itself, so that clipping does not depend on the split.
@@ -62,7 +65,7 @@ impl Param {
         self.offset..self.offset + self.values()
     }
 
-    /// Matrices decay, vectors (norms) do not.
+    /// Matrices decay, vectors (norms, biases) do not.
     pub fn is_matrix(&self) -> bool {
         self.shape.len() > 1
     }
@@ -81,6 +84,13 @@ pub struct Dims {
     pub context: usize,
     pub eps: f32,
     pub theta: f64,
+    pub scaling: Option<RopeScaling>,
+    /// Each head of q and k is normalised.
+    pub qk_norm: bool,
+    /// q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Rows of the A's at each [`lora::Site`]; 0 where there are no adapters.
+    pub ranks: [usize; 4],
 }
 
 impl Dims {
@@ -93,6 +103,11 @@ impl Dims {
     pub fn kv(&self) -> usize {
         self.kv_heads * self.head
     }
+
+    /// Columns of q (or of what the attention gives).
+    pub fn q(&self) -> usize {
+        self.heads * self.head
+    }
 }
 
 /// Where the tensors of one layer begin. q, k, v lie next to each other, as do gate and up: each group is one matrix.
@@ -101,6 +116,10 @@ pub struct LayerOffsets {
     pub input_norm: usize,
     /// `[(heads + 2 kv_heads) * head, hidden]`
     pub qkv: usize,
+    /// `[(heads + 2 kv_heads) * head]`, where there is one.
+    pub qkv_bias: Option<usize>,
+    /// `[head]` of q, then as many of k, where heads are normalised.
+    pub qk_norm: Option<usize>,
     /// `[hidden, heads * head]`
     pub output: usize,
     pub mlp_norm: usize,
@@ -108,6 +127,8 @@ pub struct LayerOffsets {
     pub gate_up: usize,
     /// `[hidden, ffn]`
     pub down: usize,
+    /// Tokens that a token of this layer sees, itself among them; nothing: all before it.
+    pub window: Option<usize>,
 }
 
 /// What one stage computes, and the canonical order of its parameters.
@@ -123,6 +144,15 @@ pub struct StageModel {
     pub head: bool,
     params: Vec<Param>,
     blocks: Vec<(Block, Range<usize>)>,
+    adapted: Option<Box<Adapted>>,
+}
+
+/// What stands beside the parameters where these are adapters.
+#[derive(Clone, Debug, PartialEq)]
+struct Adapted {
+    lora: Lora,
+    frozen: StageModel,
+    layers: Vec<[Option<Adapter>; 4]>,
 }
 
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -140,9 +170,6 @@ impl StageModel {
         let got = manifest.stages.split.iter().map(|&n| u64::from(n)).sum();
         if got != u64::from(layers) {
             return Err(BadModel::Split { got, layers });
-        }
-        if manifest.model.family != Family::Llama {
-            return Err(BadModel::Family(manifest.model.family));
         }
         let (first, n) = manifest.layers_of(stage);
         Self::new(manifest.model.config.clone(), first, n, stage == 0, stage + 1 == count)
@@ -164,26 +191,34 @@ impl StageModel {
         check(&config)?;
         let mut list = List::default();
         let (d, f, v) = (config.hidden, config.ffn, config.vocab);
-        let head_size = d / config.heads;
-        let kv = config.kv_heads * head_size;
+        let head_size = config.head();
+        let width = |heads: u32| heads.checked_mul(head_size).ok_or(BadModel::TooLarge);
+        let (q, kv) = (width(config.heads)?, width(config.kv_heads)?);
         if embedding {
             list.add(Block::Embedding, EMBEDDING.into(), &[v, d])?;
         }
         for layer in first_layer..first_layer.checked_add(layers).ok_or(BadModel::TooLarge)? {
-            let block = Block::Layer(layer);
-            for (name, shape) in [
-                ("input_layernorm", &[d][..]),
-                ("self_attn.q_proj", &[d, d]),
-                ("self_attn.k_proj", &[kv, d]),
-                ("self_attn.v_proj", &[kv, d]),
-                ("self_attn.o_proj", &[d, d]),
-                ("post_attention_layernorm", &[d]),
-                ("mlp.gate_proj", &[f, d]),
-                ("mlp.up_proj", &[f, d]),
-                ("mlp.down_proj", &[d, f]),
-            ] {
-                list.add(block, format!("model.layers.{layer}.{name}.weight"), shape)?;
+            let mut add = |name: &str, shape: &[u32]| {
+                list.add(Block::Layer(layer), format!("model.layers.{layer}.{name}"), shape)
+            };
+            add("input_layernorm.weight", &[d])?;
+            add("self_attn.q_proj.weight", &[q, d])?;
+            add("self_attn.k_proj.weight", &[kv, d])?;
+            add("self_attn.v_proj.weight", &[kv, d])?;
+            if config.qkv_bias {
+                add("self_attn.q_proj.bias", &[q])?;
+                add("self_attn.k_proj.bias", &[kv])?;
+                add("self_attn.v_proj.bias", &[kv])?;
             }
+            if config.qk_norm {
+                add("self_attn.q_norm.weight", &[head_size])?;
+                add("self_attn.k_norm.weight", &[head_size])?;
+            }
+            add("self_attn.o_proj.weight", &[d, q])?;
+            add("post_attention_layernorm.weight", &[d])?;
+            add("mlp.gate_proj.weight", &[f, d])?;
+            add("mlp.up_proj.weight", &[f, d])?;
+            add("mlp.down_proj.weight", &[d, f])?;
         }
         if head {
             list.add(Block::Head, FINAL_NORM.into(), &[d])?;
@@ -191,10 +226,52 @@ impl StageModel {
                 list.add(Block::Head, HEAD.into(), &[v, d])?;
             }
         }
-        Ok(StageModel { config, first_layer, layers, embedding, head, params: list.params, blocks: list.blocks })
+        let List { params, blocks } = list;
+        Ok(StageModel { config, first_layer, layers, embedding, head, params, blocks, adapted: None })
     }
 
-    /// In canonical order; offsets rise without gaps.
+    /// Adapters beside the matrices of `frozen`: its parameters are the adapters alone.
+    pub fn adapted(frozen: StageModel, lora: Lora) -> Result<Self, BadModel> {
+        let tensors = lora::tensors(&frozen.config, &lora);
+        if lora.rank == 0 || tensors.is_empty() {
+            return Err(BadModel::Adapters { rank: lora.rank, targets: lora.targets });
+        }
+        let (mut list, mut starts) = (List::default(), Vec::new());
+        for layer in frozen.first_layer..frozen.first_layer + frozen.layers {
+            starts.push(list.params.last().map_or(0, |p| p.range().end));
+            for (name, shape) in &tensors {
+                list.add(Block::Layer(layer), format!("model.layers.{layer}.{name}"), shape)?;
+            }
+        }
+        let layers = starts.into_iter().map(|start| lora::adapters(&frozen.config, &lora, start)).collect();
+        let List { params, blocks } = list;
+        let StageModel { first_layer, layers: count, embedding, head, .. } = frozen;
+        let config = frozen.config.clone();
+        let adapted = Some(Box::new(Adapted { lora, frozen, layers }));
+        Ok(StageModel { config, first_layer, layers: count, embedding, head, params, blocks, adapted })
+    }
+
+    /// What is not trained, where the parameters are adapters.
+    pub fn frozen(&self) -> Option<&StageModel> {
+        self.adapted.as_ref().map(|adapted| &adapted.frozen)
+    }
+
+    /// The adapters of a run, where its parameters are such.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.adapted.as_ref().map(|adapted| &adapted.lora)
+    }
+
+    /// Of the `n`th layer of this stage, one a [`lora::Site`].
+    pub fn adapters(&self, n: usize) -> Option<&[Option<Adapter>; 4]> {
+        self.adapted.as_ref().map(|adapted| &adapted.layers[n])
+    }
+
+    /// Where the layers' own tensors lie: in a buffer of its own, where the parameters are adapters.
+    fn base(&self) -> &StageModel {
+        self.frozen().unwrap_or(self)
+    }
+
+    /// What is trained, in canonical order; offsets rise without gaps.
     pub fn params(&self) -> &[Param] {
         &self.params
     }
@@ -225,26 +302,51 @@ impl StageModel {
             hidden: size(c.hidden),
             heads: size(c.heads),
             kv_heads: size(c.kv_heads),
-            head: size(c.hidden / c.heads),
+            head: size(c.head()),
             ffn: size(c.ffn),
             vocab: size(c.vocab),
             context: size(c.context),
             eps: c.norm_eps as f32,
             theta: c.rope_theta,
+            scaling: c.rope_scaling,
+            qk_norm: c.qk_norm,
+            qkv_bias: c.qkv_bias,
+            ranks: match self.adapters(0) {
+                Some(sites) => sites.each_ref().map(|adapter| adapter.as_ref().map_or(0, Adapter::ranks)),
+                None => [0; 4],
+            },
         }
     }
 
-    /// Of the `n`th layer of this stage.
+    /// Of the `n`th layer of this stage, in the buffer of what is frozen where the parameters are adapters.
     pub fn layer_offsets(&self, n: usize) -> LayerOffsets {
-        let first = usize::from(self.embedding) + n * 9;
-        let at = |i: usize| self.params[first + i].offset;
-        LayerOffsets { input_norm: at(0), qkv: at(1), output: at(4), mlp_norm: at(5), gate_up: at(6), down: at(8) }
+        let (bias, norm) = (3 * usize::from(self.config.qkv_bias), 2 * usize::from(self.config.qk_norm));
+        let first = usize::from(self.embedding) + n * (9 + bias + norm);
+        let params = &self.base().params;
+        let at = |i: usize| params[first + i].offset;
+        let rest = 4 + bias + norm;
+        LayerOffsets {
+            input_norm: at(0),
+            qkv: at(1),
+            qkv_bias: self.config.qkv_bias.then(|| at(4)),
+            qk_norm: self.config.qk_norm.then(|| at(4 + bias)),
+            output: at(rest),
+            mlp_norm: at(rest + 1),
+            gate_up: at(rest + 2),
+            down: at(rest + 4),
+            window: self.config.window.and_then(|window| self.window_of(window, n)),
+        }
+    }
+
+    fn window_of(&self, window: Window, n: usize) -> Option<usize> {
+        (self.first_layer as usize + n >= window.from as usize).then_some(window.size as usize)
     }
 
     /// Where the matrix of the head begins (the embedding's, where the two are tied), and the final norm.
     pub fn head_offsets(&self) -> Option<(usize, usize)> {
-        let norm = self.param(FINAL_NORM)?.offset;
-        let head = self.param(if self.tied() { EMBEDDING } else { HEAD })?.offset;
+        let base = self.base();
+        let norm = base.param(FINAL_NORM)?.offset;
+        let head = base.param(if self.tied() { EMBEDDING } else { HEAD })?.offset;
         Some((norm, head))
     }
 }
@@ -286,8 +388,14 @@ fn check(c: &ModelConfig) -> Result<(), BadModel> {
             return bad(what, got, "above 0".into());
         }
     }
-    if !c.hidden.is_multiple_of(c.heads) || !(c.hidden / c.heads).is_multiple_of(2) {
-        return bad("model.config.hidden", c.hidden, format!("an even multiple of heads ({})", c.heads));
+    if c.head.is_none() && !c.hidden.is_multiple_of(c.heads) {
+        return bad("model.config.hidden", c.hidden, format!("a multiple of heads ({})", c.heads));
+    }
+    if c.head() == 0 || !c.head().is_multiple_of(2) {
+        return bad("model.config.head", c.head(), "even".into());
+    }
+    if c.window.is_some_and(|window| window.size == 0) {
+        return bad("model.config.window.size", 0, "above 0".into());
     }
     if !c.heads.is_multiple_of(c.kv_heads) {
         return bad("model.config.kv_heads", c.kv_heads, format!("a divisor of heads ({})", c.heads));
@@ -311,6 +419,11 @@ pub(crate) mod tests {
             rope_theta: 10_000.0,
             tie_embeddings: false,
             norm_eps: 1e-5,
+            head: None,
+            rope_scaling: None,
+            window: None,
+            qkv_bias: false,
+            qk_norm: false,
         }
     }
 
@@ -333,6 +446,27 @@ pub(crate) mod tests {
         let offsets = middle.layer_offsets(0);
         assert_eq!(offsets.qkv, 16);
         assert_eq!(offsets.output, 16 + 32 * 16);
+    }
+
+    #[test]
+    fn biases_and_norms_of_heads_lie_behind_what_they_belong_to() {
+        let window = Some(Window { size: 5, from: 1 });
+        let config = ModelConfig { head: Some(6), qkv_bias: true, qk_norm: true, window, ..tiny() };
+        let whole = StageModel::whole(config.clone()).unwrap();
+        let (qkv, first) = ((4 + 2 + 2) * 6, 11 * 16 + 16);
+        for n in 0..3 {
+            let at = whole.layer_offsets(n);
+            let start = 11 * 16 + n * (at.down + 16 * 24 - at.input_norm);
+            assert_eq!((at.input_norm, at.qkv), (start, start + 16));
+            assert_eq!(at.qkv_bias, Some(at.qkv + qkv * 16));
+            assert_eq!(at.qk_norm, Some(at.qkv + qkv * 16 + qkv));
+            assert_eq!(at.output, at.qkv + qkv * 16 + qkv + 12);
+            assert_eq!(at.window, (n > 0).then_some(5));
+        }
+        assert_eq!(whole.layer_offsets(0).qkv, first);
+        // A window is counted over the whole model.
+        let last = StageModel::new(config, 1, 2, false, true).unwrap();
+        assert_eq!(last.layer_offsets(0).window, Some(5));
     }
 
     #[test]

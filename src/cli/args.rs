@@ -37,7 +37,7 @@ Work
 Look
   status  peers  replay             Care   stop  explain
 Keep
-  run  invite  config  key  bench  probe  shape  completions
+  run  model  invite  config  key  bench  probe  shape  completions
 
 skein COMMAND --help: flags, examples     skein explain: words and error codes
 ";
@@ -116,6 +116,9 @@ pub enum Command {
     /// Write, check and show manifests
     #[command(subcommand)]
     Run(Run),
+    /// What a model in a folder is, and whether it is computed rightly here
+    #[command(subcommand)]
+    Model(Model),
     /// The one word by which others join
     Invite(Invite),
     /// What this machine gives, and where each value comes from
@@ -477,6 +480,44 @@ pub struct Invite {
     /// Decode this invite instead
     #[arg(long, value_name = "INVITE")]
     pub show: Option<String>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Model {
+    /// Its family, sizes and what else is known before its weights are read
+    #[command(after_help = "\
+Examples
+  skein model show ./model")]
+    Show {
+        /// A folder as Hugging Face tools write it
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// Whether loss, logits, gradients and text are those that the library of its makers gives
+    Check(ModelCheck),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A reference holds some token ids and what the library made of them. Python writes one:
+  python pipeline/tests/families/reference.py ./model --out reference.json
+
+Examples
+  skein model check ./model --reference reference.json
+  skein model check ./model --reference reference.json --stages 3     cut as a swarm would cut it")]
+pub struct ModelCheck {
+    /// A folder as Hugging Face tools write it
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// What the library gave
+    #[arg(long, value_name = "FILE")]
+    pub reference: PathBuf,
+    /// Cut into so many stages, one behind the other on this machine
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub stages: u16,
+    /// A LoRA adapter of PEFT beside the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Subcommand)]

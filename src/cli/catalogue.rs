@@ -381,7 +381,7 @@ catalogue! {
     what "{path} is no model that this build can read."
     why "Looked for config.json, model.safetensors and tokenizer.json: {why}."
     next ["skein export my-run --out ./model" => "saves the model of the run that the peer here works on", "skein generate my-run Once" => "asks the live swarm instead"]
-    about "A model is a folder as `skein export` and Hugging Face tools write it: a llama shape in config.json, the weights in model.safetensors or in shards with an index, and a tokenizer whose tokens are bytes."
+    about "A model is a folder as `skein export` and Hugging Face tools write it: the shape of a supported family in config.json, the weights in model.safetensors or in shards with an index, and a tokenizer whose tokens are bytes. Of other families see SK407, of pickled weights SK415."
 
     NoData { path: String = "./books", found: String = "3 files, 12 records, none usable (12 without `text`)" } "SK404" Failure 7
     what "There is nothing to learn from in the data."
@@ -395,7 +395,7 @@ catalogue! {
     next ["iconv -f latin1 -t utf-8 {file}" => "if it is text in another encoding"]
     about "A text in the wrong encoding would teach the model wrong letters without a word."
 
-    UnknownFamily { name: String = "GPT2LMHeadModel", supported: String = "llama" } "SK407" Failure 7
+    UnknownFamily { name: String = "GPT2LMHeadModel", supported: String = "llama, mistral, qwen2, qwen3" } "SK407" Failure 7
     what "The model family {name} is not supported."
     why "Supported: {supported}."
     next ["skein run new my-run" => "a model of a supported family"]
@@ -427,6 +427,21 @@ catalogue! {
     why "{error}."
     next ["ls -l {path}" => "is it there, and yours?"]
     about "All data is read before a run starts, so that a run does not stop half way for want of a file."
+
+    NotAsTheirs { path: String = "./model", found: String = "logits 3.1e-2 apart, 1e-4 allowed" } "SK414" Failure 9
+    what "{path} is not computed as the reference says."
+    why "{found}."
+    next [
+        "python pipeline/tests/families/reference.py {path} --out reference.json" => "makes the reference of this folder anew: was it made of another?",
+        "skein model show {path}" => "what was read of the folder: is that its shape?"
+    ]
+    about "Loss and logits may be 1e-4 apart, gradients 1e-3 of their size, and the continued text must be the same."
+
+    Pickle { file: String = "./model/pytorch_model.bin", path: String = "./model" } "SK415" Failure 7
+    what "{file} is a pickle file: it is not read."
+    why "A pickle can run code of whoever made it when it is read; safetensors files hold numbers and nothing else."
+    next ["python -c 'from transformers import AutoModelForCausalLM as M; M.from_pretrained(\"{path}\").save_pretrained(\"{path}-safe\")'" => "writes the same model as safetensors, where you trust the file"]
+    about "Files that end in .bin, .pt, .pth or .ckpt are pickles. Most models are published as safetensors too."
 
     NotFinite { count: u64 = 3u64, step: u32 = 1846u32, stage: u16 = 2u16 } "SK501" Warning 0
     what "The loss is not a number."

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, sync::Arc, sync::Weak};
 
 use bytes::Bytes;
 use skein_pipeline::model::{StageModel, state::StageState};
-use skein_protocol::{Manifest, PeerId, Stage, hash::Digest};
+use skein_protocol::{Manifest, PeerId, Stage, hash::Digest, run::Family};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking},
@@ -68,14 +68,15 @@ pub enum ExportError {
 /// The weights of every stage.
 #[derive(Debug)]
 pub struct Collected {
+    pub family: Family,
     pub stages: Vec<(StageModel, Vec<f32>)>,
     /// While this lives no other export begins: two models may not fit this machine.
     _turn: Arc<()>,
 }
 
 impl Collected {
-    pub fn new(stages: Vec<(StageModel, Vec<f32>)>) -> Self {
-        Collected { stages, _turn: Arc::default() }
+    pub fn new(family: Family, stages: Vec<(StageModel, Vec<f32>)>) -> Self {
+        Collected { family, stages, _turn: Arc::default() }
     }
 }
 
@@ -212,7 +213,7 @@ impl Exports {
             _ if !empty.is_empty() => Err(ExportError::NoReplica(empty)),
             Some(missed) => Err(ExportError::NoneGiven(missed)),
             None => {
-                let collected = Collected::new(stages);
+                let collected = Collected::new(self.manifest.model.family, stages);
                 self.turn = Arc::downgrade(&collected._turn);
                 Ok(collected)
             }

@@ -5,7 +5,7 @@ use std::path::Path;
 use skein_pipeline::{
     compute::{
         Device, engine,
-        hf::{self, HfError},
+        hf::{Checkpoint, HfError},
     },
     exact::{Engine, EngineError, Settings, StageInput},
 };
@@ -36,7 +36,9 @@ impl Local {
     /// # Errors
     /// The folder is no model that this build can compute, or memory does not suffice.
     pub fn open(folder: &Path, threads: usize) -> Result<Local, LocalError> {
-        let (model, params) = hf::read(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        checkpoint.byte_level()?;
+        let (model, params) = checkpoint.whole()?;
         let engine = engine(Device::Cpu { threads }, Arithmetic::F32, model, reading(), params)?;
         Ok(Local { engine, sessions: 0 })
     }
@@ -106,8 +108,11 @@ fn reading() -> Settings {
 
 #[cfg(test)]
 mod tests {
-    use skein_pipeline::model::{StageModel, init};
-    use skein_protocol::run::ModelConfig;
+    use skein_pipeline::{
+        compute::hf,
+        model::{StageModel, init},
+    };
+    use skein_protocol::run::{Family, ModelConfig};
 
     use super::*;
 
@@ -124,10 +129,15 @@ mod tests {
             rope_theta: 10_000.0,
             tie_embeddings: false,
             norm_eps: 1e-5,
+            head: None,
+            rope_scaling: None,
+            window: None,
+            qkv_bias: false,
+            qk_norm: false,
         };
         let model = StageModel::whole(config).unwrap();
         let params = init::initial(&model, 3);
-        hf::write(dir.path(), &[(model, params)]).unwrap();
+        hf::write(dir.path(), Family::Llama, &[(model, params)]).unwrap();
         dir
     }
 

@@ -10,6 +10,7 @@ use skein_pipeline::{
     compute::hf::{self, HfError},
     model::StageModel,
 };
+use skein_protocol::run::Family;
 
 pub use hf::Written;
 
@@ -33,7 +34,12 @@ pub enum SaveError {
 ///
 /// # Errors
 /// See [`SaveError`]. After one, `out` is as it was, or some of its files are new where the disk failed between two renames.
-pub fn write(out: &Path, stages: &[(StageModel, Vec<f32>)], overwrite: bool) -> Result<Written, SaveError> {
+pub fn write(
+    out: &Path,
+    family: Family,
+    stages: &[(StageModel, Vec<f32>)],
+    overwrite: bool,
+) -> Result<Written, SaveError> {
     let there = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     if there && !overwrite {
         return Err(SaveError::NotEmpty(out.into()));
@@ -47,7 +53,7 @@ pub fn write(out: &Path, stages: &[(StageModel, Vec<f32>)], overwrite: bool) -> 
     let place = if filled { out } else { parent };
     fs::create_dir_all(place).map_err(io)?;
     let apart = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(place).map_err(io)?;
-    let mut written = hf::write(apart.path(), stages).map_err(|error| match error {
+    let mut written = hf::write(apart.path(), family, stages).map_err(|error| match error {
         HfError::Io { source, .. } => failed(out, needed, source),
         other => other.into(),
     })?;
@@ -110,13 +116,13 @@ mod tests {
     fn the_folder_is_whole_and_replaced_only_when_that_is_wanted() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("deep").join("model");
-        let written = write(&out, &stages(2.0), false).unwrap();
+        let written = write(&out, Family::Llama, &stages(2.0), false).unwrap();
         assert!(written.files.iter().all(|file| file.is_file()));
-        let (_, weights) = hf::read(&out).unwrap();
+        let (_, weights) = hf::Checkpoint::open(&out).unwrap().whole().unwrap();
         assert!(weights.iter().all(|value| *value == 2.0));
-        assert!(matches!(write(&out, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
-        write(&out, &stages(1.0), true).unwrap();
-        assert!(hf::read(&out).unwrap().1.iter().all(|value| *value == 1.0));
+        assert!(matches!(write(&out, Family::Llama, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
+        write(&out, Family::Llama, &stages(1.0), true).unwrap();
+        assert!(hf::Checkpoint::open(&out).unwrap().whole().unwrap().1.iter().all(|value| *value == 1.0));
     }
 
     #[cfg(unix)]
@@ -127,9 +133,9 @@ mod tests {
         let out = dir.path().join("mount");
         fs::create_dir(&out).unwrap();
         let before = fs::metadata(&out).unwrap().ino();
-        let written = write(&out, &stages(1.0), false).unwrap();
+        let written = write(&out, Family::Llama, &stages(1.0), false).unwrap();
         assert_eq!(fs::metadata(&out).unwrap().ino(), before, "as a mount it could not have been replaced");
         assert_eq!(fs::read_dir(&out).unwrap().count(), written.files.len(), "nothing unfinished stays");
-        assert!(hf::read(&out).is_ok() && fs::read_dir(dir.path()).unwrap().count() == 1);
+        assert!(hf::Checkpoint::open(&out).is_ok() && fs::read_dir(dir.path()).unwrap().count() == 1);
     }
 }

@@ -8,13 +8,14 @@ pub mod candle;
 pub mod cpu;
 pub mod folder;
 pub mod hf;
+pub mod parity;
 
 use skein_protocol::{Manifest, run::Arithmetic};
 
 use crate::{
     exact::{
         Bf16Instructions, Bf16Product, Bf16x3Product, Engine, EngineError, FixedProduct, Instructions, Settings,
-        StageEngine,
+        StageEngine, StageWeights,
     },
     model::StageModel,
     worker::Engines,
@@ -66,13 +67,13 @@ pub fn best(cpu: Device) -> (Device, Vec<(Device, String)>) {
     (cpu, broken)
 }
 
-/// The engine for one stage. `params`: its flat buffer.
+/// The engine for one stage.
 pub fn engine(
     device: Device,
     arithmetic: Arithmetic,
     model: StageModel,
     settings: Settings,
-    params: Vec<f32>,
+    weights: impl Into<StageWeights>,
 ) -> Result<Box<dyn Engine>, EngineError> {
     match (device, arithmetic) {
         (Device::Cpu { threads }, Arithmetic::F32 | Arithmetic::Repeatable) => {
@@ -82,22 +83,22 @@ pub fn engine(
                 _ => FixedProduct::with(Instructions::fastest()),
             };
             let product = cpu::Threads::new(product, threads)?;
-            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+            Ok(Box::new(StageEngine::with_product(model, settings, weights, product)?))
         }
         (Device::Cpu { threads }, Arithmetic::Bf16x3) => {
             let product = cpu::Threads::new(Bf16x3Product::default(), threads)?;
-            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+            Ok(Box::new(StageEngine::with_product(model, settings, weights, product)?))
         }
         (Device::Cpu { threads }, Arithmetic::Bf16) => {
             let product = cpu::Threads::new(Bf16Product::default(), threads)?;
-            Ok(Box::new(StageEngine::with_product(model, settings, params, product)?))
+            Ok(Box::new(StageEngine::with_product(model, settings, weights, product)?))
         }
         (Device::Cuda(_) | Device::Metal(_), _) if device.computes(arithmetic) => {
             let precision = match arithmetic {
                 Arithmetic::Bf16 => candle::Precision::Bf16,
                 _ => candle::Precision::F32,
             };
-            Ok(Box::new(candle::Candle::new(model, settings, params, precision, &candle::device(device)?)?))
+            Ok(Box::new(candle::Candle::new(model, settings, weights, precision, &candle::device(device)?)?))
         }
         (device, arithmetic) => {
             Err(EngineError::Device(format!("{device} does not compute in {arithmetic:?} arithmetic in this build")))

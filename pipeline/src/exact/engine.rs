@@ -45,6 +45,21 @@ impl Settings {
     }
 }
 
+/// What an engine begins with.
+#[derive(Clone, Debug)]
+pub struct StageWeights {
+    /// What is trained: the flat buffer of the stage's model, as [`crate::model::init::initial`] makes it.
+    pub params: Vec<f32>,
+    /// That of [`StageModel::frozen`], where the parameters are adapters; engines on one machine share it.
+    pub frozen: Option<Arc<Vec<f32>>>,
+}
+
+impl From<Vec<f32>> for StageWeights {
+    fn from(params: Vec<f32>) -> Self {
+        StageWeights { params, frozen: None }
+    }
+}
+
 /// What comes into a stage: token ids at the first, hidden states `[tokens, hidden]` elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum StageInput<'a> {

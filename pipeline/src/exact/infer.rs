@@ -6,17 +6,16 @@
 use std::sync::Arc;
 
 use super::{
-    attention::Shape,
-    block::Weights,
+    attention::{self, BLOCK, Head},
+    block::{self, HeadTape, Weights},
     engine::{EngineError, StageInput},
     head,
     input::check_tokens,
     kernel,
     product::{Matrix, Product},
     stage::{Held, StageEngine, params},
-    weights::Params,
 };
-use crate::model::LayerOffsets;
+use crate::model::{Dims, lora::Site};
 
 /// Versions that sessions may pin.
 const PINNED_MAX: usize = 2;
@@ -45,7 +44,8 @@ impl<P: Product> StageEngine<P> {
         let mut x = match input {
             StageInput::Tokens(tokens) if self.model.embedding => {
                 check_tokens(tokens, self.dims.vocab)?;
-                tokens.iter().flat_map(|&id| &held.params[id as usize * d..][..d]).copied().collect()
+                let table = params(&held, self.frozen.as_deref(), &self.panels).flat;
+                tokens.iter().flat_map(|&id| &table[id as usize * d..][..d]).copied().collect()
             }
             StageInput::Hidden(x) if !self.model.embedding && x.len().is_multiple_of(d) && kernel::finite(x) => {
                 x.to_vec()
@@ -66,12 +66,12 @@ impl<P: Product> StageEngine<P> {
             values: vec![Vec::new(); self.plan.layers.len()],
         });
         session.cut(position, self.dims.kv());
-        let shape = Shape { dims: self.dims, sequences: 1, t: n };
-        let rope = kernel::rope_table(position..position + n, self.dims.head / 2, self.dims.theta);
-        let params = params(&held, &self.panels);
+        let rope = kernel::rope_table(position..position + n, self.dims.head / 2, self.dims.theta, self.dims.scaling);
+        let params = params(&held, self.frozen.as_deref(), &self.panels);
         for (layer, at) in self.plan.layers.iter().enumerate() {
             let cache = (&mut session.keys[layer], &mut session.values[layer]);
-            piece(&mut self.product, &shape, at, params, &rope, position, cache, &mut x);
+            let weights = Weights::new(&self.dims, at, self.plan.adapters.get(layer), params);
+            piece(&mut self.product, &self.dims, &weights, &rope, position, cache, &mut x);
         }
         session.len = position + n;
         let out = match self.plan.head {
@@ -110,46 +110,47 @@ impl Session {
     }
 }
 
-/// One layer over the `n` new rows of `x`, in place; appends their keys and values to the cache.
-#[allow(clippy::too_many_arguments)]
+/// One layer over the new rows of `x`, in place; appends their keys and values to the cache.
 fn piece<P: Product>(
     product: &mut P,
-    shape: &Shape,
-    at: &LayerOffsets,
-    params: Params<'_>,
+    d: &Dims,
+    w: &Weights<'_>,
     rope: &[f32],
     position: usize,
     (keys, values): (&mut Vec<f32>, &mut Vec<f32>),
     x: &mut [f32],
 ) {
-    let (d, n) = (&shape.dims, shape.t);
-    let (hidden, hd, att, kv, width) = (d.hidden, d.head, d.heads * d.head, d.kv(), d.qkv());
+    let (hidden, hd, att, kv, width) = (d.hidden, d.head, d.q(), d.kv(), d.qkv());
+    let n = x.len() / hidden;
     let seen = position + n;
-    let w = Weights::new(d, at, params);
     let (mut h, mut inv) = (vec![0.0; n * hidden], vec![0.0; n]);
-    let mut qkv = vec![0.0; n * width];
+    let (mut qkv, mut raw) = (vec![0.0; n * width], vec![0.0; HeadTape::values(d, n)]);
+    let mut low = vec![0.0; n * d.ranks.into_iter().max().unwrap_or(0)];
     kernel::rms(x, w.input_norm, d.eps, &mut h, &mut inv);
-    product.product(&mut qkv, width, false, Matrix::new(&h, n, hidden), w.qkv.forward(), 1.0);
-    kernel::rope(&mut qkv, width, d.heads + d.kv_heads, hd / 2, rope, 1.0);
+    block::project(product, d, w, rope, &h, &mut qkv, &mut HeadTape::over(d, n, &mut raw), &mut low);
     for row in qkv.chunks_exact(width) {
         keys.extend_from_slice(&row[att..att + kv]);
         values.extend_from_slice(&row[att + kv..]);
     }
-    let (mut p, mut out) = (vec![0.0; n * seen], vec![0.0; n * att]);
+    let (mut p, mut out) = (vec![0.0; n.min(BLOCK) * seen], vec![0.0; n * att]);
     for head in 0..d.heads {
         let group = head / (d.heads / d.kv_heads) * hd;
-        let q = Matrix::strided(&qkv[head * hd..], n, hd, width);
-        let k = Matrix::strided(&keys[group..], seen, hd, kv);
-        product.product(&mut p, seen, false, q, k.t(), 1.0 / (hd as f32).sqrt());
-        kernel::softmax_causal(&mut p, seen, seen, position);
-        let v = Matrix::strided(&values[group..], seen, hd, kv);
-        product.product(&mut out[head * hd..], att, false, Matrix::new(&p, n, seen), v, 1.0);
+        for first in (0..n).step_by(BLOCK) {
+            let queries = Matrix::strided(&qkv[first * width + head * hd..], BLOCK.min(n - first), hd, width);
+            let head_of = Head { queries, keys: &keys[group..], values: &values[group..], stride: kv };
+            let to = &mut out[first * att + head * hd..];
+            let scale = 1.0 / (hd as f32).sqrt();
+            attention::attend(product, &head_of, position + first, w.sight, scale, &mut p, seen, to, att);
+        }
     }
     product.product(x, hidden, true, Matrix::new(&out, n, att), w.output.forward(), 1.0);
+    w.adapt(product, Site::Output, &out, &mut low, x, hidden);
 
     let (mut gu, mut act) = (vec![0.0; n * 2 * d.ffn], vec![0.0; n * d.ffn]);
     kernel::rms(x, w.mlp_norm, d.eps, &mut h, &mut inv);
     product.product(&mut gu, 2 * d.ffn, false, Matrix::new(&h, n, hidden), w.gate_up.forward(), 1.0);
+    w.adapt(product, Site::GateUp, &h, &mut low, &mut gu, 2 * d.ffn);
     kernel::swiglu(&gu, d.ffn, &mut act);
     product.product(x, hidden, true, Matrix::new(&act, n, d.ffn), w.down.forward(), 1.0);
+    w.adapt(product, Site::Down, &act, &mut low, x, hidden);
 }

@@ -103,6 +103,17 @@ pub fn check_params(model: &StageModel, params: &[f32]) -> Result<(), EngineErro
     Ok(())
 }
 
+/// As [`check_params`], of what is frozen beside them too.
+pub fn check_weights(model: &StageModel, params: &[f32], frozen: Option<&[f32]>) -> Result<(), EngineError> {
+    check_params(model, params)?;
+    match (model.frozen(), frozen) {
+        (None, None) => Ok(()),
+        (Some(model), Some(frozen)) => check_params(model, frozen),
+        (Some(_), None) => Err(EngineError::BadInput("adapters without the weights beside them".into())),
+        (None, Some(_)) => Err(EngineError::BadInput("frozen weights of a stage that trains its own".into())),
+    }
+}
+
 /// Counted tokens, after every target was checked.
 pub fn check_targets(targets: &[u32], tokens: usize, vocab: usize) -> Result<u32, EngineError> {
     if targets.len() != tokens {

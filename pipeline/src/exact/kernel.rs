@@ -4,6 +4,7 @@
 //! many lanes one instruction holds, so the bits are the same on every CPU.
 
 use multiversion::multiversion;
+use skein_protocol::run::RopeScaling;
 
 /// Partial sums of a reduction.
 const LANES: usize = 16;
@@ -139,6 +140,64 @@ pub fn rms_back(
     }
 }
 
+/// Heads in the rows of a wider matrix: rows `width` wide, `count` heads side by side from column `first` on.
+#[derive(Clone, Copy)]
+pub struct Heads {
+    pub width: usize,
+    pub first: usize,
+    pub count: usize,
+}
+
+/// RMSNorm of every head of `x`, in place, by `w` as wide as a head. What came in goes to `raw`, `[rows * count, head]`, and the
+/// factors to `inv`, `[rows * count]`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
+pub fn rms_heads(x: &mut [f32], at: Heads, w: &[f32], eps: f32, raw: &mut [f32], inv: &mut [f32]) {
+    let d = w.len();
+    let rows = x.chunks_exact_mut(at.width).zip(raw.chunks_exact_mut(at.count * d)).zip(inv.chunks_exact_mut(at.count));
+    for ((row, raw), inv) in rows {
+        let heads = row[at.first..][..at.count * d].chunks_exact_mut(d);
+        for ((x, raw), inv) in heads.zip(raw.chunks_exact_mut(d)).zip(inv) {
+            raw.copy_from_slice(x);
+            let mean = sum_of(d, |i| raw[i] * raw[i]) / d as f32;
+            *inv = 1.0 / (mean + eps).sqrt();
+            for i in 0..d {
+                x[i] = raw[i] * *inv * w[i];
+            }
+        }
+    }
+}
+
+/// Turns the gradient `g` of what [`rms_heads`] gave into that of what came in, in place. `weight`: overwritten by the gradient
+/// of `w`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
+pub fn rms_heads_back(g: &mut [f32], at: Heads, w: &[f32], raw: &[f32], inv: &[f32], mut weight: Option<&mut [f32]>) {
+    let d = w.len();
+    if let Some(weight) = &mut weight {
+        weight.fill(0.0);
+    }
+    let rows = g.chunks_exact_mut(at.width).zip(raw.chunks_exact(at.count * d)).zip(inv.chunks_exact(at.count));
+    for ((row, raw), inv) in rows {
+        let heads = row[at.first..][..at.count * d].chunks_exact_mut(d);
+        for ((g, x), &inv) in heads.zip(raw.chunks_exact(d)).zip(inv) {
+            let k = sum_of(d, |i| x[i] * g[i] * w[i]) * inv * inv * inv / d as f32;
+            if let Some(weight) = &mut weight {
+                let weight = &mut weight[..d];
+                for i in 0..d {
+                    weight[i] += g[i] * (x[i] * inv);
+                }
+            }
+            for i in 0..d {
+                g[i] = g[i] * w[i] * inv - x[i] * k;
+            }
+        }
+    }
+}
+
+/// Adds `bias` to every row of `x`.
+pub fn add_rows(x: &mut [f32], bias: &[f32]) {
+    x.chunks_exact_mut(bias.len()).for_each(|row| add(row, bias));
+}
+
 /// Rotates the first `heads` heads of each row of `x` (rows `width` wide, heads of `2 * half`): pairs `(i, i + half)`, by
 /// the angles of the row's position. `table` holds `half` cosines and then `half` sines a position; `sign` -1 turns back.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
@@ -157,12 +216,14 @@ pub fn rope(x: &mut [f32], width: usize, heads: usize, half: usize, table: &[f32
     }
 }
 
-/// Softmax of row i of `p` over its first `first + i + 1` columns; the others, up to `cols`, become zero.
+/// Softmax of row i of `p` over its columns `from[i]..first + i + 1`; the others, up to `cols`, become zero.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "x86_64+avx"))]
-pub fn softmax_causal(p: &mut [f32], stride: usize, cols: usize, first: usize) {
-    for (i, row) in p.chunks_mut(stride).enumerate() {
-        let seen = (first + i + 1).min(cols);
-        let (seen, unseen) = row[..cols].split_at_mut(seen);
+pub fn softmax_causal(p: &mut [f32], stride: usize, cols: usize, first: usize, from: &[u32]) {
+    for (i, (row, &from)) in p.chunks_mut(stride).zip(from).enumerate() {
+        let (from, end) = (from as usize, (first + i + 1).min(cols));
+        row[..from].fill(0.0);
+        row[end..cols].fill(0.0);
+        let seen = &mut row[from..end];
         let max = max_of(seen);
         for v in seen.iter_mut() {
             *v = exp(*v - max);
@@ -172,7 +233,6 @@ pub fn softmax_causal(p: &mut [f32], stride: usize, cols: usize, first: usize) {
             let p = *v * inv;
             *v = if p < PROBABILITY_MIN { 0.0 } else { p };
         }
-        unseen.fill(0.0);
     }
 }
 
@@ -250,9 +310,15 @@ pub fn finite(x: &[f32]) -> bool {
 }
 
 /// Cosines and sines of rotary position embedding, `half` of each a position, for [`rope`]. Frequencies
-/// `theta^(-i / half)` and angles are rounded to f32 as models trained elsewhere expect.
-pub fn rope_table(positions: std::ops::Range<usize>, half: usize, theta: f64) -> Vec<f32> {
-    let frequencies: Vec<f32> = (0..half).map(|i| libm::pow(theta, -(i as f64) / half as f64) as f32).collect();
+/// `theta^(-i / half)`, scaled, and angles are rounded to f32 as models trained elsewhere expect.
+pub fn rope_table(
+    positions: std::ops::Range<usize>,
+    half: usize,
+    theta: f64,
+    scaling: Option<RopeScaling>,
+) -> Vec<f32> {
+    let frequency = |i: usize| scaled(libm::pow(theta, -(i as f64) / half as f64) as f32, scaling);
+    let frequencies: Vec<f32> = (0..half).map(frequency).collect();
     let mut table = Vec::with_capacity(positions.len() * 2 * half);
     for position in positions {
         let angle = |f: &f32| f64::from(position as f32 * f);
@@ -260,6 +326,20 @@ pub fn rope_table(positions: std::ops::Range<usize>, half: usize, theta: f64) ->
         table.extend(frequencies.iter().map(|f| libm::sin(angle(f)) as f32));
     }
     table
+}
+
+/// A frequency of rotary position embedding under [`RopeScaling`]: of Llama 3.1, with wave lengths `2 pi / f`.
+fn scaled(frequency: f32, scaling: Option<RopeScaling>) -> f32 {
+    match scaling {
+        None => frequency,
+        Some(RopeScaling::Linear { factor }) => frequency / factor as f32,
+        Some(RopeScaling::Llama3 { factor, low, high, original }) => {
+            let f = f64::from(frequency);
+            let waves = f64::from(original) * f / (2.0 * std::f64::consts::PI);
+            let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
+            ((1.0 - kept) * f / factor + kept * f) as f32
+        }
+    }
 }
 
 #[cfg(test)]
@@ -281,11 +361,12 @@ mod tests {
     #[test]
     fn a_softmax_sums_to_one_sees_no_later_key_and_has_no_subnormals() {
         let mut p: Vec<f32> = (0..4 * 40).map(|i| (i * 37 % 101) as f32 - 50.0).collect();
-        softmax_causal(&mut p, 40, 40, 20);
+        softmax_causal(&mut p, 40, 40, 20, &[0, 0, 5, 23]);
         for (i, row) in p.chunks(40).enumerate() {
             let sum: f32 = row.iter().sum();
             assert!((sum - 1.0).abs() < 1e-5, "{sum}");
             assert!(row[20 + i + 1..].iter().all(|&v| v == 0.0));
+            assert!(row[..[0, 0, 5, 23][i]].iter().all(|&v| v == 0.0));
             assert!(row.iter().all(|&v| v == 0.0 || v >= PROBABILITY_MIN));
         }
     }
@@ -300,13 +381,29 @@ mod tests {
 
     #[test]
     fn turning_there_and_back_changes_nothing_but_rounding() {
-        let table = rope_table(5..8, 4, 10_000.0);
+        let table = rope_table(5..8, 4, 10_000.0, None);
         let x: Vec<f32> = (0..3 * 20).map(|i| i as f32 / 10.0).collect();
         let mut y = x.clone();
         rope(&mut y, 20, 2, 4, &table, 1.0);
         assert!(y != x && y[16..20] == x[16..20]);
         rope(&mut y, 20, 2, 4, &table, -1.0);
         assert!(y.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+
+    #[test]
+    fn scaling_stretches_long_waves_and_leaves_short_ones() {
+        let frequencies = |scaling| -> Vec<f32> {
+            let table = rope_table(1..2, 16, 10_000.0, scaling);
+            table[16..].iter().map(|sin| sin.asin()).collect()
+        };
+        let plain = frequencies(None);
+        let ratio =
+            |scaling| -> Vec<f32> { frequencies(Some(scaling)).iter().zip(&plain).map(|(s, p)| p / s).collect() };
+        assert!(ratio(RopeScaling::Linear { factor: 4.0 })[1..].iter().all(|r| (r - 4.0).abs() < 1e-3));
+        let ratios = ratio(RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 64 });
+        // Waves of 2 pi tokens stay, those of more than 64 are stretched eightfold, and between the two it rises.
+        assert!((ratios[0] - 1.0).abs() < 1e-5 && (ratios[15] - 8.0).abs() < 1e-3, "{ratios:?}");
+        assert!(ratios.windows(2).all(|w| w[1] >= w[0] - 1e-3), "{ratios:?}");
     }
 
     #[test]

@@ -9,11 +9,13 @@ use super::{
     product::Product,
     weights::Params,
 };
-use crate::model::{Dims, LayerOffsets, StageModel};
+use crate::model::{Dims, LayerOffsets, StageModel, lora::Adapter};
 
 /// What all lanes read.
 pub struct Plan {
     pub layers: Vec<LayerOffsets>,
+    /// Of each layer, where they are what is trained; else none.
+    pub adapters: Vec<[Option<Adapter>; 4]>,
     pub embedding: bool,
     pub head: Option<head::Offsets>,
     /// Angles of positions `0..sequence`.
@@ -26,9 +28,10 @@ impl Plan {
         let head = model.head_offsets().filter(|_| model.head);
         Plan {
             layers: (0..model.layers as usize).map(|n| model.layer_offsets(n)).collect(),
+            adapters: (0..model.layers as usize).filter_map(|n| model.adapters(n).cloned()).collect(),
             embedding: model.embedding,
             head: head.map(|(norm, matrix)| head::Offsets { norm, matrix, tied: model.tied() }),
-            rope: super::kernel::rope_table(0..sequence, dims.head / 2, dims.theta),
+            rope: super::kernel::rope_table(0..sequence, dims.head / 2, dims.theta, dims.scaling),
         }
     }
 
@@ -93,7 +96,7 @@ impl<P: Product> Lane<P> {
         }
         for (n, at) in plan.layers.iter().enumerate() {
             let (here, next) = tape[n * len..].split_at_mut(len);
-            let weights = Weights::new(&shape.dims, at, params);
+            let weights = Weights::new(&shape.dims, at, plan.adapters.get(n), params);
             let mut layer = Tape::over(shape, here);
             let out = &mut next[..x];
             block::forward(&mut self.product, shape, &weights, &plan.rope, &mut layer, out, &mut self.block);
@@ -129,7 +132,7 @@ impl<P: Product> Lane<P> {
     /// Backward of layer `n`.
     pub fn layer(&mut self, plan: &Plan, n: usize, shape: &Shape, params: Params<'_>, tape: &mut [f32], train: bool) {
         let len = Tape::values(shape);
-        let weights = Weights::new(&shape.dims, &plan.layers[n], params);
+        let weights = Weights::new(&shape.dims, &plan.layers[n], plan.adapters.get(n), params);
         let layer = Tape::over(shape, &mut tape[n * len..][..len]);
         block::backward(&mut self.product, shape, &weights, &plan.rope, &layer, train, &mut self.block);
     }

@@ -55,22 +55,31 @@ pub fn backward<P: Product>(
     shares.iter_mut().zip(from).for_each(|(s, from)| s.lane.begin(&s.shape, *from));
     if let Some(grad) = grad.as_deref_mut()
         && plan.embedding
+        && plan.adapters.is_empty()
     {
         grad[..dims.vocab * dims.hidden].fill(0.0);
     }
     let loss = match plan.head {
-        Some(at) => losses(pool, at, params, shares, from, grad.as_deref_mut()),
+        Some(at) => {
+            let grad = grad.as_deref_mut().filter(|_| plan.adapters.is_empty());
+            losses(pool, at, params, shares, from, grad)
+        }
         None => 0.0,
     };
     for (n, at) in plan.layers.iter().enumerate().rev() {
         pool.each(shares, |s| s.lane.layer(plan, n, &s.shape, params, s.tape, train));
         if let Some(grad) = grad.as_deref_mut() {
-            let places = Tensor::all(&dims, at);
-            let pieces = cut(grad, &places.map(|(_, at, rows, cols)| (at, rows, cols)));
+            let places = match plan.adapters.get(n) {
+                Some(adapters) => Tensor::adapters(adapters),
+                None => Tensor::all(&dims, at),
+            };
+            let matrices: Vec<_> = places.iter().map(|&(_, at, rows, cols)| (at, rows, cols)).collect();
+            let pieces = cut(grad, &matrices);
             made(pool, shares, pieces, |lane, product, left, piece| {
-                let att = Tape::att_of(&left.shape, &left.tape[n * Tape::values(&left.shape)..]);
+                let len = Tape::values(&left.shape);
+                let tape = &left.tape[n * len..][..len];
                 let tensor = places[piece.matrix].0;
-                tensor.gradient(product, &left.shape, att, left.block, piece.first, lane > 0, piece.to);
+                tensor.gradient(product, &left.shape, tape, left.block, piece.first, lane > 0, piece.to);
             });
         }
     }
@@ -84,12 +93,12 @@ pub fn backward<P: Product>(
                 rest = left;
                 to.copy_from_slice(dx);
             }
-            (Part::Tokens(tokens), Some(grad)) => {
+            (Part::Tokens(tokens), Some(grad)) if plan.adapters.is_empty() => {
                 for (dx, &token) in dx.chunks_exact(dims.hidden).zip(tokens) {
                     kernel::add(&mut grad[token as usize * dims.hidden..][..dims.hidden], dx);
                 }
             }
-            (Part::Tokens(_), None) => {}
+            (Part::Tokens(_), _) => {}
         }
     }
     loss

@@ -9,9 +9,9 @@ use skein_protocol::run::Recompute;
 
 use super::{
     attention::Shape,
-    engine::{Engine, EngineError, Lost, Settings, StageInput, StepReport, TrainState},
+    engine::{Engine, EngineError, Lost, Settings, StageInput, StageWeights, StepReport, TrainState},
     infer::Session,
-    input::{Input, check_gradient, check_params, check_rate, check_settings, check_targets},
+    input::{Input, check_gradient, check_params, check_rate, check_settings, check_targets, check_weights},
     kernel,
     lane::{From, Lane, Plan},
     lanes::{self, Share},
@@ -57,6 +57,8 @@ pub struct StageEngine<P> {
     pub(super) plan: Plan,
     pub(super) product: P,
     master: Master,
+    /// What is not trained, where the parameters are adapters.
+    pub(super) frozen: Option<Arc<Vec<f32>>>,
     pub(super) held: Arc<Held>,
     retired: Vec<Arc<Held>>,
     kept: BTreeMap<u64, Kept>,
@@ -74,15 +76,16 @@ pub struct StageEngine<P> {
 }
 
 impl<P: Product> StageEngine<P> {
-    /// An engine with fresh optimizer state. `params`: the flat buffer, as [`crate::model::init::initial`] makes it.
+    /// An engine with fresh optimizer state.
     pub fn with_product(
         model: StageModel,
         settings: Settings,
-        params: Vec<f32>,
+        weights: impl Into<StageWeights>,
         product: P,
     ) -> Result<Self, EngineError> {
         check_settings(&settings)?;
-        check_params(&model, &params)?;
+        let StageWeights { params, frozen } = weights.into();
+        check_weights(&model, &params, frozen.as_deref().map(|v| &**v))?;
         let (dims, plan) = (model.dims(), Plan::new(&model, settings.sequence));
         Ok(StageEngine {
             dims,
@@ -91,6 +94,7 @@ impl<P: Product> StageEngine<P> {
             plan,
             master: Master::new(&model, &settings),
             held: Arc::new(Held { number: 0, params: Arc::new(params) }),
+            frozen,
             model,
             settings,
             product,
@@ -119,8 +123,12 @@ impl<P: Product> StageEngine<P> {
 
     /// Has the version in use packed, where memory was given for that.
     pub(super) fn prepare(&mut self, held: &Held) {
-        if self.packed && held.number == self.held.number {
-            self.panels.fill(&self.product, &held.params, held.number);
+        match &self.frozen {
+            Some(frozen) if self.packed => self.panels.fill(&self.product, frozen, FROZEN),
+            None if self.packed && held.number == self.held.number => {
+                self.panels.fill(&self.product, &held.params, held.number);
+            }
+            _ => {}
         }
     }
 
@@ -133,7 +141,8 @@ impl<P: Product> StageEngine<P> {
         buffer.resize(len, 0.0);
         let mut shares =
             shares(&mut self.lanes, &self.plan, &cut, self.dims, self.settings.sequence, input, &mut buffer);
-        lanes::forward(&self.product, &self.plan, params(held, &self.panels), &mut shares);
+        let params = params(held, self.frozen.as_deref(), &self.panels);
+        lanes::forward(&self.product, &self.plan, params, &mut shares);
         Tape { held: held.clone(), buffer }
     }
 
@@ -190,7 +199,7 @@ impl<P: Product> StageEngine<P> {
         }
         let mut shares = shares(&mut self.lanes, &self.plan, &cut, self.dims, t, &input, &mut tape.buffer);
         let grad = wanted.then_some(&mut self.gradient[..]);
-        let params = params(&tape.held, &self.panels);
+        let params = params(&tape.held, self.frozen.as_deref(), &self.panels);
         let loss = lanes::backward(&self.product, &self.plan, params, &mut shares, &from, grad, &mut gradient);
         self.free.push(tape.buffer);
         self.retire(tape.held);
@@ -247,8 +256,15 @@ impl<P: Product> StageEngine<P> {
     }
 }
 
-pub(super) fn params<'a>(held: &'a Held, panels: &'a Panels) -> Params<'a> {
-    Params { flat: &held.params, panels: Some(panels).filter(|panels| panels.holds(held.number)) }
+/// The version of panels of what is never changed.
+const FROZEN: u64 = u64::MAX;
+
+pub(super) fn params<'a>(held: &'a Held, frozen: Option<&'a Vec<f32>>, panels: &'a Panels) -> Params<'a> {
+    let (flat, adapters, version) = match frozen {
+        Some(frozen) => (&frozen[..], &held.params[..], FROZEN),
+        None => (&held.params[..], &[][..], held.number),
+    };
+    Params { flat, panels: Some(panels).filter(|panels| panels.holds(version)), adapters }
 }
 
 /// Each lane with its sequences of the input and its part of the tape.
@@ -272,8 +288,8 @@ fn shares<'a, P: Product>(
 }
 
 impl StageEngine<super::FixedProduct> {
-    pub fn new(model: StageModel, settings: Settings, params: Vec<f32>) -> Result<Self, EngineError> {
-        Self::with_product(model, settings, params, super::FixedProduct::default())
+    pub fn new(model: StageModel, settings: Settings, weights: impl Into<StageWeights>) -> Result<Self, EngineError> {
+        Self::with_product(model, settings, weights, super::FixedProduct::default())
     }
 }
 

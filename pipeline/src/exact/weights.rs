@@ -12,6 +12,8 @@ use super::product::{Matrix, Operand, Product};
 pub struct Params<'a> {
     pub flat: &'a [f32],
     pub panels: Option<&'a Panels>,
+    /// The buffer of what is trained, where that stands beside `flat`; else empty.
+    pub adapters: &'a [f32],
 }
 
 impl<'a> Params<'a> {

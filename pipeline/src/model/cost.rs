@@ -30,11 +30,18 @@ pub fn lanes(sequences: usize, sequence: usize) -> usize {
     1 << most.max(1).ilog2()
 }
 
-/// Parameters of one layer: q, k, v, o, gate, up, down, two norms.
+/// Columns of q, and of k (or v).
+fn columns(config: &ModelConfig) -> (u64, u64) {
+    let head = u64::from(config.head());
+    (u64::from(config.heads) * head, u64::from(config.kv_heads) * head)
+}
+
+/// Parameters of one layer: q, k, v, o, gate, up, down, two norms, and what only some families have.
 pub fn layer_values(config: &ModelConfig) -> u64 {
-    let (d, f) = (u64::from(config.hidden), u64::from(config.ffn));
-    let kv = u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
-    d.saturating_mul(2 * d + 2 * kv + 3 * f + 2)
+    let (d, f, (q, kv)) = (u64::from(config.hidden), u64::from(config.ffn), columns(config));
+    let bias = if config.qkv_bias { q + 2 * kv } else { 0 };
+    let norms = if config.qk_norm { 2 * u64::from(config.head()) } else { 0 };
+    d.saturating_mul(2 * q + 2 * kv + 3 * f + 2).saturating_add(bias + norms)
 }
 
 /// Parameters of a stage, the embedding and the final norm with head included where they are.
@@ -49,13 +56,14 @@ pub fn stage_parameters(manifest: &Manifest, stage: Stage) -> u64 {
     layers.saturating_add(if first { table } else { 0 }).saturating_add(head)
 }
 
-/// Values kept for the backward of one layer and one sequence of `t` tokens: x, q k v, attention, its sum with x (4 of
-/// `hidden`-like width), gate and up, two norms' factors, and the probabilities.
+/// Values kept for the backward of one layer and one sequence of `t` tokens: x and its sum with the attention, q k v, what the
+/// attention gave, gate and up, two norms' factors, and the probabilities. Where heads are normalised, q and k as they were
+/// before that, with a factor a head.
 pub fn kept_layer(config: &ModelConfig, t: u64) -> u64 {
-    let (d, f, h) = (u64::from(config.hidden), u64::from(config.ffn), u64::from(config.heads));
-    let head = d / h.max(1);
-    let qkv = d + 2 * u64::from(config.kv_heads) * head;
-    t * (3 * d + qkv + 2 * f + 2 + h * t)
+    let (d, f, h, (q, kv)) =
+        (u64::from(config.hidden), u64::from(config.ffn), u64::from(config.heads), columns(config));
+    let heads = if config.qk_norm { q + kv + h + u64::from(config.kv_heads) } else { 0 };
+    t * (2 * d + 2 * q + 2 * kv + 2 * f + 2 + h * t + heads)
 }
 
 /// Bytes of what one forward keeps for its backward beyond its input: a tape a layer, and the output.
@@ -141,8 +149,9 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let open = window.saturating_mul(input + output + gradient);
     // Every lane's h1, h2, dh, dout, dmid, dx, act, wide, dqkv and dgu; the attention's scores, packed operands; chunks of
     // logits; a decoded input, and three results: one that is computed, one that waits and one that is encoded.
-    let qkv = d + 2 * u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
-    let rows = tokens * (6 * d + f + f.max(d) + qkv + 2 * f) + lanes * (64 * t + 2 * d + PACKED);
+    let (q, kv) = columns(config);
+    let norms = 2 * d + 2 * u64::from(config.head());
+    let rows = tokens * (6 * d + f + f.max(q) + q + 2 * kv + 2 * f) + lanes * (64 * t + norms + PACKED);
     let chunk = ((1 << 20) / v.max(1)).max(16).min(tokens.div_ceil(lanes));
     let logits = if last { lanes * (chunk * (v + 3 * d + 1) + d) } else { 0 };
     let scratch = VALUE * (rows + logits + 4 * tokens * d);
@@ -197,10 +206,19 @@ pub struct Flops {
 /// The embedding is a copy.
 pub fn flops(config: &ModelConfig, t: u64) -> Flops {
     let (d, f, v) = (u64::from(config.hidden), u64::from(config.ffn), u64::from(config.vocab));
-    let kv = u64::from(config.kv_heads) * (d / u64::from(config.heads).max(1));
-    let products = 2 * (d * (2 * d + 2 * kv) + 3 * d * f);
-    // Scores and their sum over the keys before a token: (t + 1) / 2 of them on average.
-    let attention = 2 * d * (t + 1);
+    let (q, kv) = columns(config);
+    let products = 2 * (d * (2 * q + 2 * kv) + 3 * d * f);
+    // Scores and their sum over the keys before a token: (t + 1) / 2 of them on average, a window's at most.
+    let attention = match config.window {
+        None => 2 * q * (t + 1),
+        Some(window) => {
+            let w = u64::from(window.size).min(t).max(1);
+            let (layers, full) = (u64::from(config.layers).max(1), u64::from(window.from.min(config.layers)));
+            // In all: w (w + 1) / 2 of the first w tokens, then w each.
+            let windowed = 2 * q * (w * (w + 1) + 2 * (t - w) * w) / t.max(1);
+            (2 * q * (t + 1) * full + windowed * (layers - full)) / layers
+        }
+    };
     Flops { layer: products + attention, head: 2 * d * v }
 }
 
@@ -236,6 +254,24 @@ mod tests {
                 assert_eq!(stage_parameters(&manifest, stage), model.values() as u64, "{name} {stage}");
             }
         }
+    }
+
+    #[test]
+    fn what_only_some_families_have_is_counted() {
+        let window = Some(skein_protocol::run::Window { size: 4, from: 1 });
+        let config = ModelConfig { head: Some(6), qkv_bias: true, qk_norm: true, window, ..tiny() };
+        let mut manifest = preset("demo").unwrap();
+        manifest.stages.count = 1;
+        manifest.stages.split = vec![config.layers];
+        manifest.model.config = config.clone();
+        let model = StageModel::of(&manifest, 0).unwrap();
+        assert_eq!(stage_parameters(&manifest, 0), model.values() as u64);
+        // A window as long as the sequence is none; a shorter one leaves less to do in two of three layers.
+        let with = |window| flops(&ModelConfig { window, ..config.clone() }, 32).layer;
+        let sized = |size| with(Some(skein_protocol::run::Window { size, from: 1 }));
+        assert_eq!(with(None), sized(32));
+        let less = 2 * 4 * 6 * (33 * 32 - (4 * 5 + 2 * 28 * 4)) / 32 * 2 / 3;
+        assert_eq!(with(None) - sized(4), less);
     }
 
     #[test]

@@ -25,8 +25,15 @@ pub fn initial(model: &StageModel, seed: u64) -> Vec<f32> {
 }
 
 fn tensor(model: &StageModel, param: &Param, seed: u64, out: &mut [f32]) {
+    // Adapters begin with nothing added.
+    if param.name.ends_with("lora_B.weight") {
+        return out.fill(0.0);
+    }
+    if param.name.ends_with("lora_A.weight") {
+        return uniform(seed, &param.name, 1.0 / (param.shape[1] as f64).sqrt(), out);
+    }
     if !param.is_matrix() {
-        return out.fill(1.0);
+        return out.fill(if param.name.ends_with("bias") { 0.0 } else { 1.0 });
     }
     // A tie over more than one stage is undone at the start: the head begins as a copy of the embedding.
     let name = if model.config.tie_embeddings && param.name == HEAD { EMBEDDING } else { &param.name };
@@ -43,6 +50,19 @@ fn std(model: &StageModel, param: &Param) -> f64 {
     match param.name.ends_with("o_proj.weight") || param.name.ends_with("down_proj.weight") {
         true => fan_in / (2.0 * f64::from(model.config.layers)).sqrt(),
         false => fan_in,
+    }
+}
+
+/// Values between `-bound` and `bound`. Each 4 bytes of the stream give one.
+fn uniform(seed: u64, name: &str, bound: f64, out: &mut [f32]) {
+    let mut reader = stream(DOMAIN, &[&seed.to_le_bytes(), name.as_bytes()]);
+    let mut bytes = [0u8; 4 * 1024];
+    for values in out.chunks_mut(1024) {
+        reader.fill(&mut bytes[..4 * values.len()]);
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            let unit = (f64::from(u32::from_le_bytes(*bytes)) + 0.5) / 4_294_967_296.0;
+            *value = (bound * (2.0 * unit - 1.0)) as f32;
+        }
     }
 }
 

@@ -412,11 +412,13 @@ impl Peer {
         self.feed(now, out);
     }
 
-    /// Dials whom this peer works with, and asks the network when it knows too few.
+    /// Dials whom this peer works with, and asks the network who else is there: often while it knows too few, and now and then all
+    /// the same, since two halves of a run that did not hear each other for a while have forgotten one another.
     pub(super) fn reach_out(&mut self, now: Instant, out: &mut Outbox<Output>) {
         /// With fewer neighbours the network is asked for more.
         const FEW: usize = 2;
         const LOOKUP_EVERY: Duration = Duration::from_secs(10);
+        const OTHERWISE: Duration = Duration::from_secs(60);
         self.draw_circle(now);
         let missing = |peer: &&PeerId| !self.neighbours.is_connected(**peer);
         for peer in self.circle.dialled.iter().filter(missing).copied().collect::<Vec<_>>() {
@@ -426,7 +428,10 @@ impl Peer {
             }
         }
         let few = self.neighbours.up().take(FEW).count() < FEW || !self.empty.is_empty();
-        if few && now >= self.lookup_at {
+        // Not all at once, where all started together.
+        let otherwise = OTHERWISE + Duration::from_millis(100 * u64::from(self.me.0[0]));
+        let due = if few { self.lookup_at } else { self.lookup_at + (otherwise - LOOKUP_EVERY) };
+        if now >= due {
             self.lookup_at = now + LOOKUP_EVERY;
             let ticket = self.ticket();
             out.push(Output::Provide { key: self.run_key() });

@@ -221,7 +221,10 @@ impl Peer {
     }
 
     fn on_found(&mut self, now: Instant, peers: Vec<(PeerId, Vec<String>)>, out: &mut Outbox<Output>) {
-        for (peer, addresses) in peers.into_iter().take(32) {
+        // Whom it knows without working with them it need not meet again.
+        let apart = |peer: &PeerId| self.directory.offer(*peer).is_some() && !self.circle.has(peer);
+        let peers: Vec<_> = peers.into_iter().filter(|(peer, _)| !apart(peer)).take(32).collect();
+        for (peer, addresses) in peers {
             self.dial(now, peer, addresses, out);
         }
     }

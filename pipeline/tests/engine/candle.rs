@@ -6,7 +6,7 @@ use skein_pipeline::{
     exact::{Engine, EngineError, Exact, IGNORE, Settings, StageInput},
     model::{StageModel, cost, init},
 };
-use skein_protocol::run::{ModelConfig, OptimizerKind};
+use skein_protocol::run::{ModelConfig, OptimizerKind, RopeScaling, Window};
 
 use crate::{
     oracle::{From, oracle},
@@ -96,6 +96,14 @@ impl Case {
             tie_embeddings: draw.below(2) == 0,
             ..config()
         };
+        let config = ModelConfig {
+            head: (draw.below(2) == 0).then(|| 2 * draw.from(2, 4)),
+            window: (draw.below(2) == 0).then(|| Window { size: draw.from(2, 12), from: draw.below(2) as u32 }),
+            qkv_bias: draw.below(3) == 0,
+            qk_norm: draw.below(3) == 0,
+            rope_scaling: (draw.below(3) == 0).then_some(RopeScaling::Linear { factor: 3.0 }),
+            ..config
+        };
         let (embedding, head) = [(true, true), (true, false), (false, false), (false, true)][seed as usize % 4];
         let model = StageModel::new(config.clone(), 0, config.layers, embedding, head).unwrap();
         // Norms away from 1, weights large enough that no path is nearly linear.
@@ -167,13 +175,16 @@ fn every_gradient_is_that_of_the_oracle_and_of_the_engine_by_hand() {
                 case.name()
             );
             if !case.model.head {
-                assert!(far(&wanted.output, &output) < 1e-5, "{seed}: {}", case.name());
+                // Weights as large as these carry the rounding of three layers that far.
+                let apart = far(&wanted.output, &output);
+                assert!(apart < 2e-5, "{seed}: output {apart}, {}", case.name());
             }
             assert!(far(&wanted.input, &input) < 1e-4, "{seed}: input {}, {}", far(&wanted.input, &input), case.name());
             for param in case.model.params() {
                 let (a, b) = (&wanted.params[param.range()], &params[param.range()]);
                 // One token sees itself alone, whatever its query is.
-                let alone = case.sequence == 1 && (param.name.contains("q_proj") || param.name.contains("k_proj"));
+                let of_scores = ["q_proj", "k_proj", "q_norm", "k_norm"].iter().any(|name| param.name.contains(name));
+                let alone = case.sequence == 1 && of_scores;
                 if alone {
                     assert!(b.iter().all(|g| g.abs() < 1e-6), "{seed}: {}", param.name);
                 } else {

@@ -1,10 +1,12 @@
 //! Every gradient against finite differences of the loss, in every orientation the model has.
 
+use std::sync::Arc;
+
 use skein_pipeline::{
-    exact::{Engine, EngineError, IGNORE, StageInput},
-    model::StageModel,
+    exact::{Engine, EngineError, Exact, IGNORE, StageInput, StageWeights},
+    model::{StageModel, init},
 };
-use skein_protocol::run::ModelConfig;
+use skein_protocol::run::{Lora, ModelConfig, RopeScaling, Window};
 
 use crate::support::{batch, config, plain, train, whole};
 
@@ -14,14 +16,25 @@ fn loss(engine: &mut dyn Engine, params: &[f32], batch: &(Vec<u32>, Vec<u32>)) -
     train(engine, 99, batch, 0.0)
 }
 
-fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
-    let model = StageModel::whole(config.clone()).unwrap();
-    let mut engine = whole(config, plain(sequence, sequences));
-    // Norms away from 1, weights large enough that no path is nearly linear, embeddings that a small step hardly turns.
-    let mut params = engine.params().to_vec();
+/// Weights of a whole model: norms away from 1, large enough that no path is nearly linear, embeddings that a small step hardly
+/// turns.
+fn crooked(model: &StageModel) -> Vec<f32> {
+    let mut params = init::initial(model, 7);
     params[model.params()[0].range()].iter_mut().for_each(|v| *v *= 20.0);
     params.iter_mut().enumerate().for_each(|(i, v)| *v = *v * 1.7 + ((i * 37) % 11) as f32 / 40.0 - 0.12);
-    engine.set_params(params.clone()).unwrap();
+    params
+}
+
+fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
+    let model = StageModel::whole(config.clone()).unwrap();
+    let params = crooked(&model);
+    let engine = Exact::new(model, plain(sequence, sequences), params).unwrap();
+    differences(config, engine, sequence, sequences);
+}
+
+/// The gradients of an engine's parameters against differences of its loss.
+fn differences(config: &ModelConfig, mut engine: Exact, sequence: usize, sequences: usize) {
+    let (model, params) = (engine.model().clone(), engine.params().to_vec());
     let batch = batch(config, sequence * sequences, 2);
     train(&mut engine, 0, &batch, 1.0);
     engine.step(0.0).unwrap();
@@ -40,7 +53,7 @@ fn gradients(config: &ModelConfig, sequence: usize, sequences: usize) {
         }
         for (n, direction) in directions.into_iter().enumerate() {
             let wanted: f64 = part.iter().zip(&direction).map(|(g, u)| f64::from(g * u)).sum();
-            let e = 1e-3f32;
+            let e = 5e-4f32;
             let mut at = |sign: f32| {
                 let mut moved = params.clone();
                 let values = moved[param.range()].iter_mut().zip(&direction);
@@ -72,6 +85,40 @@ fn a_tied_matrix_receives_both_gradients() {
 #[test]
 fn heads_without_groups_and_odd_widths_have_right_gradients() {
     gradients(&ModelConfig { layers: 1, hidden: 18, heads: 3, kv_heads: 3, ffn: 7, vocab: 5, ..config() }, 9, 3);
+}
+
+/// What only some families have: windows, biases, normalised heads of a width of their own, stretched positions.
+#[test]
+fn what_only_some_families_have_has_right_gradients() {
+    let window = |size, from| Some(Window { size, from });
+    let biased = ModelConfig { layers: 2, qkv_bias: true, window: window(5, 1), ..config() };
+    gradients(&biased, 19, 2);
+    let rope_scaling = Some(RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 16 });
+    gradients(&ModelConfig { layers: 1, head: Some(6), qk_norm: true, rope_scaling, ..config() }, 20, 2);
+    // A window that begins inside a block of queries, and one that ends before it.
+    gradients(&ModelConfig { layers: 1, window: window(30, 0), ..config() }, 70, 1);
+    gradients(&ModelConfig { layers: 1, window: window(3, 0), ..config() }, 70, 1);
+}
+
+/// Adapters beside frozen weights, of which nothing moves.
+#[test]
+fn adapters_have_right_gradients_and_nothing_else_has_any() {
+    for (config, targets) in [
+        (config(), &["q", "k", "v", "o", "gate", "up", "down"][..]),
+        (ModelConfig { tie_embeddings: true, qkv_bias: true, ..config() }, &["v", "up"]),
+        (ModelConfig { qk_norm: true, head: Some(6), ..config() }, &["q", "o", "down"]),
+    ] {
+        let frozen = StageModel::whole(config.clone()).unwrap();
+        let weights = Arc::new(crooked(&frozen));
+        let targets = targets.iter().map(|target| target.to_string()).collect();
+        let model = StageModel::adapted(frozen, Lora { rank: 3, alpha: 6, targets, dropout_percent: 0 }).unwrap();
+        let mut params = init::initial(&model, 7);
+        params.iter_mut().enumerate().for_each(|(i, v)| *v += ((i * 29) % 13) as f32 / 30.0 - 0.2);
+        let weights = StageWeights { params, frozen: Some(weights) };
+        // More than one lane.
+        let engine = Exact::new(model, plain(40, 13), weights).unwrap();
+        differences(&config, engine, 40, 13);
+    }
 }
 
 #[test]

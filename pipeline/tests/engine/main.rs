@@ -4,6 +4,8 @@ mod bf16;
 #[cfg(feature = "compute")]
 mod candle;
 #[cfg(feature = "compute")]
+mod families;
+#[cfg(feature = "compute")]
 mod folder;
 mod generation;
 mod gradients;

@@ -1,12 +1,15 @@
 //! A stage's loss and gradients by candle's automatic differentiation, in composed operators: arithmetic that shares nothing
 //! with either engine. Slow, on the CPU, and only as much as a comparison needs.
 
+use std::collections::BTreeMap;
+
 use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops;
 use skein_pipeline::{
     exact::{IGNORE, StageInput},
     model::{Dims, EMBEDDING, FINAL_NORM, HEAD, StageModel},
 };
+use skein_protocol::run::RopeScaling;
 
 /// Where the backward starts.
 #[derive(Clone, Copy)]
@@ -42,8 +45,10 @@ fn computed(model: &StageModel, params: &[f32], t: usize, input: StageInput<'_>,
             (Some(x.clone()), x.as_tensor().clone())
         }
     };
-    for n in 0..model.layers as usize {
-        x = block(&dims, &vars[usize::from(model.embedding) + 9 * n..][..9], &x, t)?;
+    for n in 0..model.layers {
+        let prefix = format!("model.layers.{}.", model.first_layer + n);
+        let of_layer = model.params().iter().zip(&vars).filter_map(|(p, v)| Some((p.name.strip_prefix(&prefix)?, v)));
+        x = block(&dims, &of_layer.collect(), model.layer_offsets(n as usize).window, &x, t)?;
     }
     let (loss, seed) = match from {
         From::Gradient(g) => (0.0, (&x * Tensor::from_slice(g, x.shape(), &Device::Cpu)?)?.sum_all()?),
@@ -78,11 +83,16 @@ fn rms(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     x.broadcast_div(&norm)?.broadcast_mul(w)
 }
 
-/// Rotates `x [b, heads, t, head]`: pairs `(i, i + head / 2)` by `position * theta^(-2i / head)`.
-fn rope(x: &Tensor, theta: f64) -> Result<Tensor> {
+/// Rotates `x [b, heads, t, head]`: pairs `(i, i + head / 2)` by `position * theta^(-2i / head)`, scaled.
+fn rope(x: &Tensor, dims: &Dims) -> Result<Tensor> {
     let (t, head) = (x.dim(2)?, x.dim(3)?);
     let half = head / 2;
-    let angle = |i: usize| (i / half) as f64 * theta.powf(-2.0 * (i % half) as f64 / head as f64);
+    let factor = match dims.scaling {
+        None => 1.0,
+        Some(RopeScaling::Linear { factor }) => factor,
+        Some(other) => panic!("{other:?} is compared with `transformers`"),
+    };
+    let angle = |i: usize| (i / half) as f64 * dims.theta.powf(-2.0 * (i % half) as f64 / head as f64) / factor;
     let table = |f: fn(f64) -> f64| {
         Tensor::from_vec((0..t * half).map(|i| f(angle(i)) as f32).collect(), (t, half), &Device::Cpu)
     };
@@ -93,28 +103,42 @@ fn rope(x: &Tensor, theta: f64) -> Result<Tensor> {
     Tensor::cat(&[first, second], 3)
 }
 
-/// One layer over `x [b * t, hidden]`, in the canonical order of its nine tensors; keys and values repeated for each head.
-fn block(dims: &Dims, w: &[Var], x: &Tensor, t: usize) -> Result<Tensor> {
+/// One layer over `x [b * t, hidden]`, its tensors by name; keys and values repeated for each head.
+fn block(dims: &Dims, w: &BTreeMap<&str, &Var>, window: Option<usize>, x: &Tensor, t: usize) -> Result<Tensor> {
     let rows = x.dim(0)?;
     let b = rows / t;
+    let linear = |name: &str, x: &Tensor| {
+        let y = x.matmul(&w[&*format!("{name}.weight")].t()?)?;
+        match w.get(&*format!("{name}.bias")) {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    };
     let heads = |x: Tensor, n: usize| x.reshape((b, t, n, dims.head))?.transpose(1, 2)?.contiguous();
-    let h = rms(x, &w[0], dims.eps)?;
-    let q = rope(&heads(h.matmul(&w[1].t()?)?, dims.heads)?, dims.theta)?;
-    let k = rope(&heads(h.matmul(&w[2].t()?)?, dims.kv_heads)?, dims.theta)?;
-    let v = heads(h.matmul(&w[3].t()?)?, dims.kv_heads)?;
+    let normed = |x: Tensor, name: &str| match w.get(name) {
+        Some(norm) => rms(&x, norm, dims.eps),
+        None => Ok(x),
+    };
+    let h = rms(x, w["input_layernorm.weight"], dims.eps)?;
+    let q = heads(linear("self_attn.q_proj", &h)?, dims.heads)?;
+    let k = heads(linear("self_attn.k_proj", &h)?, dims.kv_heads)?;
+    let v = heads(linear("self_attn.v_proj", &h)?, dims.kv_heads)?;
+    let q = rope(&normed(q, "self_attn.q_norm.weight")?, dims)?;
+    let k = rope(&normed(k, "self_attn.k_norm.weight")?, dims)?;
     let group = dims.heads / dims.kv_heads;
     let repeat = |x: Tensor| {
         let x = x.unsqueeze(2)?.broadcast_as((b, dims.kv_heads, group, t, dims.head))?;
         x.contiguous()?.reshape((b, dims.heads, t, dims.head))
     };
     let (k, v) = (repeat(k)?, repeat(v)?);
-    let mask = (0..t * t).map(|i| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let sees = |i: usize, j: usize| j <= i && window.is_none_or(|window| i - j < window);
+    let mask = (0..t * t).map(|at| if sees(at / t, at % t) { 0.0 } else { f32::NEG_INFINITY }).collect();
     let mask = Tensor::from_vec(mask, (t, t), &Device::Cpu)?;
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? / (dims.head as f64).sqrt())?.broadcast_add(&mask)?;
     let out = ops::softmax(&scores, D::Minus1)?.matmul(&v)?;
     let out = out.transpose(1, 2)?.contiguous()?.reshape((rows, dims.heads * dims.head))?;
-    let mid = (x + out.matmul(&w[4].t()?)?)?;
-    let h = rms(&mid, &w[5], dims.eps)?;
-    let act = (h.matmul(&w[6].t()?)?.silu()? * h.matmul(&w[7].t()?)?)?;
-    &mid + act.matmul(&w[8].t()?)?
+    let mid = (x + linear("self_attn.o_proj", &out)?)?;
+    let h = rms(&mid, w["post_attention_layernorm.weight"], dims.eps)?;
+    let act = (linear("mlp.gate_proj", &h)?.silu()? * linear("mlp.up_proj", &h)?)?;
+    &mid + linear("mlp.down_proj", &act)?
 }

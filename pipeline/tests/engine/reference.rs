@@ -10,15 +10,15 @@ use skein_pipeline::{
     compute::hf,
     exact::{Engine, Exact, Settings, StageInput},
 };
-use skein_protocol::run::OptimizerKind;
+use skein_protocol::run::{Family, OptimizerKind};
 
 use crate::support::settings;
 
 /// Logits of every position, `[position, vocab]`, through a folder that is written and read again.
 fn logits(name: &str) -> Vec<f32> {
     let dir = tempfile::tempdir().unwrap();
-    hf::write(dir.path(), &models::stages(name)).unwrap();
-    let (model, weights) = hf::read(dir.path()).unwrap();
+    hf::write(dir.path(), Family::Llama, &models::stages(name)).unwrap();
+    let (model, weights) = hf::Checkpoint::open(dir.path()).unwrap().whole().unwrap();
     let settings: Settings = settings(models::TOKENS.len(), 1, OptimizerKind::Adamw);
     let mut engine = Exact::new(model, settings, weights).unwrap();
     let step = |i: usize| engine.infer(1, i, StageInput::Tokens(&models::TOKENS[i..=i])).unwrap();

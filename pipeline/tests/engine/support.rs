@@ -21,6 +21,11 @@ pub fn config() -> ModelConfig {
         rope_theta: 10_000.0,
         tie_embeddings: false,
         norm_eps: 1e-5,
+        head: None,
+        rope_scaling: None,
+        window: None,
+        qkv_bias: false,
+        qk_norm: false,
     }
 }
 

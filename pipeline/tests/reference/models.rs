@@ -22,6 +22,11 @@ pub fn stages(name: &str) -> Vec<(StageModel, Vec<f32>)> {
         rope_theta: if name == "tied" { 10_000.0 } else { 500_000.0 },
         tie_embeddings: name != "untied",
         norm_eps: 1e-5,
+        head: None,
+        rope_scaling: None,
+        window: None,
+        qkv_bias: false,
+        qk_norm: false,
     };
     let models = match name {
         "untied" | "tied" => vec![StageModel::whole(config)],

@@ -218,11 +218,44 @@ impl Found {
         self.whole("model.config.context", c.context, 8..=1 << 20);
         self.real("model.config.rope_theta", c.rope_theta, 1.0..=1e12);
         self.real("model.config.norm_eps", c.norm_eps, 1e-12..=0.1);
-        if c.heads > 0 && !c.hidden.is_multiple_of(c.heads) {
+        if c.head.is_none() && c.heads > 0 && !c.hidden.is_multiple_of(c.heads) {
             self.error("model.config.hidden", format!("{} is not a multiple of heads = {}", c.hidden, c.heads));
-        } else if c.heads > 0 && !(c.hidden / c.heads).is_multiple_of(2) {
-            let head = c.hidden / c.heads;
-            self.error("model.config.heads", format!("hidden / heads is {head}; a head's width must be even"));
+        } else if c.heads > 0 && !c.head().is_multiple_of(2) {
+            let from = if c.head.is_some() { "head" } else { "hidden / heads" };
+            self.error("model.config.heads", format!("{from} is {}; a head's width must be even", c.head()));
+        }
+        if let Some(head) = c.head {
+            self.whole("model.config.head", head, 2..=1024);
+        }
+        if let Some(window) = c.window {
+            self.whole("model.config.window.size", window.size, 1..=1 << 20);
+            self.whole("model.config.window.from", window.from, 0..=u64::from(c.layers.max(1)) - 1);
+        }
+        match c.rope_scaling {
+            None => {}
+            Some(RopeScaling::Linear { factor }) => {
+                self.real("model.config.rope_scaling.factor", factor, 1e-3..=1e6);
+            }
+            Some(RopeScaling::Llama3 { factor, low, high, original }) => {
+                self.real("model.config.rope_scaling.factor", factor, 1e-3..=1e6);
+                self.real("model.config.rope_scaling.low", low, 1e-3..=1e6);
+                self.real("model.config.rope_scaling.high", high, 1e-3..=1e6);
+                self.whole("model.config.rope_scaling.original", original, 1..=1 << 20);
+                if low >= high {
+                    self.error("model.config.rope_scaling.low", format!("{low:?} must be below high = {high:?}"));
+                }
+            }
+        }
+        for (key, has, set, of) in [
+            ("model.config.qkv_bias", model.family == Family::Qwen2, c.qkv_bias, "qwen2"),
+            ("model.config.qk_norm", model.family == Family::Qwen3, c.qk_norm, "qwen3"),
+        ] {
+            if has != set {
+                self.error(key, format!("{set}: true is what the family {of} has, and no other"));
+            }
+        }
+        if model.family == Family::Llama && c.window.is_some() {
+            self.error("model.config.window", "the family llama has none");
         }
         if c.kv_heads > 0 && !c.heads.is_multiple_of(c.kv_heads) {
             self.error("model.config.kv_heads", format!("{} does not divide heads = {}", c.kv_heads, c.heads));
@@ -440,7 +473,6 @@ impl Found {
         for (missing, key, what) in [
             (run.starts != "now", "run.starts", "runs start now"),
             (run.ends.until.is_some(), "run.ends.until", "runs end by steps, tokens or loss"),
-            (model.family != Family::Llama, "model.family", "it trains the llama family"),
             (matches!(model.weights, Weights::Blob { .. }), "model.weights", "weights are drawn from init_seed"),
             (matches!(model.tokenizer, Tokenizer::File { .. }), "model.tokenizer", "the tokenizer is \"byte\""),
             (stages.pin_ends, "stages.pin_ends", "every peer may serve every stage"),
@@ -565,10 +597,30 @@ mod tests {
     }
 
     #[test]
+    fn a_family_has_what_it_has() {
+        let found = errors(|m| (m.model.family, m.model.config.qkv_bias) = (Family::Qwen3, true));
+        assert_eq!(found, ["model.config.qkv_bias", "model.config.qk_norm"]);
+        assert!(errors(|m| (m.model.family, m.model.config.qk_norm) = (Family::Qwen3, true)).is_empty());
+        let found = errors(|m| {
+            m.model.config.window = Some(Window { size: 0, from: 99 });
+            m.model.config.head = Some(7);
+            m.model.config.rope_scaling =
+                Some(RopeScaling::Llama3 { factor: 8.0, low: 4.0, high: 1.0, original: 8192 });
+        });
+        let keys = [
+            "model.config.heads",
+            "model.config.window.size",
+            "model.config.window.from",
+            "model.config.rope_scaling.low",
+            "model.config.window",
+        ];
+        assert_eq!(found, keys);
+    }
+
+    #[test]
     fn what_is_not_built_is_an_error_that_says_so() {
         let blob = Digest([1; 32]);
-        let changes: [(&str, Change); 6] = [
-            ("model.family", |m| m.model.family = Family::Qwen3),
+        let changes: [(&str, Change); 5] = [
             ("averaging.rule", |m| m.averaging.rule = AveragingRule::Gossip),
             ("averaging.robust", |m| m.averaging.robust = Robust::Trimmed),
             ("data.from", |m| m.data.from = DataFrom::Members),

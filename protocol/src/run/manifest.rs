@@ -165,6 +165,99 @@ pub struct ModelConfig {
     #[n(9)]
     #[serde(default = "norm_eps")]
     pub norm_eps: f64,
+    /// Width of a head where it is not hidden / heads: see [`ModelConfig::head`].
+    #[n(10)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<u32>,
+    /// Absent: positions turn as `rope_theta` says.
+    #[n(11)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
+    /// Absent: a token sees everything before it.
+    #[n(12)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// q, k and v have a bias.
+    #[cbor(n(13), with = "unset", has_nil)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qkv_bias: bool,
+    /// Each head of q and of k goes through an RMSNorm before it is turned.
+    #[cbor(n(14), with = "unset", has_nil)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub qk_norm: bool,
+}
+
+impl ModelConfig {
+    /// Width of a head.
+    pub fn head(&self) -> u32 {
+        self.head.unwrap_or(self.hidden / self.heads.max(1))
+    }
+}
+
+/// How a model reads positions beyond those that it was first trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum RopeScaling {
+    /// All frequencies divided by the factor.
+    #[n(0)]
+    Linear {
+        #[n(0)]
+        factor: f64,
+    },
+    /// Frequencies of waves longer than `original / low` are divided by the factor, those shorter than `original / high` stay,
+    /// and between the two lies a ramp. Llama 3.1.
+    #[n(1)]
+    Llama3 {
+        #[n(0)]
+        factor: f64,
+        #[n(1)]
+        low: f64,
+        #[n(2)]
+        high: f64,
+        /// Positions of the first training.
+        #[n(3)]
+        original: u32,
+    },
+}
+
+/// Sliding-window attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cbor(array)]
+pub struct Window {
+    /// Tokens that a token sees, itself among them.
+    #[n(0)]
+    pub size: u32,
+    /// The first layer that has it; the layers before see everything.
+    #[n(1)]
+    #[serde(default)]
+    pub from: u32,
+}
+
+/// Flags that a model need not have: unset, they are absent from what is signed.
+mod unset {
+    use minicbor::{
+        Decoder, Encoder,
+        decode::Error,
+        encode::{self as writing, Write},
+    };
+
+    pub fn encode<C, W: Write>(flag: &bool, e: &mut Encoder<W>, _: &mut C) -> Result<(), writing::Error<W::Error>> {
+        e.bool(*flag)?;
+        Ok(())
+    }
+
+    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<bool, Error> {
+        d.bool()
+    }
+
+    pub fn is_nil(flag: &bool) -> bool {
+        !flag
+    }
+
+    pub fn nil() -> Option<bool> {
+        Some(false)
+    }
 }
 
 fn rope_theta() -> f64 {

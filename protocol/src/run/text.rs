@@ -292,7 +292,7 @@ impl Writer {
         let c = &model.config;
         self.section("model");
         self.line("family", word(&model.family), "llama | mistral | qwen2 | qwen3");
-        let config = [
+        let mut config = vec![
             format!("hidden = {}", c.hidden),
             format!("layers = {}", c.layers),
             format!("heads = {}", c.heads),
@@ -304,6 +304,12 @@ impl Writer {
             format!("tie_embeddings = {}", c.tie_embeddings),
             format!("norm_eps = {}", real(c.norm_eps)),
         ];
+        config.extend(c.head.map(|head| format!("head = {head}")));
+        config.extend(c.rope_scaling.map(|scaling| format!("rope_scaling = {}", rope_scaling(scaling))));
+        let window = |w: Window| format!("window = {{ size = {}, from = {} }}", w.size, w.from);
+        config.extend(c.window.map(window));
+        config.extend(c.qkv_bias.then(|| "qkv_bias = true".to_string()));
+        config.extend(c.qk_norm.then(|| "qk_norm = true".to_string()));
         self.line("config", table(config), "");
         let weights = match &model.weights {
             Weights::Seed { init_seed } => table([format!("init_seed = {init_seed}")]),
@@ -440,6 +446,19 @@ fn optional<T: ToString>(value: Option<T>) -> String {
 /// Shortest digits that read back as the same number.
 fn real(value: f64) -> String {
     if value.is_nan() { "nan".into() } else { format!("{value:?}") }
+}
+
+fn rope_scaling(scaling: RopeScaling) -> String {
+    match scaling {
+        RopeScaling::Linear { factor } => table([r#"kind = "linear""#.into(), format!("factor = {}", real(factor))]),
+        RopeScaling::Llama3 { factor, low, high, original } => table([
+            r#"kind = "llama3""#.into(),
+            format!("factor = {}", real(factor)),
+            format!("low = {}", real(low)),
+            format!("high = {}", real(high)),
+            format!("original = {original}"),
+        ]),
+    }
 }
 
 /// The name of an enum's value, in quotes.
@@ -606,6 +625,30 @@ mod tests {
         );
         let short = format!("{text}\n[signature]\npeer = \"{}\"\nsignature = \"abcd\"\n", PeerId::default());
         assert!(problems(&short)[0].3.contains("128"));
+    }
+
+    #[test]
+    fn what_only_some_families_have_is_written_where_it_is_set() {
+        let plain = preset("demo").unwrap();
+        assert!(!write(&plain).contains("qk_norm") && !write(&plain).contains("rope_scaling"));
+        let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192 };
+        for rope_scaling in [llama3, RopeScaling::Linear { factor: 2.5 }] {
+            let mut m = plain.clone();
+            let c = &mut m.model.config;
+            (c.head, c.rope_scaling, c.window) = (Some(64), Some(rope_scaling), Some(Window { size: 4096, from: 1 }));
+            for (family, qkv_bias, qk_norm) in [(Family::Qwen2, true, false), (Family::Qwen3, false, true)] {
+                let c = &mut m.model.config;
+                (c.qkv_bias, c.qk_norm) = (qkv_bias, qk_norm);
+                m.model.family = family;
+                assert_eq!(parse(&write(&m), None).unwrap().manifest, m);
+                let bytes = minicbor::to_vec(&m).unwrap();
+                assert_eq!(minicbor::decode::<Manifest>(&bytes).unwrap(), m);
+            }
+        }
+        // A signed run stays what it is: what is not set takes no byte.
+        let bytes = minicbor::to_vec(&plain.model.config).unwrap();
+        assert_eq!(bytes[0], 0x80 + 10);
+        assert_eq!(minicbor::decode::<ModelConfig>(&bytes).unwrap(), plain.model.config);
     }
 
     proptest! {

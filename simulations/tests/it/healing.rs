@@ -10,7 +10,7 @@ use skein_simulations::{
     world::Access,
 };
 
-use crate::common::{assert_settled, assert_sound, seconds, swarm};
+use crate::common::{assert_settled, assert_sound, seconds, swarm, unsound};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -47,6 +47,37 @@ fn after_a_kill_its_work_is_finished_within_two_seconds_and_throughput_follows_t
         println!("{what}: {repair:?}, {before:.1}/s before, {after:.1}/s after");
         // One of two replicas of one stage is gone: that stage does half of what it did.
         assert!(after > 0.9 * before / 2.0, "{what}: {before:.1}/s before, {after:.1}/s after");
+    }
+}
+
+#[test]
+fn halves_that_forgot_each_other_meet_again() {
+    for (seed, lasts) in [(61, 5), (63, 60)] {
+        let mut sim = start(seed, swarm(3, 2));
+        let (now, count) = (sim.now(), 7);
+        let half = |peer: usize| peer % 2;
+        let across: Vec<(usize, usize)> =
+            (0..count).flat_map(|a| (0..count).map(move |b| (a, b))).filter(|(a, b)| half(*a) != half(*b)).collect();
+        across.iter().for_each(|&(a, b)| sim.act(Fault::Block(a, b)));
+        sim.run_for(seconds(lasts));
+        across.iter().for_each(|&(a, b)| sim.act(Fault::Unblock(a, b)));
+        sim.run_for(seconds(120));
+        let what = format!("seed {seed}, {lasts} s");
+        // An id whose gradient was on its way when the halves parted may be added on both sides: that is counted, not hidden.
+        assert_eq!(unsound(&sim), None, "{what}");
+        // All three stages have both their replicas again, and both of them work.
+        let since = (now + seconds(lasts + 90)).as_nanos() as u64;
+        let steps = |peer: usize| {
+            let stepped = |line: &&Line| {
+                line.at >= since
+                    && line.record.peer == sim.id(peer)
+                    && matches!(line.record.event, Event::Stepped { .. })
+            };
+            sim.lines().iter().filter(stepped).count()
+        };
+        for peer in 1..count {
+            assert!(steps(peer) > 0, "{what}: peer {peer} does nothing any more");
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use std::{
 
 use serde::Serialize;
 use serde_json::json;
-use skein_pipeline::compute::hf::HfError;
 use skein_protocol::{PeerId, Stage};
 
 use super::ask;
@@ -233,23 +232,8 @@ fn who_sees(route: &[(Stage, PeerId)], state: &State) -> String {
 
 fn open(folder: &Path, threads: usize) -> Result<Local, Report> {
     Local::open(folder, threads).map_err(|error| match error {
-        LocalError::Folder(_) if !folder.is_dir() => {
-            let why = if folder.exists() { "it is not a folder" } else { "there is no such folder" };
-            Failure::NotAModel { path: folder.display().to_string(), why: why.into() }.into()
-        }
-        LocalError::Folder(HfError::NoTokenizer(files)) => {
-            Failure::NoTokenizer { path: folder.display().to_string(), files: files.join(", ") }.into()
-        }
-        LocalError::Folder(HfError::Family(name)) => Failure::UnknownFamily { name, supported: "llama".into() }.into(),
-        LocalError::Folder(HfError::Io { path, source }) => {
-            let why = format!("{}: {source}", path.display());
-            Failure::NotAModel { path: folder.display().to_string(), why }.into()
-        }
-        other => {
-            let why = other.to_string();
-            let failure = Failure::NotAModel { path: folder.display().to_string(), why };
-            Report { failure: Box::new(failure), cause: Some(Box::new(other)) }
-        }
+        LocalError::Folder(error) => super::model::unread(folder, error),
+        other => Failure::Other { message: other.to_string() }.into(),
     })
 }
 

@@ -10,6 +10,7 @@ mod generate;
 mod invite;
 mod join;
 mod key;
+mod model;
 mod peers;
 mod probe;
 mod replay;
@@ -58,6 +59,7 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Peers(args) => peers::run(args, &context),
         Command::Stop(args) => stop::run(args, &context),
         Command::Run(args) => run::run(args, &context),
+        Command::Model(args) => model::run(args, &context),
         Command::Invite(args) => invite::run(args, &context),
         Command::Config(args) => config::run(args, &context),
         Command::Key(args) => key::run(args, &context),

@@ -192,7 +192,7 @@ async fn collect_and_note(
     let written = tokio::task::spawn_blocking(move || {
         // The whole of it: its turn among exports ends with the writing, though nobody may wait for that any more.
         let collected = collected;
-        save::write(&path, &collected.stages, overwrite)
+        save::write(&path, collected.family, &collected.stages, overwrite)
     })
     .await;
     match written {

@@ -3,12 +3,15 @@
 //! The queries of all heads that share a head of keys are rows of one product: neither keys nor values are repeated. In: q, k
 //! and v side by side, `[rows, qkv]`. Kept for backward: the three as operands, rotated, and the probabilities.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use candle_nn::ops;
 
 use super::{
     Result,
-    operators::{Angles, Precision, product, softmax_back},
+    operators::{Angles, Precision, column_sums, product, rms, rms_back, softmax_back},
+    weights::Layer,
 };
 use crate::model::Dims;
 
@@ -56,25 +59,35 @@ impl Shape {
     }
 }
 
-/// Where the tokens of a call stand.
+/// Where the tokens of a call stand, and what they see.
 pub struct Places {
     /// Also scales by `1 / sqrt(head)`.
     queries: Angles,
     keys: Angles,
-    /// `[t, seen]`: what is added to the scores.
-    mask: Tensor,
+    /// By window, `[t, seen]`: what is added to the scores.
+    masks: BTreeMap<Option<usize>, Tensor>,
 }
 
 impl Places {
-    /// `t` tokens from position `first` on, which see everything before them.
-    pub fn new(dims: &Dims, first: usize, t: usize, device: &Device) -> Result<Self> {
+    /// `t` tokens from position `first` on, in layers with these windows (nothing: they see everything before them).
+    pub fn new(
+        dims: &Dims,
+        windows: impl Iterator<Item = Option<usize>>,
+        first: usize,
+        t: usize,
+        device: &Device,
+    ) -> Result<Self> {
         let keys = Angles::of(dims, first..first + t, device)?;
-        let hidden = |i: usize, j: usize| if j > first + i { MASKED } else { 0.0 };
-        let mask: Vec<f32> = (0..t).flat_map(|i| (0..first + t).map(move |j| hidden(i, j))).collect();
+        let mask = |window: Option<usize>| {
+            let reach = window.unwrap_or(first + t);
+            let hidden = |i: usize, j: usize| if j > i || j + reach <= i { MASKED } else { 0.0 };
+            let mask: Vec<f32> = (first..first + t).flat_map(|i| (0..first + t).map(move |j| hidden(i, j))).collect();
+            Ok((window, Tensor::from_vec(mask, (t, first + t), device)?))
+        };
         Ok(Places {
             queries: keys.scaled(1.0 / (dims.head as f64).sqrt())?,
             keys,
-            mask: Tensor::from_vec(mask, (t, first + t), device)?,
+            masks: windows.map(mask).collect::<Result<_>>()?,
         })
     }
 }
@@ -90,11 +103,13 @@ pub struct Tape {
     p: Tensor,
     /// The output, `[rows, heads * head]`.
     pub out: Tensor,
+    /// q and k before their heads were normalised, `[sequences, heads, t, head]`.
+    raw: Option<[Tensor; 2]>,
 }
 
 impl Tape {
-    pub fn tensors(&self) -> [&Tensor; 5] {
-        [&self.q, &self.k, &self.v, &self.p, &self.out]
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.q, &self.k, &self.v, &self.p, &self.out].into_iter().chain(self.raw.iter().flatten())
     }
 
     /// What the next tokens of the sequence see.
@@ -116,25 +131,60 @@ impl Cache {
     }
 }
 
-/// Attention over `qkv [rows, qkv]`. `seen`: of one sequence, what comes before its tokens.
-pub fn forward(shape: &Shape, places: &Places, qkv: &Tensor, seen: Option<&Cache>) -> Result<Tape> {
+/// Attention over `qkv [rows, qkv]`, to which the layer's bias was not added yet. `seen`: of one sequence, what comes before its
+/// tokens.
+pub fn forward(shape: &Shape, places: &Places, w: &Layer<'_>, qkv: Tensor, seen: Option<&Cache>) -> Result<Tape> {
     let (d, b, t) = (&shape.dims, shape.sequences, shape.t);
-    let q = shape.grouped(&places.queries.turn(&shape.heads(qkv, 0, d.heads)?)?)?;
-    let mut k = shape.keys(&places.keys.turn(&shape.heads(qkv, d.heads, d.kv_heads)?)?)?;
-    let mut v = shape.keys(&shape.heads(qkv, d.heads + d.kv_heads, d.kv_heads)?)?;
+    let qkv = match w.qkv_bias {
+        Some(bias) => qkv.broadcast_add(bias)?,
+        None => qkv,
+    };
+    let (mut q, mut k) = (shape.heads(&qkv, 0, d.heads)?, shape.heads(&qkv, d.heads, d.kv_heads)?);
+    let mut raw = None;
+    if let Some([of_q, of_k]) = head_norms(d, w)? {
+        let normed = [rms(&q, &of_q, d.eps)?, rms(&k, &of_k, d.eps)?];
+        raw = Some([q, k]);
+        [q, k] = normed;
+    }
+    let q = shape.grouped(&places.queries.turn(&q)?)?;
+    let mut k = shape.keys(&places.keys.turn(&k)?)?;
+    let mut v = shape.keys(&shape.heads(&qkv, d.heads + d.kv_heads, d.kv_heads)?)?;
     if let Some(seen) = seen {
         (k, v) = (Tensor::cat(&[&seen.keys, &k], 1)?, Tensor::cat(&[&seen.values, &v], 1)?);
     }
     let width = k.dim(1)?;
-    let scores = product(&q, &k.t()?)?.reshape((b * d.heads, t, width))?.broadcast_add(&places.mask)?;
+    let mask = places.masks.get(&w.places.window).expect("there is a mask for the window of every layer");
+    let scores = product(&q, &k.t()?)?.reshape((b * d.heads, t, width))?.broadcast_add(mask)?;
     let p = ops::softmax_last_dim(&scores)?.reshape((b * d.kv_heads, shape.group() * t, width))?;
     let p = shape.precision.operand(&p)?;
     let out = shape.precision.operand(&shape.rows(&p.matmul(&v)?)?)?;
-    Ok(Tape { q, k, v, p, out })
+    Ok(Tape { q, k, v, p, out, raw })
 }
 
-/// The gradient of `qkv`, from that of the output `[rows, heads * head]`.
-pub fn backward(shape: &Shape, places: &Places, tape: &Tape, dout: &Tensor) -> Result<Tensor> {
+/// Weights of the norms of q's and k's heads, where there are such.
+fn head_norms(d: &Dims, w: &Layer<'_>) -> Result<Option<[Tensor; 2]>> {
+    let Some(norm) = w.qk_norm else { return Ok(None) };
+    Ok(Some([norm.narrow(0, 0, d.head)?, norm.narrow(0, d.head, d.head)?]))
+}
+
+/// What a backward gives.
+pub struct Back {
+    /// Gradient of the product that gave q, k and v, `[rows, qkv]`.
+    pub qkv: Tensor,
+    /// Gradients of bias and norms, where they are asked for and there are such.
+    pub bias: Option<Tensor>,
+    pub norms: Option<Tensor>,
+}
+
+/// From the gradient of the output, `[rows, heads * head]`.
+pub fn backward(
+    shape: &Shape,
+    places: &Places,
+    w: &Layer<'_>,
+    tape: &Tape,
+    dout: &Tensor,
+    train: bool,
+) -> Result<Back> {
     let (d, b, t) = (&shape.dims, shape.sequences, shape.t);
     let dout = dout.reshape((b, t, d.heads, d.head))?.transpose(1, 2)?.contiguous()?;
     let dout = shape.grouped(&dout)?;
@@ -145,6 +195,18 @@ pub fn backward(shape: &Shape, places: &Places, tape: &Tape, dout: &Tensor) -> R
     let dq = product(&ds, &tape.k)?.reshape((b, d.heads, t, d.head))?;
     let dk = product(&ds.t()?, &tape.q)?.reshape((b, d.kv_heads, t, d.head))?;
     let dv = dv.reshape((b, d.kv_heads, t, d.head))?;
-    let all = [places.queries.turn_back(&dq)?, places.keys.turn_back(&dk)?, dv];
-    shape.rows(&Tensor::cat(&all, 1)?)
+    let (mut dq, mut dk, mut norms) = (places.queries.turn_back(&dq)?, places.keys.turn_back(&dk)?, None);
+    if let (Some([of_q, of_k]), Some([q, k])) = (head_norms(d, w)?, &tape.raw) {
+        let (back_q, back_k) = (rms_back(q, &of_q, d.eps, &dq, train)?, rms_back(k, &of_k, d.eps, &dk, train)?);
+        (dq, dk) = (back_q.x, back_k.x);
+        if let (Some((_, of_q)), Some((_, of_k))) = (back_q.trained, back_k.trained) {
+            norms = Some(Tensor::cat(&[of_q, of_k], 0)?);
+        }
+    }
+    let qkv = shape.rows(&Tensor::cat(&[dq, dk, dv], 1)?)?;
+    let bias = match train && w.qkv_bias.is_some() {
+        true => Some(column_sums(&qkv)?),
+        false => None,
+    };
+    Ok(Back { qkv, bias, norms })
 }

@@ -47,7 +47,7 @@ pub fn forward(
 ) -> Result<(Tensor, Tape)> {
     let (eps, precision) = (shape.dims.eps, shape.precision);
     let h = precision.operand(&rms(&x, w.input_norm, eps)?)?;
-    let attention = attention::forward(shape, places, &product(&h, &w.qkv.t()?)?, seen)?;
+    let attention = attention::forward(shape, places, w, product(&h, &w.qkv.t()?)?, seen)?;
     let mid = (&x + product(&attention.out, &w.output.t()?)?)?;
     let h = precision.operand(&rms(&mid, w.mlp_norm, eps)?)?;
     let gu = product(&h, &w.gate_up.t()?)?;
@@ -72,17 +72,23 @@ pub fn backward(
     let mlp = rms_back(&tape.mid, w.mlp_norm, eps, &product(&dgu, w.gate_up)?, train)?;
     let dmid = (dout + mlp.x)?;
     let dmid_ = precision.operand(&dmid)?;
-    let dqkv = attention::backward(shape, places, &tape.attention, &product(&dmid_, w.output)?)?;
-    let dqkv = precision.operand(&dqkv)?;
+    let heads = attention::backward(shape, places, w, &tape.attention, &product(&dmid_, w.output)?, train)?;
+    let dqkv = precision.operand(&heads.qkv)?;
     let input = rms_back(&tape.x, w.input_norm, eps, &product(&dqkv, w.qkv)?, train)?;
     let dx = (dmid + input.x)?;
     if let (Some(to), Some((h1, input_norm)), Some((h2, mlp_norm))) = (gradients, input.trained, mlp.trained) {
-        to.add(w.first, input_norm)?;
-        to.add(w.first + 1, weight_gradient(&dqkv, &precision.operand(&h1)?)?)?;
-        to.add(w.first + 2, weight_gradient(&dmid_, &tape.attention.out)?)?;
-        to.add(w.first + 3, mlp_norm)?;
-        to.add(w.first + 4, weight_gradient(&dgu, &precision.operand(&h2)?)?)?;
-        to.add(w.first + 5, weight_gradient(&dout_, &precision.operand(&act)?)?)?;
+        let places = &w.places;
+        to.add(places.input_norm, input_norm)?;
+        to.add(places.qkv, weight_gradient(&dqkv, &precision.operand(&h1)?)?)?;
+        for (place, gradient) in [(places.qkv_bias, heads.bias), (places.qk_norm, heads.norms)] {
+            if let (Some(place), Some(gradient)) = (place, gradient) {
+                to.add(place, gradient)?;
+            }
+        }
+        to.add(places.output, weight_gradient(&dmid_, &tape.attention.out)?)?;
+        to.add(places.mlp_norm, mlp_norm)?;
+        to.add(places.gate_up, weight_gradient(&dgu, &precision.operand(&h2)?)?)?;
+        to.add(places.down, weight_gradient(&dout_, &precision.operand(&act)?)?)?;
     }
     Ok(dx)
 }

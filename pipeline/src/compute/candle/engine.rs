@@ -21,9 +21,11 @@ use super::{
 };
 use crate::{
     exact::{
-        Engine, EngineError, Lost, Settings, StageInput, StepReport, TrainState,
+        Engine, EngineError, Lost, Settings, StageInput, StageWeights, StepReport, TrainState,
         infer::pinned,
-        input::{Input, check_gradient, check_params, check_rate, check_settings, check_targets, check_tokens},
+        input::{
+            Input, check_gradient, check_params, check_rate, check_settings, check_targets, check_tokens, check_weights,
+        },
         kernel,
     },
     model::{Dims, StageModel},
@@ -95,22 +97,27 @@ pub struct Candle {
 }
 
 impl Candle {
-    /// An engine with fresh optimizer state. `params`: the flat buffer, as [`crate::model::init::initial`] makes it.
+    /// An engine with fresh optimizer state.
     ///
     /// # Errors
     /// The parameters are not those of `model`, or the device has no room for them.
     pub fn new(
         model: StageModel,
         settings: Settings,
-        params: Vec<f32>,
+        weights: impl Into<StageWeights>,
         precision: Precision,
         device: &Device,
     ) -> Result<Self> {
         check_settings(&settings)?;
-        check_params(&model, &params)?;
+        let StageWeights { params, frozen } = weights.into();
+        check_weights(&model, &params, frozen.as_deref().map(|v| &**v))?;
+        if model.frozen().is_some() {
+            let why = "adapters are trained on the processor in this build: --device cpu";
+            return Err(EngineError::Device(why.into()));
+        }
         let (dims, layout) = (model.dims(), Layout::of(&model));
         Ok(Candle {
-            places: Places::new(&dims, 0, settings.sequence, device)?,
+            places: Places::new(&dims, layout.windows(), 0, settings.sequence, device)?,
             weights: Arc::new(Weights::upload(&layout, 0, &params, precision, device)?),
             optimizer: Optimizer::new(&settings, &layout, device)?,
             on_host: Arc::new(params).into(),
@@ -430,7 +437,7 @@ impl Engine for Candle {
             None => pinned(&self.weights, self.sessions.values().map(|s| &s.weights), |w| w.number),
         };
         let shape = self.shape(1, n);
-        let places = Places::new(&self.dims, position, n, &self.device)?;
+        let places = Places::new(&self.dims, self.layout.windows(), position, n, &self.device)?;
         let mut x = self.enter(&weights, input)?;
         let mut cache = Vec::with_capacity(self.model.layers as usize);
         for layer in 0..self.model.layers as usize {

@@ -42,7 +42,7 @@ pub fn weight_gradient(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     product(&dy.t()?, x)
 }
 
-/// RMSNorm of the rows of `x`.
+/// RMSNorm of the rows of `x`, as wide as `w`.
 pub fn rms(x: &Tensor, w: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(ops::rms_norm(x, w, eps)?)
 }
@@ -63,14 +63,18 @@ pub fn rms_back(x: &Tensor, w: &Tensor, eps: f32, g: &Tensor, train: bool) -> Re
     let mean = (&scaled * &weighted)?.mean_keepdim(D::Minus1)?;
     let back = (weighted - scaled.broadcast_mul(&mean)?)?.broadcast_mul(&inv)?;
     let trained = match train {
-        true => Some((scaled.broadcast_mul(w)?, column_sums(&(g * &scaled)?)?)),
+        true => {
+            let width = w.dim(0)?;
+            let rows = (g * &scaled)?;
+            Some((scaled.broadcast_mul(w)?, column_sums(&rows.reshape((rows.elem_count() / width, width))?)?))
+        }
         false => None,
     };
     Ok(NormBack { x: back, trained })
 }
 
 /// Sum over the rows of `x [rows, n]`, `[n]`: a product, since a device reduces neighbours only quickly.
-fn column_sums(x: &Tensor) -> Result<Tensor> {
+pub fn column_sums(x: &Tensor) -> Result<Tensor> {
     let ones = Tensor::ones((1, x.dim(0)?), x.dtype(), x.device())?;
     Ok(ones.matmul(x)?.squeeze(0)?)
 }
@@ -109,7 +113,8 @@ pub struct Angles {
 impl Angles {
     pub fn of(dims: &Dims, positions: std::ops::Range<usize>, device: &Device) -> Result<Self> {
         let (n, half) = (positions.len(), dims.head / 2);
-        let table = Tensor::from_vec(kernel::rope_table(positions, half, dims.theta), (n, 2 * half), device)?;
+        let table =
+            Tensor::from_vec(kernel::rope_table(positions, half, dims.theta, dims.scaling), (n, 2 * half), device)?;
         Ok(Angles { cos: table.narrow(1, 0, half)?.contiguous()?, sin: table.narrow(1, half, half)?.contiguous()? })
     }
 

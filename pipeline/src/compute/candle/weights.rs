@@ -1,7 +1,7 @@
 //! One version of the weights on the device: a tensor of f32 for each matrix and vector, and what products read of them.
 //!
-//! q, k and v lie next to each other in the canonical order, as do gate and up: each group is one matrix. Tensors are never
-//! written again, so whoever refers to a version computes with what it was.
+//! q, k and v lie next to each other in the canonical order, as do their biases, the norms of q's and k's heads, and gate and up:
+//! each group is one tensor. Tensors are never written again, so whoever refers to a version computes with what it was.
 
 use std::ops::Range;
 
@@ -9,9 +9,6 @@ use candle_core::{Device, Tensor};
 
 use super::{Result, operators::Precision};
 use crate::model::StageModel;
-
-/// Tensors of one layer.
-const LAYER: usize = 6;
 
 /// One tensor: a slice of the flat buffer.
 pub struct Place {
@@ -42,36 +39,53 @@ impl Place {
     }
 }
 
-/// Where all tensors of a stage lie, in canonical order: the embedding, six a layer, final norm and head.
+/// Where all tensors of a stage lie, in canonical order: the embedding, those of each layer, final norm and head.
 pub struct Layout {
     pub places: Vec<Place>,
     pub embedding: Option<usize>,
-    /// The first of the first layer.
-    layers: usize,
+    /// Of each layer.
+    layers: Vec<LayerPlaces>,
     /// Final norm, and the matrix of the head (the embedding, where the two are tied).
     pub head: Option<(usize, usize)>,
 }
 
 impl Layout {
     pub fn of(model: &StageModel) -> Self {
-        let layers = usize::from(model.embedding);
-        // Of a layer's nine tensors the second to fourth and the seventh and eighth are one matrix.
-        let joins = |i: usize| {
-            let in_layer = i.checked_sub(layers).filter(|i| *i < 9 * model.layers as usize);
-            in_layer.is_some_and(|i| matches!(i % 9, 2 | 3 | 7))
-        };
+        // Each of these goes on where the tensor before it ends.
+        const JOINED: [&str; 6] =
+            ["k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias", "k_norm.weight", "up_proj.weight"];
         let mut places: Vec<Place> = Vec::new();
-        for (i, param) in model.params().iter().enumerate() {
-            match places.last_mut().filter(|_| joins(i)) {
+        for param in model.params() {
+            let joined = JOINED.iter().any(|name| param.name.ends_with(name));
+            match places.last_mut().filter(|_| joined) {
                 Some(place) => place.shape[0] += param.shape[0],
-                None => {
-                    places.push(Place { offset: param.offset, shape: param.shape.clone(), block: param.block });
-                }
+                None => places.push(Place { offset: param.offset, shape: param.shape.clone(), block: param.block }),
             }
         }
-        let norm = layers + LAYER * model.layers as usize;
-        let head = model.head.then(|| (norm, if model.tied() { 0 } else { norm + 1 }));
-        Layout { places, embedding: model.embedding.then_some(0), layers, head }
+        let place_of = |offset: usize| places.partition_point(|place| place.offset < offset);
+        let layer = |n: usize| {
+            let at = model.layer_offsets(n);
+            LayerPlaces {
+                input_norm: place_of(at.input_norm),
+                qkv: place_of(at.qkv),
+                qkv_bias: at.qkv_bias.map(place_of),
+                qk_norm: at.qk_norm.map(place_of),
+                output: place_of(at.output),
+                mlp_norm: place_of(at.mlp_norm),
+                gate_up: place_of(at.gate_up),
+                down: place_of(at.down),
+                window: at.window,
+            }
+        };
+        let layers = (0..model.layers as usize).map(layer).collect();
+        let head = model.head_offsets().filter(|_| model.head);
+        let head = head.map(|(norm, matrix)| (place_of(norm), place_of(matrix)));
+        Layout { embedding: model.embedding.then_some(0), layers, head, places }
+    }
+
+    /// What the tokens of each layer see.
+    pub fn windows(&self) -> impl Iterator<Item = Option<usize>> + '_ {
+        self.layers.iter().map(|layer| layer.window)
     }
 
     /// Length of the flat buffer.
@@ -103,12 +117,29 @@ pub struct Weights {
     operands: Vec<Tensor>,
 }
 
+/// Where the tensors of one layer lie among the places.
+#[derive(Clone, Copy)]
+pub struct LayerPlaces {
+    pub input_norm: usize,
+    pub qkv: usize,
+    pub qkv_bias: Option<usize>,
+    pub qk_norm: Option<usize>,
+    pub output: usize,
+    pub mlp_norm: usize,
+    pub gate_up: usize,
+    pub down: usize,
+    /// Tokens that a token sees; nothing: all before it.
+    pub window: Option<usize>,
+}
+
 /// The weights of one layer, as they are read.
 pub struct Layer<'a> {
-    /// Place of its first tensor; the others follow in this order.
-    pub first: usize,
+    pub places: LayerPlaces,
     pub input_norm: &'a Tensor,
     pub qkv: &'a Tensor,
+    pub qkv_bias: Option<&'a Tensor>,
+    /// `[2 head]`: of q's heads, then of k's.
+    pub qk_norm: Option<&'a Tensor>,
     pub output: &'a Tensor,
     pub mlp_norm: &'a Tensor,
     pub gate_up: &'a Tensor,
@@ -131,9 +162,19 @@ impl Weights {
     }
 
     pub fn layer(&self, layout: &Layout, n: usize) -> Layer<'_> {
-        let first = layout.layers + LAYER * n;
-        let w = |i: usize| &self.operands[first + i];
-        Layer { first, input_norm: w(0), qkv: w(1), output: w(2), mlp_norm: w(3), gate_up: w(4), down: w(5) }
+        let places = layout.layers[n];
+        let w = |place: usize| &self.operands[place];
+        Layer {
+            places,
+            input_norm: w(places.input_norm),
+            qkv: w(places.qkv),
+            qkv_bias: places.qkv_bias.map(w),
+            qk_norm: places.qk_norm.map(w),
+            output: w(places.output),
+            mlp_norm: w(places.mlp_norm),
+            gate_up: w(places.gate_up),
+            down: w(places.down),
+        }
     }
 
     /// Final norm and matrix of a head.

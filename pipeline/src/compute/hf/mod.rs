@@ -1,0 +1,246 @@
+//! Hugging Face folders: a model in, to train and to generate from, and a model out, for other programs. In: a folder, or stages
+//! and their weights. Out: the weights of a stage, or `config.json`, `model.safetensors` and tokenizer files.
+//!
+//! A family is what [`config`] says of it: all of them are one block with switches. Of a folder's tensors only those of the stage
+//! asked for are read.
+
+mod adapter;
+mod config;
+mod tensors;
+mod tokenizer;
+mod write;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use skein_protocol::run::{Family, ModelConfig};
+
+use self::tensors::Tensors;
+pub use self::{
+    adapter::{AdapterFolder, write_adapter},
+    write::{Written, write},
+};
+use crate::model::{BadModel, EMBEDDING, HEAD, StageModel};
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Larger files are no configuration.
+const CONFIG_MAX: u64 = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum HfError {
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{}: {why}", path.display())]
+    Unreadable { path: PathBuf, why: String },
+    /// The architecture, as the folder calls it.
+    #[error("{} is not supported; what is: {}", .0, SUPPORTED.join(", "))]
+    Family(String),
+    /// A model of a known family with something that no engine here computes.
+    #[error("config.json: {key} = {value}: {why}")]
+    Unsupported { key: String, value: String, why: String },
+    /// Its weights could run code when they are read.
+    #[error(
+        "{}: pickle files can run code when they are read, so they are not; with Python: \
+         AutoModelForCausalLM.from_pretrained(\"{}\").save_pretrained(\"NEW_FOLDER\")",
+        .0.display(), .0.parent().unwrap_or(Path::new(".")).display()
+    )]
+    Pickle(PathBuf),
+    /// The files that are there instead.
+    #[error("no byte-level tokenizer.json among {0:?}")]
+    NoTokenizer(Vec<String>),
+    #[error("the tensor {name} {why}")]
+    Tensor { name: String, why: String },
+    #[error(transparent)]
+    Model(#[from] BadModel),
+}
+
+/// What `model_type` may be.
+pub const SUPPORTED: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+
+/// A folder whose configuration and headers were read and fit each other. Its weights are still on the disk.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    pub family: Family,
+    pub config: ModelConfig,
+    tensors: Tensors,
+}
+
+impl Checkpoint {
+    /// # Errors
+    /// Files that are missing, damaged or cut off; another family; tensors that are missing or of other shapes.
+    pub fn open(dir: &Path) -> Result<Self, HfError> {
+        let path = dir.join(CONFIG);
+        let (family, config) = config::read(&json(&path, CONFIG_MAX)?, &path)?;
+        let tensors = Tensors::open(dir)?;
+        let whole = StageModel::whole(config.clone())?;
+        for param in whole.params() {
+            tensors.check(&param.name, &param.shape)?;
+        }
+        Ok(Checkpoint { dir: dir.into(), family, config, tensors })
+    }
+
+    /// The flat buffer of a stage of this model: nothing else of the files is read.
+    pub fn read(&self, model: &StageModel) -> Result<Vec<f32>, HfError> {
+        // A tie over more than one stage is undone: the head begins as a copy of the embedding.
+        let untied = self.config.tie_embeddings && !self.tensors.has(HEAD);
+        let name = |name: &str| if untied && name == HEAD { EMBEDDING.into() } else { name.into() };
+        self.tensors.read_stage(model, name)
+    }
+
+    /// The model in one stage, and its weights in canonical order.
+    pub fn whole(&self) -> Result<(StageModel, Vec<f32>), HfError> {
+        let model = StageModel::whole(self.config.clone())?;
+        let weights = self.read(&model)?;
+        Ok((model, weights))
+    }
+
+    /// Refuses a folder whose tokens are not the bytes themselves.
+    pub fn byte_level(&self) -> Result<(), HfError> {
+        let path = self.dir.join("tokenizer.json");
+        // The file of a large vocabulary is larger than that.
+        let small = fs::metadata(&path).is_ok_and(|facts| facts.len() <= CONFIG_MAX);
+        let read: Option<Value> = small.then(|| serde_json::from_slice(&fs::read(&path).ok()?).ok()).flatten();
+        match read.is_some_and(|read| read["model"] == tokenizer::bytes()["model"]) {
+            true => Ok(()),
+            false => Err(HfError::NoTokenizer(names(&self.dir))),
+        }
+    }
+}
+
+/// Names of the files in a folder, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// A JSON file of at most `most` bytes.
+fn json(path: &Path, most: u64) -> Result<Value, HfError> {
+    let io = |source| HfError::Io { path: path.into(), source };
+    let unreadable = |why: String| HfError::Unreadable { path: path.into(), why };
+    let len = fs::metadata(path).map_err(io)?.len();
+    if len > most {
+        return Err(unreadable(format!("{len} bytes are too many; at most {most}")));
+    }
+    serde_json::from_slice(&fs::read(path).map_err(io)?).map_err(|error| unreadable(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{init, tests::tiny};
+
+    pub(super) fn stages(tie: bool, split: bool) -> Vec<(StageModel, Vec<f32>)> {
+        let config = ModelConfig { tie_embeddings: tie, ..tiny() };
+        let models = match split {
+            true => vec![
+                StageModel::new(config.clone(), 0, 1, true, false).unwrap(),
+                StageModel::new(config.clone(), 1, config.layers - 1, false, true).unwrap(),
+            ],
+            false => vec![StageModel::whole(config).unwrap()],
+        };
+        models
+            .into_iter()
+            .map(|model| (init::initial(&model, 5), model))
+            .map(|(weights, model)| (model, weights))
+            .collect()
+    }
+
+    #[test]
+    fn a_folder_reads_back_equal_whatever_the_split_and_tie() {
+        for (tie, split) in [(false, false), (false, true), (true, false), (true, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let stages = stages(tie, split);
+            let written = write(dir.path(), Family::Llama, &stages).unwrap();
+            assert_eq!(written.files.len(), 5);
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            checkpoint.byte_level().unwrap();
+            let (model, weights) = checkpoint.whole().unwrap();
+            let all: Vec<f32> = stages.iter().flat_map(|(_, weights)| weights.clone()).collect();
+            assert_eq!(weights, all, "tie {tie} split {split}");
+            // A tie over more than one stage is undone.
+            assert_eq!(model.tied(), tie && !split);
+        }
+    }
+
+    #[test]
+    fn a_stage_is_read_alone_and_a_tie_is_undone_on_the_way() {
+        for tie in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            write(dir.path(), Family::Llama, &stages(tie, false)).unwrap();
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            for (model, weights) in stages(tie, true) {
+                assert_eq!(checkpoint.read(&model).unwrap(), weights, "tie {tie}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_family_reads_back_as_it_was() {
+        use skein_protocol::run::{RopeScaling, Window};
+        let llama3 = RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 16 };
+        let window = Some(Window { size: 5, from: 1 });
+        for (family, config) in [
+            (Family::Llama, ModelConfig { rope_scaling: Some(llama3), head: Some(6), ..tiny() }),
+            (Family::Llama, ModelConfig { rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }), ..tiny() }),
+            (Family::Mistral, ModelConfig { window: Some(Window { size: 5, from: 0 }), ..tiny() }),
+            (Family::Mistral, tiny()),
+            (Family::Qwen2, ModelConfig { qkv_bias: true, window, ..tiny() }),
+            (Family::Qwen2, ModelConfig { qkv_bias: true, ..tiny() }),
+            (Family::Qwen3, ModelConfig { qk_norm: true, head: Some(6), window, ..tiny() }),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let model = StageModel::whole(config.clone()).unwrap();
+            let mut weights = init::initial(&model, 5);
+            weights.iter_mut().enumerate().for_each(|(i, v)| *v += i as f32 * 1e-4);
+            write(dir.path(), family, &[(model, weights.clone())]).unwrap();
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            assert_eq!((checkpoint.family, &checkpoint.config), (family, &config));
+            assert_eq!(checkpoint.whole().unwrap().1, weights);
+        }
+    }
+
+    #[test]
+    fn another_family_and_damaged_files_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Checkpoint::open(dir.path());
+        assert!(matches!(open(), Err(HfError::Io { .. })));
+        write(dir.path(), Family::Llama, &stages(false, false)).unwrap();
+        let path = dir.path().join(CONFIG);
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("\"llama\"", "\"gpt2\"")).unwrap();
+        assert!(matches!(open(), Err(HfError::Family(_))));
+        fs::write(&path, text.replace("\"vocab_size\": 11", "\"vocab_size\": 12")).unwrap();
+        assert!(matches!(open(), Err(HfError::Tensor { name, .. }) if name == EMBEDDING));
+        fs::write(&path, text).unwrap();
+        let tokenizer = dir.path().join("tokenizer.json");
+        let text = fs::read_to_string(&tokenizer).unwrap();
+        fs::write(&tokenizer, text.replace("\"A\": 65", "\"A\": 66")).unwrap();
+        assert!(matches!(open().unwrap().byte_level(), Err(HfError::NoTokenizer(files)) if files.len() == 5));
+        let path = dir.path().join(WEIGHTS);
+        let bytes = fs::read(&path).unwrap();
+        for (damage, said) in [
+            (bytes[..bytes.len() - 1].to_vec(), "1 byte is missing"),
+            ([&bytes[..], &[0; 9]].concat(), "9 bytes too long"),
+            (bytes[..5].to_vec(), "too short"),
+            ([&(1u64 << 60).to_le_bytes()[..], &bytes[8..]].concat(), "header"),
+            ([&bytes[..8], b"[", &bytes[9..]].concat(), "header"),
+        ] {
+            fs::write(&path, damage).unwrap();
+            let told = open().unwrap_err().to_string();
+            assert!(told.contains(said), "{told}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(open().unwrap_err().to_string().contains("no model.safetensors"));
+        fs::write(dir.path().join("pytorch_model.bin"), b"\x80").unwrap();
+        assert!(matches!(open(), Err(HfError::Pickle(_))));
+    }
+}

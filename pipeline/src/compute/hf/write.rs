@@ -1,0 +1,151 @@
+//! Writes a model as a folder for other programs: tensors with the names and shapes of `transformers`, in f32, and the byte
+//! tokenizer.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use safetensors::{
+    Dtype,
+    tensor::{Metadata, TensorInfo},
+};
+use serde_json::{Value, json};
+use skein_protocol::run::Family;
+
+use super::{CONFIG, HfError, WEIGHTS, config, tokenizer};
+use crate::{
+    compute::folder,
+    model::{HEAD, StageModel},
+};
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub files: Vec<PathBuf>,
+    pub bytes: u64,
+    pub parameters: u64,
+}
+
+/// Writes the stages of one model, in order, each with its flat buffer, into `dir`, which exists. No copy of the weights is made.
+///
+/// # Errors
+/// Disk full, or not writable: no file is left half written.
+pub fn write(dir: &Path, family: Family, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, HfError> {
+    let Some((first, _)) = stages.first() else {
+        return Err(HfError::Tensor { name: HEAD.into(), why: "is missing: there are no stages".into() });
+    };
+    let weights = Weights::of(stages, str::to_string)?;
+    let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
+    let contents = [
+        (CONFIG, json(&config::write(family, &first.config, weights.tied()))),
+        ("generation_config.json", json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" }))),
+        ("tokenizer.json", json(&tokenizer::bytes())),
+        ("tokenizer_config.json", json(&tokenizer::config(&first.config))),
+    ];
+    let parameters = stages.iter().map(|(model, _)| model.values() as u64).sum();
+    let mut written = Written { files: Vec::new(), bytes: 0, parameters };
+    let mut file = |name: &str, bytes: u64, done: &dyn Fn(&Path) -> io::Result<()>| {
+        let path = dir.join(name);
+        done(&path).map_err(|source| HfError::Io { path: path.clone(), source })?;
+        written.bytes += bytes;
+        written.files.push(path);
+        Ok::<_, HfError>(())
+    };
+    for (name, content) in &contents {
+        file(name, content.len() as u64, &|path| folder::write(path, content))?;
+    }
+    file(WEIGHTS, weights.len(), &|path| folder::write_with(path, |out| weights.write(out)))?;
+    Ok(written)
+}
+
+/// `model.safetensors`, to be written piece by piece: the bytes are those of `safetensors::serialize`, which would hold the model
+/// a second time.
+pub struct Weights<'a> {
+    header: Vec<u8>,
+    /// By name, as they follow in the file.
+    tensors: BTreeMap<String, &'a [u8]>,
+}
+
+impl<'a> Weights<'a> {
+    /// `named`: what the file calls a parameter.
+    pub fn of(stages: &'a [(StageModel, Vec<f32>)], named: impl Fn(&str) -> String) -> Result<Self, HfError> {
+        let (mut tensors, mut shapes) = (BTreeMap::new(), BTreeMap::new());
+        for (model, weights) in stages {
+            let bytes = as_bytes(weights);
+            for param in model.params() {
+                let range = 4 * param.range().start..4 * param.range().end;
+                let wrong = |why: &str| HfError::Tensor { name: param.name.clone(), why: why.into() };
+                let data = bytes.get(range).ok_or_else(|| wrong("lies outside the weights"))?;
+                if 4 * param.shape.iter().product::<usize>() != data.len() {
+                    return Err(wrong("has another shape than its weights"));
+                }
+                tensors.insert(named(&param.name), data);
+                shapes.insert(named(&param.name), param.shape.clone());
+            }
+        }
+        let mut end = 0;
+        let infos = shapes.into_iter().map(|(name, shape)| {
+            let start = end;
+            end += 4 * shape.iter().product::<usize>();
+            (name, TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
+        });
+        let about = Some([("format".to_string(), "pt".to_string())].into_iter().collect());
+        let unfit = |why: String| HfError::Tensor { name: WEIGHTS.into(), why };
+        let facts = Metadata::new(about, infos.collect()).map_err(|error| unfit(error.to_string()))?;
+        let mut header = serde_json::to_vec(&facts).map_err(|error| unfit(error.to_string()))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        Ok(Weights { header, tensors })
+    }
+
+    /// Whether the head is the embedding.
+    fn tied(&self) -> bool {
+        !self.tensors.contains_key(HEAD)
+    }
+
+    pub fn len(&self) -> u64 {
+        let tensors: usize = self.tensors.values().map(|tensor| tensor.len()).sum();
+        (8 + self.header.len() + tensors) as u64
+    }
+
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&(self.header.len() as u64).to_le_bytes())?;
+        out.write_all(&self.header)?;
+        self.tensors.values().try_for_each(|tensor| out.write_all(tensor))
+    }
+}
+
+/// f32 values as the little-endian bytes of the file.
+fn as_bytes(values: &[f32]) -> &[u8] {
+    const { assert!(cfg!(target_endian = "little"), "safetensors are little-endian") };
+    // SAFETY: f32 has no padding, u8 no alignment; the length is that of the slice in bytes.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use safetensors::tensor::TensorView;
+
+    use super::{super::tests::stages, *};
+
+    #[test]
+    fn the_weights_are_written_as_the_library_writes_them() {
+        for (tie, split) in [(false, true), (true, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let stages = stages(tie, split);
+            write(dir.path(), Family::Llama, &stages).unwrap();
+            let params = stages.iter().flat_map(|(model, weights)| model.params().iter().map(move |p| (p, weights)));
+            let tensors = params.map(|(param, weights)| {
+                let range = 4 * param.range().start..4 * param.range().end;
+                let view = TensorView::new(Dtype::F32, param.shape.clone(), &as_bytes(weights)[range]).unwrap();
+                (param.name.clone(), view)
+            });
+            let about = Some([("format".to_string(), "pt".to_string())].into_iter().collect());
+            let expected = safetensors::serialize(tensors.collect::<BTreeMap<_, _>>(), about).unwrap();
+            assert_eq!(fs::read(dir.path().join(WEIGHTS)).unwrap(), expected, "tie {tie} split {split}");
+        }
+    }
+}
