@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::bench::{
-    Bench, BenchAverage, BenchCodec, BenchLink, BenchMemory, BenchPeer, BenchReport, BenchSimulate, BenchStage,
-    BenchSwarm,
+    Bench, BenchAverage, BenchCodec, BenchFinetune, BenchGenerate, BenchLink, BenchMemory, BenchPeer, BenchReport,
+    BenchShape, BenchSimulate, BenchStage, BenchSwarm,
 };
 pub use self::simulate::{
     Ask, Probe, Replay, ShapeArgs, Simulate, SimulateCheck, SimulateCompare, SimulateReplay, SimulateReport,

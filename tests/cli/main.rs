@@ -304,10 +304,15 @@ fn model(dir: &Path) {
         rope_theta: 10_000.0,
         tie_embeddings: false,
         norm_eps: 1e-5,
+        head: None,
+        rope_scaling: None,
+        window: None,
+        qkv_bias: false,
+        qk_norm: false,
     };
     let model = StageModel::whole(config).unwrap();
     let weights = init::initial(&model, 3);
-    hf::write(dir, &[(model, weights)]).unwrap();
+    hf::write(dir, skein_protocol::run::Family::Llama, &[(model, weights)]).unwrap();
 }
 
 #[test]

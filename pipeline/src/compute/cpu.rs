@@ -45,6 +45,10 @@ impl<P: Product> Product for Threads<P> {
         self.product.product(c, stride, add, a, b, scale);
     }
 
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: std::ops::Range<usize>) {
+        self.product.columns(c, a, b, cols);
+    }
+
     fn packed_len(&self, rows: usize, cols: usize) -> usize {
         self.product.packed_len(rows, cols)
     }

@@ -251,9 +251,10 @@ fn at_site(ranks: &[usize; 4], rows: usize, site: Site) -> std::ops::Range<usize
     start..start + rows * ranks[site as usize]
 }
 
-/// q, k and v of rows of the normalised input `h`, as the attention reads them: `[rows, qkv]`.
+/// Makes of the product of the normalised input `h` with the weights of q, k and v what the attention reads: adapters, biases,
+/// norms of heads, positions.
 #[allow(clippy::too_many_arguments)]
-pub fn project<P: Product>(
+pub fn turn<P: Product>(
     product: &mut P,
     d: &Dims,
     w: &Weights<'_>,
@@ -263,8 +264,6 @@ pub fn project<P: Product>(
     heads: &mut HeadTape<'_>,
     low: &mut [f32],
 ) {
-    let rows = h.len() / d.hidden;
-    product.product(qkv, d.qkv(), false, Matrix::new(h, rows, d.hidden), w.qkv.forward(), 1.0);
     w.adapt(product, Site::Qkv, h, low, qkv, d.qkv());
     if let Some(bias) = w.qkv_bias {
         kernel::add_rows(qkv, bias);
@@ -300,7 +299,8 @@ pub fn forward<P: Product>(
 
     kernel::rms(tape.x, w.input_norm, d.eps, h, tape.inv1);
     let [low_qkv, low_output, low_gate_up, low_down] = &mut tape.low;
-    project(product, d, w, rope, h, tape.qkv, &mut tape.heads, low_qkv);
+    product.product(tape.qkv, d.qkv(), false, Matrix::new(h, rows, hidden), w.qkv.forward(), 1.0);
+    turn(product, d, w, rope, h, tape.qkv, &mut tape.heads, low_qkv);
     attention::forward(product, shape, w.sight, tape.qkv, tape.p, tape.att);
     tape.mid.copy_from_slice(tape.x);
     product.product(tape.mid, hidden, true, Matrix::new(tape.att, rows, att), w.output.forward(), 1.0);

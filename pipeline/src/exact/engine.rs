@@ -67,6 +67,14 @@ pub enum StageInput<'a> {
     Hidden(&'a [f32]),
 }
 
+/// A piece of one generation: see [`Engine::infer`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece<'a> {
+    pub session: u64,
+    pub position: usize,
+    pub input: StageInput<'a>,
+}
+
 /// The last stage's answer to a micro-batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lost {
@@ -187,6 +195,12 @@ pub trait Engine: Send {
     /// A position before the session's end cuts it there. Returns hidden states, or at the last stage the logits `[vocab]`
     /// of the last position. A session uses the weights of its first piece.
     fn infer(&mut self, session: u64, position: usize, input: StageInput<'_>) -> Result<Vec<f32>, EngineError>;
+
+    /// Pieces of different sessions, one result each in their order: as [`infer`](Engine::infer) one after the other, but that the
+    /// weights may be read once for all of them.
+    fn infer_all(&mut self, pieces: &[Piece<'_>]) -> Vec<Result<Vec<f32>, EngineError>> {
+        pieces.iter().map(|piece| self.infer(piece.session, piece.position, piece.input)).collect()
+    }
 
     fn drop_session(&mut self, session: u64);
 }

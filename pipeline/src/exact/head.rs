@@ -119,13 +119,3 @@ pub fn matrix_gradient<P: Product>(
     let dlogits = Matrix::strided(&scratch.logits[first..rows * v], rows, to.len() / d, v);
     product.product(to, d, add, dlogits.t(), Matrix::new(&scratch.h[..rows * d], rows, d), 1.0);
 }
-
-/// Logits `[vocab]` of one row.
-pub fn logits<P: Product>(product: &mut P, dims: &Dims, at: Offsets, params: Params<'_>, x: &[f32]) -> Vec<f32> {
-    let mut h = vec![0.0; dims.hidden];
-    kernel::rms(x, &params.flat[at.norm..][..dims.hidden], dims.eps, &mut h, &mut [0.0]);
-    let matrix = params.weight(at.matrix, dims.vocab, dims.hidden);
-    let mut out = vec![0.0; dims.vocab];
-    product.product(&mut out, dims.vocab, false, Matrix::new(&h, 1, dims.hidden), matrix.forward(), 1.0);
-    out
-}

@@ -3,17 +3,18 @@
 //! A session keeps the weights of its first piece, so that cache and weights agree while training goes on. At most two such
 //! versions are held besides the one in use: a new session joins the newer of them instead of pinning a third.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
-    attention::{self, BLOCK, Head},
+    attention::{BLOCK, Head, attend},
     block::{self, HeadTape, Weights},
-    engine::{EngineError, StageInput},
+    engine::{EngineError, Piece, StageInput},
     head,
     input::check_tokens,
     kernel,
-    product::{Matrix, Product},
+    product::{COLUMNS, Matrix, Product},
     stage::{Held, StageEngine, params},
+    weights::{Params, Weight},
 };
 use crate::model::{Dims, lora::Site};
 
@@ -29,60 +30,112 @@ pub struct Session {
     values: Vec<Vec<f32>>,
 }
 
+/// A piece that was checked: its rows among those of all pieces.
+struct Begun {
+    session: u64,
+    position: usize,
+    rows: Range<usize>,
+}
+
 impl<P: Product> StageEngine<P> {
-    pub(super) fn infer_piece(
-        &mut self,
-        id: u64,
-        position: usize,
-        input: StageInput<'_>,
-    ) -> Result<Vec<f32>, EngineError> {
-        let d = self.dims.hidden;
-        let held = match self.sessions.get(&id) {
-            Some(session) => session.held.clone(),
-            None => pinned(&self.held, self.sessions.values().map(|s| &s.held), Held::number),
-        };
-        let mut x = match input {
+    /// One result a piece. Pieces whose sessions use the same weights are rows of the same products; a session has one piece.
+    pub(super) fn infer_together(&mut self, pieces: &[Piece<'_>]) -> Vec<Result<Vec<f32>, EngineError>> {
+        let mut results: Vec<Option<Result<Vec<f32>, EngineError>>> = vec![None; pieces.len()];
+        let mut by_version: BTreeMap<u64, (Arc<Held>, Vec<usize>)> = BTreeMap::new();
+        for (i, piece) in pieces.iter().enumerate() {
+            let again = pieces[..i].iter().any(|other| other.session == piece.session);
+            match if again { Err(twice()) } else { self.begin(piece) } {
+                Ok(held) => by_version.entry(held.number()).or_insert_with(|| (held, Vec::new())).1.push(i),
+                Err(error) => results[i] = Some(Err(error)),
+            }
+        }
+        for (held, group) in by_version.into_values() {
+            let pieces: Vec<&Piece<'_>> = group.iter().map(|&i| &pieces[i]).collect();
+            let outputs = self.infer_with(&held, &pieces);
+            group.into_iter().zip(outputs).for_each(|(i, output)| results[i] = Some(output));
+        }
+        results.into_iter().map(|result| result.expect("every piece was refused or computed")).collect()
+    }
+
+    /// Checks a piece, opens its session, and forgets what the session knew from there on.
+    fn begin(&mut self, piece: &Piece<'_>) -> Result<Arc<Held>, EngineError> {
+        let (d, Piece { session: id, position, input }) = (self.dims.hidden, *piece);
+        let n = match input {
             StageInput::Tokens(tokens) if self.model.embedding => {
                 check_tokens(tokens, self.dims.vocab)?;
-                let table = params(&held, self.frozen.as_deref(), &self.panels).flat;
-                tokens.iter().flat_map(|&id| &table[id as usize * d..][..d]).copied().collect()
+                tokens.len()
             }
             StageInput::Hidden(x) if !self.model.embedding && x.len().is_multiple_of(d) && kernel::finite(x) => {
-                x.to_vec()
+                x.len() / d
             }
             _ => return Err(EngineError::BadInput("the piece of a generation is not of this stage".into())),
         };
-        let n = x.len() / d;
         let known = self.sessions.get(&id).map_or(0, |s| s.len);
         if n == 0 || position > known || position + n > self.dims.context {
             let text = format!("{n} tokens at {position} after {known} known, of {} at most", self.dims.context);
             return Err(EngineError::BadInput(text));
         }
-        self.prepare(&held);
+        let held = match self.sessions.get(&id) {
+            Some(session) => session.held.clone(),
+            None => pinned(&self.held, self.sessions.values().map(|s| &s.held), Held::number),
+        };
+        let layers = self.plan.layers.len();
         let session = self.sessions.entry(id).or_insert_with(|| Session {
             held: held.clone(),
             len: 0,
-            keys: vec![Vec::new(); self.plan.layers.len()],
-            values: vec![Vec::new(); self.plan.layers.len()],
+            keys: vec![Vec::new(); layers],
+            values: vec![Vec::new(); layers],
         });
         session.cut(position, self.dims.kv());
-        let rope = kernel::rope_table(position..position + n, self.dims.head / 2, self.dims.theta, self.dims.scaling);
-        let params = params(&held, self.frozen.as_deref(), &self.panels);
-        for (layer, at) in self.plan.layers.iter().enumerate() {
-            let cache = (&mut session.keys[layer], &mut session.values[layer]);
-            let weights = Weights::new(&self.dims, at, self.plan.adapters.get(layer), params);
-            piece(&mut self.product, &self.dims, &weights, &rope, position, cache, &mut x);
-        }
-        session.len = position + n;
-        let out = match self.plan.head {
-            Some(at) => head::logits(&mut self.product, &self.dims, at, params, &x[(n - 1) * d..]),
-            None => x,
-        };
-        if !kernel::finite(&out) {
-            return Err(EngineError::NotFinite("the output of a generation"));
-        }
-        Ok(out)
+        Ok(held)
     }
+
+    fn infer_with(&mut self, held: &Arc<Held>, pieces: &[&Piece<'_>]) -> Vec<Result<Vec<f32>, EngineError>> {
+        let d = self.dims.hidden;
+        self.prepare(held);
+        let params = params(held, self.frozen.as_deref(), &self.panels);
+        let (mut x, mut rope, mut begun) = (Vec::new(), Vec::new(), Vec::with_capacity(pieces.len()));
+        for piece in pieces {
+            let first = x.len() / d;
+            match piece.input {
+                StageInput::Tokens(tokens) => {
+                    tokens.iter().for_each(|&id| x.extend_from_slice(&params.flat[id as usize * d..][..d]));
+                }
+                StageInput::Hidden(hidden) => x.extend_from_slice(hidden),
+            }
+            let rows = first..x.len() / d;
+            let positions = piece.position..piece.position + rows.len();
+            rope.extend(kernel::rope_table(positions, self.dims.head / 2, self.dims.theta, self.dims.scaling));
+            begun.push(Begun { session: piece.session, position: piece.position, rows });
+        }
+        for (layer, at) in self.plan.layers.iter().enumerate() {
+            let weights = Weights::new(&self.dims, at, self.plan.adapters.get(layer), params);
+            through(&mut self.product, &self.dims, &weights, &rope, layer, &begun, &mut self.sessions, &mut x);
+        }
+        let outputs = match self.plan.head {
+            Some(at) => {
+                let last: Vec<f32> =
+                    begun.iter().flat_map(|piece| &x[(piece.rows.end - 1) * d..piece.rows.end * d]).copied().collect();
+                let logits = logits(&self.product, &self.dims, at, params, &last);
+                logits.chunks_exact(self.dims.vocab).map(<[f32]>::to_vec).collect()
+            }
+            None => begun.iter().map(|piece| x[piece.rows.start * d..piece.rows.end * d].to_vec()).collect::<Vec<_>>(),
+        };
+        let finish = |(piece, output): (Begun, Vec<f32>)| {
+            if let Some(session) = self.sessions.get_mut(&piece.session) {
+                session.len = piece.position + piece.rows.len();
+            }
+            match kernel::finite(&output) {
+                true => Ok(output),
+                false => Err(EngineError::NotFinite("the output of a generation")),
+            }
+        };
+        begun.into_iter().zip(outputs).map(finish).collect()
+    }
+}
+
+fn twice() -> EngineError {
+    EngineError::BadInput("two pieces of one generation at a time".into())
 }
 
 /// The version for a new session: `current`, or the newest that sessions hold where these are as many as may be held.
@@ -110,47 +163,119 @@ impl Session {
     }
 }
 
-/// One layer over the new rows of `x`, in place; appends their keys and values to the cache.
-fn piece<P: Product>(
+/// One layer over the rows of all pieces, in place; appends their keys and values to their sessions' caches.
+#[allow(clippy::too_many_arguments)]
+fn through<P: Product>(
     product: &mut P,
     d: &Dims,
     w: &Weights<'_>,
     rope: &[f32],
-    position: usize,
-    (keys, values): (&mut Vec<f32>, &mut Vec<f32>),
+    layer: usize,
+    pieces: &[Begun],
+    sessions: &mut BTreeMap<u64, Session>,
     x: &mut [f32],
 ) {
-    let (hidden, hd, att, kv, width) = (d.hidden, d.head, d.q(), d.kv(), d.qkv());
+    let (hidden, att, kv, width) = (d.hidden, d.q(), d.kv(), d.qkv());
     let n = x.len() / hidden;
-    let seen = position + n;
     let (mut h, mut inv) = (vec![0.0; n * hidden], vec![0.0; n]);
-    let (mut qkv, mut raw) = (vec![0.0; n * width], vec![0.0; HeadTape::values(d, n)]);
-    let mut low = vec![0.0; n * d.ranks.into_iter().max().unwrap_or(0)];
+    let (mut raw, mut low) = (vec![0.0; HeadTape::values(d, n)], vec![0.0; n * d.ranks.into_iter().max().unwrap_or(0)]);
     kernel::rms(x, w.input_norm, d.eps, &mut h, &mut inv);
-    block::project(product, d, w, rope, &h, &mut qkv, &mut HeadTape::over(d, n, &mut raw), &mut low);
-    for row in qkv.chunks_exact(width) {
-        keys.extend_from_slice(&row[att..att + kv]);
-        values.extend_from_slice(&row[att + kv..]);
-    }
-    let (mut p, mut out) = (vec![0.0; n.min(BLOCK) * seen], vec![0.0; n * att]);
-    for head in 0..d.heads {
-        let group = head / (d.heads / d.kv_heads) * hd;
-        for first in (0..n).step_by(BLOCK) {
-            let queries = Matrix::strided(&qkv[first * width + head * hd..], BLOCK.min(n - first), hd, width);
-            let head_of = Head { queries, keys: &keys[group..], values: &values[group..], stride: kv };
-            let to = &mut out[first * att + head * hd..];
-            let scale = 1.0 / (hd as f32).sqrt();
-            attention::attend(product, &head_of, position + first, w.sight, scale, &mut p, seen, to, att);
+    let mut qkv = wide(product, &h, hidden, w.qkv);
+    block::turn(product, d, w, rope, &h, &mut qkv, &mut HeadTape::over(d, n, &mut raw), &mut low);
+    for piece in pieces {
+        let Some(session) = sessions.get_mut(&piece.session) else { continue };
+        for row in qkv[piece.rows.start * width..piece.rows.end * width].chunks_exact(width) {
+            session.keys[layer].extend_from_slice(&row[att..att + kv]);
+            session.values[layer].extend_from_slice(&row[att + kv..]);
         }
     }
-    product.product(x, hidden, true, Matrix::new(&out, n, att), w.output.forward(), 1.0);
-    w.adapt(product, Site::Output, &out, &mut low, x, hidden);
+    let mut out = attention(product, d, w, layer, pieces, sessions, &qkv);
+    let mut mid = wide(product, &out, att, w.output);
+    w.adapt(product, Site::Output, &out, &mut low, &mut mid, hidden);
+    kernel::add(x, &mid);
 
-    let (mut gu, mut act) = (vec![0.0; n * 2 * d.ffn], vec![0.0; n * d.ffn]);
     kernel::rms(x, w.mlp_norm, d.eps, &mut h, &mut inv);
-    product.product(&mut gu, 2 * d.ffn, false, Matrix::new(&h, n, hidden), w.gate_up.forward(), 1.0);
+    let mut gu = wide(product, &h, hidden, w.gate_up);
     w.adapt(product, Site::GateUp, &h, &mut low, &mut gu, 2 * d.ffn);
-    kernel::swiglu(&gu, d.ffn, &mut act);
-    product.product(x, hidden, true, Matrix::new(&act, n, d.ffn), w.down.forward(), 1.0);
-    w.adapt(product, Site::Down, &act, &mut low, x, hidden);
+    out.resize(n * d.ffn, 0.0);
+    kernel::swiglu(&gu, d.ffn, &mut out);
+    let mut back = wide(product, &out, d.ffn, w.down);
+    w.adapt(product, Site::Down, &out, &mut low, &mut back, hidden);
+    kernel::add(x, &back);
+}
+
+/// What the attention of every piece gives, `[rows, heads * head]`: blocks of queries against their session's cache.
+fn attention<P: Product>(
+    product: &P,
+    d: &Dims,
+    w: &Weights<'_>,
+    layer: usize,
+    pieces: &[Begun],
+    sessions: &BTreeMap<u64, Session>,
+    qkv: &[f32],
+) -> Vec<f32> {
+    struct Work<'a> {
+        session: &'a Session,
+        /// First of its rows among all, and where that stands in its text.
+        row: usize,
+        first: usize,
+        out: &'a mut [f32],
+    }
+    let (hd, att, kv, width) = (d.head, d.q(), d.kv(), d.qkv());
+    let mut out = vec![0.0; qkv.len() / width * att];
+    let (mut work, mut rest) = (Vec::new(), &mut out[..]);
+    for piece in pieces {
+        let Some(session) = sessions.get(&piece.session) else { continue };
+        for row in piece.rows.clone().step_by(BLOCK) {
+            let n = BLOCK.min(piece.rows.end - row);
+            let (out, left) = std::mem::take(&mut rest).split_at_mut(n * att);
+            rest = left;
+            work.push(Work { session, row, first: piece.position + row - piece.rows.start, out });
+        }
+    }
+    product.each(&mut work, |Work { session, row, first, out }| {
+        let n = out.len() / att;
+        let seen = *first + n;
+        let (mut product, mut p) = (product.clone(), vec![0.0; n * seen]);
+        for head in 0..d.heads {
+            let group = head / (d.heads / d.kv_heads) * hd;
+            let queries = Matrix::strided(&qkv[*row * width + head * hd..], n, hd, width);
+            let (keys, values) = (&session.keys[layer][group..], &session.values[layer][group..]);
+            let head_of = Head { queries, keys, values, stride: kv };
+            let scale = 1.0 / (hd as f32).sqrt();
+            attend(&mut product, &head_of, *first, w.sight, scale, &mut p, seen, &mut out[head * hd..], att);
+        }
+    });
+    out
+}
+
+/// `x w^T` of the rows of `x [n, input]`, with the columns parted among the threads: with few rows what counts is how fast the
+/// weights are read.
+fn wide<P: Product>(product: &P, x: &[f32], input: usize, w: Weight<'_>) -> Vec<f32> {
+    /// Parts: more than most machines have cores to spare, and few enough that each is worth a thread's while.
+    const PARTS: usize = 8;
+    let (w, x) = (w.forward(), Matrix::new(x, x.len() / input, input));
+    let cols = w.matrix.cols;
+    let step = cols.div_ceil(PARTS).next_multiple_of(COLUMNS);
+    let part = |start: usize| {
+        let cols = start..cols.min(start + step);
+        let buffer = vec![0.0; x.rows * cols.len()];
+        (cols, buffer)
+    };
+    let mut parts: Vec<_> = (0..cols).step_by(step).map(part).collect();
+    product.each(&mut parts, |(cols, part)| product.clone().columns(part, x, w, cols.clone()));
+    let mut out = vec![0.0; x.rows * cols];
+    for (cols_of, part) in parts {
+        for (out, part) in out.chunks_exact_mut(cols).zip(part.chunks_exact(cols_of.len())) {
+            out[cols_of.clone()].copy_from_slice(part);
+        }
+    }
+    out
+}
+
+/// Logits of the rows of `x`, `[rows, vocab]`.
+fn logits<P: Product>(product: &P, d: &Dims, at: head::Offsets, params: Params<'_>, x: &[f32]) -> Vec<f32> {
+    let (mut h, mut inv) = (vec![0.0; x.len()], vec![0.0; x.len() / d.hidden]);
+    kernel::rms(x, &params.flat[at.norm..][..d.hidden], d.eps, &mut h, &mut inv);
+    wide(product, &h, d.hidden, params.weight(at.matrix, d.vocab, d.hidden))
 }

@@ -19,7 +19,9 @@ mod lanes;
 mod stage;
 mod weights;
 
-pub use engine::{Engine, EngineError, IGNORE, Lost, Settings, StageInput, StageWeights, StepReport, TrainState};
+pub use engine::{
+    Engine, EngineError, IGNORE, Lost, Piece, Settings, StageInput, StageWeights, StepReport, TrainState,
+};
 pub use product::{Bf16Instructions, Bf16Product, Bf16x3Product, FixedProduct, Instructions, Matrix, Operand, Product};
 pub use stage::StageEngine;
 

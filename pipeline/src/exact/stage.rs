@@ -9,7 +9,7 @@ use skein_protocol::run::Recompute;
 
 use super::{
     attention::Shape,
-    engine::{Engine, EngineError, Lost, Settings, StageInput, StageWeights, StepReport, TrainState},
+    engine::{Engine, EngineError, Lost, Piece, Settings, StageInput, StageWeights, StepReport, TrainState},
     infer::Session,
     input::{Input, check_gradient, check_params, check_rate, check_settings, check_targets, check_weights},
     kernel,
@@ -443,7 +443,11 @@ impl<P: Product> Engine for StageEngine<P> {
     }
 
     fn infer(&mut self, session: u64, position: usize, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
-        self.infer_piece(session, position, input)
+        self.infer_together(&[Piece { session, position, input }]).swap_remove(0)
+    }
+
+    fn infer_all(&mut self, pieces: &[Piece<'_>]) -> Vec<Result<Vec<f32>, EngineError>> {
+        self.infer_together(pieces)
     }
 
     fn drop_session(&mut self, session: u64) {

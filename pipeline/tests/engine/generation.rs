@@ -1,6 +1,6 @@
 //! Generation piece by piece gives what the training forward computes, over one stage or several.
 
-use skein_pipeline::exact::{Engine, Exact, StageInput};
+use skein_pipeline::exact::{Engine, Exact, Piece, StageInput};
 use skein_protocol::run::{ModelConfig, OptimizerKind, Window};
 
 use crate::support::{batch, config, exact, settings, stage, train, whole};
@@ -86,4 +86,38 @@ fn pieces_that_leave_a_gap_or_the_context_are_refused() {
     assert!(engine.infer(1, 0, StageInput::Tokens(&[1; 257])).is_err());
     engine.infer(1, 0, StageInput::Tokens(&[1; 256])).unwrap();
     assert!(engine.infer(1, 256, StageInput::Tokens(&[1])).is_err());
+}
+
+/// Sessions of different lengths, some with prompts and some with one token, in the same products.
+#[test]
+fn pieces_of_many_sessions_together_give_what_each_gives_alone() {
+    let config = ModelConfig { window: Some(Window { size: 40, from: 1 }), ..config() };
+    let settings = settings(16, 1, OptimizerKind::Adamw);
+    let mut together = whole(&config, settings.clone());
+    let mut alone = whole(&config, settings);
+    let texts: Vec<Vec<u32>> = (0..5).map(|i| batch(&config, 20 + 31 * i, i as u32).0).collect();
+    for round in 0..4 {
+        // A prompt, then one token at a time; the first session begins anew in the last round.
+        let piece = |i: usize| match round {
+            0 => (0, &texts[i][..texts[i].len() - 3]),
+            3 if i == 0 => (0, &texts[0][..5]),
+            _ => (texts[i].len() - 4 + round, &texts[i][texts[i].len() - 4 + round..][..1]),
+        };
+        let pieces: Vec<Piece<'_>> = (0..5)
+            .map(|i| {
+                let (position, tokens) = piece(i);
+                Piece { session: 9 - i as u64, position, input: StageInput::Tokens(tokens) }
+            })
+            .collect();
+        let got = together.infer_all(&pieces);
+        for (i, (piece, got)) in pieces.iter().zip(got).enumerate() {
+            assert_eq!(got, alone.infer(piece.session, piece.position, piece.input), "round {round}, session {i}");
+            assert!(got.is_ok());
+        }
+    }
+    // What is wrong with one piece is told of it alone.
+    let piece = |session, position| Piece { session, position, input: StageInput::Tokens(&[1]) };
+    let got = together.infer_all(&[piece(20, 0), piece(21, 7), piece(20, 1)]);
+    assert!(got[0].is_ok() && got[1].is_err() && got[2].is_err());
+    assert_eq!(got[0], alone.infer(20, 0, StageInput::Tokens(&[1])));
 }

@@ -11,6 +11,10 @@ use crate::config::Device;
 pub enum Bench {
     /// Tokens/s of forward, backward and step of a model on this machine
     Stage(BenchStage),
+    /// Tokens/s of reading a prompt and of answering it, alone and with many readers
+    Generate(BenchGenerate),
+    /// Tokens/s of training adapters beside a frozen model
+    Finetune(BenchFinetune),
     /// Throughput, latency and CPU time of messages between two processes, beside quinn by itself and plain TCP
     Link(BenchLink),
     /// Speed, bytes and error of each codec; with --loss, what they cost a run in loss
@@ -29,14 +33,12 @@ pub enum Bench {
     Memory(BenchMemory),
 }
 
+/// Sizes of the model that is measured.
 #[derive(Clone, Debug, Args)]
-pub struct BenchStage {
+pub struct BenchShape {
     /// Sizes that are not given
     #[arg(long, default_value = "tiny", value_name = "NAME")]
     pub preset: String,
-    /// One stage of it; nothing: the whole model
-    #[arg(long, value_name = "N")]
-    pub stage: Option<u16>,
     /// Width of the hidden states
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub hidden: Option<u32>,
@@ -56,6 +58,51 @@ pub struct BenchStage {
     /// Sequences of a micro-batch
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: Option<u32>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchGenerate {
+    #[command(flatten)]
+    pub shape: BenchShape,
+    /// Of the processor
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub threads: u16,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub prompt: u32,
+    /// Tokens that are said after it
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub tokens: u32,
+    /// Texts at the same time
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub clients: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchFinetune {
+    #[command(flatten)]
+    pub shape: BenchShape,
+    /// Of the processor
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub threads: u16,
+    /// Of the adapters
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub rank: u32,
+    /// Matrices with adapters: some of q, k, v, o, gate, up, down
+    #[arg(long, default_value = "q,k,v,o", value_name = "WHICH", value_delimiter = ',')]
+    pub targets: Vec<String>,
+    /// Micro-batches, a step each; the last half of them are measured
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchStage {
+    #[command(flatten)]
+    pub shape: BenchShape,
+    /// One stage of it; nothing: the whole model
+    #[arg(long, value_name = "N")]
+    pub stage: Option<u16>,
     /// Text whose bytes are the tokens; nothing: made-up tokens
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,

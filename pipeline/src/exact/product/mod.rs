@@ -9,6 +9,8 @@ mod bf16;
 mod micro;
 mod pack;
 
+use std::ops::Range;
+
 pub use bf16::{Bf16Instructions, Bf16Product, Bf16x3Product};
 use micro::Strip;
 
@@ -77,6 +79,13 @@ pub trait Product: Clone + Send + Sync + 'static {
         scale: f32,
     );
 
+    /// The columns `cols` of [`product`](Product::product) with scale 1, `c = (a b)[.., cols]` without gaps. `cols` begins at a
+    /// multiple of [`COLUMNS`]. The bits are those of the whole product.
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
+        let matrix = Matrix { data: &b.matrix.data[cols.start * b.matrix.col_stride..], cols: cols.len(), ..b.matrix };
+        self.product(c, cols.len(), false, a, matrix, 1.0);
+    }
+
     /// Values of the panels of a second operand of so many rows and columns.
     fn packed_len(&self, rows: usize, cols: usize) -> usize;
 
@@ -104,6 +113,9 @@ fn begun(c: &mut [f32], stride: usize, add: bool, a: &Matrix<'_>, b: &Matrix<'_>
 
 /// Columns of a that one chain covers: a panel of b so deep stays in the first cache.
 pub const DEPTH: usize = 256;
+
+/// Columns of b after which its panels may be parted: a multiple of every panel's width.
+pub const COLUMNS: usize = 64;
 
 /// Rows of a that are packed at a time, where they are.
 const PACKED_ROWS: usize = 480;
@@ -222,76 +234,18 @@ impl Product for FixedProduct {
         b: impl Into<Operand<'b>>,
         scale: f32,
     ) {
-        let Operand { matrix: b, panels } = b.into();
-        if !begun(c, stride, add, &a, &b) {
-            return;
+        let b = b.into();
+        if begun(c, stride, add, &a, &b.matrix) {
+            self.over(c, stride, add, a, b, scale, 0..b.matrix.cols);
         }
-        let (high, wide) = self.instructions.tile();
-        let padded = padded(b.cols, wide);
-        assert!(panels.is_none_or(|panels| panels.len() == padded * b.rows), "the panels are those of b");
-        // Rows of a that lie apart are read where they are; columns are packed once for all panels.
-        let packed = a.col_stride != 1 && (b.cols > 2 * wide || a.row_stride != 1);
-        let rows_max = if packed { PACKED_ROWS / high * high } else { a.rows };
-        let needed = DEPTH * 2 * wide + if packed { DEPTH * rows_max } else { 0 };
-        if self.work.len() < needed {
-            self.work.resize(needed, 0.0);
-        }
-        let (panel, tiles) = self.work.split_at_mut(DEPTH * 2 * wide);
-        for k in (0..a.cols).step_by(DEPTH) {
-            let depth = DEPTH.min(a.cols - k);
-            for row in (0..a.rows).step_by(rows_max) {
-                let rows = rows_max.min(a.rows - row);
-                if packed {
-                    pack::tiles(&a, row, rows, k, depth, high, tiles);
-                }
-                for col in (0..b.cols).step_by(2 * wide) {
-                    let width = (2 * wide).min(b.cols - col);
-                    let across = if width <= wide { wide } else { 2 * wide };
-                    let panel = match panels {
-                        Some(panels) => &panels[k * padded + col * depth..][..across * depth],
-                        None => {
-                            pack::panel(&b, k, depth, col, width, across, panel);
-                            &panel[..across * depth]
-                        }
-                    };
-                    let strip = Strip {
-                        c: c[row * stride + col..].as_mut_ptr(),
-                        c_stride: stride,
-                        a: a.data[row * a.row_stride + k * a.col_stride..].as_ptr(),
-                        a_row: a.row_stride,
-                        a_col: a.col_stride,
-                        rows,
-                        width,
-                        depth,
-                        panel: panel.as_ptr(),
-                        followed: panels.is_some() && (col + 2 * wide < b.cols || k + DEPTH < a.cols),
-                        scale,
-                        fresh: !add && k == 0,
-                    };
-                    if !packed {
-                        // SAFETY: the instructions are here (see `with`); the shapes were checked above: rows and columns of
-                        // the strip lie inside a and c, which nothing else refers to, and the panel was packed so wide.
-                        unsafe { self.instructions.strip(&strip) };
-                        continue;
-                    }
-                    for (i, tile) in tiles.chunks(depth * high).take(rows.div_ceil(high)).enumerate() {
-                        let rows = high.min(rows - i * high);
-                        let c = c[(row + i * high) * stride + col..].as_mut_ptr();
-                        // SAFETY: as above; a tile holds `depth` columns of `high` rows.
-                        unsafe {
-                            self.instructions.strip(&Strip {
-                                c,
-                                rows,
-                                a: tile.as_ptr(),
-                                a_row: 1,
-                                a_col: high,
-                                followed: false,
-                                ..strip
-                            });
-                        }
-                    }
-                }
-            }
+    }
+
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
+        let (stride, part) = (cols.len(), Matrix { cols: cols.len(), ..b.matrix });
+        assert!(cols.start.is_multiple_of(COLUMNS) && cols.end <= b.matrix.cols, "a part of the panels");
+        assert!(b.matrix.fits(), "all of b is there");
+        if begun(c, stride, false, &a, &part) {
+            self.over(c, stride, false, a, b, 1.0, cols);
         }
     }
 
@@ -309,6 +263,92 @@ impl Product for FixedProduct {
                 let width = (2 * wide).min(b.cols - col);
                 let across = if width <= wide { wide } else { 2 * wide };
                 pack::panel(&b, k, depth, col, width, across, &mut to[k * padded + col * depth..][..across * depth]);
+            }
+        }
+    }
+}
+
+impl FixedProduct {
+    /// The columns `cols` of the product, whose shapes were checked; c holds them alone.
+    #[allow(clippy::too_many_arguments)]
+    fn over(
+        &mut self,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+        a: Matrix<'_>,
+        b: Operand<'_>,
+        scale: f32,
+        cols: Range<usize>,
+    ) {
+        let Operand { matrix: b, panels } = b;
+        let (high, wide) = self.instructions.tile();
+        let padded = padded(b.cols, wide);
+        assert!(panels.is_none_or(|panels| panels.len() == padded * b.rows), "the panels are those of b");
+        // Rows of a that lie apart are read where they are; columns are packed once for all panels.
+        let packed = a.col_stride != 1 && (b.cols > 2 * wide || a.row_stride != 1);
+        let rows_max = if packed { PACKED_ROWS / high * high } else { a.rows };
+        let of_panel = if panels.is_none() { DEPTH * 2 * wide } else { 0 };
+        let needed = of_panel + if packed { DEPTH * rows_max } else { 0 };
+        if self.work.len() < needed {
+            self.work.resize(needed, 0.0);
+        }
+        let (panel, tiles) = self.work.split_at_mut(of_panel);
+        for k in (0..a.cols).step_by(DEPTH) {
+            let depth = DEPTH.min(a.cols - k);
+            for row in (0..a.rows).step_by(rows_max) {
+                let rows = rows_max.min(a.rows - row);
+                if packed {
+                    pack::tiles(&a, row, rows, k, depth, high, tiles);
+                }
+                for col in cols.clone().step_by(2 * wide) {
+                    let width = (2 * wide).min(cols.end - col);
+                    // The panel may be wider than what is asked of it.
+                    let across = if b.cols - col <= wide { wide } else { 2 * wide };
+                    let panel = match panels {
+                        Some(panels) => &panels[k * padded + col * depth..][..across * depth],
+                        None => {
+                            pack::panel(&b, k, depth, col, width, across, panel);
+                            &panel[..across * depth]
+                        }
+                    };
+                    let strip = Strip {
+                        c: c[row * stride + col - cols.start..].as_mut_ptr(),
+                        c_stride: stride,
+                        a: a.data[row * a.row_stride + k * a.col_stride..].as_ptr(),
+                        a_row: a.row_stride,
+                        a_col: a.col_stride,
+                        rows,
+                        width,
+                        depth,
+                        panel: panel.as_ptr(),
+                        followed: panels.is_some() && (col + 2 * wide < cols.end || k + DEPTH < a.cols),
+                        scale,
+                        fresh: !add && k == 0,
+                    };
+                    if !packed {
+                        // SAFETY: the instructions are here (see `with`); the shapes were checked above: rows and columns of
+                        // the strip lie inside a and c, which nothing else refers to, and the panel was packed so wide.
+                        unsafe { self.instructions.strip(&strip) };
+                        continue;
+                    }
+                    for (i, tile) in tiles.chunks(depth * high).take(rows.div_ceil(high)).enumerate() {
+                        let rows = high.min(rows - i * high);
+                        let c = c[(row + i * high) * stride + col - cols.start..].as_mut_ptr();
+                        // SAFETY: as above; a tile holds `depth` columns of `high` rows.
+                        unsafe {
+                            self.instructions.strip(&Strip {
+                                c,
+                                rows,
+                                a: tile.as_ptr(),
+                                a_row: 1,
+                                a_col: high,
+                                followed: false,
+                                ..strip
+                            });
+                        }
+                    }
+                }
             }
         }
     }
@@ -371,6 +411,29 @@ pub(super) mod tests {
                 let mut packed = before.clone();
                 product.product(&mut packed, stride, add, *a, Operand { matrix: *b, panels: Some(&panels) }, 0.5);
                 assert!(packed == wanted, "{set:?} {m} {k} {n} {add}, packed before");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_apart_have_the_bits_of_the_whole() {
+        for (m, k, n) in [(1, 300, 200), (3, 40, 64), (14, 270, 129), (2, 5, 330)] {
+            let (x, y) = (values(m * k, 1), values(k * n, 2));
+            let (a, b) = (Matrix::new(&x, m, k), Matrix::new(&y, n, k).t());
+            let mut product = FixedProduct::default();
+            let mut panels = vec![f32::NAN; product.packed_len(k, n)];
+            product.pack(b, &mut panels);
+            let mut whole = vec![f32::NAN; m * n];
+            product.product(&mut whole, n, false, a, b, 1.0);
+            for panels in [None, Some(&panels[..])] {
+                for start in (0..n).step_by(COLUMNS) {
+                    let cols = start..n.min(start + 2 * COLUMNS);
+                    let mut part = vec![f32::NAN; m * cols.len()];
+                    product.columns(&mut part, a, Operand { matrix: b, panels }, cols.clone());
+                    for (row, part) in whole.chunks(n).zip(part.chunks(cols.len())) {
+                        assert_eq!(row[cols.clone()], *part, "{m} {k} {n} {start}");
+                    }
+                }
             }
         }
     }

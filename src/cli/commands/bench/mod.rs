@@ -3,11 +3,14 @@
 
 mod average;
 mod codec;
+mod finetune;
+mod generate;
 mod link;
 mod loss;
 mod memory;
 mod peer;
 mod report;
+mod shape;
 mod simulate;
 mod stage;
 mod swarm;
@@ -28,6 +31,8 @@ use crate::cli::{
 pub fn run(args: &Bench, context: &Context) -> Result<u8, Report> {
     match args {
         Bench::Stage(args) => stage::run(args, context),
+        Bench::Generate(args) => generate::run(args, context),
+        Bench::Finetune(args) => finetune::run(args, context),
         Bench::Codec(args) => codec::run(args, context),
         Bench::Link(args) => link::run(args, context),
         Bench::Average(args) => average::run(args, context),

@@ -17,16 +17,12 @@ use skein_pipeline::{
         init,
     },
 };
-use skein_protocol::{
-    Manifest,
-    run::{Arithmetic, preset::preset},
-};
+use skein_protocol::{Manifest, run::Arithmetic};
 
-use super::{other, quantile, torch};
+use super::{other, quantile, shape, torch};
 use crate::{
     cli::{
         args::BenchStage,
-        commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
         session::named_device,
@@ -66,7 +62,7 @@ struct Beside {
 
 /// Milliseconds of forward, backward and step: of several turns, medians.
 pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
-    let manifest = manifest(args)?;
+    let manifest = shape::manifest(&args.shape)?;
     let model = match args.stage {
         Some(stage) => StageModel::of(&manifest, stage),
         None => StageModel::whole(manifest.model.config.clone()),
@@ -107,8 +103,9 @@ pub fn run(args: &BenchStage, context: &Context) -> Result<u8, Report> {
     let Flops { layer, head } = cost::flops(&manifest.model.config, u64::from(manifest.train.sequence));
     let a_token = u64::from(model.layers) * layer + if model.head { head } else { 0 };
     let flops = 3 * manifest.tokens_per_micro_batch() * a_token;
+    let name = shape::name(&args.shape, &manifest);
     let measured = Measured {
-        model: name(args, &manifest),
+        model: args.stage.map_or(name.clone(), |stage| format!("{name}, stage {stage}")),
         params: model.values() as u64,
         threads,
         engine: computes(device, arithmetic),
@@ -176,45 +173,6 @@ fn computes(device: Device, arithmetic: Arithmetic) -> String {
         Device::Cpu { .. } => format!("{device}, {}", instructions(arithmetic)),
         _ => device.to_string(),
     }
-}
-
-/// The preset with what was said otherwise.
-fn manifest(args: &BenchStage) -> Result<Manifest, Report> {
-    let mut manifest = preset(&args.preset).ok_or_else(|| no_preset(&args.preset))?;
-    let (config, train) = (&mut manifest.model.config, &mut manifest.train);
-    let sizes = [
-        (args.hidden, &mut config.hidden),
-        (args.layers, &mut config.layers),
-        (args.ffn, &mut config.ffn),
-        (args.vocab, &mut config.vocab),
-        (args.sequence, &mut train.sequence),
-        (args.batch, &mut train.micro_batch),
-    ];
-    for (given, size) in sizes {
-        *size = given.unwrap_or(*size);
-    }
-    if let Some(heads) = args.heads {
-        (config.heads, config.kv_heads) = (heads, heads);
-    }
-    config.context = config.context.max(train.sequence);
-    let whole =
-        config.hidden.checked_rem(config.heads) == Some(0) && config.heads.checked_rem(config.kv_heads) == Some(0);
-    if !whole || config.hidden / config.heads % 2 != 0 {
-        let message =
-            format!("--hidden {} --heads {}: a head has an even number of values", config.hidden, config.heads);
-        return Err(Failure::Usage { message }.into());
-    }
-    Ok(manifest)
-}
-
-fn name(args: &BenchStage, manifest: &Manifest) -> String {
-    let config = &manifest.model.config;
-    let sized = [args.hidden, args.layers, args.heads, args.ffn, args.vocab].iter().any(Option::is_some);
-    let model = match sized {
-        true => format!("{} wide, {} layers", config.hidden, config.layers),
-        false => args.preset.clone(),
-    };
-    args.stage.map_or(model.clone(), |stage| format!("{model}, stage {stage}"))
 }
 
 /// The bytes of a file as token ids.

@@ -1,0 +1,86 @@
+//! `skein bench finetune`: how fast adapters are trained beside a frozen model, in one process. In: sizes, a rank. Out: milliseconds
+//! of each part, and what a round of averaging carries.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use skein_pipeline::{
+    compute::{Device, bench, engine},
+    exact::{Settings, StageWeights},
+    model::{StageModel, init},
+};
+use skein_protocol::run::{Arithmetic, Lora};
+
+use super::{other, shape};
+use crate::{
+    cli::{
+        args::BenchFinetune,
+        context::Context,
+        failure::Report,
+        show::{self, Bytes, Count},
+        table::{Column, Table},
+    },
+    node::memory,
+};
+
+#[derive(Serialize)]
+struct Measured {
+    model: String,
+    params: u64,
+    trained: u64,
+    threads: u16,
+    tokens_per_s: f64,
+    forward_ms: f64,
+    backward_ms: f64,
+    step_ms: f64,
+    /// Of the adapters in f32: what a round carries before its codec.
+    adapter_bytes: u64,
+    peak_rss_bytes: Option<u64>,
+}
+
+pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
+    let manifest = shape::manifest(&args.shape)?;
+    let frozen = StageModel::whole(manifest.model.config.clone()).map_err(other)?;
+    let weights = Arc::new(init::initial(&frozen, 1));
+    let lora = Lora { rank: args.rank, alpha: 2 * args.rank, targets: args.targets.clone(), dropout_percent: 0 };
+    let params = frozen.values() as u64;
+    let model = StageModel::adapted(frozen, lora).map_err(other)?;
+    let trained = model.values() as u64;
+    let adapters = StageWeights { params: init::initial(&model, 1), frozen: Some(weights) };
+    let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
+    let mut engine = engine(device, Arithmetic::F32, model, Settings::of(&manifest), adapters).map_err(other)?;
+    let speed = bench::stage(engine.as_mut(), args.steps as usize, None).map_err(other)?;
+    let measured = Measured {
+        model: shape::name(&args.shape, &manifest),
+        params,
+        trained,
+        threads: args.threads.max(1),
+        tokens_per_s: speed.tokens_per_s,
+        forward_ms: speed.forward_ms,
+        backward_ms: speed.backward_ms,
+        step_ms: speed.step_ms,
+        adapter_bytes: 4 * trained,
+        peak_rss_bytes: memory::resident().map(|(_, most)| most),
+    };
+    if context.out.style().json {
+        context.out.document("bench", &measured);
+        return Ok(0);
+    }
+    let names =
+        ["MODEL", "PARAMETERS", "TRAINED", "THREADS", "FORWARD", "BACKWARD", "STEP", "TOGETHER", "A ROUND", "MEMORY"];
+    let mut table = Table::new(names.map(Column::Left).to_vec());
+    table.row(vec![
+        measured.model,
+        Count(params).to_string(),
+        Count(trained).to_string(),
+        measured.threads.to_string(),
+        format!("{:.1} ms", speed.forward_ms),
+        format!("{:.1} ms", speed.backward_ms),
+        format!("{:.1} ms", speed.step_ms),
+        show::tokens_per_s(speed.tokens_per_s),
+        Bytes(measured.adapter_bytes).to_string(),
+        measured.peak_rss_bytes.map_or("-".into(), |most| Bytes(most).to_string()),
+    ]);
+    context.out.table(&table);
+    Ok(0)
+}

@@ -1,0 +1,122 @@
+//! `skein bench generate`: how fast a model reads a prompt and answers it, alone and with many readers at once, in one process. In:
+//! sizes, numbers of tokens. Out: tokens a second.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use skein_pipeline::{
+    compute::{Device, engine},
+    exact::{Engine, EngineError, Piece, Settings, StageInput},
+    model::{StageModel, init},
+};
+use skein_protocol::run::{Arithmetic, Recompute};
+
+use super::{millis, other, shape};
+use crate::{
+    cli::{
+        args::BenchGenerate,
+        context::Context,
+        failure::{Failure, Report},
+        show::{self, Bytes, Count},
+        table::{Column, Table},
+    },
+    node::memory,
+};
+
+#[derive(Serialize)]
+struct Measured {
+    model: String,
+    params: u64,
+    threads: u16,
+    prompt: u32,
+    /// One reader, after the prompt.
+    tokens_per_s: f64,
+    prefill_tokens_per_s: f64,
+    first_token_ms: f64,
+    clients: u32,
+    /// All of them together, after their prompts.
+    clients_tokens_per_s: f64,
+    peak_rss_bytes: Option<u64>,
+}
+
+pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
+    let mut manifest = shape::manifest(&args.shape)?;
+    let needed = u64::from(args.prompt) + u64::from(args.tokens);
+    if needed > 1 << 20 {
+        let message = format!("--prompt and --tokens: {needed} tokens together, at most 1,048,576");
+        return Err(Failure::Usage { message }.into());
+    }
+    manifest.model.config.context = manifest.model.config.context.max(needed as u32);
+    let model = StageModel::whole(manifest.model.config.clone()).map_err(other)?;
+    let params = model.values() as u64;
+    let settings = Settings { recompute: Recompute::Always, kept_bytes_max: 0, ..Settings::of(&manifest) };
+    let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
+    let weights = init::initial(&model, 1);
+    let mut engine = engine(device, Arithmetic::F32, model, settings, weights).map_err(other)?;
+    // The first piece also packs the weights.
+    answer(engine.as_mut(), 1, 8, 2).map_err(other)?;
+    let (first, alone) = answer(engine.as_mut(), 1, args.prompt, args.tokens).map_err(other)?;
+    let (_, together) = answer(engine.as_mut(), args.clients, args.prompt.min(32), args.tokens).map_err(other)?;
+    let measured = Measured {
+        model: shape::name(&args.shape, &manifest),
+        params,
+        threads: args.threads.max(1),
+        prompt: args.prompt,
+        tokens_per_s: alone,
+        prefill_tokens_per_s: f64::from(args.prompt) / first,
+        first_token_ms: 1e3 * first,
+        clients: args.clients,
+        clients_tokens_per_s: together,
+        peak_rss_bytes: memory::resident().map(|(_, most)| most),
+    };
+    if context.out.style().json {
+        context.out.document("bench", &measured);
+        return Ok(0);
+    }
+    let names =
+        ["MODEL", "PARAMETERS", "THREADS", "PROMPT", "FIRST TOKEN", "ANSWER", "READERS", "ALL ANSWERS", "MEMORY"];
+    let mut table = Table::new(names.map(Column::Left).to_vec());
+    table.row(vec![
+        measured.model,
+        Count(params).to_string(),
+        measured.threads.to_string(),
+        show::tokens_per_s(measured.prefill_tokens_per_s),
+        millis(Some(measured.first_token_ms)),
+        show::tokens_per_s(alone),
+        args.clients.to_string(),
+        show::tokens_per_s(together),
+        measured.peak_rss_bytes.map_or("-".into(), |most| Bytes(most).to_string()),
+    ]);
+    context.out.table(&table);
+    Ok(0)
+}
+
+/// So many readers at once: seconds until all have their first token, and tokens a second of all of them after that.
+fn answer(engine: &mut dyn Engine, readers: u32, prompt: u32, tokens: u32) -> Result<(f64, f64), EngineError> {
+    let vocab = engine.model().config.vocab;
+    let token = |reader: u32, at: u32| (reader * 977 + at).wrapping_mul(2_654_435_761) % vocab;
+    let mut texts: Vec<Vec<u32>> = (0..readers).map(|r| (0..prompt).map(|at| token(r, at)).collect()).collect();
+    let since = Instant::now();
+    let mut first = 0.0;
+    for said in 0..=tokens {
+        let piece = |(reader, text): (usize, &Vec<u32>)| (reader as u64, text.len());
+        let places: Vec<(u64, usize)> = texts.iter().enumerate().map(piece).collect();
+        let pieces: Vec<Piece<'_>> = (places.iter().zip(&texts))
+            .map(|(&(session, len), text)| {
+                let position = if said == 0 { 0 } else { len - 1 };
+                Piece { session, position, input: StageInput::Tokens(&text[position..]) }
+            })
+            .collect();
+        let logits = engine.infer_all(&pieces).into_iter().collect::<Result<Vec<_>, _>>()?;
+        for (text, logits) in texts.iter_mut().zip(logits) {
+            let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32);
+            text.push(likeliest);
+        }
+        if said == 0 {
+            first = since.elapsed().as_secs_f64();
+        }
+    }
+    let rest = since.elapsed().as_secs_f64() - first;
+    (0..readers).for_each(|reader| engine.drop_session(u64::from(reader)));
+    Ok((first.max(1e-9), f64::from(readers * tokens) / rest.max(1e-9)))
+}
