@@ -144,7 +144,6 @@ pub struct Average {
     sessions: u64,
     pub rounds: u64,
     pub rolled_back: u64,
-    pub skipped: u64,
 }
 
 impl Average {
@@ -166,7 +165,6 @@ impl Average {
             sessions: 0,
             rounds: 0,
             rolled_back: 0,
-            skipped: 0,
         }
     }
 
@@ -262,7 +260,6 @@ impl Average {
         }
         let Some(to) = others.pop_front() else {
             self.state = State::Idle;
-            self.skipped += 1;
             // Asked again after as many steps as a fifth of the interval.
             self.steps = self.steps.saturating_sub(self.every.div_ceil(5));
             return self.end(None, RoundOutcome::Skipped, None, 0, began, out);

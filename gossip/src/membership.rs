@@ -1,7 +1,7 @@
 //! Who is there and what they serve: the directory, made of verified items.
 //!
-//! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It keeps at most 256 replicas a stage, one
-//! progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
+//! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It takes no newcomers beyond 256 replicas a
+//! stage, and keeps one progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -133,10 +133,6 @@ impl Membership {
 
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty()
-    }
-
-    pub fn incarnation(&self, peer: PeerId) -> Option<Incarnation> {
-        self.peers.get(&peer).map(|known| known.incarnation)
     }
 
     pub fn peers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {

@@ -14,6 +14,7 @@ pub mod machine;
 pub mod rng;
 pub mod run;
 pub mod slip;
+pub mod table;
 pub mod time;
 pub mod unit;
 pub mod wire;

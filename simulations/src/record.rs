@@ -10,7 +10,7 @@ use skein_pipeline::model::cost;
 use skein_protocol::{Manifest, PeerId, Stage, event::Event};
 
 use crate::{
-    checker::{Line, Summary, staleness},
+    checker::{Line, Summary, staleness::Counts},
     driver::PeerUse,
     engine::{SECOND, Time},
     outcome::{Came, Change, PeerRow, Sample, Shares, StageRow, Totals, Traffic, Violation},
@@ -37,6 +37,9 @@ struct Known {
 #[derive(Clone, Debug, Default)]
 struct Pool {
     replicas: u32,
+    /// Seconds of all that served, until `since`.
+    replica_s: f64,
+    since: Time,
     least: Option<u32>,
     empty_since: Option<Time>,
     empty: Time,
@@ -51,6 +54,14 @@ struct Pool {
     served_now: f64,
 }
 
+impl Pool {
+    /// Before the number of replicas changes.
+    fn settle(&mut self, at: Time) {
+        self.replica_s += f64::from(self.replicas) * seconds(at - self.since);
+        self.since = at;
+    }
+}
+
 /// Of one interval.
 #[derive(Debug, Default)]
 struct Interval {
@@ -59,7 +70,7 @@ struct Interval {
     losses: f64,
     added: u64,
     wasted: u64,
-    staleness: Vec<u64>,
+    staleness: Counts,
     disagreement: Option<f64>,
 }
 
@@ -135,11 +146,7 @@ impl Recorder {
             }
             Event::Added { staleness, .. } => {
                 self.now.added += 1;
-                let place = (*staleness as usize).min(255);
-                if self.now.staleness.len() <= place {
-                    self.now.staleness.resize(place + 1, 0);
-                }
-                self.now.staleness[place] += 1;
+                self.now.staleness.add(*staleness);
             }
             Event::Refused { .. } => self.now.wasted += 1,
             Event::Perished { ids, .. } => self.now.wasted += ids.len() as u64,
@@ -191,6 +198,7 @@ impl Recorder {
         let known = &mut self.peers[peer];
         known.last_stage = Some(stage);
         let Some(pool) = self.pools.get_mut(usize::from(stage)).filter(|_| known.serving.insert(stage)) else { return };
+        pool.settle(at);
         pool.replicas += 1;
         if let Some(since) = pool.empty_since.take() {
             pool.empty += at - since;
@@ -202,6 +210,7 @@ impl Recorder {
         let Some(pool) = self.pools.get_mut(usize::from(stage)).filter(|_| known.serving.remove(&stage)) else {
             return;
         };
+        pool.settle(at);
         pool.replicas -= 1;
         pool.least = Some(pool.least.map_or(pool.replicas, |least| least.min(pool.replicas)));
         if pool.replicas == 0 {
@@ -227,8 +236,8 @@ impl Recorder {
             completed: now.completed,
             goodput: if done > 0 { 1.0 - (now.wasted as f64 / done as f64).min(1.0) } else { 1.0 },
             traffic: less(traffic, self.traffic),
-            staleness_p50: staleness::quantile(&now.staleness, 0.5),
-            staleness_p99: staleness::quantile(&now.staleness, 0.99),
+            staleness_p50: now.staleness.quantile(0.5),
+            staleness_p99: now.staleness.quantile(0.99),
             loss: (now.completed > 0).then(|| now.losses / now.completed as f64),
             disagreement: now.disagreement,
             replicas: self.pools.iter().map(|pool| pool.replicas).collect(),
@@ -273,6 +282,7 @@ impl Recorder {
             known.lived += at - known.alive_since;
         }
         for pool in &mut self.pools {
+            pool.settle(at);
             if let Some(since) = pool.empty_since {
                 pool.empty += at - since;
             }
@@ -311,7 +321,7 @@ impl Recorder {
     fn by_stage(&self, at: Time, summary: &Summary) -> Vec<StageRow> {
         let row = |(stage, pool): (usize, &Pool)| StageRow {
             stage: stage as Stage,
-            replicas: part(pool.served, seconds(at)),
+            replicas: part(pool.replica_s, seconds(at)),
             replicas_min: pool.least.unwrap_or(pool.replicas),
             busy: part(pool.busy, pool.served),
             sending: part(pool.sending, pool.served),
@@ -441,5 +451,37 @@ fn less(all: Traffic, before: Traffic) -> Traffic {
         averaging: all.averaging - before.averaging,
         weights: all.weights - before.weights,
         control: all.control - before.control,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Small;
+    use skein_protocol::event::Record;
+
+    #[test]
+    fn a_peer_that_serves_two_stages_is_a_replica_of_each() {
+        let (manifest, ids) = (Small::demo(2).manifest(), [PeerId([1; 32])]);
+        let mut recorder = Recorder::new(&manifest, &ids);
+        let version = |stage| skein_protocol::Version { stage, peer: ids[0], incarnation: 1, round: 0, own_step: 0 };
+        let serving = |stage| Event::Serving { stage, version: version(stage) };
+        let said = [
+            (0, Event::Started { peer: ids[0], incarnation: 1 }),
+            (0, serving(0)),
+            (0, serving(1)),
+            (5 * SECOND, Event::StageLeft { stage: 1 }),
+        ];
+        for (at, event) in said {
+            recorder.on_line(&Line { at, record: Record { at, utc: 0, peer: ids[0], seq: 0, event } });
+        }
+        let all = 10 * SECOND;
+        recorder.sample(
+            all,
+            |_| PeerUse { serving: Duration::from_secs(10), ..PeerUse::default() },
+            Traffic::default(),
+        );
+        let rows = recorder.finish(all, &Summary::default(), &manifest).by_stage;
+        assert_eq!([rows[0].replicas, rows[1].replicas], [1.0, 0.5]);
     }
 }

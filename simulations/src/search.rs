@@ -16,7 +16,7 @@ use skein_protocol::{event::Event, hash};
 
 use crate::{
     ask::Live,
-    checker::{Checker, Given, Line, Property},
+    checker::{Checker, Findings, Given, Line, Property},
     driver::{Fault, Said, Simulation},
     engine::SECOND,
     scenario::{Document, Files, expand},
@@ -36,9 +36,9 @@ const ENDS: u64 = 60;
 const TWICE: u64 = 4;
 
 /// Properties that are looked at.
-pub const LOOKED_AT: [Property; 12] = {
+pub const LOOKED_AT: [Property; 13] = {
     use Property::*;
-    [P1, P2, P3, P4, P5, P6, P7, P9, P10, P12, P13, P18]
+    [P0, P1, P2, P3, P4, P5, P6, P7, P9, P10, P12, P13, P18]
 };
 
 /// What a seed showed.
@@ -110,7 +110,7 @@ fn live(seed: u64, text: &str) -> Found {
         found.broken.push((Property::P13, what));
     }
     found.broken.extend(checker.finish().broken.into_iter().map(|broken| (broken.property, broken.what)));
-    found.broken.extend(sim.wrongs().into_iter().map(|wrong| (Property::P9, wrong)));
+    found.broken.extend(sim.wrongs().into_iter().take(Findings::MOST));
     (found.digest, found.events) = (sim.digest().to_string(), sim.happenings());
     found
 }
@@ -136,8 +136,9 @@ pub fn drawn(seed: u64) -> String {
     let replicas = pick(1, 4);
     let count = stages * replicas + pick(0, 2);
     let per_step = pick(2, 8);
-    let bound = pick(2, 6);
-    let every = [0, 3, 5, 10][pick(0, 3) as usize];
+    // One in six in lock-step, where the window is the step and there are no rounds.
+    let bound = [0, 2, 3, 4, 5, 6][pick(0, 5) as usize];
+    let every = if bound == 0 { 0 } else { [0, 3, 5, 10][pick(0, 3) as usize] };
     let mut text = format!(
         "question = \"What goes wrong with seed {seed}?\"\n\n[run]\n\
          model = {{ hidden = 64, layers = {layers}, heads = 4, ffn = 128, vocab = 256, context = 128 }}\n\
@@ -146,7 +147,10 @@ pub fn drawn(seed: u64) -> String {
          checkpoint_every = {checkpoint}\n",
         layers = stages + pick(0, 3),
         batch = pick(1, 4),
-        window = pick(stages + 1, (bound * per_step).max(stages + 2)).min(bound * per_step),
+        window = match bound {
+            0 => per_step,
+            _ => pick(stages + 1, (bound * per_step).max(stages + 2)).min(bound * per_step),
+        },
         every = every,
         forward = ["f32", "bf16", "int8"][pick(0, 2) as usize],
         checkpoint = pick(every.max(3), 30),

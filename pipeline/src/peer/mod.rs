@@ -51,6 +51,8 @@ use drain::Drain;
 use export::Export;
 use generate::Generate;
 use io::{Input, Output};
+pub use moving::{EMPTY_FOR, SLOW_FOR};
+
 use moving::Moving;
 use neighbours::Neighbours;
 use replica::Replica;

@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// A stage without a replica is moved to after this: newcomers and peers with room come first.
-const EMPTY_FOR: Duration = Duration::from_secs(4);
+pub const EMPTY_FOR: Duration = Duration::from_secs(4);
 /// A stage that is merely slow must be so for this long.
-const SLOW_FOR: Duration = Duration::from_secs(30);
+pub const SLOW_FOR: Duration = Duration::from_secs(30);
 /// Who is named and does not go within this is passed over, and the next one is named.
 const APART: Duration = Duration::from_secs(2);
 /// What was accepted is finished within this, or the move is given up.

@@ -104,10 +104,6 @@ impl Neighbours {
         self.peers.get(&peer).is_some_and(|n| n.connected)
     }
 
-    pub fn incarnation(&self, peer: PeerId) -> Option<Incarnation> {
-        self.peers.get(&peer).and_then(|n| n.incarnation)
-    }
-
     /// Greeted and connected.
     pub fn up(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.peers.iter().filter(|(_, neighbour)| neighbour.is_up()).map(|(peer, _)| *peer)

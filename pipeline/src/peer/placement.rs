@@ -200,6 +200,7 @@ impl Peer {
             average,
             exchange: 0,
             pushed_at: None,
+            refused_by: BTreeSet::new(),
         };
         self.replicas.insert(stage, replica);
         out.push(Output::Provide { key: self.stage_key(stage) });

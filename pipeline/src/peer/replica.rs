@@ -51,6 +51,8 @@ pub struct Replica {
     pub exchange: u64,
     /// Run step at which a snapshot was last pushed.
     pub pushed_at: Option<u64>,
+    /// Peers that were asked to hold one and refused: only they know what else lies on their disk.
+    pub refused_by: BTreeSet<PeerId>,
 }
 
 impl Replica {

@@ -12,6 +12,7 @@ use skein_protocol::{
 
 use super::{
     Peer, StateFor, Ticket, desk,
+    drain::Drain,
     io::Output,
     replica::{Origin, Replica},
     transfer::Fact,
@@ -21,6 +22,9 @@ use crate::{
     job::{Done, Job},
     model::cost,
 };
+
+/// Refusals after which the next checkpoint is waited for: for each keeper that is asked the whole state is encoded.
+const ASKED_MAX: usize = 4;
 
 impl Peer {
     pub(super) fn on_transfer_facts(
@@ -39,6 +43,7 @@ impl Peer {
                     self.on_state_wanted(now, from, request, stage, purpose, out);
                 }
                 Fact::Unwanted { from, request } => self.on_state_unwanted(from, request),
+                Fact::NotKept { by, stage } => self.on_not_kept(by, stage),
                 Fact::Copied { to, version } => self.on_copied(to, version, out),
                 Fact::KeepAsked { from, is } => self.on_keep_asked(now, from, is, out),
             }
@@ -143,7 +148,10 @@ impl Peer {
                     let mut desk = desk!(self, now, out);
                     self.transfer.offer(&mut desk, keeper, version, blob, root);
                 }
-                None => out.push(Output::Release { blob }),
+                None => {
+                    out.push(Output::Release { blob });
+                    self.ask_all_again(stage);
+                }
             },
             (StateFor::Keeper, _) => {}
         }
@@ -194,14 +202,17 @@ impl Peer {
     pub(super) fn push_snapshot_if_due(&mut self, stage: Stage) {
         let checkpoint = &self.config.manifest.checkpoint;
         let (every, copies_min) = (checkpoint.every.max(1), checkpoint.copies_min as usize);
-        let run_step = self.run_samples() / self.config.manifest.samples_per_step().max(1);
+        let run_step = self.run_step();
         let living = self.directory.replicas(stage).len().max(1);
         let Some(replica) = self.replicas.get(&stage) else { return };
         let due = replica.pushed_at.is_none_or(|at| run_step >= at + every);
         // Of the living replicas the one with the smallest id pushes.
         let first = self.directory.replicas(stage).iter().all(|(peer, _)| *peer >= self.me);
-        if living >= copies_min || !due || !first || self.keeper_for(stage, 0).is_none() {
+        if living >= copies_min || !due || !first {
             return;
+        }
+        if self.keeper_for(stage, 0).is_none() {
+            return self.ask_all_again(stage);
         }
         let Some(version) = replica.flow().map(|flow| flow.version()) else { return };
         if let Some(replica) = self.replicas.get_mut(&stage) {
@@ -210,18 +221,45 @@ impl Peer {
         self.encode_state(stage, version, true, StateFor::Keeper);
     }
 
+    /// A keeper has no room beside what it holds, or something newer: the next one is asked.
+    fn on_not_kept(&mut self, by: PeerId, stage: Stage) {
+        let Some(replica) = self.replicas.get_mut(&stage) else { return };
+        replica.refused_by.insert(by);
+        if !replica.refused_by.len().is_multiple_of(ASKED_MAX) {
+            replica.pushed_at = None;
+        }
+        if matches!(self.drain, Some(Drain::Saving { .. })) {
+            self.push_last_snapshot(stage);
+        }
+    }
+
+    /// Nobody is left who did not refuse: at the next checkpoint some of them may have room.
+    fn ask_all_again(&mut self, stage: Stage) {
+        let run_step = self.run_step();
+        if let Some(replica) = self.replicas.get_mut(&stage).filter(|replica| !replica.refused_by.is_empty()) {
+            replica.refused_by.clear();
+            replica.pushed_at = Some(run_step);
+        }
+    }
+
+    fn run_step(&self) -> u64 {
+        self.run_samples() / self.config.manifest.samples_per_step().max(1)
+    }
+
     /// Before leaving: whoever takes a stage over that nobody else serves is to go on from its last step.
     pub(super) fn push_last_snapshots(&mut self) {
         let is_other = |peer: PeerId| peer != self.me && self.neighbours.is_up(peer);
         let last = |stage: &Stage| !self.directory.replicas(*stage).iter().any(|(peer, _)| is_other(*peer));
         let stages: Vec<Stage> = self.replicas.keys().copied().filter(last).collect();
-        for stage in stages {
-            let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
-                continue;
-            };
-            if self.keeper_for(stage, 0).is_some() {
-                self.encode_state(stage, version, true, StateFor::Keeper);
-            }
+        stages.into_iter().for_each(|stage| self.push_last_snapshot(stage));
+    }
+
+    fn push_last_snapshot(&mut self, stage: Stage) {
+        let Some(version) = self.replicas.get(&stage).and_then(Replica::flow).map(|flow| flow.version()) else {
+            return;
+        };
+        if self.keeper_for(stage, 0).is_some() {
+            self.encode_state(stage, version, true, StateFor::Keeper);
         }
     }
 
@@ -230,17 +268,18 @@ impl Peer {
         self.states.values().any(|(whom, _)| *whom == StateFor::Keeper) || self.transfer.is_offering()
     }
 
-    /// The neighbour that comes first for this stage (rendezvous order), does not serve it, does not leave, and has the disk for
-    /// so many bytes.
+    /// The neighbour that comes first for this stage (rendezvous order), does not serve it, does not leave, has the disk for so
+    /// many bytes and has not refused.
     fn keeper_for(&self, stage: Stage, bytes: u64) -> Option<PeerId> {
         let may_keep = |offer: &Offer| {
             let serves = offer.stages.iter().any(|of| of.stage == stage && of.state == State::Serving);
             let leaves = offer.stages.iter().any(|of| of.state == State::Draining);
             !serves && !leaves && offer.disk > 0 && offer.disk >= bytes
         };
+        let refused = |peer: &PeerId| self.replicas.get(&stage).is_some_and(|of| of.refused_by.contains(peer));
         self.neighbours
             .up()
-            .filter(|peer| *peer != self.me && self.directory.offer(*peer).is_none_or(may_keep))
+            .filter(|peer| *peer != self.me && !refused(peer) && self.directory.offer(*peer).is_none_or(may_keep))
             .min_by_key(|peer| keyed("skein keeper 1", &[&self.root_of_run().0, &stage.to_le_bytes(), &peer.0]))
     }
 

@@ -60,6 +60,11 @@ pub enum Fact {
         from: PeerId,
         request: u64,
     },
+    /// Somebody whom I asked to hold a snapshot does not.
+    NotKept {
+        by: PeerId,
+        stage: Stage,
+    },
     /// Somebody has all of the whole state that I served.
     Copied {
         to: PeerId,
@@ -445,8 +450,13 @@ impl Transfer {
             Frame::Chunk(_) => None,
             // Both sides count their requests from one on: what I asked for comes first.
             Frame::None(request) => self.fail(desk, (from, request), "it has none").or_else(|| {
+                let offered = self.serves.get(&(from, request)).filter(|_| request & INVENTED != 0);
+                let stage = offered.map(|serve| serve.version.stage);
                 self.drop_serve(desk, (from, request));
-                Some(Fact::Unwanted { from, request })
+                Some(match stage {
+                    Some(stage) => Fact::NotKept { by: from, stage },
+                    None => Fact::Unwanted { from, request },
+                })
             }),
             Frame::Thanks(request) => {
                 let serve = self.serves.get(&(from, request)).filter(|serve| serve.whole);

@@ -1,7 +1,6 @@
 //! Who serves what: cutting a model into stages, and choosing stages for a peer.
 
 pub mod assign;
-pub mod layout;
 pub mod moves;
 pub mod partition;
 pub mod swarm;

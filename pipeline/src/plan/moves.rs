@@ -18,10 +18,10 @@ use super::{
 
 /// Moves must leave the weakest stage that they change at less than this part of what it becomes: who goes computes nothing
 /// for a while, and measured speeds waver by a few percent.
-const GAIN: f64 = 0.9;
+pub const GAIN: f64 = 0.9;
 
 /// Moves that are thought out at once. The next ones are seen when these are done.
-const MOVES_MAX: usize = 16;
+pub const MOVES_MAX: usize = 16;
 
 /// While the same peers serve the same stages, speeds that changed are thought over this often.
 const THOUGHT: Duration = Duration::from_secs(5);

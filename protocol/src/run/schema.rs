@@ -6,17 +6,12 @@ use toml::de::DeValue;
 use crate::{
     PeerId,
     hash::Digest,
-    slip::{NEAR, distance},
+    slip,
+    table::{self, may, need},
     unit,
 };
 
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    pub path: &'static str,
-    pub kind: Kind,
-    /// Must be there where its section is.
-    pub need: bool,
-}
+pub type Key = table::Key<Kind>;
 
 /// What a value is, before anyone asks what it means.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +45,6 @@ const U16: Kind = Kind::Whole(u16::MAX as u64);
 const U32: Kind = Kind::Whole(u32::MAX as u64);
 const U64: Kind = Kind::Whole(u64::MAX);
 const CODEC: &[&str] = &["f32", "bf16", "int8", "int4", "sparse", "int16"];
-
-const fn need(path: &'static str, kind: Kind) -> Key {
-    Key { path, kind, need: true }
-}
-
-const fn may(path: &'static str, kind: Kind) -> Key {
-    Key { path, kind, need: false }
-}
 
 pub const KEYS: &[Key] = &[
     need("run.name", Kind::Text),
@@ -162,12 +149,12 @@ pub const KEYS: &[Key] = &[
 ];
 
 pub fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.path == path)
+    table::find(KEYS, path)
 }
 
 /// Whether keys stand below `path`.
 pub fn is_section(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    table::is_section(KEYS, path)
 }
 
 /// Sections whose needed keys are missed even where the section is.
@@ -257,16 +244,8 @@ pub fn signature(text: &str) -> Option<[u8; 64]> {
 
 /// The known key or section that is at most two letters away, else the same key in another section.
 pub fn nearest(path: &str) -> Option<&'static str> {
-    // Nobody's slip is longer than this, and the distance takes time by the product of both lengths.
-    if path.len() > 64 {
-        return None;
-    }
-    let sections = KEYS.iter().flat_map(|key| key.path.match_indices('.').map(|(at, _)| &key.path[..at]));
-    let known = KEYS.iter().map(|key| key.path).chain(sections);
-    let close = known.map(|near| (distance(path, near), near)).min().filter(|(distance, _)| *distance <= NEAR);
-    let tail = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
-    let name = path.rsplit('.').next().unwrap_or(path);
-    close.map(|(_, near)| near).or_else(|| KEYS.iter().map(|key| key.path).find(|near| tail(near) == name))
+    let same_name = || KEYS.iter().map(|key| key.path).find(|near| table::name(near) == table::name(path));
+    slip::nearest(path, table::paths(KEYS)).or_else(same_name)
 }
 
 #[cfg(test)]
@@ -280,6 +259,5 @@ mod tests {
         assert_eq!(nearest("run.lr"), Some("optimizer.lr"));
         assert_eq!(nearest("nonsense.altogether"), None);
         assert_eq!(nearest(&"x".repeat(100_000)), None);
-        assert_eq!((distance("", "abc"), distance("kitten", "sitting")), (3, 3));
     }
 }

@@ -171,7 +171,7 @@ pub fn outcome(seed: u64, peers: u32, samples: usize) -> Outcome {
                 "The reference reaches 40 % of its peak and costs USD 8.80 an hour.".into(),
             ],
         }),
-        properties: ["P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12", "P13", "P18"]
+        properties: ["P0", "P1", "P2", "P3", "P4", "P5", "P6", "P7", "P9", "P10", "P12", "P13", "P18"]
             .map(String::from)
             .into(),
         violations: Vec::new(),

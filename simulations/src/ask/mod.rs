@@ -20,8 +20,8 @@ use crate::{
     scenario::{Document, Files, Refused, World, expand},
 };
 
-pub use protocol::Live;
 use protocol::Protocol;
+pub use protocol::{LOOKED_AT, Live};
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -7,7 +7,7 @@ use skein_protocol::{Lane, PeerId, event::Event, key::Seals};
 
 use super::{Far, Watch, blank, seconds};
 use crate::{
-    checker::{Checker, Given, Kill, Line, Property},
+    checker::{Checker, Findings, Given, Kill, Line, Property},
     driver::{Fault, Said, Simulation},
     engine::{SECOND, Time},
     outcome::{Ended, Outcome, PeerRow, Traffic, Violation},
@@ -179,12 +179,13 @@ impl Protocol {
         (outcome.changes, outcome.by_stage, outcome.violations) = (changes, by_stage, violations);
         outcome.rows = rows.into_iter().zip(&people).map(|(row, person)| described(row, person)).collect();
         outcome.properties = LOOKED_AT.iter().map(ToString::to_string).collect();
-        outcome.violations.extend(sim.wrongs().into_iter().map(|what| Violation {
-            property: Property::P9.to_string(),
+        let wrongs = sim.wrongs().into_iter().take(Findings::MOST).map(|(property, what)| Violation {
+            property: property.to_string(),
             at_s: outcome.simulated_s,
             peer: None,
             what,
-        }));
+        });
+        outcome.violations.extend(wrongs);
         if !sim.shares_exactly() {
             let remark = "Links are shared by the smaller of the fair shares at both ends, as above 1,000 peers: about 5 % less than they carry.";
             outcome.remarks.push(remark.into());
@@ -197,10 +198,10 @@ impl Protocol {
     }
 }
 
-/// Properties that the events of any run show.
-const LOOKED_AT: [Property; 10] = {
+/// Properties that any run shows.
+pub const LOOKED_AT: [Property; 11] = {
     use Property::*;
-    [P1, P2, P3, P4, P5, P6, P7, P9, P10, P13]
+    [P0, P1, P2, P3, P4, P5, P6, P7, P9, P10, P13]
 };
 
 fn described(row: PeerRow, person: &Person) -> PeerRow {

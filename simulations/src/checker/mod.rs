@@ -8,6 +8,7 @@ pub mod leaving;
 pub mod log;
 pub mod once;
 pub mod open;
+mod over;
 pub mod progress;
 pub mod repair;
 pub mod rounds;
@@ -63,6 +64,8 @@ impl Given {
 /// The properties, as users and reports name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Property {
+    /// A peer asks of its driver only what a driver can do. Looked at by the simulator, whose driver keeps count.
+    P0,
     /// No id counts twice in the weights of one replica.
     P1,
     /// What was completed is applied, perished, refused or open: never lost.
@@ -77,14 +80,10 @@ pub enum Property {
     P6,
     /// What is open is bounded by the window.
     P7,
-    /// Input that is not well-formed costs its sender, and nobody dies of it.
-    P8,
     /// Nothing that cannot be read, or is not finite, gets into a sum; honest peers send neither.
     P9,
     /// A state that is fetched or restored is one that somebody had, whole.
     P10,
-    /// In lock-step a crash and what follows give the weights of a run without it.
-    P11,
     /// Where a core is connected, new versions appear.
     P12,
     /// Every id that is begun comes to an end.
@@ -94,14 +93,15 @@ pub enum Property {
 }
 
 impl Property {
-    pub const ALL: [Property; 14] = {
+    pub const ALL: [Property; 13] = {
         use Property::*;
-        [P1, P2, P3, P4, P5, P6, P7, P8, P9, P10, P11, P12, P13, P18]
+        [P0, P1, P2, P3, P4, P5, P6, P7, P9, P10, P12, P13, P18]
     };
 
     /// In words.
     pub fn says(self) -> &'static str {
         match self {
+            Property::P0 => "a peer asks of its driver only what a driver can do",
             Property::P1 => "no micro-batch counts twice in the weights of one replica",
             Property::P2 => "what was completed is applied, perished, refused or open, never lost",
             Property::P3 => "both sides of a round agree on whether it happened",
@@ -109,10 +109,8 @@ impl Property {
             Property::P5 => "versions of a stage only grow, and none has two roots",
             Property::P6 => "no gradient is added that is older than the bound",
             Property::P7 => "what is open is bounded by the window",
-            Property::P8 => "hostile input ends nobody",
             Property::P9 => "what cannot be read or is not finite is never added, and honest peers send neither",
             Property::P10 => "a state that is fetched or restored is one that somebody had, whole",
-            Property::P11 => "in lock-step a crash changes nothing in the weights",
             Property::P12 => "where a core is connected, new versions appear",
             Property::P13 => "every micro-batch that is begun comes to an end",
             Property::P18 => "one seed gives one history",
@@ -152,7 +150,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    const MOST: usize = 50;
+    pub const MOST: usize = 50;
 
     fn add(&mut self, property: Property, what: String) {
         if self.broken.len() < Self::MOST {
@@ -196,7 +194,7 @@ pub struct Summary {
     /// Activations that went from stage to stage.
     pub hops: u64,
     /// Gradients that were added, by how many own steps they were late.
-    pub staleness: Vec<u64>,
+    pub staleness: staleness::Counts,
     pub broken: Vec<Broken>,
 }
 
@@ -246,7 +244,7 @@ impl Checker {
         }
         let found = &mut self.findings;
         (found.at, found.peer) = (line.at, Some(line.record.peer));
-        self.progress.on_line(line, found);
+        self.progress.on_line(line);
         self.once.on_line(line, found);
         self.rounds.on_line(line, found);
         self.repairs.on_line(line);
@@ -316,6 +314,6 @@ impl Summary {
 
     /// Own steps that `share` of the added gradients were late at most.
     pub fn staleness_at(&self, share: f64) -> u32 {
-        staleness::quantile(&self.staleness, share)
+        self.staleness.quantile(share)
     }
 }

@@ -7,7 +7,7 @@
 //! So an id whose path names a process that never mentioned it is lost, be that process dead or not; unless the beginning of
 //! its log is gone, as rotation leaves it: then what the log does not say perished.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use serde::{Deserialize, Serialize};
 use skein_protocol::{Incarnation, MicroBatchId, PeerId, Stage, event::Event, wire::flow::Hop};
@@ -156,9 +156,10 @@ impl Once {
                 }
             }
             Event::Drained => books.current().dead = true,
-            Event::Completed { id, path, .. } => {
-                self.completed.entry(*id).or_insert_with(|| path.clone());
-            }
+            Event::Completed { id, path, .. } => match self.completed.entry(*id) {
+                Entry::Vacant(entry) => drop(entry.insert(path.clone())),
+                Entry::Occupied(_) => found.add(Property::P1, format!("{} completed twice", name(id))),
+            },
             _ => {}
         }
     }
@@ -372,6 +373,14 @@ mod tests {
         ];
         let account = account(events, vec![]);
         assert_eq!((account.doubled, account.overlapped), (1, 1));
+    }
+
+    #[test]
+    fn an_id_that_is_completed_twice_is_told() {
+        let events = vec![started(A, 1), added(A, 1), completed(A, 1, 1), completed(A, 1, 1)];
+        let given = Given { stages: 1, in_flight_max: 8, staleness_bound: 4, ..Given::default() };
+        let broken = check(&lines(events), &given).broken;
+        assert!(broken.iter().any(|broken| broken.property == Property::P1), "{broken:?}");
     }
 
     #[test]

@@ -1,34 +1,38 @@
-//! What the feeders saw: ids, losses, tokens, throughput. An id that is completed twice counts twice (P1).
+//! What the feeders saw: ids, losses, tokens, throughput.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 
-use skein_protocol::{MicroBatchId, event::Event};
+use skein_protocol::event::Event;
 
-use super::{Findings, Line, Property, Summary};
+use super::{Line, Summary};
 
 /// Losses of the beginning.
 const FIRST: usize = 8;
 
 #[derive(Debug, Default)]
 pub struct Progress {
-    seen: BTreeSet<MicroBatchId>,
-    losses: Vec<f32>,
+    /// Losses of the beginning, and of the last tenth.
+    first: Vec<f32>,
+    last: VecDeque<f32>,
     found: Summary,
 }
 
 impl Progress {
-    pub fn on_line(&mut self, line: &Line, found: &mut Findings) {
+    pub fn on_line(&mut self, line: &Line) {
         let summary = &mut self.found;
         match &line.record.event {
             Event::Minted { .. } => summary.minted += 1,
             Event::Voided { .. } => summary.voided += 1,
-            Event::Completed { id, loss, tokens, .. } => {
-                if !self.seen.insert(*id) {
-                    found.add(Property::P1, format!("{} completed twice", super::once::name(id)));
-                }
+            Event::Completed { loss, tokens, .. } => {
                 summary.completed += 1;
                 summary.tokens += u64::from(*tokens);
-                self.losses.push(*loss);
+                if self.first.len() < FIRST {
+                    self.first.push(*loss);
+                }
+                self.last.push_back(*loss);
+                if self.last.len() as u64 > summary.completed.div_ceil(10) {
+                    self.last.pop_front();
+                }
             }
             Event::Stepped { run_step, .. } => {
                 summary.steps += 1;
@@ -45,19 +49,15 @@ impl Progress {
     }
 
     pub fn finish(self, summary: &mut Summary) {
-        let losses = &self.losses;
-        let tenth = losses.len().div_ceil(10);
-        *summary = Summary {
-            loss_first: mean(&losses[..losses.len().min(FIRST)]),
-            loss_last: mean(&losses[losses.len() - tenth..]),
-            ..self.found
-        };
+        *summary =
+            Summary { loss_first: mean(self.first.into_iter()), loss_last: mean(self.last.into_iter()), ..self.found };
     }
 }
 
-fn mean(values: &[f32]) -> f32 {
-    let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
-    if values.is_empty() { 0.0 } else { (sum / values.len() as f64) as f32 }
+fn mean(values: impl ExactSizeIterator<Item = f32>) -> f32 {
+    let count = values.len();
+    let sum: f64 = values.map(f64::from).sum();
+    if count == 0 { 0.0 } else { (sum / count as f64) as f32 }
 }
 
 /// Completions a second between two times.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use skein_protocol::{MicroBatchId, PeerId, event::Event};
 
-use super::{Kill, Line, Summary};
+use super::{Kill, Line, Summary, over::Over};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Repair {
@@ -29,6 +29,7 @@ struct Watched {
 pub struct Repairs {
     /// Who accepted each id that is not over.
     open: BTreeMap<MicroBatchId, BTreeSet<PeerId>>,
+    over: Over,
     /// Kills of which an end is still to be seen.
     watched: Vec<Watched>,
     done: Vec<(u64, Repair)>,
@@ -36,12 +37,15 @@ pub struct Repairs {
 
 impl Repairs {
     pub fn on_line(&mut self, line: &Line) {
+        while self.over.forget(line.at).is_some() {}
         match &line.record.event {
-            Event::Accepted { id, .. } => {
+            // Somebody may accept what others have finished meanwhile.
+            Event::Accepted { id, .. } if !self.over.contains(id) => {
                 self.open.entry(*id).or_default().insert(line.record.peer);
             }
             Event::Completed { id, .. } => {
                 self.open.remove(id);
+                self.over.end(line.at, *id);
                 for watched in &mut self.watched {
                     let after = Some((line.at - watched.at) / 1_000_000);
                     watched.repair.next_ms = watched.repair.next_ms.or(after);
@@ -54,7 +58,10 @@ impl Repairs {
                 };
                 self.done.extend(self.watched.extract_if(.., is_over).map(|watched| (watched.at, watched.repair)));
             }
-            Event::Voided { id, .. } => drop(self.open.remove(id)),
+            Event::Voided { id, .. } => {
+                self.open.remove(id);
+                self.over.end(line.at, *id);
+            }
             _ => {}
         }
     }
@@ -70,5 +77,26 @@ impl Repairs {
         self.done.extend(self.watched.into_iter().map(|watched| (watched.at, watched.repair)));
         self.done.sort_by_key(|(at, _)| *at);
         summary.repairs = self.done.into_iter().map(|(_, repair)| repair).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skein_protocol::event::Record;
+
+    #[test]
+    fn an_id_that_was_finished_elsewhere_is_held_by_nobody() {
+        let mut repairs = Repairs::default();
+        let peer = PeerId([1; 32]);
+        let id = MicroBatchId { feeder: peer, incarnation: 1, step: 0, index: 0 };
+        let completed = Event::Completed { id, path: Vec::new(), loss: 1.0, tokens: 1 };
+        for event in [completed, Event::Accepted { id, stage: 0, from: peer }] {
+            repairs.on_line(&Line { at: 1, record: Record { at: 1, utc: 0, peer, seq: 1, event } });
+        }
+        repairs.on_kill(Kill { peer, at: 2 });
+        let mut summary = Summary::default();
+        repairs.finish(&mut summary);
+        assert_eq!(summary.repairs[0].held, 0);
     }
 }

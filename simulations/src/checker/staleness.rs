@@ -1,31 +1,54 @@
 //! P6: no gradient enters a sum that is older than the manifest allows.
 
+use serde::{Deserialize, Serialize};
 use skein_protocol::event::Event;
 
 use super::{Findings, Line, Property, Summary, once::name};
 
+/// Steps that are told apart; the last place is for all that were more.
+const TOLD_APART: usize = 256;
+
+/// How many gradients were so many own steps late.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Counts(Vec<u64>);
+
+impl Counts {
+    pub fn add(&mut self, staleness: u32) {
+        let place = (staleness as usize).min(TOLD_APART);
+        if self.0.len() <= place {
+            self.0.resize(place + 1, 0);
+        }
+        self.0[place] += 1;
+    }
+
+    /// Below which `share` of what was counted lies.
+    pub fn quantile(&self, share: f64) -> u32 {
+        let all: u64 = self.0.iter().sum();
+        let wanted = (all as f64 * share).ceil().max(1.0) as u64;
+        let mut so_far = 0;
+        let found = self.0.iter().position(|count| {
+            so_far += count;
+            so_far >= wanted
+        });
+        found.unwrap_or(0) as u32
+    }
+}
+
 #[derive(Debug)]
 pub struct Staleness {
     bound: u32,
-    /// How many were so many steps late; the last place is for all that were more.
-    counts: Vec<u64>,
+    counts: Counts,
 }
-
-/// Steps that are told apart.
-const TOLD_APART: usize = 256;
 
 impl Staleness {
     pub fn new(bound: u32) -> Self {
-        Staleness { bound, counts: Vec::new() }
+        Staleness { bound, counts: Counts::default() }
     }
 
     pub fn on_line(&mut self, line: &Line, found: &mut Findings) {
         let Event::Added { id, stage, staleness, .. } = &line.record.event else { return };
-        let place = (*staleness as usize).min(TOLD_APART);
-        if self.counts.len() <= place {
-            self.counts.resize(place + 1, 0);
-        }
-        self.counts[place] += 1;
+        self.counts.add(*staleness);
         if *staleness > self.bound {
             found.add(Property::P6, format!("{} was added at stage {stage} {staleness} steps late", name(id)));
         }
@@ -36,25 +59,16 @@ impl Staleness {
     }
 }
 
-/// Below which `share` of what was counted lies.
-pub fn quantile(counts: &[u64], share: f64) -> u32 {
-    let all: u64 = counts.iter().sum();
-    let wanted = (all as f64 * share).ceil().max(1.0) as u64;
-    let mut so_far = 0;
-    let found = counts.iter().position(|count| {
-        so_far += count;
-        so_far >= wanted
-    });
-    found.unwrap_or(0) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_quantile_is_the_least_that_enough_do_not_exceed() {
-        assert_eq!(quantile(&[], 0.5), 0);
-        assert_eq!([0.5, 0.51, 0.99, 1.0].map(|share| quantile(&[5, 4, 0, 1], share)), [0, 1, 3, 3]);
+        assert_eq!(Counts::default().quantile(0.5), 0);
+        assert_eq!([0.5, 0.51, 0.99, 1.0].map(|share| Counts(vec![5, 4, 0, 1]).quantile(share)), [0, 1, 3, 3]);
+        let mut late = Counts::default();
+        late.add(100_000);
+        assert_eq!(late.quantile(1.0), TOLD_APART as u32);
     }
 }

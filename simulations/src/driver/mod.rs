@@ -35,7 +35,7 @@ use skein_protocol::{
 };
 
 use crate::{
-    checker::{self, Given, Kill, Line, Summary},
+    checker::{Checker, Given, Kill, Line, Property, Summary},
     digest::History,
     engine::{Engine, MILLISECOND, Time},
     worker::modelled::Clockwork,
@@ -43,7 +43,7 @@ use crate::{
         Disk, Network, Payload, Store,
         adversary::Lie,
         directory::{self, Directory},
-        network::{Alarm, ConnectionId, Flows},
+        network::{Alarm, ConnectionId, Flows, Sharing, flows},
     },
 };
 
@@ -58,6 +58,10 @@ use usage::Meter;
 
 /// A peer without a connection is given its bootstrap peers again after this.
 const BOOTSTRAP: Time = 1000 * MILLISECOND;
+/// Wrongs and blames that are kept: among liars they come with every micro-batch.
+const NOTED_MAX: usize = 1000;
+/// A small durable write.
+const SYNC: Time = 5 * MILLISECOND;
 /// UTC at the beginning of the world, milliseconds.
 const UTC_BASE: u64 = 1_790_000_000_000;
 
@@ -147,7 +151,8 @@ pub struct Simulation<P: Process = Peer> {
     lives: Vec<Option<Life<P>>>,
     processes: Vec<u32>,
     speeds: Vec<f64>,
-    dialing: BTreeSet<(usize, usize)>,
+    /// Who dials, by its process, and whom.
+    dialing: BTreeSet<(usize, u32, usize)>,
     /// What a partition swallowed, to be sent again.
     swallowed: BTreeMap<(usize, usize), Vec<Message>>,
     /// What a killed process sent after this never left its machine.
@@ -157,14 +162,15 @@ pub struct Simulation<P: Process = Peer> {
     liars: BTreeMap<usize, Lie>,
     hooks: Vec<Hook>,
     lines: Vec<Line>,
-    kills: Vec<Kill>,
+    /// Each with the number of lines before it: a process may start in the moment in which the one before it was ended.
+    kills: Vec<(usize, Kill)>,
     history: History,
     traffic: [u64; Lane::ALL.len()],
     arrivals: u64,
     pub answers: Vec<Answer>,
+    /// Those that cost a peer its standing, the first of them.
     pub blames: Vec<Blame>,
-    /// What no correct peer does: handles released twice, frames that cannot be read back, jobs without an engine.
-    wrongs: Vec<String>,
+    wrongs: Vec<(Property, String)>,
     trace: Vec<String>,
 }
 
@@ -197,7 +203,7 @@ impl<P: Process> Simulation<P> {
         setup.manifest.run.delegates = also.map(|(i, _)| ids[i]).collect();
         let (run, manifest_bytes) = setup::run_of(&setup.manifest, &keys[owner]);
         let network = Network::new(setup.terrain(), setup.idle, setup.stream(Purpose::Link, 0));
-        let flows = Flows::new(setup.sharing, setup.weights, &network.rates());
+        let flows = Flows::new(Sharing::default(), flows::PRODUCT, &network.rates());
         let mut engine = Engine::default();
         for (peer, plan) in setup.peers.iter().enumerate() {
             engine.plan(plan.starts.as_nanos() as Time, Happening::Fault(Fault::Start(peer)));
@@ -264,25 +270,22 @@ impl<P: Process> Simulation<P> {
         self.lives[peer].is_some()
     }
 
-    pub fn machine(&self, peer: usize) -> Option<&P> {
-        self.lives[peer].as_ref().map(|life| &life.machine)
-    }
-
     pub fn ids(&self) -> &[PeerId] {
         &self.ids
     }
 
     /// What peers said since this was asked before, and who was killed, in order: who takes it as it comes keeps no long history.
     pub fn take_said(&mut self) -> Vec<Said> {
-        let mut kills = std::mem::take(&mut self.kills).into_iter().peekable();
-        let mut all = Vec::with_capacity(self.lines.len() + kills.len());
-        for line in std::mem::take(&mut self.lines) {
-            while let Some(kill) = kills.next_if(|kill| kill.at < line.at) {
+        let (lines, kills) = (std::mem::take(&mut self.lines), std::mem::take(&mut self.kills));
+        let mut kills = kills.into_iter().peekable();
+        let mut all = Vec::with_capacity(lines.len() + kills.len());
+        for (number, line) in lines.into_iter().enumerate() {
+            while let Some((_, kill)) = kills.next_if(|(before, _)| *before <= number) {
                 all.push(Said::Killed(kill));
             }
             all.push(Said::Line(line));
         }
-        all.extend(kills.map(Said::Killed));
+        all.extend(kills.map(|(_, kill)| Said::Killed(kill)));
         all
     }
 
@@ -292,7 +295,16 @@ impl<P: Process> Simulation<P> {
     }
 
     pub fn summary(&self) -> Summary {
-        checker::check(&self.lines, &Given::of(&self.manifest, self.kills.clone()))
+        let mut checker = Checker::new(&Given::of(&self.manifest, Vec::new()));
+        let mut kills = self.kills.iter().peekable();
+        for (number, line) in self.lines.iter().enumerate() {
+            while let Some((_, kill)) = kills.next_if(|(before, _)| *before <= number) {
+                checker.on_kill(*kill);
+            }
+            checker.on_line(line);
+        }
+        kills.for_each(|(_, kill)| checker.on_kill(*kill));
+        checker.finish()
     }
 
     /// One hash of everything that happened.
@@ -343,18 +355,13 @@ impl<P: Process> Simulation<P> {
         &self.disks[peer]
     }
 
-    /// What no correct peer does, and none did if this is empty.
-    pub fn wrongs(&self) -> Vec<String> {
+    /// What no correct peer does (handles released twice, frames that cannot be read back, jobs without an engine), and what is
+    /// broken by it. Empty if none did.
+    pub fn wrongs(&self) -> Vec<(Property, String)> {
         let mut wrongs = self.wrongs.clone();
         for (peer, life) in self.lives.iter().enumerate() {
-            let Some(life) = life else { continue };
-            wrongs.extend(life.store.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
-            wrongs.extend(life.worker.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
+            wrongs.extend(life.iter().flat_map(|life| wrongs_of(peer, life)));
         }
-        let lies = |peer: &usize| self.poisoned.contains_key(peer) || self.liars.contains_key(peer);
-        let honest = |peer: PeerId| self.number(peer).is_none_or(|peer| !lies(&peer));
-        let blamed = self.blames.iter().filter(|blame| blame.severity > Severity::Odd && honest(blame.of));
-        wrongs.extend(blamed.map(|blame| format!("peer {} blames an honest peer: {}", blame.by, blame.why)));
         wrongs
     }
 
@@ -466,6 +473,17 @@ impl<P: Process> Simulation<P> {
     fn utc(&self, peer: usize) -> Utc {
         let now = UTC_BASE + self.engine.now() / MILLISECOND;
         Utc(now.saturating_add_signed(self.setup.peers[peer].skew_ms))
+    }
+
+    fn wrong(&mut self, property: Property, what: String) {
+        if self.wrongs.len() < NOTED_MAX {
+            self.wrongs.push((property, what));
+        }
+    }
+
+    /// Whether a peer was not told to lie.
+    fn is_honest(&self, peer: PeerId) -> bool {
+        self.number(peer).is_none_or(|peer| !self.poisoned.contains_key(&peer) && !self.liars.contains_key(&peer))
     }
 
     fn note(&mut self, peer: usize, text: impl FnOnce(&Self) -> String) {
@@ -596,6 +614,7 @@ impl<P: Process> Simulation<P> {
             busy: 0,
             ticked: (now + phase).saturating_sub(tick),
             paused: None,
+            incarnating: false,
             inbox: Default::default(),
             seq: 0,
             spins: 0,
@@ -622,8 +641,7 @@ impl<P: Process> Simulation<P> {
     }
 
     fn bury(&mut self, peer: usize, life: Life<P>) {
-        self.wrongs.extend(life.store.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
-        self.wrongs.extend(life.worker.wrongs().iter().map(|wrong| format!("peer {peer}: {wrong}")));
+        wrongs_of(peer, &life).into_iter().for_each(|(property, what)| self.wrong(property, what));
         if let Some(next) = life.machine.feed_next() {
             self.disks[peer].feed_from = next;
         }
@@ -650,7 +668,7 @@ impl<P: Process> Simulation<P> {
     fn kill(&mut self, peer: usize) {
         let Some(life) = self.lives[peer].take() else { return };
         let now = self.engine.now();
-        self.kills.push(Kill { peer: self.ids[peer], at: now });
+        self.kills.push((self.lines.len(), Kill { peer: self.ids[peer], at: now }));
         self.disks[peer].crash();
         // Packets of the last moment may not have left the machine.
         if self.rng.random() {
@@ -687,6 +705,10 @@ impl<P: Process> Simulation<P> {
         let Some(life) = self.lives[peer].as_mut() else { return };
         let Some(since) = life.paused.take() else { return };
         life.wake.0 = Time::MAX;
+        if std::mem::take(&mut life.incarnating) {
+            let process = life.number;
+            self.engine.after(SYNC, Happening::Incarnate { peer, process });
+        }
         let inbox = std::mem::take(&mut life.inbox);
         if let Some(running) = &mut life.running {
             running.began += now - since;
@@ -704,6 +726,7 @@ impl<P: Process> Simulation<P> {
         let timers_first = long && self.rng.random();
         if timers_first {
             for other in self.network.neighbours(peer) {
+                self.say_closed(peer, other);
                 self.lose(peer, other, "nothing heard while suspended");
             }
         }
@@ -711,6 +734,7 @@ impl<P: Process> Simulation<P> {
             self.fact_now(peer, fact);
         }
         for other in self.network.silent(now, peer) {
+            self.say_closed(peer, other);
             self.lose(peer, other, "idle");
         }
         self.flows.hold(now, peer, false);
@@ -833,7 +857,7 @@ impl<P: Process> Simulation<P> {
         if asked <= now && life.ticked == now {
             life.spins += 1;
             if life.spins == 1000 {
-                self.wrongs.push(format!("peer {peer} asks to be woken again and again"));
+                self.wrong(Property::P0, format!("peer {peer} asks to be woken again and again"));
             }
         } else if asked > now {
             life.spins = 0;
@@ -877,7 +901,7 @@ impl<P: Process> Simulation<P> {
             if summed.is_some_and(|summed| summed != *micro_batches) {
                 let wrong =
                     format!("peer {peer} says its step had {micro_batches} gradients, its worker had {summed:?}");
-                self.wrongs.push(wrong);
+                self.wrong(Property::P0, wrong);
             }
         }
         self.history.record(now, peer, &record);
@@ -894,6 +918,12 @@ impl<P: Process> Simulation<P> {
         self.read_links();
         self.fact_now(peer, Fact::Input(Input::PeerLost { peer: self.ids[other], why: why.into() }));
     }
+}
+
+/// What a process did that its driver cannot do.
+fn wrongs_of<P>(peer: usize, life: &Life<P>) -> Vec<(Property, String)> {
+    let wrongs = life.store.wrongs().iter().cloned().chain(life.worker.wrongs());
+    wrongs.map(|wrong| (Property::P0, format!("peer {peer}: {wrong}"))).collect()
 }
 
 /// A frame in a few words.

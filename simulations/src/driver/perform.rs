@@ -1,9 +1,12 @@
 //! One match over everything that a peer can ask of its driver, and what comes of it.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use skein_pipeline::peer::io::{Command, Exported, Input, Output};
 use skein_protocol::{
     Lane, PeerId, codec,
+    event::Severity,
     run::Codec,
     wire::{
         Frame, flow,
@@ -12,10 +15,11 @@ use skein_protocol::{
 };
 
 use super::{
-    Answer, Blame, Happening, Process, Simulation, What,
+    Answer, Blame, Happening, NOTED_MAX, Process, SYNC, Simulation, What,
     process::{Acknowledgement, Fact, Message, Running},
 };
 use crate::{
+    checker::Property,
     engine::{MILLISECOND, Time},
     world::{
         Payload,
@@ -28,8 +32,6 @@ use crate::{
 const LANE_MAX: u64 = 64 << 20;
 /// Records come from a file.
 const READ: Time = MILLISECOND;
-/// A small durable write.
-const SYNC: Time = 5 * MILLISECOND;
 
 impl<P: Process> Simulation<P> {
     pub(super) fn perform(&mut self, peer: usize, output: Output) {
@@ -75,10 +77,22 @@ impl<P: Process> Simulation<P> {
             }
             Output::Slice { blob, offset, new } => self.with_store(peer, |store| store.slice(blob, offset, new)),
             Output::Release { blob } => self.with_store(peer, |store| store.release(blob)),
-            Output::Held { .. } | Output::Active { .. } => {}
+            Output::Active { peers } => {
+                let used: BTreeSet<usize> = peers.into_iter().filter_map(|peer| self.number(peer)).collect();
+                let alarms = self.network.set_used(self.engine.now(), peer, used);
+                self.plan_alarms(alarms);
+            }
+            Output::Held { .. } => {}
             Output::Blame { peer: of, severity, why } => {
                 self.note(peer, |sim| format!("blames p{:?}: {why}", sim.number(of)));
-                self.blames.push(Blame { by: peer, of, severity, why });
+                if severity > Severity::Odd {
+                    if self.is_honest(of) {
+                        self.wrong(Property::P9, format!("peer {peer} blames an honest peer: {why}"));
+                    }
+                    if self.blames.len() < NOTED_MAX {
+                        self.blames.push(Blame { by: peer, of, severity, why });
+                    }
+                }
             }
             Output::Exported { request, stage, copy, last } => {
                 let parts = match copy {
@@ -130,7 +144,7 @@ impl<P: Process> Simulation<P> {
             },
         };
         let Some(number) = self.number(to) else {
-            return self.wrongs.push(format!("peer {peer} sends to somebody it cannot know"));
+            return self.wrong(Property::P0, format!("peer {peer} sends to somebody it cannot know"));
         };
         self.note(peer, |_| format!("-> p{number} {}", super::brief(&frame)));
         let body = if number == peer { body } else { self.poison(peer, &frame, body) };
@@ -142,7 +156,7 @@ impl<P: Process> Simulation<P> {
             let too_large = bytes.len() > FRAME_MAX || body.as_ref().is_some_and(|body| body.len() > BODY_MAX);
             if too_large {
                 let words = super::brief(&frame);
-                return self.wrongs.push(format!("peer {peer} sends more than the limits allow: {words}"));
+                return self.wrong(Property::P0, format!("peer {peer} sends more than the limits allow: {words}"));
             }
             let process = self.processes[peer];
             let frame = frame.clone();
@@ -255,7 +269,7 @@ impl<P: Process> Simulation<P> {
         if self.arrivals.is_multiple_of(self.setup.reread_every.max(1))
             && let Err(wrong) = read_back(&bytes)
         {
-            return self.wrongs.push(format!("a frame of peer {from} {wrong}"));
+            return self.wrong(Property::P9, format!("a frame of peer {from} {wrong}"));
         }
         self.deliver(to, Fact::Frame { from: self.ids[from], frame, bytes, body });
     }
@@ -277,16 +291,16 @@ impl<P: Process> Simulation<P> {
     // ---- connections -----------------------------------------------------------------------------------------------------
 
     pub(super) fn dial(&mut self, from: usize, to: usize) {
-        if from == to || self.network.connection(from, to).is_some() || !self.dialing.insert((from, to)) {
+        let process = self.processes[from];
+        if from == to || self.network.connection(from, to).is_some() || !self.dialing.insert((from, process, to)) {
             return;
         }
         let there_and_back = self.network.dialling(from, to);
-        let process = self.processes[from];
         self.engine.after(there_and_back, Happening::Handshake { from, to, process });
     }
 
     pub(super) fn on_handshake(&mut self, from: usize, to: usize, process: u32) {
-        self.dialing.remove(&(from, to));
+        self.dialing.remove(&(from, process, to));
         let connected = self.network.connection(from, to).is_some() && self.network.connection(to, from).is_some();
         if self.processes[from] != process || connected || !self.network.reaches(from, to) {
             return;
@@ -307,6 +321,8 @@ impl<P: Process> Simulation<P> {
     pub(super) fn on_silence(&mut self, alarm: Alarm) {
         let paused = self.lives[alarm.of].as_ref().is_none_or(|life| life.paused.is_some());
         if !paused && self.network.rings(&alarm) {
+            // The other side hears of it, unless it is that way that is cut.
+            self.say_closed(alarm.of, alarm.from);
             self.lose(alarm.of, alarm.from, "idle");
         }
     }
@@ -363,7 +379,8 @@ impl<P: Process> Simulation<P> {
         let Some(life) = self.lives[peer].as_mut().filter(|life| life.number == process) else { return };
         // A suspended process has not written yet.
         if life.paused.is_some() {
-            return self.engine.after(SYNC, Happening::Incarnate { peer, process });
+            life.incarnating = true;
+            return;
         }
         self.disks[peer].incarnation += 1;
         life.incarnation = self.disks[peer].incarnation;

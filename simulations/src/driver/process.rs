@@ -113,6 +113,8 @@ pub(super) struct Life<P> {
     pub busy: Time,
     pub ticked: Time,
     pub paused: Option<Time>,
+    /// A new incarnation is to be written when it runs again.
+    pub incarnating: bool,
     pub inbox: VecDeque<Fact>,
     pub seq: u64,
     /// Ticks in a row that asked to be woken at once.

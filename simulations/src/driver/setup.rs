@@ -18,8 +18,8 @@ use crate::{
         modelled::{Clockwork, Device, Modelled},
     },
     world::{
-        Access, Corpus, Fill, Relay, Sharing,
-        network::{Place, Terrain, flows},
+        Access, Corpus, Fill, Relay,
+        network::{Place, Terrain},
     },
 };
 
@@ -150,8 +150,6 @@ pub struct Setup {
     pub loss: f64,
     pub fill: Fill,
     pub relay: Relay,
-    pub sharing: Sharing,
-    pub weights: flows::Weights,
 }
 
 impl Setup {
@@ -173,8 +171,6 @@ impl Setup {
             loss: 0.0,
             fill: Fill::default(),
             relay: Relay::default(),
-            sharing: Sharing::default(),
-            weights: flows::PRODUCT,
         }
     }
 

@@ -104,17 +104,6 @@ impl Life {
             sits_at_first: 0.0,
         }
     }
-
-    /// Homes that lend their machine: sessions as those of IPFS servers over a week of 2022 (half end within 2 h, four fifths
-    /// within 8 h: Weibull, mean 5.4 h), and 8 h between two of them in the median.
-    pub fn volunteer() -> Self {
-        Life {
-            stays: Span::Weibull { shape: 0.61, scale_s: 3.66 * 3600.0 },
-            away: Span::LogNormal { median_s: 8.0 * 3600.0, sigma: 1.0 },
-            warned: 0.5,
-            ..Life::steady()
-        }
-    }
 }
 
 /// A change, and the session of the peer in which it holds: one that is over finds another number.
@@ -140,9 +129,10 @@ const WORDS: u128 = 4;
 
 impl Course {
     /// The first coming of every peer is planned; one whose first given change is that it comes, comes then. `given` need not
-    /// be in order.
+    /// be in order, but for what befalls one peer at one moment.
     pub fn new(seed: u64, peers: usize, life: Life, mut given: Vec<Change>) -> Self {
-        given.sort_unstable();
+        // Stable: a peer that dies and comes at one moment dies first, as it is given.
+        given.sort_by_key(|change| (change.at, change.peer));
         let key = hash::keyed("skein fleet course 1", &[&seed.to_le_bytes()]).0;
         let mut course = Course {
             life,
@@ -272,6 +262,17 @@ impl Course {
 mod tests {
     use super::*;
 
+    /// Homes that lend their machine: sessions as those of IPFS servers over a week of 2022 (half end within 2 h, four fifths
+    /// within 8 h: Weibull, mean 5.4 h), and 8 h between two of them in the median.
+    fn volunteer() -> Life {
+        Life {
+            stays: Span::Weibull { shape: 0.61, scale_s: 3.66 * 3600.0 },
+            away: Span::LogNormal { median_s: 8.0 * 3600.0, sigma: 1.0 },
+            warned: 0.5,
+            ..Life::steady()
+        }
+    }
+
     fn spans(span: Span) -> Vec<f64> {
         let mut course = Course::new(3, 4000, Life::steady(), Vec::new());
         let mut spans: Vec<f64> = (0..4000).filter_map(|peer| span.draw(course.numbers(peer))).collect();
@@ -281,7 +282,7 @@ mod tests {
 
     #[test]
     fn spans_follow_their_laws() {
-        let weibull = spans(Life::volunteer().stays);
+        let weibull = spans(volunteer().stays);
         let (median, fourth) = (weibull[2000] / 3600.0, weibull[3200] / 3600.0);
         assert!((1.85..2.2).contains(&median) && (7.2..8.8).contains(&fourth), "{median} {fourth}");
         let normal = spans(Span::LogNormal { median_s: 100.0, sigma: 1.0 });
@@ -308,8 +309,17 @@ mod tests {
     }
 
     #[test]
+    fn who_dies_and_comes_at_one_moment_is_there_afterwards() {
+        let change = |at, what| Change { at, peer: 0, what };
+        let given = vec![change(0, What::Comes), change(5, What::Dies), change(5, What::Comes)];
+        let mut course = Course::new(1, 1, Life { arrive_within: None, ..Life::steady() }, given.clone());
+        let told: Vec<Change> = std::iter::from_fn(|| course.next(Time::MAX)).collect();
+        assert_eq!(told, given);
+    }
+
+    #[test]
     fn one_more_peer_shifts_nobody_elses_fate() {
-        let life = Life { arrive_within: Some(Duration::from_secs(100)), ..Life::volunteer() };
+        let life = Life { arrive_within: Some(Duration::from_secs(100)), ..volunteer() };
         let fates = |peers: usize| {
             let mut course = Course::new(7, peers, life, Vec::new());
             let mut changes = Vec::new();

@@ -375,7 +375,8 @@ impl Fleet {
         let since_s = self.books.still_since()?;
         let stage = self.pools.iter().position(|pool| pool.serving == 0);
         // A replica too many elsewhere may still move.
-        let may_change = self.now < self.until && seconds(self.now) < since_s + place::MOVES_WITHIN_S;
+        let may_change_until = since_s.max(seconds(self.moved_at)) + place::MOVES_WITHIN_S;
+        let may_change = self.now < self.until && seconds(self.now) < may_change_until;
         if self.now >= self.until || may_change || self.course.brings() {
             return None;
         }

@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     engine::Time,
-    scenario::{Person, Trouble, What as Wrong, World},
+    scenario::{
+        Person, Trouble, What as Wrong, World,
+        troubles::{Spell, products, union},
+    },
     world::{churn, network::measured_fill},
 };
 
@@ -111,51 +114,96 @@ fn changes(world: &World, first: u32) -> Vec<Change> {
     let mut changes: Vec<Change> = world.changes.iter().map(change).collect();
     let newcomers = world.people.iter().zip(0u32..).filter_map(|(person, peer)| Some((person.newcomer?, peer)));
     changes.extend(newcomers.map(|(at, peer)| Change { at, peer: peer - first, what: What::Comes }));
-    let lives = Lives::of(&changes);
-    let wrongs: Vec<Change> = world.troubles.iter().flat_map(|trouble| wrongs(trouble, first, &lives)).collect();
-    changes.extend(wrongs);
+    let lives = Lives::of(&changes, &world.troubles, first);
+    changes.extend(wrongs(&world.troubles, first, &lives));
     changes
 }
 
-/// When peers come and go by the world's course: who is away is no victim, and does not come back by a trouble's end.
+/// When peers come and go, but for those who are cut off or start again: who is away is no victim, and does not come back by a
+/// trouble's end.
 struct Lives {
     of: BTreeMap<u32, Vec<(Time, bool)>>,
 }
 
 impl Lives {
-    fn of(changes: &[Change]) -> Self {
+    fn of(changes: &[Change], troubles: &[Trouble], first: u32) -> Self {
         let mut of: BTreeMap<u32, Vec<(Time, bool)>> = BTreeMap::new();
         for change in changes {
             of.entry(change.peer).or_default().push((change.at, change.what == What::Comes));
         }
-        of.values_mut().for_each(|of| of.sort());
+        for trouble in troubles.iter().filter(|trouble| matches!(trouble.what, Wrong::Die | Wrong::Leave)) {
+            for peer in hosting(trouble, first) {
+                of.entry(peer).or_default().push((trouble.at, false));
+            }
+        }
+        // Stable: what happens to a peer at one moment stays in its order.
+        of.values_mut().for_each(|of| of.sort_by_key(|(at, _)| *at));
         Lives { of }
     }
 
+    fn of_peer(&self, peer: u32) -> &[(Time, bool)] {
+        self.of.get(&peer).map_or(&[], Vec::as_slice)
+    }
+
     fn is_there(&self, peer: u32, at: Time) -> bool {
-        let before = self.of.get(&peer).map_or(&[][..], |of| &of[..of.partition_point(|(then, _)| *then <= at)]);
-        before.last().is_some_and(|(_, comes)| *comes)
+        let of = self.of_peer(peer);
+        of[..of.partition_point(|(then, _)| *then <= at)].last().is_some_and(|(_, comes)| *comes)
+    }
+
+    /// When the process ends that runs at `at`.
+    fn ends(&self, peer: u32, at: Time) -> Time {
+        let goes = |(then, comes): &&(Time, bool)| *then > at && !comes;
+        self.of_peer(peer).iter().find(goes).map_or(Time::MAX, |(then, _)| *then)
     }
 }
 
-/// What a trouble is to flows: who is cut off is away for so long, who is suspended does nothing.
-fn wrongs(trouble: &Trouble, first: u32, lives: &Lives) -> Vec<Change> {
-    let Trouble { at, until, ref whom, factor, .. } = *trouble;
-    let runs = |part: f64| What::Runs { permille: (part.clamp(0.0, 1.0) * f64::from(WHOLE)) as u16 };
-    let (begin, end) = match trouble.what {
-        Wrong::Die => (What::Dies, None),
-        Wrong::Leave => (What::Leaves, None),
-        Wrong::Restart | Wrong::Partition | Wrong::Mute | Wrong::Swizzle => (What::Dies, Some(What::Comes)),
-        Wrong::Slow => (runs(factor), Some(runs(1.0))),
-        Wrong::Pause => (runs(0.0), Some(runs(1.0))),
-        Wrong::Crowd | Wrong::Skew | Wrong::DiskFull | Wrong::DiskTorn | Wrong::Latency => return Vec::new(),
-    };
-    let of_peer = |peer: &usize| {
-        let peer = *peer as u32 - first;
-        let change = |at: Time, what: What| lives.is_there(peer, at).then_some(Change { at, peer, what });
-        [change(at, begin), end.filter(|_| lives.is_there(peer, at)).and_then(|what| change(until, what))]
-    };
-    whom.iter().filter(|peer| **peer >= first as usize).flat_map(of_peer).flatten().collect()
+/// The peers that a trouble befalls and that are no feeders, by their numbers in the fleet.
+fn hosting(trouble: &Trouble, first: u32) -> impl Iterator<Item = u32> {
+    trouble.whom.iter().filter_map(move |peer| (*peer as u32).checked_sub(first))
+}
+
+/// What troubles are to flows: who is cut off is away for so long, who is suspended does nothing. Where several befall a peer at
+/// once, the last that ends sets it free.
+fn wrongs(troubles: &[Trouble], first: u32, lives: &Lives) -> Vec<Change> {
+    let mut slow: BTreeMap<u32, Vec<Spell>> = BTreeMap::new();
+    let mut away: BTreeMap<u32, Vec<(Time, Time)>> = BTreeMap::new();
+    let mut changes = Vec::new();
+    for trouble in troubles {
+        let Trouble { at, until, factor, .. } = *trouble;
+        for peer in hosting(trouble, first) {
+            let is_there = lives.is_there(peer, at);
+            match trouble.what {
+                Wrong::Die => changes.push(Change { at, peer, what: What::Dies }),
+                Wrong::Leave => changes.push(Change { at, peer, what: What::Leaves }),
+                Wrong::Restart | Wrong::Partition | Wrong::Mute | Wrong::Swizzle if is_there => {
+                    away.entry(peer).or_default().push((at, until));
+                }
+                Wrong::Slow => slow.entry(peer).or_default().push(Spell { from: at, until, part: factor }),
+                // A process that ends is not suspended any more.
+                Wrong::Pause if is_there => {
+                    let until = until.min(lives.ends(peer, at));
+                    slow.entry(peer).or_default().push(Spell { from: at, until, part: 0.0 });
+                }
+                Wrong::Restart | Wrong::Partition | Wrong::Mute | Wrong::Swizzle | Wrong::Pause => {}
+                Wrong::Crowd | Wrong::Skew | Wrong::DiskFull | Wrong::DiskTorn | Wrong::Latency => {}
+            }
+        }
+    }
+    for (peer, windows) in away {
+        for (from, until) in union(windows) {
+            changes.push(Change { at: from, peer, what: What::Dies });
+            if lives.is_there(peer, until) {
+                changes.push(Change { at: until, peer, what: What::Comes });
+            }
+        }
+    }
+    for (peer, spells) in slow {
+        changes.extend(products(&spells).into_iter().map(|(at, part)| {
+            let permille = (part.clamp(0.0, 1.0) * f64::from(WHOLE)) as u16;
+            Change { at, peer, what: What::Runs { permille } }
+        }));
+    }
+    changes
 }
 
 fn remarks(troubles: &[Trouble]) -> Vec<String> {
@@ -209,6 +257,47 @@ mod tests {
         let text = format!("learning = \"curve\"\n{text}");
         let document = Document::read("homes", &text).unwrap_or_else(|refused| panic!("{refused}"));
         expand(&document, &Files::new(), seed).unwrap_or_else(|refused| panic!("{refused}"))
+    }
+
+    fn trouble(what: Wrong, at: Time, until: Time) -> Trouble {
+        Trouble { at, until, what, whom: vec![0, 1], factor: 0.5 }
+    }
+
+    fn came_and_went(changes: &[(Time, What)]) -> Vec<Change> {
+        changes.iter().map(|(at, what)| Change { at: *at, peer: 0, what: *what }).collect()
+    }
+
+    /// Peer 0 is the feeder, and what comes of the troubles of the only other one is told.
+    fn of_troubles(changes: &[(Time, What)], troubles: &[Trouble]) -> Vec<(Time, What)> {
+        let changes = wrongs(troubles, 1, &Lives::of(&came_and_went(changes), troubles, 1));
+        changes.iter().map(|change| (change.at, change.what)).collect()
+    }
+
+    #[test]
+    fn who_dies_while_it_is_slow_is_whole_again_when_that_is_over() {
+        let runs = |permille| What::Runs { permille };
+        let lives = [(0, What::Comes), (20, What::Dies), (50, What::Comes)];
+        let told = of_troubles(&lives, &[trouble(Wrong::Slow, 10, 30)]);
+        assert_eq!(told, [(10, runs(500)), (30, runs(1000))]);
+        let told = of_troubles(&lives, &[trouble(Wrong::Pause, 10, 70)]);
+        assert_eq!(told, [(10, runs(0)), (20, runs(1000))], "a new process is not suspended");
+        assert_eq!(of_troubles(&lives, &[trouble(Wrong::Pause, 30, 70)]), [], "nobody is there");
+    }
+
+    #[test]
+    fn troubles_that_overlap_end_with_the_last() {
+        let runs = |permille| What::Runs { permille };
+        let lives = [(0, What::Comes)];
+        let told = of_troubles(&lives, &[trouble(Wrong::Slow, 10, 30), trouble(Wrong::Slow, 20, 40)]);
+        assert_eq!(told, [(10, runs(500)), (20, runs(250)), (30, runs(500)), (40, runs(1000))]);
+        let told = of_troubles(&lives, &[trouble(Wrong::Partition, 10, 30), trouble(Wrong::Restart, 20, 40)]);
+        assert_eq!(told, [(10, What::Dies), (40, What::Comes)]);
+    }
+
+    #[test]
+    fn who_died_for_good_does_not_come_back_when_a_partition_heals() {
+        let told = of_troubles(&[(0, What::Comes)], &[trouble(Wrong::Partition, 10, 30), trouble(Wrong::Die, 20, 20)]);
+        assert_eq!(told, [(20, What::Dies), (10, What::Dies)]);
     }
 
     #[test]

@@ -1,15 +1,15 @@
-//! Where a peer serves, and what it takes to begin: the planner's rules (`pipeline::plan::assign`), for whole pools.
+//! Where a peer serves, what it takes to begin, and when it moves: the planner's rules (`pipeline::plan`), for whole pools.
 
+use skein_pipeline::{
+    peer::{EMPTY_FOR, SLOW_FOR},
+    plan::moves::{GAIN, MOVES_MAX},
+};
 use skein_protocol::{Stage, hash::mix};
 
 use super::{Fleet, Standing, calibrated};
-use crate::engine::{SECOND, Time};
+use crate::engine::Time;
 
-/// A stage must be weaker than this part of what it becomes before somebody moves to it; as the planner has it.
-const HYSTERESIS: f64 = 0.8;
-/// A stage must be in need for so long before somebody moves to it, and between two moves there is so much.
-const MOVE_EVERY: Time = 30 * SECOND;
-/// Whoever could move to an empty stage has done so by then, and fetched what is left of it.
+/// So long after the last move, whoever could move to an empty stage has done so, and fetched what is left of it.
 pub(super) const MOVES_WITHIN_S: f64 = 180.0;
 
 impl Fleet {
@@ -53,25 +53,40 @@ impl Fleet {
         pool.sum.up() / serving * free / (f64::from(pool.fetching) / serving).max(1.0)
     }
 
-    /// One replica moves to the weakest stage if that gains by more than the hysteresis; at most one a period.
+    /// Replicas move to the weakest stages, one after the other as long as each gains enough, once the last moves are so long ago
+    /// that all see what came of them.
     pub(super) fn move_if_due(&mut self) {
-        if self.now < self.moved_at + MOVE_EVERY {
+        let Some((mut peer, mut from, mut to)) = self.next_move() else { return };
+        let pool = &self.pools[usize::from(to)];
+        let patience = if pool.serving + pool.fetching == 0 { EMPTY_FOR } else { SLOW_FOR };
+        if self.now < self.moved_at + patience.as_nanos() as Time {
             return;
         }
-        let stages = 0..self.pools.len() as Stage;
+        for left in (0..MOVES_MAX).rev() {
+            self.moved_at = self.now;
+            self.stop_serving(self.now, peer, from, false);
+            self.books.moved();
+            self.fetch(self.now, peer, to);
+            match self.next_move().filter(|_| left > 0) {
+                Some(next) => (peer, from, to) = next,
+                None => return,
+            }
+        }
+    }
+
+    /// The replica that helps the weakest stage most, the stage that it leaves and this one.
+    fn next_move(&self) -> Option<(u32, Stage, Stage)> {
         let planned = |stage: Stage| self.pools[usize::from(stage)].planned();
-        let Some(to) = stages.clone().min_by(|a, b| planned(*a).total_cmp(&planned(*b))) else { return };
+        let to = (0..self.pools.len() as Stage).min_by(|a, b| planned(*a).total_cmp(&planned(*b)))?;
         let weakest = planned(to);
         // Who could help: only looked for where one replica's help can be enough.
+        if weakest >= GAIN * (weakest + self.books.fastest_claim()) {
+            return None;
+        }
         let best = (0..self.states.len() as u32)
-            .filter(|_| weakest < HYSTERESIS * (weakest + self.books.fastest_claim()))
             .filter_map(|peer| self.would_move(peer, to, weakest))
             .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
-        let Some((_, peer, from)) = best else { return };
-        self.moved_at = self.now;
-        self.stop_serving(self.now, peer, from, false);
-        self.books.moved();
-        self.fetch(self.now, peer, to);
+        best.map(|(_, peer, from)| (peer, from, to))
     }
 
     /// The weaker of the two stages after the move, if it is enough better than the weakest is now.
@@ -83,7 +98,7 @@ impl Fleet {
             return None;
         }
         let after = (pool.planned() - self.part(peer, from).claim()).min(weakest + self.part(peer, to).claim());
-        (weakest < HYSTERESIS * after).then_some((after, peer, from))
+        (weakest < GAIN * after).then_some((after, peer, from))
     }
 }
 

@@ -22,7 +22,7 @@ pub use compare::{Comparison, Difference, compare};
 pub use done::SimulateDone;
 pub use estimate::{Estimate, student_t};
 pub use explain::{Change, Explanation, explain};
-pub use summary::{Expected, Figures, Seed, SeedViolation, Summary, Told, Unreadable};
+pub use summary::{Expected, Figures, Seed, SeedViolation, Summary, Told, Unreadable, quoted};
 pub use sweep::{Point, sweep};
 pub use terminal::text;
 

@@ -88,6 +88,6 @@ mod tests {
         println!("{} micro-batches, {} happenings", summary.completed, simulation.happenings());
         assert!(summary.completed > 20, "{summary:?}");
         assert_eq!((summary.lost, summary.doubled), (0, 0));
-        assert_eq!(simulation.wrongs(), [""; 0]);
+        assert_eq!(simulation.wrongs(), []);
     }
 }

@@ -68,6 +68,9 @@ pub fn check(document: &Document, files: &Files) -> Result<Ground, Refused> {
     let regions = regions::matrix(&found.scenario.network.regions).expect("names of matrices are checked when read");
     let crowd = found.faults(duration);
     let fidelity = found.fidelity(crowd);
+    if fidelity == Fidelity::Protocol {
+        found.pairs();
+    }
     let manifest = found.manifest(&machines, &shares, fidelity);
     if let Some(manifest) = &manifest {
         found.product(manifest, fidelity);
@@ -212,6 +215,8 @@ impl Found<'_> {
         } else if lies && adversaries.kind != "silent" && *learning != Learning::Real {
             self.remarks
                 .push("Without learning = \"real\" there are no values to lie about: liars are only counted.".into());
+        } else if lies {
+            self.remarks.push("Nobody is banned here: real peers refuse a liar whom they caught often enough.".into());
         }
     }
 
@@ -242,15 +247,6 @@ impl Found<'_> {
                 }
             } else if whom > count {
                 self.wrong(&key("peers"), format!("is {whom}, and peers.count = {count}"));
-            } else if matches!(fault.what, What::Partition | What::Mute | What::Swizzle) {
-                let others = count - whom + u64::from(self.scenario.peers.feeders);
-                if whom * others > PAIRS_MAX && self.scenario.simulate.fidelity != FidelityChoice::Fleet {
-                    let pairs = whom * others;
-                    let what = format!(
-                        "parts {pairs} pairs, at most {PAIRS_MAX}: fewer peers, or simulate.fidelity = \"fleet\""
-                    );
-                    self.wrong(&key("peers"), what);
-                }
             }
             let needs = matches!(fault.what, What::Slow | What::Latency);
             if needs && fault.factor <= 0.0 {
@@ -262,6 +258,21 @@ impl Found<'_> {
             }
         }
         crowd
+    }
+
+    /// Each pair of peers that a fault parts is parted and joined by itself, frame by frame.
+    fn pairs(&mut self) {
+        let count = u64::from(self.scenario.peers.count);
+        for (number, fault) in self.scenario.faults.iter().enumerate() {
+            let whom = befalls(fault, count);
+            let parts = matches!(fault.what, What::Partition | What::Mute | What::Swizzle) && whom <= count;
+            let pairs = if parts { whom * (count - whom + u64::from(self.scenario.peers.feeders)) } else { 0 };
+            if pairs > PAIRS_MAX {
+                let what =
+                    format!("parts {pairs} pairs, at most {PAIRS_MAX}: fewer peers, or simulate.fidelity = \"fleet\"");
+                self.wrong(&format!("fault.{number}.peers"), what);
+            }
+        }
     }
 
     fn fidelity(&mut self, crowd: u64) -> Fidelity {
@@ -582,6 +593,15 @@ mod tests {
         assert_eq!(ground("").unwrap().fidelity, Fidelity::Protocol);
         let crowd = "[[fault]]\nat = \"1 s\"\nwhat = \"crowd\"\npeers = 2000";
         assert_eq!(ground(crowd).unwrap().fidelity, Fidelity::Fleet);
+    }
+
+    #[test]
+    fn many_pairs_are_parted_among_peers_that_are_flows() {
+        let fault = "[[fault]]\nat = \"1 s\"\nwhat = \"partition\"\npeers = 0.5";
+        let mut document = Document::read("my.toml", &format!("{TEXT}{fault}")).unwrap();
+        document.set("peers=3000").unwrap();
+        let ground = check(&document, &Files::new()).map(|ground| ground.fidelity);
+        assert_eq!(ground.expect("auto chooses flows"), Fidelity::Fleet);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize as _;
-use skein_protocol::hash;
+use skein_protocol::{hash, slip};
 use toml::{
     Table, Value,
     de::{DeTable, DeValue},
@@ -13,7 +13,7 @@ use toml::{
 use super::{
     Scenario,
     keys::{self, KEYS, Kind, SHORT},
-    problem::{Place, Problem, Refused, nearest, unknown},
+    problem::{Place, Problem, Refused, unknown},
 };
 
 /// Bytes of a text: far above any scenario.
@@ -81,7 +81,7 @@ impl Document {
             return Err(refuse("", "has no =; write key=value, like peers=500".into()));
         };
         let name = name.trim();
-        let path = SHORT.iter().find(|(short, _)| *short == name).map_or(name, |(_, path)| *path);
+        let path = keys::whole(name);
         let mut changed = self.clone();
         let shares =
             path.rsplit_once('.').filter(|(above, _)| keys::find(above).is_some_and(|key| key.kind.names().is_some()));
@@ -198,7 +198,7 @@ fn below<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
 
 fn no_key(name: &str) -> String {
     let words: Vec<&str> = SHORT.iter().map(|(short, _)| *short).collect();
-    match nearest(name, &words) {
+    match slip::nearest(name, words.iter().copied()) {
         Some(near) if !name.contains('.') => format!("is no key of a scenario; did you mean {near}?"),
         _ if !name.contains('.') => format!("{}; or short {}", keys::no_key(name), words.join(", ")),
         _ => keys::no_key(name),

@@ -1,19 +1,17 @@
 //! The keys of a scenario: path, kind, and the short words of `--set`. In: a path or a value. Out: what it should be, in words.
 //! Which values go together is [`super::check`]'s.
 
+use skein_protocol::{
+    slip::nearest,
+    table::{self, may, need},
+};
 use toml::Value;
 
-use super::problem::{nearest, unknown};
-use crate::world::{access::Accesses, churn, devices, regions, unit};
+use super::problem::unknown;
+use crate::world::{access::Accesses, adversary::Lie, churn, devices, regions, unit};
 
-#[derive(Clone, Copy, Debug)]
-pub struct Key {
-    /// Items of `[[fault]]` are `fault.*`.
-    pub path: &'static str,
-    pub kind: Kind,
-    /// Must be there where its section is.
-    pub need: bool,
-}
+/// Items of `[[fault]]` are `fault.*`.
+pub type Key = table::Key<Kind>;
 
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
@@ -39,7 +37,15 @@ pub enum Kind {
 pub const MODELS: [&str; 8] = ["tiny", "demo", "124m", "350m", "1b3", "7b", "13b", "30b"];
 pub const CODECS: &[&str] = &["f32", "bf16", "int16", "int8", "int4"];
 const OF_AVERAGING: &[&str] = &["f32", "bf16", "int16", "int8", "int4", "sparse"];
-pub const LIES: &[&str] = &["nan", "sign", "zero", "noise", "silent"];
+pub const LIES: &[&str] = &{
+    let mut names = [""; Lie::ALL.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = Lie::ALL[i].0;
+        i += 1;
+    }
+    names
+};
 const FAULTS: &[&str] = &[
     "die",
     "restart",
@@ -62,14 +68,6 @@ const CAUSES: &[&str] =
 const SEED_MAX: u64 = i64::MAX as u64;
 /// Peers of the largest scenario.
 pub const PEERS_MAX: u64 = 1_000_000;
-
-const fn need(path: &'static str, kind: Kind) -> Key {
-    Key { path, kind, need: true }
-}
-
-const fn may(path: &'static str, kind: Kind) -> Key {
-    Key { path, kind, need: false }
-}
 
 pub const KEYS: &[Key] = &[
     need("question", Kind::Text),
@@ -163,6 +161,11 @@ pub const SHORT: &[(&str, &str)] = &[
     ("seed", "simulate.seed"),
 ];
 
+/// The key that a word of `--set` stands for.
+pub fn whole(word: &str) -> &str {
+    SHORT.iter().find(|(short, _)| *short == word).map_or(word, |(_, path)| *path)
+}
+
 /// `fault.3.at` as `fault.*.at`.
 pub fn general(path: &str) -> String {
     let part = |(i, part): (usize, &str)| {
@@ -173,24 +176,20 @@ pub fn general(path: &str) -> String {
 }
 
 pub fn find(path: &str) -> Option<&'static Key> {
-    let path = general(path);
-    KEYS.iter().find(|key| key.path == path)
+    table::find(KEYS, &general(path))
 }
 
 /// Whether keys stand below `path`.
 pub fn is_section(path: &str) -> bool {
-    let path = general(path);
-    KEYS.iter().any(|key| key.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')))
+    table::is_section(KEYS, &general(path))
 }
 
 /// `is no key`, with what may have been meant, or what there is.
 pub fn no_key(path: &str) -> String {
     let general = general(path);
-    let sections = KEYS.iter().flat_map(|key| key.path.match_indices('.').map(|(at, _)| &key.path[..at]));
-    let known: Vec<&str> = KEYS.iter().map(|key| key.path).chain(sections).collect();
-    let tail = |path: &str| path.rsplit('.').next().unwrap_or_default().to_string();
-    let same_name = || known.iter().copied().find(|known| tail(known) == tail(&general));
-    if let Some(near) = nearest(&general, &known).or_else(same_name) {
+    let known: Vec<&str> = table::paths(KEYS).collect();
+    let same_name = || known.iter().copied().find(|known| table::name(known) == table::name(&general));
+    if let Some(near) = nearest(&general, known.iter().copied()).or_else(same_name) {
         return format!("is no key of a scenario; did you mean {}?", near.replace(".*", ""));
     }
     let section = path.split('.').next().unwrap_or_default();
@@ -322,12 +321,20 @@ pub fn in_range(value: f64, low: f64, high: f64) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::What;
 
     #[test]
     fn every_short_word_stands_for_a_key() {
         for (short, path) in SHORT {
             assert!(find(path).is_some(), "{short} -> {path}");
         }
+    }
+
+    #[test]
+    fn every_fault_has_its_word() {
+        let unknown = Value::String("?".into()).try_into::<What>().unwrap_err().to_string();
+        let words: Vec<String> = FAULTS.iter().map(|word| format!("`{word}`")).collect();
+        assert!(unknown.contains(&words.join(", ")), "{unknown}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub mod keys;
 pub mod manifest;
 mod people;
 mod problem;
-mod troubles;
+pub(crate) mod troubles;
 pub mod world;
 
 use std::collections::BTreeMap;

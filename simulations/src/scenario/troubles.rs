@@ -1,7 +1,7 @@
 //! What goes wrong: the scenario's faults, with whom they befall, and what of them, of churn and of owners the driver is told.
 //! In: faults, people, the course of churn. Out: troubles with their victims, and driver faults in the order of time.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use rand::RngExt;
 use skein_pipeline::peer::io::Command;
@@ -103,15 +103,83 @@ pub struct Course<'w> {
     pub duration: Time,
 }
 
+/// What holds for a while. Where several windows of one kind overlap, the last that ends ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Holds {
+    /// The process is dead, and starts again.
+    Down(usize),
+    Suspended(usize),
+    DiskFull(usize),
+    DiskTorn(usize),
+    /// What the first says does not reach the second.
+    Cut(usize, usize),
+}
+
+impl Holds {
+    fn begin(self) -> driver::Fault {
+        match self {
+            Holds::Down(peer) => driver::Fault::Kill(peer),
+            Holds::Suspended(peer) => driver::Fault::Pause(peer),
+            Holds::DiskFull(peer) => driver::Fault::DiskFull(peer, true),
+            Holds::DiskTorn(peer) => driver::Fault::DiskTorn(peer, true),
+            Holds::Cut(from, to) => driver::Fault::Block(from, to),
+        }
+    }
+
+    fn end(self) -> driver::Fault {
+        match self {
+            Holds::Down(peer) => driver::Fault::Start(peer),
+            Holds::Suspended(peer) => driver::Fault::Resume(peer),
+            Holds::DiskFull(peer) => driver::Fault::DiskFull(peer, false),
+            Holds::DiskTorn(peer) => driver::Fault::DiskTorn(peer, false),
+            Holds::Cut(from, to) => driver::Fault::Unblock(from, to),
+        }
+    }
+}
+
+/// What troubles come to, before those of one kind are put together.
+#[derive(Default)]
+struct Collected {
+    /// Moments at which something happens for good.
+    told: Vec<(Time, driver::Fault)>,
+    windows: BTreeMap<Holds, Vec<(Time, Time)>>,
+    /// Speeds, and how much longer ways are.
+    slow: BTreeMap<usize, Vec<Spell>>,
+    late: BTreeMap<usize, Vec<Spell>>,
+}
+
+impl Collected {
+    fn hold(&mut self, what: Holds, from: Time, until: Time) {
+        self.windows.entry(what).or_default().push((from, until));
+    }
+
+    fn part(&mut self, a: usize, b: usize, from: Time, until: Time) {
+        self.hold(Holds::Cut(a, b), from, until);
+        self.hold(Holds::Cut(b, a), from, until);
+    }
+}
+
 impl Course<'_> {
     pub fn faults(&self) -> Vec<(Time, driver::Fault)> {
-        let mut told = self.churn();
-        let mut slow: BTreeMap<usize, Vec<Spell>> = self.owners();
+        let mut all = Collected { told: self.churn(), slow: self.owners(), ..Collected::default() };
         for (number, trouble) in self.troubles.iter().enumerate() {
-            self.trouble(number, trouble, &mut told, &mut slow);
+            self.trouble(number, trouble, &mut all);
+        }
+        let Collected { mut told, windows, slow, late } = all;
+        for (what, windows) in windows {
+            // A process that was not there when the first began may be there when the second does.
+            told.extend(windows.iter().map(|(from, _)| (*from, what.begin())));
+            let ends = union(windows).into_iter().filter(|(_, until)| match what {
+                Holds::Down(peer) => self.is_there(peer, *until),
+                Holds::Suspended(_) | Holds::DiskFull(_) | Holds::DiskTorn(_) | Holds::Cut(..) => true,
+            });
+            told.extend(ends.map(|(_, until)| (until, what.end())));
         }
         for (peer, spells) in slow {
-            told.extend(speeds(&spells).into_iter().map(|(at, speed)| (at, driver::Fault::Speed(peer, speed))));
+            told.extend(products(&spells).into_iter().map(|(at, speed)| (at, driver::Fault::Speed(peer, speed))));
+        }
+        for (peer, spells) in late {
+            told.extend(products(&spells).into_iter().map(|(at, times)| (at, driver::Fault::Lag(peer, times))));
         }
         told.retain(|(at, _)| *at < self.duration);
         // Stable: what is told of one moment stays in its order.
@@ -150,6 +218,10 @@ impl Course<'_> {
     }
 
     fn is_there(&self, peer: usize, at: Time) -> bool {
+        let for_good = |trouble: &&Trouble| matches!(trouble.what, What::Die | What::Leave) && trouble.at <= at;
+        if self.troubles.iter().filter(for_good).any(|trouble| trouble.whom.binary_search(&peer).is_ok()) {
+            return false;
+        }
         if let Some(from) = self.people[peer].newcomer {
             return from <= at;
         }
@@ -157,59 +229,30 @@ impl Course<'_> {
         of_peer.next_back().is_some_and(|change| change.what == churn::What::Comes)
     }
 
-    fn trouble(
-        &self,
-        number: usize,
-        trouble: &Trouble,
-        told: &mut Vec<(Time, driver::Fault)>,
-        slow: &mut BTreeMap<usize, Vec<Spell>>,
-    ) {
+    fn trouble(&self, number: usize, trouble: &Trouble, all: &mut Collected) {
         let Trouble { at, until, factor, .. } = *trouble;
-        let lasts = Duration::from_nanos(until - at);
         for &peer in &trouble.whom {
             match trouble.what {
-                What::Die => told.push((at, driver::Fault::Kill(peer))),
-                What::Restart => {
-                    told.push((at, driver::Fault::Kill(peer)));
-                    if self.is_there(peer, at) && self.is_there(peer, until) {
-                        told.push((until, driver::Fault::Start(peer)));
-                    }
-                }
+                What::Die => all.told.push((at, driver::Fault::Kill(peer))),
+                What::Restart if self.is_there(peer, at) => all.hold(Holds::Down(peer), at, until),
+                What::Restart => {}
                 What::Leave => {
-                    told.push((at, driver::Fault::Command(peer, Command::Drain)));
-                    told.push((at + churn::warning(), driver::Fault::Kill(peer)));
+                    all.told.push((at, driver::Fault::Command(peer, Command::Drain)));
+                    all.told.push((at + churn::warning(), driver::Fault::Kill(peer)));
                 }
-                What::Slow => slow.entry(peer).or_default().push(Spell { from: at, until, part: factor }),
-                What::Pause => told.push((at, driver::Fault::PauseFor(peer, lasts))),
-                What::DiskFull => {
-                    told.push((at, driver::Fault::DiskFull(peer, true)));
-                    told.push((until, driver::Fault::DiskFull(peer, false)));
-                }
+                What::Slow => all.slow.entry(peer).or_default().push(Spell { from: at, until, part: factor }),
+                What::Latency => all.late.entry(peer).or_default().push(Spell { from: at, until, part: factor }),
+                What::Pause => all.hold(Holds::Suspended(peer), at, until),
+                What::DiskFull => all.hold(Holds::DiskFull(peer), at, until),
+                What::DiskTorn => all.hold(Holds::DiskTorn(peer), at, until),
                 What::Skew => {
                     let ms = (factor * 3_600_000.0) as i64;
-                    told.push((at, driver::Fault::Skew(peer, ms)));
-                    told.push((until, driver::Fault::Skew(peer, -ms)));
+                    all.told.push((at, driver::Fault::Skew(peer, ms)));
+                    all.told.push((until, driver::Fault::Skew(peer, -ms)));
                 }
-                What::Partition | What::Mute => {
-                    for other in self.others(trouble) {
-                        match trouble.what {
-                            What::Partition => {
-                                told.push((at, driver::Fault::Partition(peer, other)));
-                                told.push((until, driver::Fault::Heal(peer, other)));
-                            }
-                            _ => told.push((at, driver::Fault::BlockFor(peer, other, lasts))),
-                        }
-                    }
-                }
-                What::Swizzle => self.swizzle(number, trouble, peer, told),
-                What::DiskTorn => {
-                    told.push((at, driver::Fault::DiskTorn(peer, true)));
-                    told.push((until, driver::Fault::DiskTorn(peer, false)));
-                }
-                What::Latency => {
-                    told.push((at, driver::Fault::Lag(peer, factor)));
-                    told.push((until, driver::Fault::Lag(peer, 1.0)));
-                }
+                What::Partition => self.others(trouble).for_each(|other| all.part(peer, other, at, until)),
+                What::Mute => self.others(trouble).for_each(|other| all.hold(Holds::Cut(peer, other), at, until)),
+                What::Swizzle => self.swizzle(number, trouble, peer, all),
                 // The plan of a newcomer says when it comes.
                 What::Crowd => {}
             }
@@ -224,19 +267,22 @@ impl Course<'_> {
 
     /// In the first half of the time a peer's connections are clogged one by one in one order, in the second they are let free in
     /// another.
-    fn swizzle(&self, number: usize, trouble: &Trouble, peer: usize, told: &mut Vec<(Time, driver::Fault)>) {
+    fn swizzle(&self, number: usize, trouble: &Trouble, peer: usize, all: &mut Collected) {
         let mut rng = Draw::Target(number as u32).stream(self.seed, peer as u64 | 1 << 63);
         let mut others: Vec<usize> = (0..self.people.len()).filter(|other| *other != peer).collect();
         let half = (trouble.until - trouble.at) / 2;
-        for (phase, free) in [(trouble.at, false), (trouble.at + half, true)] {
+        let between = half / others.len().max(1) as u64;
+        let mut clogged: BTreeMap<usize, Time> = BTreeMap::new();
+        for phase in [trouble.at, trouble.at + half] {
             for i in (1..others.len()).rev() {
                 others.swap(i, rng.random_range(0..=i));
             }
-            let between = half / others.len().max(1) as u64;
             for (i, &other) in others.iter().enumerate() {
                 let at = phase + between * i as u64;
-                let fault = if free { driver::Fault::Heal(peer, other) } else { driver::Fault::Partition(peer, other) };
-                told.push((at, fault));
+                match clogged.remove(&other) {
+                    None => drop(clogged.insert(other, at)),
+                    Some(from) => all.part(peer, other, from, at),
+                }
             }
         }
     }
@@ -264,34 +310,82 @@ impl Course<'_> {
     }
 }
 
-/// A time in which a machine has only a part of its speed.
+/// A time in which something is only a part of what it is, or many times that.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Spell {
-    from: Time,
-    until: Time,
-    part: f64,
+pub(crate) struct Spell {
+    pub from: Time,
+    pub until: Time,
+    pub part: f64,
 }
 
-/// The speed at each moment at which it changes: spells that overlap multiply.
-fn speeds(spells: &[Spell]) -> Vec<(Time, f64)> {
+/// The factor at each moment at which it changes: spells that overlap multiply.
+pub(crate) fn products(spells: &[Spell]) -> Vec<(Time, f64)> {
     let mut moments: Vec<Time> = spells.iter().flat_map(|spell| [spell.from, spell.until]).collect();
     moments.sort_unstable();
     moments.dedup();
-    let speed = |at: Time| {
+    let product = |at: Time| {
         let now = spells.iter().filter(|spell| (spell.from..spell.until).contains(&at));
         now.map(|spell| spell.part).product()
     };
-    moments.into_iter().map(|at| (at, speed(at))).collect()
+    moments.into_iter().map(|at| (at, product(at))).collect()
+}
+
+/// The times that lie in any of the windows, as windows apart from each other.
+pub(crate) fn union(mut windows: Vec<(Time, Time)>) -> Vec<(Time, Time)> {
+    windows.sort_unstable();
+    let mut union: Vec<(Time, Time)> = Vec::new();
+    for (from, until) in windows {
+        match union.last_mut() {
+            Some((_, last)) if from <= *last => *last = until.max(*last),
+            _ => union.push((from, until)),
+        }
+    }
+    union
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::{Document, Files, expand};
 
     #[test]
     fn spells_that_overlap_multiply() {
         let spell = |from, until, part| Spell { from, until, part };
-        let speeds = speeds(&[spell(10, 20, 0.5), spell(15, 30, 0.2)]);
-        assert_eq!(speeds, [(10, 0.5), (15, 0.1), (20, 0.2), (30, 1.0)]);
+        let products = products(&[spell(10, 20, 0.5), spell(15, 30, 0.2)]);
+        assert_eq!(products, [(10, 0.5), (15, 0.1), (20, 0.2), (30, 1.0)]);
+    }
+
+    /// What the driver is told of peer 1, the only one beside the feeder, by faults of one kind at these seconds for so many.
+    fn told(what: &str, windows: &[(u64, u64)]) -> Vec<(u64, String)> {
+        let mut text = "question = \"?\"\n[run]\nmodel = \"demo\"\nstages = 1\n[peers]\ncount = 1\n".to_string();
+        for (at, lasts) in windows {
+            text += &format!(
+                "[[fault]]\nat = \"{at} s\"\nwhat = \"{what}\"\npeers = 1\nlasts = \"{lasts} s\"\nfactor = 10.0\n"
+            );
+        }
+        text += "[simulate]\nduration = \"5 min\"\n";
+        let document = Document::read("overlaps", &text).unwrap();
+        let world = expand(&document, &Files::new(), 1).unwrap();
+        world.faults.iter().map(|(at, fault)| (at / SECOND, format!("{fault:?}"))).collect()
+    }
+
+    #[test]
+    fn troubles_of_one_kind_that_overlap_end_with_the_last() {
+        let overlapping = [(10, 20), (20, 30), (70, 5)];
+        for (what, begins, ends) in [
+            ("disk_full", "DiskFull(1, true)", "DiskFull(1, false)"),
+            ("disk_torn", "DiskTorn(1, true)", "DiskTorn(1, false)"),
+            ("pause", "Pause(1)", "Resume(1)"),
+            ("restart", "Kill(1)", "Start(1)"),
+            ("mute", "Block(1, 0)", "Unblock(1, 0)"),
+        ] {
+            let told = told(what, &overlapping);
+            let at = |of: &str| told.iter().filter(|(_, told)| told == of).map(|(at, _)| *at).collect::<Vec<_>>();
+            assert_eq!((at(begins), at(ends)), (vec![10, 20, 70], vec![50, 75]), "{what}: {told:?}");
+        }
+        let ways: Vec<(u64, String)> = [(10, 10.0), (20, 100.0), (30, 10.0), (50, 1.0), (70, 10.0), (75, 1.0)]
+            .map(|(at, times): (u64, f64)| (at, format!("Lag(1, {times:?})")))
+            .into();
+        assert_eq!(told("latency", &overlapping), ways);
     }
 }

@@ -224,18 +224,21 @@ mod tests {
             [format!("60000000000 Speed({}, 0.25)", whom[0]), format!("120000000000 Speed({}, 1.0)", whom[0])]
         );
         let parted = fault("at = \"60 s\"\nwhat = \"partition\"\npeers = 4");
-        // Four against eight others and the feeder, each parted and healed.
-        assert_eq!(parted.faults.len(), 2 * 4 * 9);
+        // Four against eight others and the feeder, each parted and healed in both directions.
+        assert_eq!(parted.faults.len(), 2 * 2 * 4 * 9);
         let swizzled = fault("at = \"60 s\"\nwhat = \"swizzle\"\npeers = 1");
-        assert_eq!(swizzled.faults.len(), 2 * 12);
+        assert_eq!(swizzled.faults.len(), 2 * 2 * 12);
+        let whom = swizzled.troubles[0].whom[0];
         let order = |part: &[(Time, Fault)]| -> Vec<usize> {
             let other = |(_, fault): &(Time, Fault)| match fault {
-                Fault::Partition(_, other) | Fault::Heal(_, other) => *other,
+                Fault::Block(from, other) | Fault::Unblock(from, other) => (*from == whom).then_some(*other),
                 other => panic!("{other:?}"),
             };
-            part.iter().map(other).collect()
+            part.iter().filter_map(other).collect()
         };
-        assert_ne!(order(&swizzled.faults[..12]), order(&swizzled.faults[12..]));
+        let (clogged, free) = swizzled.faults.split_at(24);
+        assert_eq!(order(clogged).len(), 12);
+        assert_ne!(order(clogged), order(free));
         let left = fault("at = \"60 s\"\nwhat = \"leave\"\npeers = 1");
         assert!(matches!(left.faults[0].1, Fault::Command(..)) && left.faults.len() == 2);
     }

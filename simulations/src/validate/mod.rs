@@ -6,6 +6,7 @@
 mod bamboo;
 mod closed;
 mod helix;
+mod layout;
 mod loopback;
 mod metamorphic;
 mod rebalance;

@@ -118,10 +118,6 @@ impl Store {
         self.owned
     }
 
-    pub fn held_bytes(&self) -> u64 {
-        self.entries.values().filter(|entry| entry.owned).map(|entry| entry.payload.len()).sum()
-    }
-
     /// The most handles that were ever held.
     pub fn peak(&self) -> usize {
         self.peak

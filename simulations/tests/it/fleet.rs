@@ -183,6 +183,22 @@ fn a_crowd_takes_the_stages_alike_and_a_stage_that_died_is_filled() {
     assert!(two.totals.completed < one.totals.completed && two.series.last().unwrap().completed > 0);
 }
 
+#[test]
+fn stages_that_a_burst_empties_are_all_filled_by_those_who_are_left() {
+    let manifest = Small { in_flight_max: 4096, staleness_bound: 64, ..Small::demo(12) }.manifest();
+    let mut setup = Setup::new(1, manifest, (0..120).map(peer).collect(), hours(2.0));
+    let one = outcome(setup_of(&setup));
+    let dead: Vec<u32> = one.rows.iter().filter(|row| row.stage.is_some_and(|s| s < 8)).map(|row| row.peer).collect();
+    assert!((60..100).contains(&dead.len()), "{}", dead.len());
+    let dies = |peer| course::Change { at: 1_800_000_000_000, peer, what: course::What::Dies };
+    setup.changes = dead.into_iter().map(dies).collect();
+    let two = outcome(setup);
+    assert_eq!(two.ended, Ended::Finished);
+    let back: Vec<f64> = two.by_stage[..8].iter().map(|row| row.empty_s).collect();
+    assert!(back.iter().all(|empty_s| *empty_s < 180.0), "{back:?}");
+    assert!(two.series.last().unwrap().completed > 0);
+}
+
 fn setup_of(setup: &Setup) -> Setup {
     Setup { ..Setup::new(setup.seed, setup.manifest.clone(), setup.peers.clone(), setup.duration) }
 }

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use skein_protocol::{Stage, event::Event};
+use skein_pipeline::model::cost;
+use skein_protocol::{
+    Stage,
+    event::{Event, Safety},
+};
 use skein_simulations::{
     Fault, Plan, Role, Setup, Simulation, Small,
     checker::{Line, progress::rate},
@@ -122,6 +126,25 @@ fn a_late_joiner_takes_the_stage_that_lost_a_replica() {
             });
             assert_eq!(takes, Some(stage), "seed {seed}, stage {stage}");
         }
+    }
+}
+
+#[test]
+fn a_keeper_whose_disk_is_full_passes_the_snapshot_on_to_the_next() {
+    let small = Small::demo(2);
+    let most = (0..2).map(|stage| cost::state_bytes_max(&small.manifest(), stage)).max().unwrap();
+    for seed in 0..6 {
+        let keeper = || Plan::new(Role::default()).disk(most * 3 / 2);
+        let hosts = swarm(2, 1).into_iter().map(|plan| plan.disk(0));
+        let peers = hosts.chain([keeper(), keeper()]).collect();
+        let mut sim = Simulation::new(Setup::new(seed, small.manifest(), peers));
+        sim.run_for(seconds(30));
+        let held = |of: Stage| {
+            let copied = |line: &Line| matches!(line.record.event, Event::Safe { stage, how: Safety::Copied, .. } if stage == of);
+            sim.lines().iter().any(copied)
+        };
+        assert!(held(0) && held(1), "seed {seed}: {} {}", held(0), held(1));
+        assert_sound(&sim, "kept");
     }
 }
 

@@ -14,6 +14,7 @@ mod learning;
 mod leaving;
 mod links;
 mod moving;
+mod processes;
 mod rare;
 mod report;
 mod rounds;

@@ -5,7 +5,7 @@ mod made_up;
 
 use skein_simulations::{
     outcome::{Cause, Ended, Fidelity, Learning, Outcome, PeerRow, Shares, StageRow, Totals, Violation},
-    report::{Folder, Point, SimulateDone, Summary, Told, Unreadable, compare, explain, sweep, text},
+    report::{Folder, Point, SimulateDone, Summary, Told, Unreadable, compare, explain, quoted, sweep, text},
     scenario::Expect,
 };
 
@@ -456,4 +456,11 @@ fn one_sample_is_seen() {
     assert_eq!(outcome.series.len(), 1);
     let page = page(&[outcome]);
     assert_eq!(page.matches("nothing was recorded").count(), 0);
+}
+
+#[test]
+fn a_command_that_is_told_is_taken_by_a_shell_as_it_was_given() {
+    assert_eq!(quoted("peers=500"), "peers=500");
+    assert_eq!(quoted("network.delay=\"20 ms\""), "'network.delay=\"20 ms\"'");
+    assert_eq!(quoted("it's"), "'it'\\''s'");
 }

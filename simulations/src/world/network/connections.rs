@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::engine::Time;
+use crate::engine::{SECOND, Time};
 
 /// Which process of which peer: a restart is another one.
 pub type ProcessId = (usize, u32);
@@ -45,6 +45,9 @@ pub struct Alarm {
     pub watch: u64,
 }
 
+/// Silence of this is death on a connection that is not in use, as in the product (`net/data/silence`).
+const REST: Time = 20 * SECOND;
+
 pub(super) struct Connections {
     /// The running process of each peer, and whether it is suspended.
     running: Vec<Option<u32>>,
@@ -55,6 +58,9 @@ pub(super) struct Connections {
     of: Vec<BTreeMap<usize, u32>>,
     blocked: BTreeSet<(usize, usize)>,
     next: ConnectionId,
+    /// Whose connections each peer uses.
+    used: Vec<BTreeSet<usize>>,
+    /// Silence of this is death where a connection is in use.
     idle: Time,
 }
 
@@ -68,6 +74,7 @@ impl Connections {
             of: vec![BTreeMap::new(); peers],
             blocked: BTreeSet::new(),
             next: 0,
+            used: vec![BTreeSet::new(); peers],
             idle,
         }
     }
@@ -76,6 +83,7 @@ impl Connections {
 
     pub fn start(&mut self, peer: usize, process: u32) {
         self.running[peer] = Some(process);
+        self.used[peer].clear();
         self.paused[peer] = false;
     }
 
@@ -201,10 +209,35 @@ impl Connections {
                 .is_some_and(|side| side.watch == alarm.watch && side.silent_since.is_some())
     }
 
+    /// How long `of` bears the silence of `other`.
+    fn patience(&self, of: usize, other: usize) -> Time {
+        if self.used[of].contains(&other) { self.idle } else { REST.max(self.idle) }
+    }
+
+    /// What counted as silence at the former pace says nothing about the new one.
+    pub fn set_used(&mut self, now: Time, of: usize, used: BTreeSet<usize>, rng: &mut ChaCha8Rng) -> Vec<Alarm> {
+        let before = std::mem::replace(&mut self.used[of], used);
+        let changed: Vec<usize> = before.symmetric_difference(&self.used[of]).copied().collect();
+        changed.into_iter().filter_map(|other| self.begin_silence(now, of, other, rng)).collect()
+    }
+
+    /// A silence that lasts already begins anew.
+    fn begin_silence(&mut self, now: Time, of: usize, other: usize, rng: &mut ChaCha8Rng) -> Option<Alarm> {
+        let connection = self.connection(of, other)?;
+        let patience = self.patience(of, other);
+        let side = self.side_mut(of, other).filter(|side| side.silent_since.is_some())?;
+        side.watch += 1;
+        side.silent_since = Some(now);
+        // The last packet before the silence is up to a keep-alive old.
+        let early = rng.random_range(0..=patience / 16);
+        Some(Alarm { at: now + patience - early, connection, of, from: other, watch: side.watch })
+    }
+
     pub fn silent(&self, now: Time, of: usize) -> Vec<usize> {
         let silent = |other: &usize| {
+            let patience = self.patience(of, *other);
             self.side(of, *other).is_some_and(|side| {
-                side.up && side.silent_since.is_some_and(|since| now.saturating_sub(since) >= self.idle)
+                side.up && side.silent_since.is_some_and(|since| now.saturating_sub(since) >= patience)
             })
         };
         self.neighbours(of).into_iter().filter(silent).collect()
@@ -226,7 +259,7 @@ impl Connections {
         let sender = self.side(from, to)?;
         let speaks = sender.up && self.running[from] == Some(sender.process.1) && !self.paused[from];
         let heard = speaks && !self.is_blocked(from, to);
-        let idle = self.idle;
+        let patience = self.patience(to, from);
         let side = self.side_mut(to, from)?;
         if !side.up || heard == side.silent_since.is_none() {
             return None;
@@ -237,7 +270,7 @@ impl Connections {
             return None;
         }
         // The last packet before the silence is up to a keep-alive old.
-        let early = rng.random_range(0..=idle / 16);
-        Some(Alarm { at: now + idle - early, connection, of: to, from, watch: side.watch })
+        let early = rng.random_range(0..=patience / 16);
+        Some(Alarm { at: now + patience - early, connection, of: to, from, watch: side.watch })
     }
 }

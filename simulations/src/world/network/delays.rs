@@ -8,12 +8,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::engine::{SECOND, Time};
 
-/// Bytes that our controller sends before anything was acknowledged (`INITIAL_WINDOW` of the product), and that others send:
-/// ten packets (RFC 6928).
+/// Bytes that our controller sends before anything was acknowledged (`INITIAL_WINDOW` of the product).
 const FIRST_FLIGHT: u64 = 128 << 10;
-const CLASSIC_FLIGHT: u64 = 14_600;
-/// Bytes of one segment.
-const SEGMENT: f64 = 1460.0;
 
 /// How a peer is connected to the world.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,9 +73,6 @@ pub enum Fill {
     /// What our congestion controller filled in a measurement (BENCHMARKS.md, narrow link): 93 % where nothing is lost, 70 % where
     /// 0.5 % is; between and beyond by 0.93 / (1 + 66 p).
     Measured,
-    /// `Measured` without loss, and no connection faster than the classic law of loss: 1.22 MSS / (RTT sqrt(p)) (Mathis and
-    /// others 1997). For controllers that take every loss for congestion, which ours does not.
-    Classic,
 }
 
 /// Everything between the peers.
@@ -153,31 +146,23 @@ impl Delays {
         let part = match self.terrain.fill {
             Fill::Whole => 1.0,
             Fill::Measured => measured_fill(self.terrain.loss),
-            Fill::Classic => measured_fill(0.0),
         };
         let of = |rate: u64| (rate as f64 * part) as u64;
         self.terrain.places.iter().map(|place| (of(place.access.up), of(place.access.down))).collect()
     }
 
-    pub fn cap(&self, from: usize, to: usize, relayed: bool) -> u64 {
-        let relay = if relayed { self.terrain.relay.rate } else { u64::MAX };
-        let loss = self.terrain.loss;
-        if self.terrain.fill != Fill::Classic || loss <= 0.0 {
-            return relay;
-        }
-        let round_trip = self.round_trip(from, to, relayed).max(1) as f64 / SECOND as f64;
-        relay.min((1.22 * SEGMENT / (round_trip * loss.sqrt())) as u64)
+    pub fn cap(&self, relayed: bool) -> u64 {
+        if relayed { self.terrain.relay.rate } else { u64::MAX }
     }
 
     /// A controller begins with a first flight and doubles it every round trip until the link is full, or the body is out. Ours
     /// keeps its window while a connection rests, so only the first body pays.
     pub fn slow_start(&self, from: usize, to: usize, size: u64, relayed: bool) -> Time {
         let round_trip = self.round_trip(from, to, relayed);
-        let rate = self.access(from).up.min(self.access(to).down).min(self.cap(from, to, relayed));
+        let rate = self.access(from).up.min(self.access(to).down).min(self.cap(relayed));
         let on_its_way = u128::from(rate) * u128::from(round_trip) / u128::from(SECOND);
         let wanted = on_its_way.min(u128::from(size)) as u64;
-        let first = if self.terrain.fill == Fill::Classic { CLASSIC_FLIGHT } else { FIRST_FLIGHT };
-        (u128::from(round_trip) * u128::from(doublings_milli(first, wanted)) / 1000) as Time
+        (u128::from(round_trip) * u128::from(doublings_milli(FIRST_FLIGHT, wanted)) / 1000) as Time
     }
 }
 
@@ -218,30 +203,28 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         assert_eq!(delays.one_way(0, 1, false, &mut rng), 60 * MILLISECOND);
         assert_eq!(delays.one_way(1, 0, true, &mut rng), 90 * MILLISECOND);
-        assert_eq!(delays.cap(0, 1, true), 1_000_000);
+        assert_eq!(delays.cap(true), 1_000_000);
         assert!(delays.needs_relay(1) && !delays.needs_relay(0));
     }
 
     #[test]
     fn a_first_body_pays_a_round_trip_for_each_doubling() {
-        let places = vec![still(false, 0); 2];
-        let ours = delays(Terrain::of(places.clone()));
-        assert_eq!(ours.slow_start(0, 1, 1 << 20, false), 0, "less is on its way than goes at once");
-        let delays = delays(Terrain { fill: Fill::Classic, ..Terrain::of(places) });
-        // 40 ms at 2.5 MB/s: 100 kB are on their way, which is 2.7 doublings of 14.6 kB.
-        assert_eq!(delays.slow_start(0, 1, 14_600, false), 0);
-        assert_eq!(delays.slow_start(0, 1, 29_200, false), 40 * MILLISECOND);
-        assert_eq!(delays.slow_start(0, 1, 1 << 20, false), 40 * 2712 * MILLISECOND / 1000);
+        let home = delays(Terrain::of(vec![still(false, 0); 2]));
+        assert_eq!(home.slow_start(0, 1, 1 << 20, false), 0, "less is on its way than goes at once");
+        let access = Access { jitter: Duration::ZERO, up: 25_000_000, ..Access::HOME };
+        let fast = delays(Terrain::of(vec![Place { access, ..Place::default() }; 2]));
+        // 40 ms at 25 MB/s: 1 MB is on its way, which is 2.9 doublings of 128 KiB.
+        assert_eq!(fast.slow_start(0, 1, 128 << 10, false), 0);
+        assert_eq!(fast.slow_start(0, 1, 256 << 10, false), 40 * MILLISECOND);
+        assert_eq!(fast.slow_start(0, 1, 1 << 20, false), 40 * 2907 * MILLISECOND / 1000);
     }
 
     #[test]
-    fn what_is_filled_follows_the_measurement_or_the_law_of_loss() {
+    fn what_is_filled_follows_the_measurement() {
         let terrain = |loss, fill| Terrain { loss, fill, ..Terrain::of(vec![still(false, 0); 2]) };
         assert_eq!(delays(terrain(0.0, Fill::Measured)).rates()[0].0, 2_325_000);
         let lossy = delays(terrain(0.005, Fill::Measured)).rates()[0].0 as f64 / 2.5e6;
         assert!((lossy - 0.70).abs() < 0.005, "{lossy}");
-        assert_eq!(delays(terrain(0.005, Fill::Measured)).cap(0, 1, false), u64::MAX);
-        let law = delays(terrain(0.01, Fill::Classic)).cap(0, 1, false);
-        assert!(law.abs_diff(445_300) <= 1, "1460 bytes, 40 ms, 1 %: {law}");
+        assert_eq!(delays(terrain(0.005, Fill::Measured)).cap(false), u64::MAX);
     }
 }

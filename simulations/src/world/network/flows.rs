@@ -142,7 +142,6 @@ pub struct Flows<B> {
     next: u64,
     epoch: u64,
     turned: Vec<usize>,
-    left: u64,
     // Kept between calls for their memory.
     limits: BinaryHeap<Reverse<(u64, Limit)>>,
     rated: Vec<u32>,
@@ -166,7 +165,6 @@ impl<B> Flows<B> {
             next: 0,
             epoch: 0,
             turned: Vec::new(),
-            left: 0,
             limits: BinaryHeap::new(),
             rated: Vec::new(),
             reached: Vec::new(),
@@ -203,11 +201,6 @@ impl<B> Flows<B> {
         let bodies = self.flow_of(from, to).map(|flow| flow.queue.range((lane, 0)..=(lane, u64::MAX)));
         let left: u128 = bodies.into_iter().flatten().map(|(_, going)| going.left).sum();
         (left / u128::from(SECOND)) as u64
-    }
-
-    /// Bodies that left whole.
-    pub fn left(&self) -> u64 {
-        self.left
     }
 
     /// Peers whose uplink or downlink began or ceased to be in use since this was last asked.
@@ -336,7 +329,6 @@ impl<B> Flows<B> {
         } else {
             self.change_weight(now, id);
         }
-        self.left += 1;
         Some(Left { from, to, lane, body: going.body })
     }
 

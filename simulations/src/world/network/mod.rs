@@ -3,7 +3,7 @@
 //! Between two peers lies the sum of their delays and that of their regions, with jitter. Small messages take that time and no
 //! other's; bodies first share uplinks and downlinks as [`flows`]. A connection is reliable while it stands: what a partition
 //! swallows is sent again when it heals. Each side knows only its own end: it takes the connection for dead when it has heard
-//! nothing for the idle time, whatever the other believes.
+//! nothing for the idle time, or for much longer where it does not use it, whatever the other believes.
 
 mod connections;
 mod delays;
@@ -13,7 +13,7 @@ pub use connections::{Alarm, ConnectionId, ProcessId};
 pub use delays::{Access, Fill, Place, Relay, Terrain, measured_fill};
 pub use flows::{Flows, Sharing};
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -63,7 +63,7 @@ impl Network {
 
     /// Bytes a second that a connection carries at most, whoever else is on its links.
     pub fn cap(&self, from: usize, to: usize) -> u64 {
-        self.delays.cap(from, to, self.connections.is_relayed(from, to))
+        self.delays.cap(self.connections.is_relayed(from, to))
     }
 
     /// How much later a first body of `size` is there than one on a warm connection.
@@ -136,12 +136,17 @@ impl Network {
         self.connections.close(now, of, other, &mut self.rng)
     }
 
+    /// The connections that `of` uses from now on are those to these peers: it notices their death fast.
+    pub fn set_used(&mut self, now: Time, of: usize, used: BTreeSet<usize>) -> Vec<Alarm> {
+        self.connections.set_used(now, of, used, &mut self.rng)
+    }
+
     /// Whether the silence that an alarm was set for has lasted.
     pub fn rings(&self, alarm: &Alarm) -> bool {
         self.connections.rings(alarm)
     }
 
-    /// Others whom `of` has not heard for the idle time: what it finds out when it wakes.
+    /// Others whom `of` has not heard for so long that they count as dead: what it finds out when it wakes.
     pub fn silent(&self, now: Time, of: usize) -> Vec<usize> {
         self.connections.silent(now, of)
     }
@@ -156,7 +161,16 @@ mod tests {
     use super::*;
     use rand::SeedableRng;
 
+    /// All use their connections to all.
     fn network(peers: usize) -> Network {
+        let mut network = at_rest(peers);
+        for peer in 0..peers {
+            network.set_used(0, peer, (0..peers).collect());
+        }
+        network
+    }
+
+    fn at_rest(peers: usize) -> Network {
         let access = Access { jitter: Duration::ZERO, ..Access::HOME };
         let terrain = Terrain::of(vec![Place { access, ..Place::default() }; peers]);
         let mut network = Network::new(terrain, Duration::from_millis(1600), ChaCha8Rng::seed_from_u64(1));
@@ -187,6 +201,23 @@ mod tests {
         let later = network.close(alarms[0].at, 0, 1);
         assert!(later.iter().all(|alarm| !network.rings(alarm)), "the dead notice nothing");
         assert_eq!(network.connection(0, 1), None);
+    }
+
+    #[test]
+    fn a_connection_at_rest_is_given_up_late_and_sooner_when_it_comes_into_use() {
+        let mut network = at_rest(3);
+        network.connect(0, 0, 1);
+        network.connect(0, 1, 2);
+        network.set_used(0, 2, BTreeSet::from([1]));
+        let alarms = network.stop(SECOND, 1);
+        let of = |peer: usize| *alarms.iter().find(|alarm| alarm.of == peer).unwrap();
+        assert!(of(0).at > 19 * SECOND && of(2).at < 3 * SECOND, "{alarms:?}");
+        let later = network.set_used(5 * SECOND, 0, BTreeSet::from([1]));
+        assert_eq!(later.iter().map(|alarm| (alarm.of, alarm.from)).collect::<Vec<_>>(), [(0, 1)]);
+        assert!(later[0].at > 6 * SECOND && later[0].at < 7 * SECOND, "{later:?}");
+        assert!(network.rings(&later[0]) && !network.rings(&of(0)));
+        assert_eq!(network.silent(6 * SECOND, 0), [0; 0]);
+        assert_eq!(network.silent(7 * SECOND, 0), [1]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use skein_simulations::{
     ask::{Far, Watch, ask},
     checker::Line,
     outcome::{Ended, Outcome},
-    report::{self, Folder, SimulateDone, Summary, Told},
+    report::{self, Folder, SimulateDone, Summary, Told, quoted},
 };
 
 use super::{
@@ -108,10 +108,9 @@ impl<W: Watch> Watch for Events<'_, W> {
 
 /// The command that gives the same again.
 fn again(args: &Simulate) -> String {
-    let mut command = format!("skein simulate {}", args.scenario);
+    let mut command = format!("skein simulate {}", quoted(&args.scenario));
     for change in args.ask.changes() {
-        let quote = if change.contains(' ') { "\"" } else { "" };
-        let _ = write!(command, " --set {quote}{change}{quote}");
+        let _ = write!(command, " --set {}", quoted(&change));
     }
     if let Some(seeds) = args.ask.seeds {
         let _ = write!(command, " --seeds {seeds}");

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use skein_simulations::{
-    ask::{Far, Watch, ask},
+    ask::{Far, LOOKED_AT, Watch, ask},
     checker::{Line, Property},
     engine::Time,
     outcome::Fidelity,
@@ -75,9 +75,11 @@ fn property(name: &str) -> Result<Option<Property>, Report> {
     if name.eq_ignore_ascii_case("any") {
         return Ok(None);
     }
-    let found = Property::ALL.into_iter().find(|property| property.to_string().eq_ignore_ascii_case(name));
-    let known = Property::ALL.map(|property| property.to_string()).join(", ");
-    let wrong = || Failure::Usage { message: format!("{name} is no property; there are {known}, and any") };
+    let found = LOOKED_AT.into_iter().find(|property| property.to_string().eq_ignore_ascii_case(name));
+    let known = LOOKED_AT.map(|property| property.to_string()).join(", ");
+    let wrong = || Failure::Usage {
+        message: format!("{name} is no property that one simulation shows; those are {known}, and any"),
+    };
     found.map(Some).ok_or_else(|| wrong().into())
 }
 

@@ -6,6 +6,7 @@ use skein_simulations::{
     ask::ask,
     outcome::Ended,
     report::{Folder, Point, Summary, Told, sweep},
+    scenario::keys::whole,
 };
 
 use super::{
@@ -29,6 +30,7 @@ type Over = (String, Vec<String>);
 
 pub fn run(args: &SimulateSweep, context: &Context) -> Result<u8, Report> {
     let over = args.over.iter().map(|over| parse(over)).collect::<Result<Vec<Over>, Report>>()?;
+    once(&over)?;
     let base = open(&args.scenario, &args.ask)?;
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("sweep-{}", base.name)));
     writable(&dir)?;
@@ -105,12 +107,26 @@ fn table(points: &[Point]) -> Table {
 fn parse(over: &str) -> Result<Over, Report> {
     let wrong = |why: &str| Report::from(Failure::Usage { message: format!("--over {over} {why}") });
     let (key, values) = over.split_once('=').ok_or_else(|| wrong("has no values: --over peers=50,100,500"))?;
+    if whole(key.trim()) == "simulate.seed" {
+        return Err(wrong("is what --seeds is for"));
+    }
     let values: Vec<String> =
         values.split(',').map(|value| value.trim().to_string()).filter(|value| !value.is_empty()).collect();
     if values.is_empty() {
         return Err(wrong("has no values: --over peers=50,100,500"));
     }
     Ok((key.trim().to_string(), values))
+}
+
+/// Of a key that is given twice the last value would count, whatever the report says of the point.
+fn once(over: &[Over]) -> Result<(), Report> {
+    for (number, (key, _)) in over.iter().enumerate() {
+        if over[..number].iter().any(|(before, _)| whole(before) == whole(key)) {
+            let message = format!("--over {key} is given twice: write its values in one --over, with commas");
+            return Err(Failure::Usage { message }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Every combination, the last key changing fastest.
@@ -145,5 +161,13 @@ mod tests {
         assert_eq!(points.len(), 6);
         assert_eq!(points[1], [("peers".to_string(), "50".to_string()), ("upload".to_string(), "20".to_string())]);
         assert!(parse("peers").is_err() && parse("peers=").is_err());
+    }
+
+    #[test]
+    fn seeds_are_no_key_and_a_key_is_given_once() {
+        assert!(parse("seed=1,2,3").is_err() && parse("simulate.seed = 1,2").is_err());
+        let over = |given: [&str; 2]| given.map(|over| parse(over).unwrap());
+        assert!(once(&over(["peers=50", "upload=10"])).is_ok());
+        assert!(once(&over(["peers=50", "peers.count=60"])).is_err());
     }
 }
