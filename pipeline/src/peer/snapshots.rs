@@ -195,11 +195,12 @@ impl Peer {
         let checkpoint = &self.config.manifest.checkpoint;
         let (every, copies_min) = (checkpoint.every.max(1), checkpoint.copies_min as usize);
         let run_step = self.run_samples() / self.config.manifest.samples_per_step().max(1);
-        let living = self.directory.replicas(stage).len().max(1);
+        let replicas = self.directory.replicas(stage);
+        let living = replicas.len().max(1);
         let Some(replica) = self.replicas.get(&stage) else { return };
         let due = replica.pushed_at.is_none_or(|at| run_step >= at + every);
         // Of the living replicas the one with the smallest id pushes.
-        let first = self.directory.replicas(stage).iter().all(|(peer, _)| *peer >= self.me);
+        let first = replicas.iter().all(|(peer, _)| *peer >= self.me);
         if living >= copies_min || !due || !first || self.keeper_for(stage, 0).is_none() {
             return;
         }
