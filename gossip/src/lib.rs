@@ -3,4 +3,5 @@
 pub mod average;
 pub mod kernel;
 pub mod membership;
+mod shelf;
 pub mod spread;

@@ -3,20 +3,43 @@
 //! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It takes no newcomers beyond 256 replicas a
 //! stage, and keeps one progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use skein_protocol::{
     Incarnation, Instant, MicroBatchId, PeerId, Stage, Version,
-    wire::membership::{Held, Item, ItemKey, Offer, Progress, State, What},
+    wire::membership::{Heard, Held, ItemKey, Offer, Progress, StageOffer, State, What},
 };
 
 /// Replicas of one stage that are kept.
 pub const REPLICAS_MAX: usize = 256;
 
+/// An item with the offer of a peer.
 #[derive(Clone, Debug)]
 struct Known {
-    incarnation: Incarnation,
-    offer: Offer,
+    /// The beginning of the peer's name, in the order of the names: few searches have to look at the items.
+    start: u64,
+    heard: Arc<Heard>,
+}
+
+impl Known {
+    fn peer(&self) -> PeerId {
+        self.heard.author()
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        self.heard.item.stamp.incarnation
+    }
+
+    fn offer(&self) -> &Offer {
+        match &self.heard.item.what {
+            What::Offer(offer) => offer,
+            _ => unreachable!("only offers are kept here"),
+        }
+    }
+}
+
+fn start(peer: PeerId) -> u64 {
+    u64::from_be_bytes(*peer.0.first_chunk().expect("a name is longer"))
 }
 
 #[derive(Clone, Debug)]
@@ -27,9 +50,10 @@ struct Fed {
 
 #[derive(Debug, Default)]
 pub struct Membership {
-    peers: BTreeMap<PeerId, Known>,
-    /// Who offers each stage, in whatever state.
-    stages: BTreeMap<Stage, BTreeSet<PeerId>>,
+    /// In the order of their names.
+    peers: Vec<Known>,
+    /// How many offer each stage, in whatever state.
+    stages: BTreeMap<Stage, usize>,
     feeders: BTreeMap<PeerId, Fed>,
     held: BTreeMap<(Stage, PeerId), (Incarnation, Held)>,
     empty_since: BTreeMap<Stage, Instant>,
@@ -50,24 +74,33 @@ pub enum Change {
 
 impl Membership {
     /// `may_feed` says whose progress counts.
-    pub fn on_item(&mut self, author: PeerId, item: Item, may_feed: impl Fn(PeerId) -> bool) -> Change {
-        let incarnation = item.stamp.incarnation;
-        match item.what {
+    pub fn on_item(&mut self, heard: &Arc<Heard>, may_feed: impl Fn(PeerId) -> bool) -> Change {
+        let (author, incarnation) = (heard.author(), heard.item.stamp.incarnation);
+        match &heard.item.what {
             What::Offer(offer) => {
-                let full = |stage| self.stages.get(&stage).is_some_and(|peers| peers.len() >= REPLICAS_MAX);
-                if !self.peers.contains_key(&author) && offer.stages.iter().any(|s| full(s.stage)) {
-                    return Change::Nothing;
+                let known = Known { start: start(author), heard: heard.clone() };
+                match self.find(author) {
+                    Ok(at) => {
+                        let before = std::mem::replace(&mut self.peers[at], known);
+                        if before.incarnation() == incarnation && states(before.offer()).eq(states(offer)) {
+                            return Change::Numbers(author);
+                        }
+                        self.unlist(&before);
+                    }
+                    Err(at) => {
+                        let full = |stage| self.count(stage) >= REPLICAS_MAX;
+                        if offer.stages.iter().any(|s| full(s.stage)) {
+                            return Change::Nothing;
+                        }
+                        // It grows by little: there are as many of these lists as peers.
+                        if self.peers.len() == self.peers.capacity() {
+                            self.peers.reserve_exact(8 + self.peers.len() / 8);
+                        }
+                        self.peers.insert(at, known);
+                    }
                 }
-                let serves = |offer: &Offer| offer.stages.iter().map(|s| (s.stage, s.state)).collect::<Vec<_>>();
-                let now = serves(&offer);
-                let before = self.peers.insert(author, Known { incarnation, offer });
-                if before.as_ref().is_some_and(|known| known.incarnation == incarnation && serves(&known.offer) == now)
-                {
-                    return Change::Numbers(author);
-                }
-                self.unlist(author, before);
-                for (stage, _) in now {
-                    self.stages.entry(stage).or_default().insert(author);
+                for of in distinct(offer) {
+                    *self.stages.entry(of).or_default() += 1;
                 }
                 Change::Offer(author)
             }
@@ -77,12 +110,12 @@ impl Membership {
                 }
                 let before = self.feeders.get(&author).map_or(0, |fed| fed.progress.samples);
                 let samples = progress.samples.max(before);
-                self.feeders.insert(author, Fed { incarnation, progress: Progress { samples, ..progress } });
+                self.feeders.insert(author, Fed { incarnation, progress: Progress { samples, ..progress.clone() } });
                 Change::Progress(author)
             }
             What::Held(held) => {
                 let stage = held.version.stage;
-                self.held.insert((stage, author), (incarnation, held));
+                self.held.insert((stage, author), (incarnation, held.clone()));
                 Change::Held(stage)
             }
         }
@@ -103,27 +136,46 @@ impl Membership {
     /// word of a newer one may have been faster than its connection.
     pub fn on_lost(&mut self, peer: PeerId, lost: Option<Incarnation>) {
         let gone = |incarnation: Incarnation| lost.is_none_or(|lost| incarnation <= lost);
-        if self.peers.get(&peer).is_some_and(|known| gone(known.incarnation)) {
+        if self.known(peer).is_some_and(|known| gone(known.incarnation())) {
             self.remove(peer);
         }
         self.held.retain(|(_, keeper), (incarnation, _)| *keeper != peer || !gone(*incarnation));
     }
 
-    fn remove(&mut self, peer: PeerId) {
-        let known = self.peers.remove(&peer);
-        self.unlist(peer, known);
+    fn find(&self, peer: PeerId) -> Result<usize, usize> {
+        let start = start(peer);
+        self.peers.binary_search_by(|known| match known.start.cmp(&start) {
+            Ordering::Equal => known.peer().cmp(&peer),
+            unequal => unequal,
+        })
     }
 
-    fn unlist(&mut self, peer: PeerId, known: Option<Known>) {
-        for offer in known.iter().flat_map(|known| &known.offer.stages) {
-            if let Some(peers) = self.stages.get_mut(&offer.stage) {
-                peers.remove(&peer);
+    fn known(&self, peer: PeerId) -> Option<&Known> {
+        self.find(peer).ok().map(|at| &self.peers[at])
+    }
+
+    fn remove(&mut self, peer: PeerId) {
+        if let Ok(at) = self.find(peer) {
+            let known = self.peers.remove(at);
+            self.unlist(&known);
+        }
+    }
+
+    fn unlist(&mut self, known: &Known) {
+        for stage in distinct(known.offer()) {
+            if let Some(count) = self.stages.get_mut(&stage) {
+                *count -= 1;
             }
         }
     }
 
     pub fn offer(&self, peer: PeerId) -> Option<&Offer> {
-        self.peers.get(&peer).map(|known| &known.offer)
+        self.known(peer).map(Known::offer)
+    }
+
+    /// How many offer a stage, in whatever state.
+    pub fn count(&self, stage: Stage) -> usize {
+        self.stages.get(&stage).copied().unwrap_or(0)
     }
 
     /// Peers that offer something.
@@ -136,7 +188,7 @@ impl Membership {
     }
 
     pub fn peers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
-        self.peers.iter().map(|(peer, known)| (*peer, &known.offer))
+        self.peers.iter().map(|known| (known.peer(), known.offer()))
     }
 
     /// Replicas that serve `stage`, with version and claimed speed (micro-batches a second; 0 = unknown).
@@ -156,8 +208,8 @@ impl Membership {
 
     /// All replicas of all stages, in the order of the peers: stage, peer, state and claimed speed.
     pub fn everywhere(&self) -> impl Iterator<Item = (Stage, PeerId, State, f64)> + '_ {
-        self.peers.iter().flat_map(|(peer, known)| {
-            known.offer.stages.iter().map(|offer| (offer.stage, *peer, offer.state, offer.speed_milli as f64 / 1e3))
+        self.peers().flat_map(|(peer, offer)| {
+            offer.stages.iter().map(move |offer| (offer.stage, peer, offer.state, offer.speed_milli as f64 / 1e3))
         })
     }
 
@@ -166,17 +218,12 @@ impl Membership {
         stage: Stage,
         wanted: impl Fn(State) -> bool + 'static,
     ) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
-        self.stages.get(&stage).into_iter().flatten().filter_map(move |peer| {
-            let known = self.peers.get(peer)?;
-            let offer = known.offer.stages.iter().find(|offer| offer.stage == stage && wanted(offer.state))?;
-            let version = Version {
-                stage,
-                peer: *peer,
-                incarnation: known.incarnation,
-                round: offer.round,
-                own_step: offer.own_step,
-            };
-            Some((*peer, version, offer.speed_milli as f64 / 1e3))
+        let some = if self.count(stage) > 0 { &self.peers[..] } else { &[] };
+        some.iter().filter_map(move |known| {
+            let offer = known.offer().stages.iter().find(|offer| offer.stage == stage && wanted(offer.state))?;
+            let (peer, incarnation) = (known.peer(), known.incarnation());
+            let version = Version { stage, peer, incarnation, round: offer.round, own_step: offer.own_step };
+            Some((peer, version, offer.speed_milli as f64 / 1e3))
         })
     }
 
@@ -225,6 +272,18 @@ impl Membership {
     }
 }
 
+/// What an offer says of its stages, but for the numbers.
+pub(crate) fn states(offer: &Offer) -> impl Iterator<Item = (Stage, State)> + '_ {
+    offer.stages.iter().map(|of| (of.stage, of.state))
+}
+
+/// The stages of an offer, each once.
+fn distinct(offer: &Offer) -> impl Iterator<Item = Stage> + '_ {
+    let stages = &offer.stages;
+    let is_first = |(at, of): &(usize, &StageOffer)| stages[..*at].iter().all(|before| before.stage != of.stage);
+    stages.iter().enumerate().filter(is_first).map(|(_, of)| of.stage)
+}
+
 /// Whether `position` is below the mark, or its bit is set.
 fn covers(progress: &Progress, position: u64) -> bool {
     let Some(bit) = position.checked_sub(progress.low) else { return true };
@@ -238,13 +297,17 @@ mod tests {
     use skein_protocol::{
         Utc,
         hash::Digest,
-        wire::membership::{StageOffer, Stamp},
+        key::Signed,
+        wire::membership::{Item, Stamp},
     };
 
     const A: PeerId = PeerId([1; 32]);
 
-    fn item(incarnation: u32, what: What) -> Item {
-        Item { run: Digest([0; 32]), stamp: Stamp { incarnation, sequence: 1 }, made_at: Utc(0), life_ms: 1000, what }
+    fn item(author: PeerId, incarnation: u32, what: What) -> Arc<Heard> {
+        let stamp = Stamp { incarnation, sequence: 1 };
+        let item = Item { run: Digest([0; 32]), stamp, made_at: Utc(0), life_ms: 1000, what };
+        let signed = Signed { body: Default::default(), by: author, signature: [0; 64] };
+        Arc::new(Heard { signed: Arc::new(signed), item })
     }
 
     fn serving(stage: Stage) -> What {
@@ -259,11 +322,11 @@ mod tests {
     #[test]
     fn a_lost_replica_is_gone_until_it_offers_itself_again() {
         let mut members = Membership::default();
-        members.on_item(A, item(1, serving(2)), |_| true);
+        members.on_item(&item(A, 1, serving(2)), |_| true);
         assert_eq!(members.replicas(2).map(|(peer, _, speed)| (peer, speed)).collect::<Vec<_>>(), vec![(A, 1.5)]);
         members.on_lost(A, Some(1));
         assert_eq!(members.replicas(2).count(), 0);
-        members.on_item(A, item(2, serving(2)), |_| true);
+        members.on_item(&item(A, 2, serving(2)), |_| true);
         members.on_lost(A, Some(1));
         assert_eq!(members.replicas(2).count(), 1, "its next life was there already");
     }
@@ -271,17 +334,17 @@ mod tests {
     #[test]
     fn a_counter_never_falls_and_counts_only_for_those_who_may_feed() {
         let mut members = Membership::default();
-        members.on_item(A, item(1, progress(5, &[], 50)), |_| true);
-        members.on_item(A, item(2, progress(0, &[], 40)), |_| true);
+        members.on_item(&item(A, 1, progress(5, &[], 50)), |_| true);
+        members.on_item(&item(A, 2, progress(0, &[], 40)), |_| true);
         assert_eq!(members.samples_of(A), 50);
-        assert_eq!(members.on_item(PeerId([2; 32]), item(1, progress(5, &[], 50)), |_| false), Change::Nothing);
+        assert_eq!(members.on_item(&item(PeerId([2; 32]), 1, progress(5, &[], 50)), |_| false), Change::Nothing);
     }
 
     #[test]
     fn claims_of_absurd_counters_do_not_overflow() {
         let mut members = Membership::default();
         for author in 1..4 {
-            members.on_item(PeerId([author; 32]), item(1, progress(0, &[], u64::MAX)), |_| true);
+            members.on_item(&item(PeerId([author; 32]), 1, progress(0, &[], u64::MAX)), |_| true);
         }
         assert_eq!(members.samples_without(A), u64::MAX);
     }
@@ -289,7 +352,7 @@ mod tests {
     #[test]
     fn ids_below_the_mark_with_a_bit_or_of_a_former_incarnation_are_over() {
         let mut members = Membership::default();
-        members.on_item(A, item(2, progress(10, &[0b100], 0)), |_| true);
+        members.on_item(&item(A, 2, progress(10, &[0b100], 0)), |_| true);
         let id = |incarnation, step, index| MicroBatchId { feeder: A, incarnation, step, index };
         assert!(members.is_over(&id(2, 2, 1), 4), "9");
         assert!(!members.is_over(&id(2, 2, 2), 4), "10");

@@ -10,22 +10,27 @@
 
 use std::{
     collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    ops::Bound,
+    ops::{Bound, Range},
+    sync::Arc,
     time::Duration,
 };
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use skein_protocol::{
-    Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc, Version,
+    Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc,
     event::Severity,
-    key::{Seals, Signed},
+    key::Signed,
     rng::{Purpose, Streams},
     wire::{
-        membership::{ITEM, Item, ItemKey, Stamp, What},
+        membership::{Heard, ITEM, Item, ItemKey, Seals, Stamp, What},
         spread::{Digest, Entry, Frame, ITEMS_MAX, Items, KEYS_MAX, Want},
     },
+};
+
+use crate::{
+    membership::states,
+    shelf::{Kept, Shelf},
 };
 
 /// Items of others that are kept, and stamps of forgotten ones.
@@ -58,6 +63,7 @@ pub const SKEW_MAX: Duration = Duration::from_secs(90);
 pub const LIFE_MAX: Duration = Duration::from_secs(120);
 /// Kind of items that outlive the connection to their author: what is over stays over.
 const PROGRESS: u8 = 1;
+const KINDS: Range<u8> = 0..3;
 /// How long the newest stamp of an expired item is remembered, so that an old one cannot come back.
 const REMEMBER: Duration = Duration::from_secs(600);
 /// What is remembered is looked through this often.
@@ -71,8 +77,7 @@ pub enum Act {
     },
     /// An item that I did not have, or a newer one; its author signed it.
     New {
-        author: PeerId,
-        item: Item,
+        heard: Arc<Heard>,
     },
     /// The life of an item is over.
     Expired {
@@ -85,29 +90,16 @@ pub enum Act {
     },
 }
 
-#[derive(Clone, Debug)]
-struct Stored {
-    stamp: Stamp,
-    /// A hash of what others wait to hear of it: the part of the item that changes what they do at once.
-    news: u64,
-    signed: Signed,
-    expires: Instant,
-}
-
-fn news_of(what: &What) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    match what {
-        What::Offer(offer) => {
-            offer.stages.iter().for_each(|of| (of.stage, of.state as u8).hash(&mut hasher));
-            offer.addresses.hash(&mut hasher);
+/// Whether an item tells what others wait to hear as another does: the part of it that changes what they do at once.
+fn is_no_news(what: &What, known: &What) -> bool {
+    match (what, known) {
+        (What::Offer(offer), What::Offer(known)) => {
+            states(offer).eq(states(known)) && offer.addresses == known.addresses
         }
-        What::Progress(_) => {}
-        What::Held(held) => {
-            let Version { stage, peer, incarnation, round, own_step } = held.version;
-            (stage, peer.0, incarnation, round, own_step).hash(&mut hasher);
-        }
+        (What::Progress(_), What::Progress(_)) => true,
+        (What::Held(held), What::Held(known)) => held.version == known.version,
+        _ => false,
     }
-    hasher.finish()
 }
 
 type Waiting = BTreeMap<ItemKey, Vec<PeerId>>;
@@ -117,9 +109,7 @@ pub struct Spread {
     me: PeerId,
     run: RunId,
     stages: Stage,
-    items: BTreeMap<ItemKey, Stored>,
-    /// The items by the first bytes of their signatures: most of what is heard is known to the letter.
-    seals_of: BTreeMap<[u8; 8], ItemKey>,
+    items: Shelf,
     remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
     neighbours: Vec<PeerId>,
     /// Items that wait for others to leave with, and who has said them since.
@@ -146,8 +136,7 @@ impl Spread {
             me,
             run,
             stages,
-            items: BTreeMap::new(),
-            seals_of: BTreeMap::new(),
+            items: Shelf::default(),
             remembered: BTreeMap::new(),
             neighbours: Vec::new(),
             news: BTreeMap::new(),
@@ -189,11 +178,9 @@ impl Spread {
     /// to newcomers any more, and comes back only newer: the dead would be waited for until their items expire.
     pub fn on_lost(&mut self, now: Instant, peer: PeerId, lost: Option<Incarnation>) {
         self.on_away(peer);
-        let gone = |key: &ItemKey, stored: &Stored| {
-            key.author == peer && key.kind != PROGRESS && lost.is_none_or(|lost| stored.stamp.incarnation <= lost)
-        };
-        let keys: Vec<ItemKey> =
-            self.items.iter().filter(|(key, stored)| gone(key, stored)).map(|(key, _)| *key).collect();
+        let gone = |kept: &&Kept| lost.is_none_or(|lost| kept.heard.item.stamp.incarnation <= lost);
+        let of_peer = self.items.of(peer, KINDS.filter(|kind| *kind != PROGRESS));
+        let keys: Vec<ItemKey> = of_peer.filter(gone).map(|kept| kept.heard.key()).collect();
         for key in keys {
             self.forget(key, now + REMEMBER);
         }
@@ -201,10 +188,11 @@ impl Spread {
 
     /// Spreads an item of mine. It comes back as `New`, like everybody else's.
     pub fn publish(&mut self, now: Instant, signed: Signed, item: Item, out: &mut Outbox<Act>) {
-        let author = signed.by;
-        self.take(now, signed, &item, None);
+        let heard = Arc::new(Heard { signed: Arc::new(signed), item });
+        self.seals.remember(&heard);
+        self.take(now, &heard, None);
         self.tell_when_due(now, out);
-        out.push(Act::New { author, item });
+        out.push(Act::New { heard });
     }
 
     pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: Frame, out: &mut Outbox<Act>) {
@@ -217,19 +205,23 @@ impl Spread {
             }
             Frame::Digest(digest) => self.on_digest(from, &digest, out),
             Frame::Want(want) => {
-                let items = want.keys.iter().filter_map(|key| self.items.get(key)).map(|s| s.signed.clone()).collect();
+                let items = want.keys.iter().filter_map(|key| self.items.get(key));
+                let items = items.map(|kept| kept.heard.signed.clone()).collect();
                 send_items(from, items, out);
             }
         }
     }
 
-    fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Signed, out: &mut Outbox<Act>) {
+    fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Arc<Signed>, out: &mut Outbox<Act>) {
         if let Some(key) = self.known(&signed) {
             return self.heard_again(from, key);
         }
-        let Some(item) = Item::peek(&signed) else {
+        let checked = self.seals.known(&signed);
+        let holds = checked.is_some();
+        let Some(heard) = checked.or_else(|| Heard::peek(signed).map(Arc::new)) else {
             return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that is none" });
         };
+        let (author, item) = (heard.author(), &heard.item);
         if item.run != self.run || Duration::from_millis(item.life_ms.into()) > LIFE_MAX {
             return out.push(Act::Blame {
                 peer: from,
@@ -237,20 +229,23 @@ impl Spread {
                 why: "an item that is not of this run",
             });
         }
-        if !self.is_of_a_stage(&item) {
+        if !self.is_of_a_stage(item) {
             let why = "an item of a stage that the run does not have";
             return out.push(Act::Blame { peer: from, severity: Severity::Wrong, why });
         }
         // Mine comes back to me: what I publish next is newer.
-        if signed.by == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&item, signed.by) {
+        if author == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&heard) {
             return;
         }
-        if !self.seals.verify(&signed, ITEM) {
-            return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that nobody signed" });
+        if !holds {
+            if !heard.signed.verify(ITEM) {
+                let why = "an item that nobody signed";
+                return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why });
+            }
+            self.seals.remember(&heard);
         }
-        let author = signed.by;
-        if self.take(now, signed, &item, Some(from)) {
-            out.push(Act::New { author, item });
+        if self.take(now, &heard, Some(from)) {
+            out.push(Act::New { heard });
         }
     }
 
@@ -262,32 +257,33 @@ impl Spread {
         }
     }
 
-    fn is_newer(&self, item: &Item, author: PeerId) -> bool {
-        let key = item.key(author);
-        let known = self.items.get(&key).map(|stored| stored.stamp);
+    fn is_newer(&self, heard: &Heard) -> bool {
+        let key = heard.key();
+        let known = self.items.get(&key).map(|kept| kept.heard.item.stamp);
         let remembered = self.remembered.get(&key).map(|(stamp, _)| *stamp);
-        known.max(remembered).is_none_or(|stamp| item.stamp > stamp)
+        known.max(remembered).is_none_or(|stamp| heard.item.stamp > stamp)
     }
 
     /// Stores, to be told. False when there is no room; what is mine always fits, whoever filled the rest.
-    fn take(&mut self, now: Instant, signed: Signed, item: &Item, from: Option<PeerId>) -> bool {
-        let key = item.key(signed.by);
-        if signed.by != self.me && self.items.len() >= ITEMS && !self.items.contains_key(&key) {
+    fn take(&mut self, now: Instant, heard: &Arc<Heard>, from: Option<PeerId>) -> bool {
+        let (key, item) = (heard.key(), &heard.item);
+        let known = self.items.get(&key);
+        if key.author != self.me && self.items.len() >= ITEMS && known.is_none() {
             return false;
         }
         let expires = now + Duration::from_millis(item.life_ms.into());
         self.expires_at = self.expires_at.min(expires);
-        let news = news_of(&item.what);
-        let says_again = |known: &Stored| known.news == news && known.stamp.incarnation == item.stamp.incarnation;
-        let only_numbers = self.is_crowd() && self.items.get(&key).is_some_and(says_again);
-        let heard = from.into_iter().collect();
+        let says_again =
+            |known: &Item| is_no_news(&item.what, &known.what) && known.stamp.incarnation == item.stamp.incarnation;
+        let only_numbers = self.is_crowd() && known.is_some_and(|known| says_again(&known.heard.item));
+        let said_by = from.into_iter().collect();
         if only_numbers && !self.news.contains_key(&key) {
-            self.numbers.insert(key, heard);
+            self.numbers.insert(key, said_by);
         } else {
             self.numbers.remove(&key);
-            self.news.insert(key, heard);
+            self.news.insert(key, said_by);
         }
-        self.keep(key, Stored { stamp: item.stamp, news, signed, expires });
+        self.items.insert(Kept::new(heard.clone(), expires));
         true
     }
 
@@ -296,9 +292,12 @@ impl Spread {
     }
 
     /// Whether an item is here to the letter, and is the newest of its kind.
-    fn known(&self, signed: &Signed) -> Option<ItemKey> {
-        let key = self.seals_of.get(start(&signed.signature)).copied()?;
-        self.items.get(&key).filter(|stored| stored.signed == *signed).map(|_| key)
+    fn known(&self, signed: &Arc<Signed>) -> Option<ItemKey> {
+        let is_it = |kept: &&Kept| {
+            let known = &kept.heard.signed;
+            Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed
+        };
+        self.items.of(signed.by, KINDS).find(is_it).map(|kept| kept.heard.key())
     }
 
     /// A neighbour said what I know, while I wait to say it: it need not hear it from me.
@@ -311,23 +310,10 @@ impl Spread {
         }
     }
 
-    fn keep(&mut self, key: ItemKey, stored: Stored) {
-        let seal = *start(&stored.signed.signature);
-        if let Some(before) = self.items.insert(key, stored) {
-            self.forget_seal(&before);
-        }
-        self.seals_of.insert(seal, key);
-    }
-
     fn forget(&mut self, key: ItemKey, until: Instant) -> bool {
-        let Some(stored) = self.items.remove(&key) else { return false };
-        self.forget_seal(&stored);
-        self.remembered.insert(key, (stored.stamp, until));
+        let Some(kept) = self.items.remove(&key) else { return false };
+        self.remembered.insert(key, (kept.heard.item.stamp, until));
         true
-    }
-
-    fn forget_seal(&mut self, stored: &Stored) {
-        self.seals_of.remove(start(&stored.signed.signature));
     }
 
     /// All that waited goes to the same neighbours, in as few frames as it needs. What I heard so often meanwhile is known
@@ -340,7 +326,8 @@ impl Spread {
             let others = waited
                 .iter()
                 .filter(|(key, heard)| !knows(to, key, heard) && (heard.len() < HEARD || key.author == self.me));
-            let items = others.filter_map(|(key, _)| self.items.get(key)).map(|stored| stored.signed.clone()).collect();
+            let items = others.filter_map(|(key, _)| self.items.get(key));
+            let items = items.map(|kept| kept.heard.signed.clone()).collect();
             send_items(to, items, out);
         }
     }
@@ -386,10 +373,10 @@ impl Spread {
 
     /// What I have behind the stretch of keys that the last digest told of, as much as fits.
     fn digest(&mut self) -> Frame {
-        let told =
-            self.told_until.take().filter(|told| self.items.last_key_value().is_some_and(|(last, _)| told < last));
+        let told = self.told_until.take().filter(|told| self.items.last_key().is_some_and(|last| *told < last));
         let begin = told.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = self.items.range((begin, Bound::Unbounded)).map(|(key, s)| Entry { key: *key, stamp: s.stamp });
+        let entry = |kept: &Kept| Entry { key: kept.heard.key(), stamp: kept.heard.item.stamp };
+        let mut rest = self.items.behind(begin).map(entry);
         let entries: Vec<Entry> = rest.by_ref().take(KEYS_MAX).collect();
         let until = rest.next().and_then(|_| entries.last()).map(|entry| entry.key);
         self.told_until = until;
@@ -397,20 +384,36 @@ impl Spread {
     }
 
     fn on_digest(&mut self, from: PeerId, digest: &Digest, out: &mut Outbox<Act>) {
-        let theirs: BTreeMap<ItemKey, Stamp> = digest.entries.iter().map(|e| (e.key, e.stamp)).collect();
-        let newer_here = self
-            .items
-            .iter()
-            .filter(|(key, _)| digest.tells_of(key))
-            .filter(|(key, stored)| theirs.get(key).is_none_or(|stamp| *stamp < stored.stamp))
-            .map(|(_, stored)| stored.signed.clone())
+        let mut theirs: Vec<(ItemKey, Stamp)> = digest.entries.iter().map(|e| (e.key, e.stamp)).collect();
+        if !theirs.is_sorted_by(|a, b| a.0 < b.0) {
+            // Of what is said twice the last word counts.
+            theirs = theirs.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
+        }
+        // Both are in the same order: one walk beside the other.
+        let mut told = theirs.iter().peekable();
+        let mut stamp_of = |key: &ItemKey| {
+            while told.next_if(|(told, _)| told < key).is_some() {}
+            told.next_if(|(told, _)| told == key).map(|(_, stamp)| *stamp)
+        };
+        let from_there = self.items.behind(digest.after.map_or(Bound::Unbounded, Bound::Excluded));
+        let newer_here = from_there
+            .map(|kept| (kept.heard.key(), kept))
+            .take_while(|(key, _)| digest.tells_of(key))
+            .filter(|(key, kept)| stamp_of(key).is_none_or(|stamp| stamp < kept.heard.item.stamp))
+            .map(|(_, kept)| kept.heard.signed.clone())
             .collect();
         send_items(from, newer_here, out);
+        let mut here =
+            self.items.behind(theirs.first().map_or(Bound::Unbounded, |(key, _)| Bound::Included(*key))).peekable();
+        let mut stamp_here = |key: &ItemKey| {
+            while here.next_if(|kept| kept.heard.key() < *key).is_some() {}
+            here.next_if(|kept| kept.heard.key() == *key).map(|kept| kept.heard.item.stamp)
+        };
         let keys: Vec<ItemKey> = theirs
-            .into_iter()
-            .filter(|(key, stamp)| key.author != self.me && self.items.get(key).is_none_or(|s| s.stamp < *stamp))
+            .iter()
+            .filter(|(key, stamp)| stamp_here(key).is_none_or(|here| here < *stamp) && key.author != self.me)
             .filter(|(key, stamp)| self.remembered.get(key).is_none_or(|(known, _)| known < stamp))
-            .map(|(key, _)| key)
+            .map(|(key, _)| *key)
             .collect();
         if !keys.is_empty() {
             out.push(Act::Send { to: from, frame: Frame::Want(Want { keys }) });
@@ -431,7 +434,8 @@ impl Spread {
     }
 
     fn expire(&mut self, now: Instant, out: &mut Outbox<Act>) {
-        let expired: Vec<ItemKey> = self.items.iter().filter(|(_, s)| s.expires <= now).map(|(key, _)| *key).collect();
+        let expired: Vec<ItemKey> =
+            self.items.iter().filter(|kept| kept.expires <= now).map(|kept| kept.heard.key()).collect();
         for key in expired {
             if self.forget(key, now + REMEMBER) {
                 out.push(Act::Expired { key });
@@ -441,17 +445,13 @@ impl Spread {
         while self.remembered.len() > ITEMS {
             self.remembered.pop_first();
         }
-        let next = self.items.values().map(|stored| stored.expires).min();
+        let next = self.items.iter().map(|kept| kept.expires).min();
         self.expires_at = next.unwrap_or(now + FORGET_EVERY).min(now + FORGET_EVERY);
     }
 }
 
-fn start(signature: &[u8; 64]) -> &[u8; 8] {
-    signature.first_chunk().expect("a signature is longer")
-}
-
 /// In as few frames as they fit into.
-fn send_items(to: PeerId, items: Vec<Signed>, out: &mut Outbox<Act>) {
+fn send_items(to: PeerId, items: Vec<Arc<Signed>>, out: &mut Outbox<Act>) {
     /// Bytes of items in a frame.
     const ROOM: usize = 40 << 10;
     let (mut frame, mut bytes) = (Vec::new(), 0);
@@ -472,7 +472,7 @@ fn send_items(to: PeerId, items: Vec<Signed>, out: &mut Outbox<Act>) {
 mod tests {
     use super::*;
     use skein_protocol::{
-        hash,
+        Version, hash,
         key::Key,
         wire::membership::{Held, Offer, StageOffer, State},
     };
@@ -551,7 +551,7 @@ mod tests {
         };
         let mut hear = |spread: &mut Spread, author: u8, item: Item| {
             out.drain().for_each(drop);
-            let items = vec![item.sign(&key(author))];
+            let items = vec![item.sign(&key(author)).into()];
             spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), Frame::Items(Items { items }), &mut out);
             out.drain().filter(|act| matches!(act, Act::Send { .. })).count()
         };
@@ -582,7 +582,7 @@ mod tests {
         // Numbers wait longer than news.
         let later = Instant::ZERO + NUMBERS_EVERY;
         spread.numbers_at = later + NUMBERS_EVERY;
-        let frame = |item: Item| Frame::Items(Items { items: vec![item.sign(&key(1))] });
+        let frame = |item: Item| Frame::Items(Items { items: vec![item.sign(&key(1)).into()] });
         spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(5, State::Serving, 8)), &mut out);
         spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(6, State::Draining, 8)), &mut out);
         spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(7, State::Draining, 9)), &mut out);
@@ -602,7 +602,7 @@ mod tests {
         spread.news_at = Instant::ZERO + RUSH;
         spread.digest_at = Instant::ZERO + Duration::from_secs(9);
         out.drain().for_each(drop);
-        let frame = |author: u8| Frame::Items(Items { items: vec![item(1).sign(&key(author))] });
+        let frame = |author: u8| Frame::Items(Items { items: vec![item(1).sign(&key(author)).into()] });
         for from in 100..100 + HEARD as u8 {
             spread.on_frame(Instant::ZERO, Utc(1_000_000), key(from).peer(), frame(1), &mut out);
         }
@@ -628,7 +628,13 @@ mod tests {
         forged.by = key(2).peer();
         let mut say = |spread: &mut Spread, signed: Signed| {
             out.drain().for_each(drop);
-            spread.on_frame(Instant::ZERO, Utc(1_000_000), from, Frame::Items(Items { items: vec![signed] }), &mut out);
+            spread.on_frame(
+                Instant::ZERO,
+                Utc(1_000_000),
+                from,
+                Frame::Items(Items { items: vec![signed.into()] }),
+                &mut out,
+            );
             out.drain().collect::<Vec<_>>()
         };
         assert!(matches!(say(&mut spread, forged)[..], [Act::Blame { severity: Severity::Hostile, .. }]));
@@ -646,7 +652,7 @@ mod tests {
         let mut spread = spread(0);
         let mut out = Outbox::new();
         let from = key(5).peer();
-        let frame = || Frame::Items(Items { items: vec![item(3).sign(&key(1))] });
+        let frame = || Frame::Items(Items { items: vec![item(3).sign(&key(1)).into()] });
         spread.on_frame(Instant::ZERO, Utc(1_000_000), from, frame(), &mut out);
         let later = Instant::ZERO + Duration::from_secs(61);
         spread.on_tick(later, &mut out);
@@ -661,12 +667,12 @@ mod tests {
     }
 
     /// `n` authors' items, one each, in `spread`, as if a neighbour had sent them.
-    fn fill(spread: &mut Spread, authors: std::ops::Range<u32>) {
+    fn fill(spread: &mut Spread, authors: Range<u32>) {
         let mut out = Outbox::new();
         for n in authors {
             let mut secret = [0; 32];
             secret[..4].copy_from_slice(&n.to_le_bytes());
-            let items = vec![item(1).sign(&Key::from_secret(secret))];
+            let items = vec![item(1).sign(&Key::from_secret(secret)).into()];
             let from = key(9).peer();
             spread.on_frame(Instant::ZERO, Utc(1_000_000), from, Frame::Items(Items { items }), &mut out);
             out.drain().for_each(drop);
@@ -717,7 +723,7 @@ mod tests {
         let mut out = Outbox::new();
         let from = key(5).peer();
         let mut say = |spread: &mut Spread, item: Item| {
-            let frame = Frame::Items(Items { items: vec![item.sign(&key(1))] });
+            let frame = Frame::Items(Items { items: vec![item.sign(&key(1)).into()] });
             spread.on_frame(Instant::ZERO, Utc(1_000_000), from, frame, &mut out);
             out.drain().collect::<Vec<_>>()
         };
@@ -753,7 +759,7 @@ mod tests {
         let mut out = Outbox::new();
         let from = key(5).peer();
         let mut say = |spread: &mut Spread, sequence: u32| {
-            let frame = Frame::Items(Items { items: vec![item(sequence).sign(&key(1))] });
+            let frame = Frame::Items(Items { items: vec![item(sequence).sign(&key(1)).into()] });
             spread.on_frame(Instant::ZERO, Utc(1_000_000), from, frame, &mut out);
             out.drain().filter(|act| matches!(act, Act::New { .. })).count()
         };

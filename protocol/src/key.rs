@@ -1,18 +1,10 @@
 //! Ed25519 keys and signed bodies. The libp2p identity of a peer is the same key.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-};
-
 use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use minicbor::{Decode, Encode};
 
-use crate::{
-    hash::{self, Digest},
-    id::PeerId,
-};
+use crate::{hash, id::PeerId};
 
 /// A peer's secret key.
 #[derive(Clone)]
@@ -82,38 +74,6 @@ impl Signed {
     }
 }
 
-/// Signatures that held, for many peers in one process: each would find the same, and the arithmetic is most of their work.
-/// Without a memory (the default) every signature is checked.
-#[derive(Clone, Debug, Default)]
-pub struct Seals(Option<Arc<Mutex<BTreeSet<Digest>>>>);
-
-/// Signatures that are remembered.
-const SEALS: usize = 1 << 16;
-
-impl Seals {
-    /// What one peer checked, those with a copy of this need not.
-    pub fn remembered() -> Self {
-        Seals(Some(Arc::default()))
-    }
-
-    pub fn verify(&self, signed: &Signed, kind: &str) -> bool {
-        let Some(known) = &self.0 else { return signed.verify(kind) };
-        let name = hash::keyed("skein seal 1", &[kind.as_bytes(), &signed.by.0, &signed.signature, &signed.body]);
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&name) {
-            return true;
-        }
-        let holds = signed.verify(kind);
-        if holds {
-            if known.len() >= SEALS {
-                known.clear();
-            }
-            known.insert(name);
-        }
-        holds
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,15 +90,5 @@ mod tests {
         let mut other = signed;
         other.by = Key::from_secret([4; 32]).peer();
         assert!(!other.verify("skein offer 1"));
-    }
-
-    #[test]
-    fn what_is_remembered_holds_for_nothing_else() {
-        let seals = Seals::remembered();
-        let signed = Key::from_secret([3; 32]).sign("skein offer 1", b"body".to_vec());
-        assert!((0..2).all(|_| seals.verify(&signed, "skein offer 1")));
-        let mut other = signed.clone();
-        other.body = b"bodz".to_vec().into();
-        assert!(!seals.verify(&other, "skein offer 1") && !seals.verify(&signed, "skein manifest 1"));
     }
 }

@@ -495,6 +495,24 @@ Examples
     },
     /// Whether loss, logits, gradients and text are those that the library of its makers gives
     Check(ModelCheck),
+    /// A model and a LoRA adapter as one model, for programs that know no adapters
+    Merge(ModelMerge),
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein model merge ./model ./adapter --out ./merged")]
+pub struct ModelMerge {
+    /// A folder as Hugging Face tools write it
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+    /// A LoRA adapter as PEFT writes it
+    #[arg(value_name = "ADAPTER")]
+    pub adapter: PathBuf,
+    /// A new or empty folder
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 #[derive(Clone, Debug, Args)]

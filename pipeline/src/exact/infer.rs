@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
     attention::{BLOCK, Head, attend},
-    block::{self, HeadTape, Weights},
+    block::{self, HeadTape, Weights, grow},
     engine::{EngineError, Piece, StageInput},
     head,
     input::check_tokens,
@@ -20,6 +20,9 @@ use crate::model::{Dims, lora::Site};
 
 /// Versions that sessions may pin.
 const PINNED_MAX: usize = 2;
+
+/// Values of the widest buffer that are kept for the next call: 16 MiB.
+const ROOM_MAX: usize = 4 << 20;
 
 pub struct Session {
     pub held: Arc<Held>,
@@ -110,7 +113,12 @@ impl<P: Product> StageEngine<P> {
         }
         for (layer, at) in self.plan.layers.iter().enumerate() {
             let weights = Weights::new(&self.dims, at, self.plan.adapters.get(layer), params);
-            through(&mut self.product, &self.dims, &weights, &rope, layer, &begun, &mut self.sessions, &mut x);
+            let (sessions, room) = (&mut self.sessions, &mut self.room);
+            through(&mut self.product, &self.dims, &weights, &rope, layer, &begun, sessions, room, &mut x);
+        }
+        // Of a long prompt much would stay for nothing.
+        if self.room.gu.len() > ROOM_MAX {
+            self.room = Room::default();
         }
         let outputs = match self.plan.head {
             Some(at) => {
@@ -163,6 +171,38 @@ impl Session {
     }
 }
 
+/// Work space of a layer, for all rows of a call. A buffer only grows.
+#[derive(Default)]
+pub struct Room {
+    /// Output of a norm, and its factors.
+    h: Vec<f32>,
+    inv: Vec<f32>,
+    qkv: Vec<f32>,
+    /// [`HeadTape`], and what the A's of adapters give.
+    raw: Vec<f32>,
+    low: Vec<f32>,
+    /// Output of the attention.
+    att: Vec<f32>,
+    /// What is added to the stream.
+    add: Vec<f32>,
+    gu: Vec<f32>,
+    act: Vec<f32>,
+}
+
+impl Room {
+    fn reserve(&mut self, d: &Dims, n: usize) {
+        grow(&mut self.h, n * d.hidden);
+        grow(&mut self.inv, n);
+        grow(&mut self.qkv, n * d.qkv());
+        grow(&mut self.raw, HeadTape::values(d, n));
+        grow(&mut self.low, n * d.ranks.into_iter().max().unwrap_or(0));
+        grow(&mut self.att, n * d.q());
+        grow(&mut self.add, n * d.hidden);
+        grow(&mut self.gu, n * 2 * d.ffn);
+        grow(&mut self.act, n * d.ffn);
+    }
+}
+
 /// One layer over the rows of all pieces, in place; appends their keys and values to their sessions' caches.
 #[allow(clippy::too_many_arguments)]
 fn through<P: Product>(
@@ -173,15 +213,21 @@ fn through<P: Product>(
     layer: usize,
     pieces: &[Begun],
     sessions: &mut BTreeMap<u64, Session>,
+    room: &mut Room,
     x: &mut [f32],
 ) {
     let (hidden, att, kv, width) = (d.hidden, d.q(), d.kv(), d.qkv());
     let n = x.len() / hidden;
-    let (mut h, mut inv) = (vec![0.0; n * hidden], vec![0.0; n]);
-    let (mut raw, mut low) = (vec![0.0; HeadTape::values(d, n)], vec![0.0; n * d.ranks.into_iter().max().unwrap_or(0)]);
-    kernel::rms(x, w.input_norm, d.eps, &mut h, &mut inv);
-    let mut qkv = wide(product, &h, hidden, w.qkv);
-    block::turn(product, d, w, rope, &h, &mut qkv, &mut HeadTape::over(d, n, &mut raw), &mut low);
+    room.reserve(d, n);
+    let (h, inv) = (&mut room.h[..n * hidden], &mut room.inv[..n]);
+    let (qkv, out, add) = (&mut room.qkv[..n * width], &mut room.att[..n * att], &mut room.add[..n * hidden]);
+    let (gu, act) = (&mut room.gu[..n * 2 * d.ffn], &mut room.act[..n * d.ffn]);
+    let mut heads = HeadTape::over(d, n, &mut room.raw);
+    let low = |site: Site| n * d.ranks[site as usize];
+
+    kernel::rms(x, w.input_norm, d.eps, h, inv);
+    wide(product, qkv, h, w.qkv);
+    block::turn(product, d, w, rope, h, qkv, &mut heads, &mut room.low[..low(Site::Qkv)]);
     for piece in pieces {
         let Some(session) = sessions.get_mut(&piece.session) else { continue };
         for row in qkv[piece.rows.start * width..piece.rows.end * width].chunks_exact(width) {
@@ -189,22 +235,22 @@ fn through<P: Product>(
             session.values[layer].extend_from_slice(&row[att + kv..]);
         }
     }
-    let mut out = attention(product, d, w, layer, pieces, sessions, &qkv);
-    let mut mid = wide(product, &out, att, w.output);
-    w.adapt(product, Site::Output, &out, &mut low, &mut mid, hidden);
-    kernel::add(x, &mid);
+    attention(product, d, w, layer, pieces, sessions, qkv, out);
+    wide(product, add, out, w.output);
+    w.adapt(product, Site::Output, out, &mut room.low[..low(Site::Output)], add, hidden);
+    kernel::add(x, add);
 
-    kernel::rms(x, w.mlp_norm, d.eps, &mut h, &mut inv);
-    let mut gu = wide(product, &h, hidden, w.gate_up);
-    w.adapt(product, Site::GateUp, &h, &mut low, &mut gu, 2 * d.ffn);
-    out.resize(n * d.ffn, 0.0);
-    kernel::swiglu(&gu, d.ffn, &mut out);
-    let mut back = wide(product, &out, d.ffn, w.down);
-    w.adapt(product, Site::Down, &out, &mut low, &mut back, hidden);
-    kernel::add(x, &back);
+    kernel::rms(x, w.mlp_norm, d.eps, h, inv);
+    wide(product, gu, h, w.gate_up);
+    w.adapt(product, Site::GateUp, h, &mut room.low[..low(Site::GateUp)], gu, 2 * d.ffn);
+    kernel::swiglu(gu, d.ffn, act);
+    wide(product, add, act, w.down);
+    w.adapt(product, Site::Down, act, &mut room.low[..low(Site::Down)], add, hidden);
+    kernel::add(x, add);
 }
 
-/// What the attention of every piece gives, `[rows, heads * head]`: blocks of queries against their session's cache.
+/// What the attention of every piece gives, into `out [rows, heads * head]`: blocks of queries against their session's cache.
+#[allow(clippy::too_many_arguments)]
 fn attention<P: Product>(
     product: &P,
     d: &Dims,
@@ -213,7 +259,8 @@ fn attention<P: Product>(
     pieces: &[Begun],
     sessions: &BTreeMap<u64, Session>,
     qkv: &[f32],
-) -> Vec<f32> {
+    out: &mut [f32],
+) {
     struct Work<'a> {
         session: &'a Session,
         /// First of its rows among all, and where that stands in its text.
@@ -222,8 +269,7 @@ fn attention<P: Product>(
         out: &'a mut [f32],
     }
     let (hd, att, kv, width) = (d.head, d.q(), d.kv(), d.qkv());
-    let mut out = vec![0.0; qkv.len() / width * att];
-    let (mut work, mut rest) = (Vec::new(), &mut out[..]);
+    let (mut work, mut rest) = (Vec::new(), out);
     for piece in pieces {
         let Some(session) = sessions.get(&piece.session) else { continue };
         for row in piece.rows.clone().step_by(BLOCK) {
@@ -246,36 +292,47 @@ fn attention<P: Product>(
             attend(&mut product, &head_of, *first, w.sight, scale, &mut p, seen, &mut out[head * hd..], att);
         }
     });
-    out
 }
 
-/// `x w^T` of the rows of `x [n, input]`, with the columns parted among the threads: with few rows what counts is how fast the
-/// weights are read.
-fn wide<P: Product>(product: &P, x: &[f32], input: usize, w: Weight<'_>) -> Vec<f32> {
+/// `out = x w^T` of all rows of `x`, parted among the threads: by rows where there are many; else by columns, since with few rows
+/// what counts is how fast the weights are read.
+fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
     /// Parts: more than most machines have cores to spare, and few enough that each is worth a thread's while.
     const PARTS: usize = 8;
-    let (w, x) = (w.forward(), Matrix::new(x, x.len() / input, input));
-    let cols = w.matrix.cols;
+    /// Fewer rows than these leave a product waiting for the weights.
+    const ROWS: usize = 48;
+    let w = w.forward();
+    let (input, cols) = (w.matrix.rows, w.matrix.cols);
+    let rows = x.len() / input;
+    if rows >= 2 * ROWS {
+        let step = rows.div_ceil(PARTS).max(ROWS);
+        let mut parts: Vec<_> = out.chunks_mut(step * cols).zip(x.chunks(step * input)).collect();
+        product.each(&mut parts, |(out, x)| {
+            product.clone().product(out, cols, false, Matrix::new(x, x.len() / input, input), w, 1.0);
+        });
+        return;
+    }
+    let x = Matrix::new(x, rows, input);
     let step = cols.div_ceil(PARTS).next_multiple_of(COLUMNS);
     let part = |start: usize| {
         let cols = start..cols.min(start + step);
-        let buffer = vec![0.0; x.rows * cols.len()];
+        let buffer = vec![0.0; rows * cols.len()];
         (cols, buffer)
     };
     let mut parts: Vec<_> = (0..cols).step_by(step).map(part).collect();
     product.each(&mut parts, |(cols, part)| product.clone().columns(part, x, w, cols.clone()));
-    let mut out = vec![0.0; x.rows * cols];
     for (cols_of, part) in parts {
         for (out, part) in out.chunks_exact_mut(cols).zip(part.chunks_exact(cols_of.len())) {
             out[cols_of.clone()].copy_from_slice(part);
         }
     }
-    out
 }
 
 /// Logits of the rows of `x`, `[rows, vocab]`.
 fn logits<P: Product>(product: &P, d: &Dims, at: head::Offsets, params: Params<'_>, x: &[f32]) -> Vec<f32> {
     let (mut h, mut inv) = (vec![0.0; x.len()], vec![0.0; x.len() / d.hidden]);
     kernel::rms(x, &params.flat[at.norm..][..d.hidden], d.eps, &mut h, &mut inv);
-    wide(product, &h, d.hidden, params.weight(at.matrix, d.vocab, d.hidden))
+    let mut out = vec![0.0; x.len() / d.hidden * d.vocab];
+    wide(product, &mut out, &h, params.weight(at.matrix, d.vocab, d.hidden));
+    out
 }

@@ -10,7 +10,7 @@ use skein_protocol::run::Recompute;
 use super::{
     attention::Shape,
     engine::{Engine, EngineError, Lost, Piece, Settings, StageInput, StageWeights, StepReport, TrainState},
-    infer::Session,
+    infer::{Room, Session},
     input::{Input, check_gradient, check_params, check_rate, check_settings, check_targets, check_weights},
     kernel,
     lane::{From, Lane, Plan},
@@ -73,6 +73,7 @@ pub struct StageEngine<P> {
     /// Results that nobody reads, at most [`RESULTS`].
     results: Vec<Vec<f32>>,
     pub(super) sessions: BTreeMap<u64, Session>,
+    pub(super) room: Room,
 }
 
 impl<P: Product> StageEngine<P> {
@@ -105,6 +106,7 @@ impl<P: Product> StageEngine<P> {
             free: Vec::new(),
             results: Vec::new(),
             sessions: BTreeMap::new(),
+            room: Room::default(),
         })
     }
 

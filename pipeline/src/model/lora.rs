@@ -5,6 +5,8 @@
 
 use skein_protocol::run::{Lora, ModelConfig};
 
+use super::StageModel;
+
 /// Matrices that read the same input and give neighbouring columns, as [`super::LayerOffsets`] groups them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
@@ -99,6 +101,35 @@ pub(super) fn adapters(config: &ModelConfig, lora: &Lora, start: usize) -> [Opti
         let scale = (f64::from(lora.alpha) / f64::from(lora.rank)) as f32;
         (!parts.is_empty()).then_some(Adapter { site, a, input, rank, scale, parts })
     })
+}
+
+/// Adds to the matrices in `frozen` what the adapters `params` of `model` make of their inputs: `W + (alpha / rank) B A`.
+///
+/// # Panics
+/// If the model has no adapters, or the buffers are of another.
+pub fn merge(model: &StageModel, params: &[f32], frozen: &mut [f32]) {
+    for n in 0..model.layers as usize {
+        let at = model.layer_offsets(n);
+        let sites = model.adapters(n).expect("a model with adapters");
+        for adapter in sites.iter().flatten() {
+            let site = match adapter.site {
+                Site::Qkv => at.qkv,
+                Site::Output => at.output,
+                Site::GateUp => at.gate_up,
+                Site::Down => at.down,
+            };
+            for (i, part) in adapter.parts.iter().enumerate() {
+                let a = &params[adapter.a + i * adapter.rank * adapter.input..][..adapter.rank * adapter.input];
+                let b = &params[part.b..][..part.width * adapter.rank];
+                let rows = &mut frozen[site + part.first * adapter.input..][..part.width * adapter.input];
+                for (row, b) in rows.chunks_exact_mut(adapter.input).zip(b.chunks_exact(adapter.rank)) {
+                    for (&b, a) in b.iter().zip(a.chunks_exact(adapter.input)) {
+                        row.iter_mut().zip(a).for_each(|(w, a)| *w += adapter.scale * b * a);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Of a site's matrices those that have adapters: name, first column, rows.

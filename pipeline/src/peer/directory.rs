@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,11 +16,11 @@ use skein_protocol::{
     Incarnation, Instant, Lane, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
     event::Event,
     hash::Digest,
-    key::{Key, Seals},
+    key::Key,
     rng::Streams,
     wire::{
         self,
-        membership::{ADDRESSES_MAX, Held, Item, Offer, Progress, StageOffer, Stamp, State, What},
+        membership::{ADDRESSES_MAX, Heard, Held, Item, Offer, Progress, Seals, StageOffer, Stamp, State, What},
         spread,
     },
 };
@@ -236,9 +237,22 @@ impl Directory {
         self.spread.on_tick(now, &mut acts);
         self.perform(acts, out);
         self.repeat(now, utc, out);
+        self.note_empty(now, is_gone);
+    }
+
+    /// One walk, which ends where every stage has somebody.
+    fn note_empty(&mut self, now: Instant, is_gone: impl Fn(PeerId) -> bool) {
+        let mut empty: BTreeSet<Stage> = (0..self.stages).collect();
+        for (stage, peer, state, _) in self.members.everywhere() {
+            if state != State::Draining && empty.contains(&stage) && !is_gone(peer) {
+                empty.remove(&stage);
+                if empty.is_empty() {
+                    break;
+                }
+            }
+        }
         for stage in 0..self.stages {
-            let empty = self.members.planned(stage).all(|(peer, ..)| is_gone(peer));
-            self.members.note_empty(now, stage, empty);
+            self.members.note_empty(now, stage, empty.contains(&stage));
         }
     }
 
@@ -249,7 +263,7 @@ impl Directory {
                     let frame = wire::Frame::Spread(frame);
                     out.push(Output::Send { to, lane: Lane::Control, frame, body: None });
                 }
-                Act::New { author, item } => self.on_new(author, item, out),
+                Act::New { heard } => self.on_new(&heard, out),
                 Act::Expired { key } => {
                     self.members.on_expired(key);
                     self.news = true;
@@ -261,15 +275,16 @@ impl Directory {
         }
     }
 
-    fn on_new(&mut self, author: PeerId, item: Item, out: &mut Outbox<Output>) {
-        if let What::Held(held) = &item.what
+    fn on_new(&mut self, heard: &Arc<Heard>, out: &mut Outbox<Output>) {
+        let author = heard.author();
+        if let What::Held(held) = &heard.item.what
             && author != self.me
         {
             let (version, root) = (held.version, held.root);
             out.push(Output::Emit(Event::Held { version, root, by: author }));
         }
         let (owner, delegates) = (self.owner, &self.delegates);
-        let change = self.members.on_item(author, item, |peer| peer == owner || delegates.contains(&peer));
+        let change = self.members.on_item(heard, |peer| peer == owner || delegates.contains(&peer));
         match change {
             Change::Offer(_) => self.news = true,
             Change::Numbers(peer) => {
@@ -306,12 +321,11 @@ impl Directory {
     /// Stages that peers serve as before, with the speeds that they claim anew, since this was last asked.
     pub fn take_numbers(&mut self) -> Vec<(Stage, PeerId, f64)> {
         let numbers = std::mem::take(&mut self.numbers);
-        let of_peer = |peer: &PeerId| {
-            let stages = self.offer(*peer).map_or(&[][..], |offer| &offer.stages);
-            let of = |offer: &StageOffer| (offer.stage, *peer, offer.speed_milli as f64 / 1e3);
-            stages.iter().map(of).collect::<Vec<_>>()
+        let of_peer = |peer: PeerId| {
+            let stages = self.offer(peer).map_or(&[][..], |offer| &offer.stages);
+            stages.iter().map(move |offer| (offer.stage, peer, offer.speed_milli as f64 / 1e3))
         };
-        numbers.iter().flat_map(of_peer).collect()
+        numbers.into_iter().flat_map(of_peer).collect()
     }
 
     /// Whether `peer` offers `stage`, or finishes what it has of it.

@@ -26,10 +26,7 @@ use std::{
 
 use skein_protocol::{
     Blob, Incarnation, Instant, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
-    hash::Digest,
-    key::{Key, Seals},
-    machine::Why,
-    rng::Streams,
+    hash::Digest, key::Key, machine::Why, rng::Streams, wire::membership::Seals,
 };
 
 use crate::{
@@ -161,6 +158,9 @@ pub struct Peer {
     /// Stages that were said to be without a replica.
     empty: BTreeSet<Stage>,
     active: Vec<PeerId>,
+    /// Those whose connection is kept whatever goes over it, and whether who serves what has changed since.
+    near: Vec<PeerId>,
+    near_is_old: bool,
     circle: Circle,
     /// When the circle was drawn, whether there is news since, and what this peer served then, and whether it fed.
     circled_at: Instant,
@@ -236,6 +236,8 @@ impl Peer {
             next_ticket: 0,
             empty: BTreeSet::new(),
             active: Vec::new(),
+            near: Vec::new(),
+            near_is_old: true,
             circle: Circle::default(),
             circled_at: now,
             circle_is_old: true,

@@ -29,6 +29,10 @@ impl Neighbour {
     fn is_up(&self) -> bool {
         self.connected && self.incarnation.is_some_and(|incarnation| self.dead.is_none_or(|dead| incarnation > dead))
     }
+
+    fn is_gone(&self) -> bool {
+        !self.connected && self.dial_pause >= DIAL_PAUSE * 4
+    }
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +132,12 @@ impl Neighbours {
 
     /// Dialled again and again, and never there: whatever is said of it, it is not to be counted on.
     pub fn is_gone(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|n| !n.connected && n.dial_pause >= DIAL_PAUSE * 4)
+        self.peers.get(&peer).is_some_and(Neighbour::is_gone)
+    }
+
+    /// All of whom [`Self::is_gone`] is true, in the order of their names.
+    pub fn gone(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.peers.iter().filter(|(_, neighbour)| neighbour.is_gone()).map(|(peer, _)| *peer)
     }
 
     /// Forgets whoever is gone longest.

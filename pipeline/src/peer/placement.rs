@@ -127,8 +127,9 @@ impl Peer {
 
     fn plan(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
-        let gone = if mine.is_empty() { self.absent(now) } else { BTreeSet::new() };
-        let mut planned = self.directory.planned(|peer| gone.contains(&peer) || self.neighbours.is_gone(peer));
+        let mut gone = if mine.is_empty() { self.absent(now) } else { BTreeSet::new() };
+        gone.extend(self.neighbours.gone());
+        let mut planned = self.directory.planned(|peer| gone.contains(&peer));
         planned.retain(|(peer, ..)| *peer != self.me);
         let speed = |replica: &Replica| replica.flow().map_or(0.0, |flow| flow.busy.speed());
         let rows = self.replicas.iter().map(|(stage, replica)| (self.me, *stage, speed(replica)));
@@ -447,18 +448,19 @@ impl Peer {
     fn draw_circle(&mut self, now: Instant) {
         /// Among many somebody comes or goes all the time.
         const EVERY: Duration = Duration::from_secs(1);
-        let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
         let feeds = self.source.is_some();
         let news = self.circle_is_old && (self.directory.crowd() <= 1 || now.since(self.circled_at) >= EVERY);
-        if !news && (&self.circled_for.0, self.circled_for.1) == (&mine, feeds) {
+        if !news && self.circled_for.0.iter().eq(self.replicas.keys()) && self.circled_for.1 == feeds {
             return;
         }
+        let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
         let run = &self.config.manifest.run;
         let feeders: Vec<PeerId> = run.delegates.iter().copied().chain([run.owner]).collect();
         let needs = Needs { me: self.me, mine: &mine, feeds, last: self.rules.last, feeders: &feeders };
         self.circle = Circle::of(needs, self.directory.offers());
         self.route.set_circle(self.circle.is_part.then(|| self.circle.dialled.clone()));
         (self.circled_at, self.circle_is_old, self.circled_for) = (now, false, (mine, feeds));
+        self.near_is_old = true;
     }
 
     /// Tells the run what I serve, how fast, and where I am reached. Repeats only what changed, and before it expires.

@@ -203,11 +203,12 @@ impl Peer {
         let checkpoint = &self.config.manifest.checkpoint;
         let (every, copies_min) = (checkpoint.every.max(1), checkpoint.copies_min as usize);
         let run_step = self.run_step();
-        let living = self.directory.replicas(stage).len().max(1);
+        let replicas = self.directory.replicas(stage);
+        let living = replicas.len().max(1);
         let Some(replica) = self.replicas.get(&stage) else { return };
         let due = replica.pushed_at.is_none_or(|at| run_step >= at + every);
         // Of the living replicas the one with the smallest id pushes.
-        let first = self.directory.replicas(stage).iter().all(|(peer, _)| *peer >= self.me);
+        let first = replicas.iter().all(|(peer, _)| *peer >= self.me);
         if living >= copies_min || !due || !first {
             return;
         }

@@ -1,6 +1,9 @@
 //! The table of edges: which machine hears of which fact, and which machine's output is which other's input.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Outbox, PeerId, Stage, Utc,
@@ -814,7 +817,7 @@ impl Peer {
 
     /// Who serves what, for the route: connected, greeted and living.
     pub(super) fn refresh_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        (self.routed_at, self.route_is_old) = (now, false);
+        (self.routed_at, self.route_is_old, self.near_is_old) = (now, false, true);
         let (mut serving, mut leaving) = self.directory.standing(self.neighbours.up());
         for (stage, replica) in &self.replicas {
             let Phase::Serving(flow) = &replica.phase else { continue };
@@ -888,27 +891,30 @@ impl Peer {
         active.extend(self.transfer.partners());
         active.extend(self.generate.partners());
         active.extend(self.rounds_partners());
-        let last = self.rules.last;
-        let circle = |peer: &PeerId| self.circle.has(peer);
-        let mine: Vec<Stage> = self.replicas.keys().copied().collect();
-        for stage in mine {
-            for near in
-                [stage.checked_sub(1), Some(stage), Some(stage + 1).filter(|s| *s <= last)].into_iter().flatten()
-            {
-                active.extend(self.route.replicas(near).filter(circle));
-            }
+        if std::mem::take(&mut self.near_is_old) {
+            self.near = self.who_is_near();
         }
-        if self.source.is_some() {
-            active.extend(self.route.replicas(0).chain(self.route.replicas(last)).filter(circle));
-        }
-        active.extend(self.circle.strangers.iter().copied());
+        active.extend_from_slice(&self.near);
         active.retain(|peer| *peer != self.me);
-        active.sort();
+        active.sort_unstable();
         active.dedup();
         if active != self.active {
             self.active = active.clone();
             out.push(Output::Active { peers: active });
         }
+    }
+
+    /// Those of the circle who serve what this peer may send to or hear from, and the strangers.
+    fn who_is_near(&self) -> Vec<PeerId> {
+        let last = self.rules.last;
+        let beside = |stage: Stage| [stage.checked_sub(1), Some(stage), Some(stage + 1).filter(|s| *s <= last)];
+        let mut stages: BTreeSet<Stage> = self.replicas.keys().flat_map(|stage| beside(*stage)).flatten().collect();
+        if self.source.is_some() {
+            stages.extend([0, last]);
+        }
+        let replicas = stages.into_iter().flat_map(|stage| self.route.replicas(stage));
+        let near = replicas.filter(|peer| self.circle.has(peer)).chain(self.circle.strangers.iter().copied());
+        near.collect::<BTreeSet<PeerId>>().into_iter().collect()
     }
 }
 

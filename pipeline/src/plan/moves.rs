@@ -75,6 +75,9 @@ fn memory(stages: &[Stage], costs: &[Cost]) -> u64 {
 #[derive(Debug, Default)]
 pub struct Foresight {
     seen_at: Instant,
+    /// What was seen: where everybody is, and with what power.
+    seen: (u64, u64),
+    /// The same itself, where somebody is to move.
     swarm: Swarm,
     free: BTreeSet<Stage>,
     /// The moves, and those when all who were named before stay.
@@ -84,10 +87,12 @@ pub struct Foresight {
 impl Foresight {
     /// The moves if everybody goes.
     pub fn see(&mut self, now: Instant, own: Own<'_>, swarm: &Swarm, costs: &[Cost]) -> &[(PeerId, Move)] {
-        let holds = *swarm == self.swarm || now.since(self.seen_at) < THOUGHT && swarm.is_placed_like(&self.swarm);
+        let seen = swarm.marks();
+        let holds = seen == self.seen || now.since(self.seen_at) < THOUGHT && seen.0 == self.seen.0;
         if !holds || *own.free != self.free || self.lists.is_empty() {
             let first = list(swarm, costs, Some(own), |_| false);
-            *self = Foresight { seen_at: now, swarm: swarm.clone(), free: own.free.clone(), lists: vec![first] };
+            let swarm = if first.is_empty() { Swarm::default() } else { swarm.clone() };
+            *self = Foresight { seen_at: now, seen, swarm, free: own.free.clone(), lists: vec![first] };
         }
         &self.lists[0]
     }
@@ -112,30 +117,27 @@ impl Foresight {
 }
 
 /// Peers that serve the same with the same power: the stages would stand the same, whoever of them moves.
-struct Alike {
-    served: Vec<Stage>,
+struct Alike<'a> {
+    served: &'a [Stage],
     /// For each of its stages, operations a second.
     share: f64,
     peers: Vec<Place>,
     is_me: bool,
 }
 
-fn classes(swarm: &Swarm, me: Option<PeerId>, stays: impl Fn(PeerId) -> bool) -> Vec<Alike> {
+fn classes(swarm: &Swarm, me: Option<PeerId>, stays: impl Fn(PeerId) -> bool) -> Vec<Alike<'_>> {
     let mut classes: BTreeMap<(bool, &[Stage], u64), Vec<Place>> = BTreeMap::new();
     for (place, peer) in swarm.peers.iter().enumerate() {
         let is_me = me == Some(*peer);
         if is_me || !stays(*peer) {
-            let key = (is_me, &swarm.served[place][..], swarm.power[place].to_bits());
+            let key = (is_me, swarm.served(place), swarm.power[place].to_bits());
             classes.entry(key).or_default().push(place);
         }
     }
-    let alike = |((is_me, served, _), peers): ((bool, &[Stage], u64), Vec<Place>)| Alike {
-        served: served.to_vec(),
-        share: swarm.share(peers[0]),
-        peers,
-        is_me,
-    };
-    classes.into_iter().map(alike).collect()
+    classes
+        .into_iter()
+        .map(|((is_me, served, _), peers)| Alike { served, share: swarm.share(peers[0]), peers, is_me })
+        .collect()
 }
 
 fn list(swarm: &Swarm, costs: &[Cost], own: Option<Own<'_>>, stays: impl Fn(PeerId) -> bool) -> Vec<(PeerId, Move)> {
@@ -183,13 +185,12 @@ struct Search<'a> {
 impl Search<'_> {
     /// The move after which the ascending throughputs are largest, and the class that makes it. Nothing if none is better than
     /// staying. Of moves that are equally good that of the peer that a hash prefers.
-    fn best(&self, classes: &[Alike]) -> Option<(usize, Move)> {
+    fn best(&self, classes: &[Alike<'_>]) -> Option<(usize, Move)> {
         let mut by_need: Vec<Stage> = (0..self.replicas.len() as Stage).collect();
         by_need.sort_by(|a, b| self.throughput[usize::from(*a)].total_cmp(&self.throughput[usize::from(*b)]));
         let now: Vec<f64> = by_need.iter().map(|stage| self.throughput[usize::from(*stage)]).collect();
         let mut best = now.clone();
         let mut equals: Vec<(usize, Move)> = Vec::new();
-        let mut order = Vec::with_capacity(now.len());
         for (class, alike) in classes.iter().enumerate().filter(|(_, alike)| !alike.peers.is_empty()) {
             for from in alike.served.iter().copied().filter(|from| self.replicas[usize::from(*from)] > 1) {
                 // A peer helps most at the weakest stage that it can go to.
@@ -198,13 +199,19 @@ impl Search<'_> {
                 if self.throughput[usize::from(from)] - self.swarm.speed(alike.share, from) < ALIKE * now[0] {
                     continue;
                 }
-                self.stand_after(&now, alike.share, from, to, &mut order);
-                let is_better = is_weaker(&best, &order, ALIKE);
+                // Nearly always the first places tell.
+                let differ = |(after, best): &(f64, f64)| after.min(*best) < ALIKE * after.max(*best);
+                let after = self.stand_after(&now, alike.share, from, to);
+                let is_better = match after.zip(best.iter().copied()).find(differ) {
+                    Some((after, best)) if after < best => continue,
+                    Some(_) => true,
+                    None => false,
+                };
                 if is_better {
-                    best.clone_from(&order);
+                    best = self.stand_after(&now, alike.share, from, to).collect();
                     equals.clear();
                 }
-                if is_better || !equals.is_empty() && !is_weaker(&order, &best, ALIKE) {
+                if is_better || !equals.is_empty() {
                     equals.push((class, Move { from, to, is_empty: self.replicas[usize::from(to)] == 0 }));
                 }
             }
@@ -215,30 +222,36 @@ impl Search<'_> {
         if equals.len() > 1 { equals.into_iter().min_by_key(preferred) } else { equals.pop() }
     }
 
-    fn may(&self, alike: &Alike, from: Stage, to: Stage) -> bool {
+    fn may(&self, alike: &Alike<'_>, from: Stage, to: Stage) -> bool {
         if alike.served.contains(&to) {
             return false;
         }
         let Some(own) = self.own.filter(|_| alike.is_me) else { return true };
-        own.free.contains(&from) && own.fits(memory(&alike.served, self.costs), from, to, self.costs)
+        own.free.contains(&from) && own.fits(memory(alike.served, self.costs), from, to, self.costs)
     }
 
     /// The ascending throughputs after a move: those of `now` without two, and two others.
-    fn stand_after(&self, now: &[f64], share: f64, from: Stage, to: Stage, order: &mut Vec<f64>) {
-        let mut gone = [self.throughput[usize::from(from)], self.throughput[usize::from(to)]].map(Some);
-        order.clear();
-        for value in now {
-            match gone.iter_mut().find(|gone| **gone == Some(*value)) {
-                Some(gone) => *gone = None,
-                None => order.push(*value),
-            }
-        }
-        let less = self.throughput[usize::from(from)] - self.swarm.speed(share, from);
-        let more = self.throughput[usize::from(to)] + self.swarm.speed(share, to);
-        for value in [less, more] {
-            let at = order.partition_point(|other| other.total_cmp(&value).is_lt());
-            order.insert(at, value);
-        }
+    fn stand_after<'a>(
+        &self,
+        now: &'a [f64],
+        share: f64,
+        from: Stage,
+        to: Stage,
+    ) -> impl Iterator<Item = f64> + use<'a> {
+        let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
+        let less = before_from - self.swarm.speed(share, from);
+        let more = before_to + self.swarm.speed(share, to);
+        let mut gone = [before_from, before_to].map(Some);
+        let mut come = [less.min(more), less.max(more)].into_iter().peekable();
+        let mut stay = now.iter().copied().filter(move |value| {
+            let is_gone = gone.iter_mut().find(|gone| **gone == Some(*value));
+            is_gone.map(Option::take).is_none()
+        });
+        let mut stays = stay.next();
+        std::iter::from_fn(move || match stays {
+            Some(value) => come.next_if(|come| *come <= value).or_else(|| std::mem::replace(&mut stays, stay.next())),
+            None => come.next(),
+        })
     }
 }
 

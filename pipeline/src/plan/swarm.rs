@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use skein_protocol::{PeerId, Stage};
+use skein_protocol::{
+    PeerId, Stage,
+    hash::{mix, scatter},
+};
 
 /// Throughputs nearer to each other than this are equal: they are sums in another order.
 pub const ALIKE: f64 = 1.0 - 1e-9;
@@ -49,8 +52,9 @@ pub struct Swarm {
     pub peers: Vec<PeerId>,
     /// Operations a second of each peer, all its stages together: its speeds are those of stages that share one device.
     pub power: Vec<f64>,
-    /// Stages of each peer, ascending.
-    pub served: Vec<Vec<Stage>>,
+    /// Stages of one peer after the other, those of each ascending, and where each peer's end.
+    stages: Vec<Stage>,
+    ends: Vec<u32>,
     /// By stage: how many serve it.
     pub replicas: Vec<usize>,
 }
@@ -80,7 +84,8 @@ impl Swarm {
             let known: Vec<f64> = known.map(|power| power.min(credible)).collect();
             swarm.peers.push(of_peer[0].0);
             swarm.power.push(alike(mean(&known).unwrap_or(typical)));
-            swarm.served.push(of_peer.iter().map(|(_, stage, _)| *stage).collect());
+            swarm.stages.extend(of_peer.iter().map(|(_, stage, _)| *stage));
+            swarm.ends.push(swarm.stages.len() as u32);
         }
         swarm
     }
@@ -92,7 +97,13 @@ impl Swarm {
 
     /// What a peer has for each of its stages, operations a second.
     pub fn share(&self, peer: Place) -> f64 {
-        self.power[peer] / self.served[peer].len().max(1) as f64
+        self.power[peer] / self.served(peer).len().max(1) as f64
+    }
+
+    /// Stages of a peer, ascending.
+    pub fn served(&self, peer: Place) -> &[Stage] {
+        let begin = peer.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.stages[begin as usize..self.ends[peer] as usize]
     }
 
     /// How many serve a stage.
@@ -102,12 +113,16 @@ impl Swarm {
 
     /// What a peer serves, ascending.
     pub fn stages_of(&self, peer: PeerId) -> &[Stage] {
-        self.peers.binary_search(&peer).map_or(&[], |place| &self.served[place])
+        self.peers.binary_search(&peer).map_or(&[], |place| self.served(place))
     }
 
-    /// Whether the same peers serve the same stages, at whatever speeds.
-    pub fn is_placed_like(&self, other: &Swarm) -> bool {
-        self.peers == other.peers && self.served == other.served
+    /// Two hashes that tell it from others: who serves which stages, and that with what power.
+    pub fn marks(&self) -> (u64, u64) {
+        let step = |mark: u64, number: u64| mix(mark.wrapping_add(1).rotate_left(32) ^ number);
+        let peers = self.peers.iter().fold(0, |mark, peer| scatter(&peer.0, mark));
+        let stages = self.stages.iter().map(|stage| u64::from(*stage)).fold(peers, step);
+        let placed = self.ends.iter().map(|end| u64::from(*end)).fold(stages, step);
+        (placed, self.power.iter().map(|power| power.to_bits()).fold(placed, step))
     }
 
     /// Operations of a micro-batch through all stages, and operations a second of all peers.
@@ -118,8 +133,8 @@ impl Swarm {
     /// By stage, micro-batches a second.
     pub fn throughputs(&self) -> Vec<f64> {
         let mut power = vec![0.0; self.flops.len()];
-        for (peer, stages) in self.served.iter().enumerate() {
-            stages.iter().for_each(|stage| power[usize::from(*stage)] += self.share(peer));
+        for peer in 0..self.peers.len() {
+            self.served(peer).iter().for_each(|stage| power[usize::from(*stage)] += self.share(peer));
         }
         power.iter().zip(&self.flops).map(|(power, flops)| power / flops).collect()
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use skein_pipeline::compute::{
     Device,
-    hf::{AdapterFolder, Checkpoint},
+    hf::{self, AdapterFolder, Checkpoint},
     parity::{Reference, compare},
 };
 use skein_protocol::run::Family;
@@ -72,6 +72,24 @@ fn adapters_are_computed_as_peft_computes_them() {
         assert!(found.holds() && found.greedy_equal == Some(true), "over {stages}: {found:?}");
         assert!(found.grads_max_rel.is_some());
     }
+}
+
+#[test]
+fn an_adapter_merged_into_its_model_gives_what_both_gave() {
+    let (base, adapter) = (Checkpoint::open(&folder("llama3")).unwrap(), AdapterFolder::open(&folder("lora")).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.model"), b"not ours").unwrap();
+    let merged = base.merged(&adapter).unwrap();
+    let out = dir.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    hf::write_like(&out, dir.path(), base.family, &[merged]).unwrap();
+    assert_eq!(std::fs::read(out.join("tokenizer.model")).unwrap(), b"not ours");
+    let mut reference = Reference::read(&folder("lora").join("reference.json")).unwrap();
+    // The gradients are those of the adapter.
+    reference.grad_norms = None;
+    let merged = Checkpoint::open(&out).unwrap();
+    let found = compare(&merged, None, &reference, 1, Device::Cpu { threads: 1 }).unwrap();
+    assert!(found.holds() && found.greedy_equal == Some(true), "{found:?}");
 }
 
 #[test]

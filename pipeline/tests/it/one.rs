@@ -173,7 +173,7 @@ impl One {
         self.sequence += 1;
         let stamp = Stamp { incarnation: 1, sequence: self.sequence };
         let item = Item { run: RunId::default(), stamp, made_at: self.utc(), life_ms: 60_000, what };
-        let items = vec![item.sign(&key(author))];
+        let items = vec![item.sign(&key(author)).into()];
         self.hear(from, Frame::Spread(spread::Frame::Items(spread::Items { items })), None);
     }
 

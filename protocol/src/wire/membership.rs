@@ -2,6 +2,11 @@
 //!
 //! An item says when it was made and how long it lives; of one (kind, author, subject) the highest (incarnation, sequence) is true.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use minicbor::{Decode, Encode, bytes::ByteVec};
 
 use super::limits::{self, STAGES_MAX};
@@ -172,6 +177,59 @@ impl Item {
     }
 }
 
+/// An item that was read, beside the exact bytes that its author signed. All who keep it share it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heard {
+    pub signed: Arc<Signed>,
+    pub item: Item,
+}
+
+impl Heard {
+    /// Reads an item without verifying it.
+    pub fn peek(signed: Arc<Signed>) -> Option<Heard> {
+        Some(Heard { item: Item::peek(&signed)?, signed })
+    }
+
+    pub fn author(&self) -> PeerId {
+        self.signed.by
+    }
+
+    pub fn key(&self) -> ItemKey {
+        self.item.key(self.signed.by)
+    }
+}
+
+/// Items whose signatures held, for many peers in one process: each would find and read the same, and the arithmetic is most of
+/// their work. Without a memory (the default) every signature is checked.
+#[derive(Clone, Debug, Default)]
+pub struct Seals(Option<Arc<Mutex<BTreeMap<[u8; 64], Arc<Heard>>>>>);
+
+/// Items that are remembered.
+const SEALS: usize = 1 << 14;
+
+impl Seals {
+    /// What one peer checked, those with a copy of this need not.
+    pub fn remembered() -> Self {
+        Seals(Some(Arc::default()))
+    }
+
+    /// What was read of exactly these bytes when their signature was found to hold.
+    pub fn known(&self, signed: &Signed) -> Option<Arc<Heard>> {
+        let known = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&signed.signature).filter(|heard| *heard.signed == *signed).cloned()
+    }
+
+    /// The signature of an item holds.
+    pub fn remember(&self, heard: &Arc<Heard>) {
+        let Some(known) = &self.0 else { return };
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= SEALS {
+            known.clear();
+        }
+        known.insert(heard.signed.signature, heard.clone());
+    }
+}
+
 fn stage_offers<'b, Ctx>(
     d: &mut minicbor::Decoder<'b>,
     ctx: &mut Ctx,
@@ -206,5 +264,20 @@ mod tests {
         let mut forged = signed;
         forged.by = Key::from_secret([2; 32]).peer();
         assert_eq!(Item::open(&forged), None);
+    }
+    #[test]
+    fn what_is_remembered_holds_for_nothing_else() {
+        let seals = Seals::remembered();
+        let key = Key::from_secret([1; 32]);
+        let what = What::Offer(Offer::default());
+        let item = Item { run: Digest([2; 32]), stamp: Stamp::default(), made_at: Utc(3), life_ms: 4, what };
+        let signed = Arc::new(item.sign(&key));
+        assert_eq!(seals.known(&signed), None);
+        let heard = Arc::new(Heard::peek(signed.clone()).unwrap());
+        seals.remember(&heard);
+        assert_eq!(seals.known(&signed), Some(heard));
+        let mut other = Signed::clone(&signed);
+        other.body = b"another body".to_vec().into();
+        assert_eq!(seals.known(&other), None);
     }
 }

@@ -42,7 +42,17 @@ pub enum BadFrame {
 
 impl Frame {
     pub fn encode(&self) -> Vec<u8> {
-        minicbor::to_vec(self).expect("writing to a Vec cannot fail")
+        let mut bytes = Vec::with_capacity(self.about_bytes());
+        minicbor::encode(self, &mut bytes).expect("writing to a Vec cannot fail");
+        bytes
+    }
+
+    /// About as many bytes as it takes: what is written grows little, and is moved seldom.
+    fn about_bytes(&self) -> usize {
+        match self {
+            Frame::Spread(frame) => frame.about_bytes(),
+            _ => 256,
+        }
     }
 
     /// Reads one frame and nothing else. Allocates no more than a small multiple of `bytes.len()`.

@@ -1,5 +1,7 @@
 //! Passing signed items on: what I have, what I want, the items.
 
+use std::sync::Arc;
+
 use minicbor::{Decode, Encode};
 
 use super::{
@@ -25,12 +27,25 @@ pub enum Frame {
     Want(#[n(0)] Want),
 }
 
+impl Frame {
+    /// About as many bytes as it takes.
+    pub(super) fn about_bytes(&self) -> usize {
+        let of_list = match self {
+            Frame::Items(items) => items.items.iter().map(|item| item.body.len() + 112).sum(),
+            Frame::Digest(digest) => digest.entries.len() * 52 + 96,
+            Frame::Want(want) => want.keys.len() * 44,
+        };
+        of_list + 32
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 #[cbor(array)]
 pub struct Items {
+    /// Shared by all copies: an item is kept, sent and sent on.
     #[n(0)]
-    #[cbor(encode_with = "limits::encode_list", decode_with = "items_list")]
-    pub items: Vec<Signed>,
+    #[cbor(encode_with = "encode_items", decode_with = "items_list")]
+    pub items: Vec<Arc<Signed>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -71,8 +86,20 @@ pub struct Want {
     pub keys: Vec<ItemKey>,
 }
 
-fn items_list<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Vec<Signed>, minicbor::decode::Error> {
-    limits::list::<Ctx, Signed, ITEMS_MAX>(d, ctx)
+fn encode_items<Ctx, W: minicbor::encode::Write>(
+    items: &[Arc<Signed>],
+    e: &mut minicbor::Encoder<W>,
+    ctx: &mut Ctx,
+) -> Result<(), minicbor::encode::Error<W::Error>> {
+    e.array(items.len() as u64)?;
+    items.iter().try_for_each(|item| item.as_ref().encode(e, ctx))
+}
+
+fn items_list<'b, Ctx>(
+    d: &mut minicbor::Decoder<'b>,
+    ctx: &mut Ctx,
+) -> Result<Vec<Arc<Signed>>, minicbor::decode::Error> {
+    Ok(limits::list::<Ctx, Signed, ITEMS_MAX>(d, ctx)?.into_iter().map(Arc::new).collect())
 }
 
 fn entries_list<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Vec<Entry>, minicbor::decode::Error> {

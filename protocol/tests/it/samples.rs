@@ -189,7 +189,7 @@ pub fn frame(n: usize, draw: &mut Draw) -> Frame {
         3 => Frame::Hello(hello::Frame::Unknown(Digest(draw.hash()))),
         4 => Frame::Hello(hello::Frame::Fence(draw.u32())),
         5 => Frame::Hello(hello::Frame::Goodbye),
-        6 => Frame::Spread(spread::Frame::Items(spread::Items { items: draw.list(2, Draw::signed) })),
+        6 => Frame::Spread(spread::Frame::Items(spread::Items { items: draw.list(2, |draw| draw.signed().into()) })),
         7 => {
             let entry = |draw: &mut Draw| spread::Entry { key: draw.item_key(), stamp: draw.stamp() };
             let entries = vec![entry(draw), entry(draw)];

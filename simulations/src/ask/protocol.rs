@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use skein_pipeline::peer::PeerConfig;
-use skein_protocol::{Lane, PeerId, event::Event, key::Seals};
+use skein_protocol::{Lane, PeerId, event::Event, wire::membership::Seals};
 
 use super::{Far, Watch, blank, seconds};
 use crate::{

@@ -29,9 +29,8 @@ use skein_protocol::{
     Instant, Lane, Manifest, PeerId, RunId, Stage, Utc,
     event::{Event, Record, Severity},
     hash::Digest,
-    key::Seals,
     rng::Purpose,
-    wire::Frame,
+    wire::{Frame, membership::Seals},
 };
 
 use crate::{
@@ -874,8 +873,12 @@ impl<P: Process> Simulation<P> {
         self.engine.plan(at, happening);
     }
 
+    fn is_watched(&self) -> bool {
+        !self.hooks.is_empty()
+    }
+
     fn run_hooks(&mut self, peer: usize, what: What<'_>) -> bool {
-        if self.hooks.is_empty() {
+        if !self.is_watched() {
             return false;
         }
         let moment = Moment { at: self.engine.now(), peer, what };

@@ -107,8 +107,11 @@ impl<P: Process> Simulation<P> {
                 self.answers.push(Answer::Generated { peer, session, logits });
             }
             Output::Emit(event) => {
-                self.emit(peer, event.clone());
-                self.run_hooks(peer, What::Emitted(&event));
+                let seen = self.is_watched().then(|| event.clone());
+                self.emit(peer, event);
+                if let Some(event) = seen {
+                    self.run_hooks(peer, What::Emitted(&event));
+                }
             }
             Output::Drained => self.exit(peer),
         }
@@ -148,9 +151,11 @@ impl<P: Process> Simulation<P> {
         };
         self.note(peer, |_| format!("-> p{number} {}", super::brief(&frame)));
         let body = if number == peer { body } else { self.poison(peer, &frame, body) };
+        // The frame itself goes on; whoever looks on sees a copy.
+        let seen = self.is_watched().then(|| frame.clone());
         if number == peer {
             let bytes = frame.encode();
-            self.fact_now(peer, Fact::Frame { from: to, frame: frame.clone(), bytes, body });
+            self.fact_now(peer, Fact::Frame { from: to, frame, bytes, body });
         } else if let Some(connection) = self.network.connection(peer, number) {
             let bytes = frame.encode();
             let too_large = bytes.len() > FRAME_MAX || body.as_ref().is_some_and(|body| body.len() > BODY_MAX);
@@ -159,7 +164,6 @@ impl<P: Process> Simulation<P> {
                 return self.wrong(Property::P0, format!("peer {peer} sends more than the limits allow: {words}"));
             }
             let process = self.processes[peer];
-            let frame = frame.clone();
             let message =
                 Message { from: peer, to: number, process, departed: now, connection, lane, frame, bytes, body };
             self.traffic[lane as usize] += message.size();
@@ -169,7 +173,9 @@ impl<P: Process> Simulation<P> {
                 self.queue(message);
             }
         }
-        self.run_hooks(peer, What::Sent { to: number, frame: &frame });
+        if let Some(frame) = seen {
+            self.run_hooks(peer, What::Sent { to: number, frame: &frame });
+        }
     }
 
     /// What a poisoned peer sends in the place of its next result.

@@ -7,9 +7,8 @@ use skein_pipeline::peer::{
 };
 use skein_protocol::{
     Instant, Machine, Outbox, Utc,
-    key::Seals,
     machine::Why,
-    wire::{Frame, flow},
+    wire::{Frame, flow, membership::Seals},
 };
 
 use crate::driver::Process;

@@ -76,6 +76,9 @@ pub struct BenchGenerate {
     /// Texts at the same time
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub clients: u32,
+    /// A Python that has torch and transformers: the same model there, right after
+    #[arg(long, value_name = "PYTHON")]
+    pub torch: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -94,6 +97,9 @@ pub struct BenchFinetune {
     /// Micro-batches, a step each; the last half of them are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
+    /// A Python that has torch, transformers and peft: the same model there, right after
+    #[arg(long, value_name = "PYTHON")]
+    pub torch: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -1,30 +1,34 @@
 //! `skein model`: what a folder with a model holds, and whether it is computed here as its makers' library computes it.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use serde_json::json;
 use skein_pipeline::{
     compute::{
         Device,
-        hf::{AdapterFolder, Checkpoint, HfError, SUPPORTED},
+        hf::{self, AdapterFolder, Checkpoint, HfError, SUPPORTED},
         parity::{self, Agreement, ParityError, Reference},
     },
     model::StageModel,
 };
 use skein_protocol::run::RopeScaling;
 
-use crate::cli::{
-    args,
-    context::Context,
-    failure::{Failure, Report},
-    show::{Bytes, Count, counted},
-    table::{Column, Table},
+use crate::{
+    cli::{
+        args,
+        context::Context,
+        failure::{Failure, Report},
+        show::{Bytes, Count, counted},
+        table::{Column, Table},
+    },
+    home::file::refused,
 };
 
 pub fn run(args: &args::Model, context: &Context) -> Result<u8, Report> {
     match args {
         args::Model::Show { folder } => show(folder, context),
         args::Model::Check(args) => check(args, context),
+        args::Model::Merge(args) => merge(args, context),
     }
 }
 
@@ -102,6 +106,31 @@ fn check(args: &args::ModelCheck, context: &Context) -> Result<u8, Report> {
         true => Ok(0),
         false => Err(Failure::NotAsTheirs { path: args.folder.display().to_string(), found: beyond(&found) }.into()),
     }
+}
+
+fn merge(args: &args::ModelMerge, context: &Context) -> Result<u8, Report> {
+    let path = args.out.display().to_string();
+    if fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(Failure::NotEmpty { path }.into());
+    }
+    let checkpoint = Checkpoint::open(&args.folder).map_err(|error| unread(&args.folder, error))?;
+    let adapter = AdapterFolder::open(&args.adapter).map_err(|error| unread(&args.adapter, error))?;
+    let merged = checkpoint.merged(&adapter).map_err(|error| unread(&args.adapter, error))?;
+    let needed = 4 * merged.1.len() as u64;
+    fs::create_dir_all(&args.out).map_err(|error| refused(&args.out, needed, error))?;
+    let written = hf::write_like(&args.out, checkpoint.dir(), checkpoint.family, &[merged]);
+    let written = written.map_err(|error| match error {
+        HfError::Io { path, source } => refused(&path, needed, source).into(),
+        other => unread(&args.folder, other),
+    })?;
+    if context.out.style().json {
+        let value = json!({ "out": args.out, "bytes": written.bytes, "parameters": written.parameters });
+        context.out.document("model-merge", &value);
+        return Ok(0);
+    }
+    context.out.done(&format!("{} parameters, {}", Count(written.parameters), Bytes(written.bytes)));
+    context.out.print(&path);
+    Ok(0)
 }
 
 /// Each number beside what is allowed.

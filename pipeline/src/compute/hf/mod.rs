@@ -21,9 +21,9 @@ use skein_protocol::run::{Family, ModelConfig};
 use self::tensors::Tensors;
 pub use self::{
     adapter::{AdapterFolder, write_adapter},
-    write::{Written, write},
+    write::{Written, write, write_like},
 };
-use crate::model::{BadModel, EMBEDDING, HEAD, StageModel};
+use crate::model::{BadModel, EMBEDDING, HEAD, StageModel, lora};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -98,6 +98,21 @@ impl Checkpoint {
     pub fn whole(&self) -> Result<(StageModel, Vec<f32>), HfError> {
         let model = StageModel::whole(self.config.clone())?;
         let weights = self.read(&model)?;
+        Ok((model, weights))
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The model in one stage with an adapter's products added to its matrices: it computes what both do together.
+    ///
+    /// # Errors
+    /// The adapter of another model.
+    pub fn merged(&self, adapter: &AdapterFolder) -> Result<(StageModel, Vec<f32>), HfError> {
+        let (model, mut weights) = self.whole()?;
+        let adapted = StageModel::adapted(model.clone(), adapter.lora.clone())?;
+        lora::merge(&adapted, &adapter.read(&adapted)?, &mut weights);
         Ok((model, weights))
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -20,6 +21,21 @@ use crate::{
     model::{HEAD, StageModel},
 };
 
+/// What may stand beside weights and configuration, and is none of ours.
+const BESIDE: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+];
+const BESIDE_MAX: u64 = 256 << 20;
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -33,17 +49,50 @@ pub struct Written {
 /// # Errors
 /// Disk full, or not writable: no file is left half written.
 pub fn write(dir: &Path, family: Family, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, HfError> {
+    let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
+    let tokenizer = stages.first().map(|(first, _)| tokenizer::config(&first.config)).unwrap_or_default();
+    let beside = vec![
+        ("generation_config.json", json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" }))),
+        ("tokenizer.json", json(&tokenizer::bytes())),
+        ("tokenizer_config.json", json(&tokenizer)),
+    ];
+    write_beside(dir, family, stages, beside)
+}
+
+/// As [`write()`], with the tokenizer, templates and defaults of generation that the folder `of` has.
+pub fn write_like(
+    dir: &Path,
+    of: &Path,
+    family: Family,
+    stages: &[(StageModel, Vec<f32>)],
+) -> Result<Written, HfError> {
+    let mut beside = Vec::new();
+    for name in BESIDE {
+        let path = of.join(name);
+        match fs::metadata(&path) {
+            Ok(facts) if facts.len() > BESIDE_MAX => {
+                let why = format!("{} bytes are too many for such a file", facts.len());
+                return Err(HfError::Unreadable { path, why });
+            }
+            Ok(_) => beside.push((name, fs::read(&path).map_err(|source| HfError::Io { path, source })?)),
+            Err(_) => {}
+        }
+    }
+    write_beside(dir, family, stages, beside)
+}
+
+fn write_beside(
+    dir: &Path,
+    family: Family,
+    stages: &[(StageModel, Vec<f32>)],
+    beside: Vec<(&str, Vec<u8>)>,
+) -> Result<Written, HfError> {
     let Some((first, _)) = stages.first() else {
         return Err(HfError::Tensor { name: HEAD.into(), why: "is missing: there are no stages".into() });
     };
     let weights = Weights::of(stages, str::to_string)?;
-    let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
-    let contents = [
-        (CONFIG, json(&config::write(family, &first.config, weights.tied()))),
-        ("generation_config.json", json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" }))),
-        ("tokenizer.json", json(&tokenizer::bytes())),
-        ("tokenizer_config.json", json(&tokenizer::config(&first.config))),
-    ];
+    let config = config::write(family, &first.config, weights.tied());
+    let config = (CONFIG, serde_json::to_vec_pretty(&config).expect("plain data"));
     let parameters = stages.iter().map(|(model, _)| model.values() as u64).sum();
     let mut written = Written { files: Vec::new(), bytes: 0, parameters };
     let mut file = |name: &str, bytes: u64, done: &dyn Fn(&Path) -> io::Result<()>| {
@@ -53,7 +102,7 @@ pub fn write(dir: &Path, family: Family, stages: &[(StageModel, Vec<f32>)]) -> R
         written.files.push(path);
         Ok::<_, HfError>(())
     };
-    for (name, content) in &contents {
+    for (name, content) in [config].iter().chain(&beside) {
         file(name, content.len() as u64, &|path| folder::write(path, content))?;
     }
     file(WEIGHTS, weights.len(), &|path| folder::write_with(path, |out| weights.write(out)))?;
@@ -125,8 +174,6 @@ fn as_bytes(values: &[f32]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use safetensors::tensor::TensorView;
 
     use super::{super::tests::stages, *};

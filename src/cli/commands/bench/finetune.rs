@@ -11,7 +11,7 @@ use skein_pipeline::{
 };
 use skein_protocol::run::{Arithmetic, Lora};
 
-use super::{other, shape};
+use super::{other, shape, torch};
 use crate::{
     cli::{
         args::BenchFinetune,
@@ -36,6 +36,11 @@ struct Measured {
     /// Of the adapters in f32: what a round carries before its codec.
     adapter_bytes: u64,
     peak_rss_bytes: Option<u64>,
+    /// The same in PEFT, right after; and ours of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    torch_tokens_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ratio_percent: Option<f64>,
 }
 
 pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
@@ -50,6 +55,20 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
     let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
     let mut engine = engine(device, Arithmetic::F32, model, Settings::of(&manifest), adapters).map_err(other)?;
     let speed = bench::stage(engine.as_mut(), args.steps as usize, None).map_err(other)?;
+    let theirs = match &args.torch {
+        Some(python) => {
+            let sizes = [
+                args.threads.max(1).to_string(),
+                manifest.train.sequence.to_string(),
+                manifest.train.micro_batch.to_string(),
+                args.rank.to_string(),
+                args.targets.join(","),
+                args.steps.to_string(),
+            ];
+            Some(torch::finetune(python, &manifest, sizes)?.tokens_per_s)
+        }
+        None => None,
+    };
     let measured = Measured {
         model: shape::name(&args.shape, &manifest),
         params,
@@ -61,6 +80,8 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         step_ms: speed.step_ms,
         adapter_bytes: 4 * trained,
         peak_rss_bytes: memory::resident().map(|(_, most)| most),
+        torch_tokens_per_s: theirs,
+        ratio_percent: theirs.map(|theirs| 100.0 * speed.tokens_per_s / theirs),
     };
     if context.out.style().json {
         context.out.document("bench", &measured);
@@ -70,7 +91,7 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         ["MODEL", "PARAMETERS", "TRAINED", "THREADS", "FORWARD", "BACKWARD", "STEP", "TOGETHER", "A ROUND", "MEMORY"];
     let mut table = Table::new(names.map(Column::Left).to_vec());
     table.row(vec![
-        measured.model,
+        measured.model.clone(),
         Count(params).to_string(),
         Count(trained).to_string(),
         measured.threads.to_string(),
@@ -82,5 +103,8 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         measured.peak_rss_bytes.map_or("-".into(), |most| Bytes(most).to_string()),
     ]);
     context.out.table(&table);
+    if let (Some(theirs), Some(ratio)) = (measured.torch_tokens_per_s, measured.ratio_percent) {
+        context.out.note(&format!("{ratio:.0} % of PEFT, which trains {}", show::tokens_per_s(theirs)));
+    }
     Ok(0)
 }

@@ -1,7 +1,7 @@
 //! `skein bench generate`: how fast a model reads a prompt and answers it, alone and with many readers at once, in one process. In:
 //! sizes, numbers of tokens. Out: tokens a second.
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use serde::Serialize;
 use skein_pipeline::{
@@ -9,9 +9,12 @@ use skein_pipeline::{
     exact::{Engine, EngineError, Piece, Settings, StageInput},
     model::{StageModel, init},
 };
-use skein_protocol::run::{Arithmetic, Recompute};
+use skein_protocol::{
+    Manifest,
+    run::{Arithmetic, Recompute},
+};
 
-use super::{millis, other, shape};
+use super::{millis, other, shape, torch};
 use crate::{
     cli::{
         args::BenchGenerate,
@@ -37,6 +40,24 @@ struct Measured {
     /// All of them together, after their prompts.
     clients_tokens_per_s: f64,
     peak_rss_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beside: Option<Beside>,
+}
+
+/// The same model in another library, measured right after ours; ours of theirs in percent.
+#[derive(Serialize)]
+struct Beside {
+    #[serde(flatten)]
+    theirs: Numbers,
+    of: [f64; 3],
+}
+
+#[derive(Serialize)]
+struct Numbers {
+    torch: String,
+    torch_prefill_tokens_per_s: f64,
+    torch_tokens_per_s: f64,
+    torch_clients_tokens_per_s: f64,
 }
 
 pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
@@ -68,6 +89,11 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
         clients: args.clients,
         clients_tokens_per_s: together,
         peak_rss_bytes: memory::resident().map(|(_, most)| most),
+        beside: None,
+    };
+    let measured = match &args.torch {
+        Some(python) => Measured { beside: Some(beside(python, args, &manifest, &measured)?), ..measured },
+        None => measured,
     };
     if context.out.style().json {
         context.out.document("bench", &measured);
@@ -76,6 +102,10 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
     let names =
         ["MODEL", "PARAMETERS", "THREADS", "PROMPT", "FIRST TOKEN", "ANSWER", "READERS", "ALL ANSWERS", "MEMORY"];
     let mut table = Table::new(names.map(Column::Left).to_vec());
+    let of = measured.beside.as_ref().map(|Beside { theirs, of }| {
+        let of = of.map(|percent| format!("{percent:.0} %"));
+        format!("{} of torch {} in prompts, {} in answers, {} in all answers", of[0], theirs.torch, of[1], of[2])
+    });
     table.row(vec![
         measured.model,
         Count(params).to_string(),
@@ -88,7 +118,30 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
         measured.peak_rss_bytes.map_or("-".into(), |most| Bytes(most).to_string()),
     ]);
     context.out.table(&table);
+    if let Some(of) = of {
+        context.out.note(&of);
+    }
     Ok(0)
+}
+
+fn beside(python: &Path, args: &BenchGenerate, manifest: &Manifest, ours: &Measured) -> Result<Beside, Report> {
+    let sizes = [u32::from(args.threads.max(1)), args.prompt, args.tokens, args.clients];
+    let theirs = torch::generate(python, manifest, sizes)?;
+    if theirs.params != ours.params {
+        return Err(other(format!("--torch: its model has {} parameters, this one {}", theirs.params, ours.params)));
+    }
+    let of = [
+        100.0 * ours.prefill_tokens_per_s / theirs.prefill_tokens_per_s,
+        100.0 * ours.tokens_per_s / theirs.tokens_per_s,
+        100.0 * ours.clients_tokens_per_s / theirs.clients_tokens_per_s,
+    ];
+    let theirs = Numbers {
+        torch: theirs.torch,
+        torch_prefill_tokens_per_s: theirs.prefill_tokens_per_s,
+        torch_tokens_per_s: theirs.tokens_per_s,
+        torch_clients_tokens_per_s: theirs.clients_tokens_per_s,
+    };
+    Ok(Beside { theirs, of })
 }
 
 /// So many readers at once: seconds until all have their first token, and tokens a second of all of them after that.

@@ -1,4 +1,4 @@
-//! The model of `skein bench stage` in PyTorch, for a measurement in the same minutes. In: a Python, sizes. Out: its tokens/s.
+//! The models of `skein bench` in PyTorch and what is built on it, for a measurement in the same minutes. In: a Python, sizes. Out: its tokens/s.
 
 use std::{
     ffi::OsString,
@@ -7,13 +7,14 @@ use std::{
     process::{Command, Stdio},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 use skein_protocol::Manifest;
 
 use super::other;
 use crate::cli::failure::Report;
 
-const SCRIPT: &str = include_str!("../../../../pipeline/benches/stage.py");
+const STAGE: &str = include_str!("../../../../pipeline/benches/stage.py");
+const GENERATE: &str = include_str!("../../../../pipeline/benches/generate.py");
 
 /// The last line of the script.
 #[derive(Clone, Debug, Deserialize)]
@@ -51,13 +52,49 @@ pub fn stage(
     args.extend(sizes.map(|size| size.to_string().into()));
     args.extend(text.map(|file| file.as_os_str().to_owned()));
     args.push("--json".into());
+    run(python, STAGE, &args)
+}
+
+/// What another library makes of the model of `skein bench generate`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Read {
+    /// Versions.
+    pub torch: String,
+    pub params: u64,
+    pub tokens_per_s: f64,
+    pub prefill_tokens_per_s: f64,
+    pub clients_tokens_per_s: f64,
+}
+
+/// The same model in `transformers`: `sizes` as the script takes them.
+pub fn generate(python: &Path, manifest: &Manifest, sizes: [u32; 4]) -> Result<Read, Report> {
+    run(python, GENERATE, &words("generate", manifest, sizes.map(|size| size.to_string())))
+}
+
+/// The same adapters in PEFT: threads, sequence, batch, rank, targets, steps.
+pub fn finetune(python: &Path, manifest: &Manifest, sizes: [String; 6]) -> Result<Torch, Report> {
+    run(python, GENERATE, &words("finetune", manifest, sizes))
+}
+
+fn words<const N: usize>(what: &str, manifest: &Manifest, sizes: [String; N]) -> Vec<OsString> {
+    let config = &manifest.model.config;
+    let shape = [config.hidden, config.layers, config.heads, config.ffn, config.vocab].map(|size| size.to_string());
+    let all = ["-".to_string(), what.to_string()].into_iter().chain(shape).chain(sizes);
+    all.map(OsString::from).collect()
+}
+
+/// Runs a script, whose last line is the answer.
+///
+/// # Errors
+/// The Python cannot be started, lacks a library, or the script fails: with its last words.
+fn run<T: DeserializeOwned>(python: &Path, script: &str, args: &[OsString]) -> Result<T, Report> {
     let said = |what: &dyn std::fmt::Display| other(format!("--torch {}: {what}", python.display()));
     let child =
         Command::new(python).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| said(&error))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A Python that ended already says why below.
-        let _ = stdin.write_all(SCRIPT.as_bytes());
+        let _ = stdin.write_all(script.as_bytes());
     }
     let ended = child.wait_with_output().map_err(|error| said(&error))?;
     let (out, err) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
