@@ -53,7 +53,7 @@ def generate(hidden, layers, heads, ffn, vocab, threads, prompt, tokens, clients
         return first, readers * said / rest
 
     with torch.inference_mode():
-        answer(1, 8, 2)
+        answer(1, prompt, 2)
         first, alone = answer(1, prompt, tokens)
         _, together = answer(clients, min(prompt, 32), tokens)
     return {

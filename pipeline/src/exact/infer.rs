@@ -117,7 +117,7 @@ impl<P: Product> StageEngine<P> {
             through(&mut self.product, &self.dims, &weights, &rope, layer, &begun, sessions, room, &mut x);
         }
         // Of a long prompt much would stay for nothing.
-        if self.room.gu.len() > ROOM_MAX {
+        if self.room.gu.len().max(self.room.p.len()) > ROOM_MAX {
             self.room = Room::default();
         }
         let outputs = match self.plan.head {
@@ -181,7 +181,8 @@ pub struct Room {
     /// [`HeadTape`], and what the A's of adapters give.
     raw: Vec<f32>,
     low: Vec<f32>,
-    /// Output of the attention.
+    /// Probabilities of every block of queries, and the output of the attention.
+    p: Vec<f32>,
     att: Vec<f32>,
     /// What is added to the stream.
     add: Vec<f32>,
@@ -235,7 +236,7 @@ fn through<P: Product>(
             session.values[layer].extend_from_slice(&row[att + kv..]);
         }
     }
-    attention(product, d, w, layer, pieces, sessions, qkv, out);
+    attention(product, d, w, layer, pieces, sessions, qkv, &mut room.p, out);
     wide(product, add, out, w.output);
     w.adapt(product, Site::Output, out, &mut room.low[..low(Site::Output)], add, hidden);
     kernel::add(x, add);
@@ -259,6 +260,7 @@ fn attention<P: Product>(
     pieces: &[Begun],
     sessions: &BTreeMap<u64, Session>,
     qkv: &[f32],
+    p: &mut Vec<f32>,
     out: &mut [f32],
 ) {
     struct Work<'a> {
@@ -266,30 +268,38 @@ fn attention<P: Product>(
         /// First of its rows among all, and where that stands in its text.
         row: usize,
         first: usize,
+        p: &'a mut [f32],
         out: &'a mut [f32],
     }
     let (hd, att, kv, width) = (d.head, d.q(), d.kv(), d.qkv());
-    let (mut work, mut rest) = (Vec::new(), out);
+    // Row, number of rows and position of each block.
+    let blocks = |piece: &Begun| {
+        let (rows, position) = (piece.rows.clone(), piece.position);
+        let block = move |row: usize| (row, BLOCK.min(rows.end - row), position + row - rows.start);
+        piece.rows.clone().step_by(BLOCK).map(block)
+    };
+    grow(p, pieces.iter().flat_map(blocks).map(|(_, n, first)| n * (first + n)).sum());
+    let (mut work, mut rest, mut rest_of_p) = (Vec::new(), out, &mut p[..]);
     for piece in pieces {
         let Some(session) = sessions.get(&piece.session) else { continue };
-        for row in piece.rows.clone().step_by(BLOCK) {
-            let n = BLOCK.min(piece.rows.end - row);
+        for (row, n, first) in blocks(piece) {
             let (out, left) = std::mem::take(&mut rest).split_at_mut(n * att);
-            rest = left;
-            work.push(Work { session, row, first: piece.position + row - piece.rows.start, out });
+            let (p, left_of_p) = std::mem::take(&mut rest_of_p).split_at_mut(n * (first + n));
+            (rest, rest_of_p) = (left, left_of_p);
+            work.push(Work { session, row, first, p, out });
         }
     }
-    product.each(&mut work, |Work { session, row, first, out }| {
+    product.each(&mut work, |Work { session, row, first, p, out }| {
         let n = out.len() / att;
         let seen = *first + n;
-        let (mut product, mut p) = (product.clone(), vec![0.0; n * seen]);
+        let mut product = product.clone();
         for head in 0..d.heads {
             let group = head / (d.heads / d.kv_heads) * hd;
             let queries = Matrix::strided(&qkv[*row * width + head * hd..], n, hd, width);
             let (keys, values) = (&session.keys[layer][group..], &session.values[layer][group..]);
             let head_of = Head { queries, keys, values, stride: kv };
             let scale = 1.0 / (hd as f32).sqrt();
-            attend(&mut product, &head_of, *first, w.sight, scale, &mut p, seen, &mut out[head * hd..], att);
+            attend(&mut product, &head_of, *first, w.sight, scale, p, seen, &mut out[head * hd..], att);
         }
     });
 }
