@@ -1,7 +1,7 @@
 //! Something to learn from: token ids, and for each whether it is learned or only read. In: a text, or a prompt and its
 //! completion. Out: [`Example`]; conversations are made into one by [`super::chat`].
 
-use std::ops::Range;
+use std::{ops::Range, slice};
 
 use super::{
     files::TextError,
@@ -43,7 +43,8 @@ impl Example {
     /// The text cannot be tokenized.
     pub fn completion(tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<Example, TextError> {
         let text = format!("{prompt}{completion}");
-        let body = Example::marked(tokenizer, &text, &[prompt.len()..text.len()])?;
+        let span = prompt.len()..text.len();
+        let body = Example::marked(tokenizer, &text, slice::from_ref(&span))?;
         let mut tokens = tokenizer.encode("", Special::Parse, true)?;
         let mut learned = vec![false; tokens.len()];
         tokens.extend(body.tokens);

@@ -14,7 +14,8 @@ struct Templates {
     features: Vec<Feature>,
     failures: Vec<String>,
     conversations: BTreeMap<String, Vec<Message>>,
-    things: serde_json::Value,
+    /// In their order, which a JSON object need not keep.
+    things: Vec<(String, serde_json::Value)>,
     generation: Generation,
 }
 
@@ -145,7 +146,8 @@ fn what_is_learned_is_what_was_marked_by_hand() {
 #[test]
 fn single_features_render_as_in_python() {
     let golden = templates();
-    let more = [("things", Value::from(Serde(&golden.things))), ("nothing", Value::from(()))];
+    let things = golden.things.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
+    let more = [("things", Value::from_pairs(things)), ("nothing", Value::from(()))];
     let messages = &golden.conversations["two turns with a system"];
     for feature in &golden.features {
         let got = compile(&feature.template).rendered(messages, false, now(), &more);

@@ -4,7 +4,12 @@
 //! Templates come from strangers, like the models. One has a budget of steps, which bounds its memory too, and of output; it
 //! reaches no file, no clock and no environment variable.
 
-use std::{collections::BTreeMap, fmt, ops::Range, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use jiff::civil::DateTime;
 use minijinja::value::{Serde, Value};
@@ -32,7 +37,7 @@ const PLAIN: &str = "{% for message in messages %}{{ message.role | capitalize }
                      {% if add_generation_prompt %}Assistant:{% endif %}";
 
 /// Code points that no text has: the standard reserves them for what a program marks inside.
-const MARKS: std::ops::RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
+const MARKS: RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
 
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -306,7 +311,7 @@ mod tests {
         let deep = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}";
         assert!(matches!(render(deep), Err(TemplateError::Failed { .. })));
         assert!(matches!(render("{% include '/etc/passwd' %}"), Err(TemplateError::Failed { .. })));
-        assert!(matches!(render(&"(".repeat(100_000)), Ok(_)));
+        assert!(render(&"(".repeat(100_000)).is_ok());
         assert!(matches!(render(&format!("{{{{ {} }}}}", "(".repeat(100_000))), Err(TemplateError::Syntax { .. })));
     }
 
@@ -351,6 +356,6 @@ mod tests {
             ChatTemplate::new("{% generation %}{{ messages[0].content }}{% endgeneration %}", BTreeMap::new()).unwrap();
         let messages = [Message::new("user", "a\u{fdd0}b\u{fdd1}")];
         let (text, spans) = template.render_spans(&messages, DateTime::default()).unwrap();
-        assert_eq!((text.as_str(), spans), ("a\u{fdd0}b\u{fdd1}", vec![0..8]));
+        assert_eq!((text.as_str(), &spans[0], spans.len()), ("a\u{fdd0}b\u{fdd1}", &(0..8), 1));
     }
 }

@@ -150,7 +150,7 @@ TEMPLATES = {
 GENERATION = """{%- for message in messages %}
     {%- if message.role == 'assistant' %}
         {{- '<|im_start|>assistant\\n' }}
-        {% generation %}
+        {%- generation -%}
         {{- message.content + '<|im_end|>' }}
         {%- endgeneration %}
         {{- '\\n' }}
@@ -299,7 +299,7 @@ def fix_the_clock():
 
 def make_templates():
     fix_the_clock()
-    out = {"templates": [], "features": [], "failures": FAILURES, "conversations": CONVERSATIONS, "things": THINGS}
+    out = {"templates": [], "features": [], "failures": FAILURES, "conversations": CONVERSATIONS, "things": list(THINGS.items())}
     for style, template in TEMPLATES.items():
         cases = []
         for name, messages in CONVERSATIONS.items():
@@ -424,6 +424,10 @@ def sentence_piece():
 
 
 def unigram():
+    """The one that lies here, where there is one: its trainer gives another each time."""
+    kept = HERE / "unigram" / "tokenizer.json"
+    if kept.exists():
+        return Tokenizer.from_file(str(kept))
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
