@@ -29,12 +29,14 @@ impl Example {
     /// # Errors
     /// The text cannot be tokenized.
     pub fn text(tokenizer: &Tokenizer, text: &str, ends: bool) -> Result<Example, TextError> {
-        let mut tokens = tokenizer.encode(text, Special::Parse, true)?;
-        if ends {
-            push_end(tokenizer, &mut tokens);
-        }
+        let tokens = tokenizer.encode(text, Special::Parse, false)?;
         let learned = vec![true; tokens.len()];
-        Ok(Example { tokens, learned })
+        let mut example = Example { tokens, learned };
+        example.open(tokenizer);
+        if ends {
+            example.close(tokenizer);
+        }
+        Ok(example)
     }
 
     /// A prompt that is read and a completion that is learned, with the end of the text.
@@ -44,14 +46,26 @@ impl Example {
     pub fn completion(tokenizer: &Tokenizer, prompt: &str, completion: &str) -> Result<Example, TextError> {
         let text = format!("{prompt}{completion}");
         let span = prompt.len()..text.len();
-        let body = Example::marked(tokenizer, &text, slice::from_ref(&span))?;
-        let mut tokens = tokenizer.encode("", Special::Parse, true)?;
-        let mut learned = vec![false; tokens.len()];
-        tokens.extend(body.tokens);
-        learned.extend(body.learned);
-        push_end(tokenizer, &mut tokens);
-        learned.resize(tokens.len(), true);
-        Ok(Example { tokens, learned })
+        let mut example = Example::marked(tokenizer, &text, slice::from_ref(&span))?;
+        example.open(tokenizer);
+        example.close(tokenizer);
+        Ok(example)
+    }
+
+    /// Puts before it what the model wants a text to start with, unless the text writes that out itself.
+    fn open(&mut self, tokenizer: &Tokenizer) {
+        let opening = tokenizer.opening();
+        if !self.tokens.starts_with(opening) {
+            self.tokens.splice(..0, opening.iter().copied());
+            self.learned.splice(..0, opening.iter().map(|_| false));
+        }
+    }
+
+    /// Puts after it the token that ends a text, unless the text writes that out itself. It is learned.
+    fn close(&mut self, tokenizer: &Tokenizer) {
+        let end = tokenizer.ends().first().copied().filter(|end| self.tokens.last() != Some(end));
+        self.tokens.extend(end);
+        self.learned.resize(self.tokens.len(), true);
     }
 
     /// The tokens of a whole text, learned where they hold a byte of `spans`: ascending, and apart from each other. The text is
@@ -105,13 +119,10 @@ impl Example {
     }
 }
 
-fn push_end(tokenizer: &Tokenizer, tokens: &mut Vec<u32>) {
-    let end = tokenizer.ends().first().copied();
-    tokens.extend(end.filter(|end| tokens.last() != Some(end)));
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -124,5 +135,21 @@ mod tests {
         assert_eq!(example.pieces(&tokenizer, 100), pieces);
         assert_eq!(example.learned_count(), 3);
         assert_eq!(example.pieces(&tokenizer, 1)[0].text, "é", "cut between characters");
+    }
+
+    #[test]
+    fn a_text_that_writes_out_its_begin_and_end_has_them_once() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/golden/sentence-piece");
+        let tokenizer = Tokenizer::open(&folder).unwrap();
+        let plain = Example::text(&tokenizer, "the stone", true).unwrap();
+        assert_eq!((plain.tokens[0], plain.tokens.last()), (1, Some(&2)));
+        assert_eq!(Example::text(&tokenizer, "<s>the stone</s>", true).unwrap().tokens, plain.tokens);
+        assert_eq!(
+            Example::text(&tokenizer, "the stone", false).unwrap().tokens,
+            plain.tokens[..plain.tokens.len() - 1]
+        );
+        let completion = Example::completion(&tokenizer, "the", " stone").unwrap();
+        assert_eq!(completion.tokens, plain.tokens);
+        assert!(!completion.learned[0] && completion.learned.ends_with(&[true]));
     }
 }

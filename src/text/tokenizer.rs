@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     ops::Range,
-    panic,
+    panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -111,7 +111,7 @@ impl Tokenizer {
         let mut ids = if opening { self.inner.opening.clone() } else { Vec::new() };
         match self.file(special) {
             None => ids.extend(text.bytes().map(u32::from)),
-            Some(file) => ids.extend(file.encode_fast(text, false).map_err(failed)?.get_ids()),
+            Some(file) => ids.extend(guarded(|| file.encode_fast(text, false)).map_err(failed)?.get_ids()),
         }
         Ok(ids)
     }
@@ -125,7 +125,7 @@ impl Tokenizer {
         let Some(file) = self.file(special) else {
             return Ok(text.bytes().enumerate().map(|(i, byte)| (u32::from(byte), i..i + 1)).collect());
         };
-        let encoding = file.encode(text, false).map_err(failed)?;
+        let encoding = guarded(|| file.encode(text, false)).map_err(failed)?;
         let spans = encoding.get_offsets().iter().map(|(start, end)| *start..*end);
         Ok(encoding.get_ids().iter().copied().zip(spans).collect())
     }
@@ -153,6 +153,12 @@ impl Tokenizer {
         }
     }
 
+    /// What a text of its own starts with: often the token that begins a text, or nothing.
+    pub fn opening(&self) -> &[u32] {
+        &self.inner.opening
+    }
+
+    /// Whether a token is a mark of the model rather than text.
     pub fn is_special(&self, token: u32) -> bool {
         match &self.inner.kind {
             Kind::Bytes => false,
@@ -169,7 +175,7 @@ impl Tokenizer {
                 let bytes: Vec<u8> = tokens.iter().filter_map(|token| u8::try_from(*token).ok()).collect();
                 String::from_utf8_lossy(&bytes).into_owned()
             }
-            Kind::File { parse, .. } => parse.decode(tokens, skip_special).unwrap_or_default(),
+            Kind::File { parse, .. } => guarded(|| parse.decode(tokens, skip_special)).unwrap_or_default(),
         }
     }
 
@@ -208,25 +214,29 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The crate panics at some files that no Hugging Face library writes, all of them at JSON that breaks off. So it sees only what
-/// is JSON, and a panic that is left counts as a malformed file.
+/// The crate panics at JSON that breaks off, so it sees only what is JSON.
 fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| error.to_string())?;
-    match panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes)) {
-        Ok(parsed) => parsed.map_err(|error| error.to_string()),
-        Err(_) => Err("its parts do not fit together".into()),
+    guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
+}
+
+/// The crate trusts its files: one that no library of Hugging Face writes can make it panic, when it is read or at any text
+/// later. A stranger's file ends in an error here and never in a peer that stops.
+fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
+    match panic::catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the parts of its tokenizer.json do not fit together".into()),
     }
 }
 
-fn failed(error: tokenizers::Error) -> TextError {
-    TextError::Encode { reason: error.to_string() }
+fn failed(reason: String) -> TextError {
+    TextError::Encode { reason }
 }
 
 /// What the file's own post-processor puts before a text.
 fn opening(tokenizer: &tokenizers::Tokenizer) -> Vec<u32> {
-    let (Ok(with), Ok(without)) = (tokenizer.encode_fast("a", true), tokenizer.encode_fast("a", false)) else {
-        return vec![];
-    };
+    let encoded = |special| guarded(|| tokenizer.encode_fast("a", special));
+    let (Ok(with), Ok(without)) = (encoded(true), encoded(false)) else { return vec![] };
     let (with, without) = (with.get_ids(), without.get_ids());
     let at = with.windows(without.len().max(1)).position(|window| window == without);
     at.map_or(vec![], |at| with[..at].to_vec())
@@ -338,6 +348,21 @@ mod tests {
         }
         assert_eq!(Tokenizer::bytes().token_text(0xe9), "\u{fffd}");
         assert_eq!(Tokenizer::bytes().token_text(65), "A");
+    }
+
+    #[test]
+    fn a_file_whose_parts_do_not_fit_together_stops_nothing() {
+        let tampered = |find: &str, put: &str| {
+            let files = Files::read(&folder("sentence-piece")).unwrap();
+            let text = files.text(TOKENIZER).unwrap().unwrap();
+            assert!(text.contains(find));
+            let sent = [(TOKENIZER.to_string(), text.replacen(find, put, 1).into_bytes())];
+            Tokenizer::from_files(&Files::new("a peer", sent).unwrap())
+        };
+        let no_opening = tampered(r#""special_tokens":{"<s>":"#, r#""special_tokens":{"<t>":"#);
+        assert!(no_opening.is_err() || no_opening.unwrap().opening().is_empty());
+        let too_far = tampered(r#""stop":0"#, r#""stop":4000000000"#).unwrap();
+        assert!(too_far.decode(&[300, 301], false).len() < 10);
     }
 
     #[test]
