@@ -8,6 +8,7 @@ mod decoder;
 mod example;
 mod files;
 mod generation;
+mod guard;
 mod json;
 mod template;
 mod tokenizer;
@@ -16,6 +17,7 @@ pub use chat::{ChatError, Learn};
 pub use decoder::Decoder;
 pub use example::{Example, Piece};
 pub use files::{Files, TextError};
+pub use guard::is_guarded;
 pub use template::{ChatTemplate, Message, TemplateError};
 pub use tokenizer::{Special, Tokenizer};
 

@@ -5,7 +5,6 @@ use std::{
     collections::BTreeMap,
     fmt,
     ops::Range,
-    panic::{self, AssertUnwindSafe},
     path::Path,
     sync::{Arc, OnceLock},
 };
@@ -15,6 +14,7 @@ use serde_json::Value;
 use super::{
     decoder::Decoder,
     files::{CONFIG, Files, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, TextError},
+    guard::guarded,
 };
 
 /// What special tokens that are spelled out in a text are.
@@ -218,15 +218,6 @@ impl fmt::Debug for Tokenizer {
 fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| error.to_string())?;
     guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
-}
-
-/// The crate trusts its files: one that no library of Hugging Face writes can make it panic, when it is read or at any text
-/// later. A stranger's file ends in an error here and never in a peer that stops.
-fn guarded<T>(call: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, String> {
-    match panic::catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("the parts of its tokenizer.json do not fit together".into()),
-    }
 }
 
 fn failed(reason: String) -> TextError {
