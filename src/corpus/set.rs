@@ -5,7 +5,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -75,16 +78,28 @@ impl Set {
         Ok(set)
     }
 
-    /// In the order of the index, by all of this computer's cores.
+    /// In the order of the index, by all of this computer's cores. It ends early at an error that will be the result: then what
+    /// comes before it may be missing.
     fn sizes(&self) -> Vec<Result<Option<Size>, CorpusError>> {
         let entries = &self.index.entries;
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let share = entries.len().div_ceil(cores).max(1);
+        let failed = AtomicBool::new(false);
+        let sizes_of = |entries: &[Entry]| {
+            let mut sizes = Vec::with_capacity(entries.len());
+            for entry in entries {
+                if failed.load(Ordering::Relaxed) {
+                    break;
+                }
+                sizes.push(self.size(entry));
+                if !self.reading.skip_bad && sizes.last().is_some_and(Result::is_err) {
+                    failed.store(true, Ordering::Relaxed);
+                }
+            }
+            sizes
+        };
         thread::scope(|scope| {
-            let workers: Vec<_> = entries
-                .chunks(share)
-                .map(|entries| scope.spawn(move || entries.iter().map(|entry| self.size(entry)).collect::<Vec<_>>()))
-                .collect();
+            let workers: Vec<_> = entries.chunks(share).map(|entries| scope.spawn(|| sizes_of(entries))).collect();
             workers.into_iter().flat_map(|worker| worker.join().expect("a size is computed without panics")).collect()
         })
     }

@@ -81,7 +81,7 @@ impl Tokenizer {
         let Some(highest) = parse.get_vocab(true).into_values().max() else {
             return Err(files.malformed(TOKENIZER, "its vocabulary is empty"));
         };
-        let roles = Roles::read(files, &parse)?;
+        let roles = Roles::read(files, &parse, highest)?;
         let opening = match (roles.add_bos, roles.bos) {
             (Some(true), Some(bos)) => vec![bos],
             (Some(_), _) => vec![],
@@ -241,19 +241,22 @@ struct Roles {
 }
 
 impl Roles {
-    fn read(files: &Files, tokenizer: &tokenizers::Tokenizer) -> Result<Roles, TextError> {
+    /// Ids that the tokenizer does not reach are those of another model.
+    fn read(files: &Files, tokenizer: &tokenizers::Tokenizer, highest: u32) -> Result<Roles, TextError> {
         let names: BTreeMap<String, String> = files.special_tokens()?;
         let named = |role: &str| names.get(role).and_then(|name| tokenizer.token_to_id(name));
         let configs = [files.json(GENERATION_CONFIG)?, files.json(CONFIG)?];
-        let listed = |key: &str| configs.iter().flatten().filter_map(|config| config.get(key)).flat_map(ids).collect();
+        let listed = |key: &str| -> Vec<u32> {
+            let values = configs.iter().flatten().filter_map(|config| config.get(key));
+            values.flat_map(ids).filter(|id| *id <= highest).collect()
+        };
         let mut ends: Vec<u32> = named("eos_token").into_iter().collect();
-        let more: Vec<u32> = listed("eos_token_id");
-        for id in more {
+        for id in listed("eos_token_id") {
             if !ends.contains(&id) {
                 ends.push(id);
             }
         }
-        let begins: Vec<u32> = listed("bos_token_id");
+        let begins = listed("bos_token_id");
         let add_bos = files.json(TOKENIZER_CONFIG)?.and_then(|config| config.get("add_bos_token")?.as_bool());
         Ok(Roles { bos: named("bos_token").or(begins.first().copied()), ends, add_bos })
     }
@@ -292,7 +295,7 @@ mod tests {
         assert_eq!(tokenizer.ends().len(), 2);
         let places = [
             (TOKENIZER_CONFIG, r#"{"eos_token":"<|im_end|>"}"#),
-            (GENERATION_CONFIG, r#"{"eos_token_id":[2,2,7]}"#),
+            (GENERATION_CONFIG, r#"{"eos_token_id":[2,2,7,151643]}"#),
             (CONFIG, r#"{"eos_token_id":9,"bos_token_id":1}"#),
         ];
         let tokenizer = with("sentence-piece", &places).unwrap();
