@@ -101,7 +101,7 @@ impl Index {
     }
 
     fn parse(&self, entry: &Entry, bytes: Vec<u8>) -> Option<Record> {
-        if !paths::has_extension(self.path(entry), "jsonl") {
+        if !paths::is_lines(self.path(entry)) {
             return Some(Record::Text(String::from_utf8(bytes).ok()?));
         }
         let value: Value = serde_json::from_slice(&bytes).ok()?;
@@ -162,11 +162,7 @@ impl<'a> Builder<'a> {
         let mark = if begins.starts_with("\u{feff}".as_bytes()) { 3 } else { 0 };
         reader.consume(mark);
         let offset = mark as u64;
-        if paths::has_extension(&path, "jsonl") {
-            self.lines(&path, reader, offset)
-        } else {
-            self.text(&path, reader, offset)
-        }
+        if paths::is_lines(&path) { self.lines(&path, reader, offset) } else { self.text(&path, reader, offset) }
     }
 
     fn lines(&mut self, path: &Path, mut reader: impl BufRead, mut offset: u64) -> Result<(), CorpusError> {

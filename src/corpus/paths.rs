@@ -12,7 +12,7 @@ use super::error::CorpusError;
 const DEPTH_MAX: usize = 32;
 
 /// What is read from a folder. A file that is named itself is read whatever its extension: as plain text, unless it is known.
-const KNOWN: [&str; 4] = ["txt", "md", "jsonl", "parquet"];
+const KNOWN: [&str; 5] = ["txt", "md", "jsonl", "ndjson", "parquet"];
 
 /// Every file once, even where two patterns match it.
 pub(super) fn files(paths: &[PathBuf], known: &[&str]) -> Result<Vec<PathBuf>, CorpusError> {
@@ -73,6 +73,11 @@ fn collect(path: &Path, known: &[&str], depth: usize, files: &mut Vec<PathBuf>) 
         }
     }
     Ok(())
+}
+
+/// Whether a file is read as one object a line. `.json` is only read where it is named: folders have others of that name.
+pub(super) fn is_lines(path: &Path) -> bool {
+    ["jsonl", "ndjson", "json"].iter().any(|known| has_extension(path, known))
 }
 
 pub(super) fn has_extension(path: &Path, extension: &str) -> bool {
