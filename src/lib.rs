@@ -7,4 +7,5 @@ pub mod home;
 pub mod net;
 pub mod node;
 pub mod shape;
+pub mod text;
 pub mod watch;

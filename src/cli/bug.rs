@@ -12,13 +12,20 @@ use std::{
 use jiff::Timestamp;
 
 use super::{failure::Failure, logs, out::Out};
-use crate::home::file::{self, Reader};
+use crate::{
+    home::file::{self, Reader},
+    text,
+};
 
 const EXIT: i32 = 70;
 
 /// Installs the hook. `folder` is where reports go; the folder for temporary files if it cannot be written.
 pub fn catch(out: Out, folder: PathBuf) {
     panic::set_hook(Box::new(move |info| {
+        // A stranger's tokenizer file ends in an error, not in this process.
+        if text::is_guarded() {
+            return;
+        }
         let failure = report(info, &folder);
         out.report(&failure.into(), false);
         std::process::exit(EXIT);
@@ -28,7 +35,7 @@ pub fn catch(out: Out, folder: PathBuf) {
 fn report(info: &PanicHookInfo<'_>, folder: &Path) -> Failure {
     let message = info.payload_as_str().unwrap_or("a panic without a message").to_string();
     let place = info.location().map_or("an unknown place".into(), ToString::to_string);
-    let text = text(&message, &place, &Backtrace::force_capture().to_string(), &logs::last_lines());
+    let text = words(&message, &place, &Backtrace::force_capture().to_string(), &logs::last_lines());
     let name = format!("skein-report-{}.txt", Timestamp::now().strftime("%Y%m%dT%H%M%SZ"));
     let written = [folder.to_path_buf(), env::temp_dir()].into_iter().find_map(|dir| {
         // Log lines may name peers and paths: they are this user's alone.
@@ -39,7 +46,7 @@ fn report(info: &PanicHookInfo<'_>, folder: &Path) -> Failure {
     Failure::Panic { message, place, file }
 }
 
-fn text(message: &str, place: &str, backtrace: &str, log: &[String]) -> String {
+fn words(message: &str, place: &str, backtrace: &str, log: &[String]) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,

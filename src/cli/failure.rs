@@ -217,6 +217,21 @@ impl From<CorpusError> for Report {
                 };
                 Failure::NoData { path: paths.clone(), found }
             }
+            CorpusError::Unsupported { path, .. }
+            | CorpusError::Record { path, .. }
+            | CorpusError::Columns { path, .. }
+            | CorpusError::Mixed { path, .. }
+            | CorpusError::Chat { path, .. }
+            | CorpusError::Text { path, .. }
+            | CorpusError::Changed { path, .. } => {
+                Failure::DataUnreadable { path: path.display().to_string(), error: error.to_string() }
+            }
+            CorpusError::Pattern { pattern, reason } => {
+                Failure::DataUnreadable { path: pattern.clone(), error: reason.clone() }
+            }
+            CorpusError::NothingLearned { .. } | CorpusError::HoldOut { .. } => {
+                Failure::NoData { path: "the data".into(), found: error.to_string() }
+            }
         };
         Report { failure: Box::new(failure), cause: Some(Box::new(error)) }
     }

@@ -1,46 +1,133 @@
-//! What a run learns from: text as bytes, and the samples that a feeder draws from it.
+//! What a run learns from: a person's data as samples that a feeder draws.
 //!
-//! In: a seed (our own fables), or files of a person. Out: [`Corpus`], whose `n`-th sample is a pure function of the seed and
-//! `n`, so that a feeder that starts again continues where it was. Knows no run, no peer and no stage.
+//! In: a seed (our own fables), or files of a person with the tokenizer and the chat template of a model. Out: [`Corpus`], whose
+//! `n`-th sample is a pure function of the seed and `n`, so that a feeder that starts again continues where it was. Knows no
+//! run, no peer and no stage.
+//!
+//! Plain text for a model of bytes is one [`ring`] in memory. All else is records that stay in their files and are packed into
+//! sequences ([`set`], [`pack`]).
 
+mod error;
 pub mod fables;
+mod index;
 mod order;
+mod pack;
+mod paths;
 pub mod read;
+mod record;
+mod ring;
+mod set;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
-pub use read::{CorpusError, Skipped};
+use jiff::civil::DateTime;
+use skein_protocol::hash;
 
-/// Text whose tokens are its bytes (vocabulary 256), as one ring: a sample that reaches the end goes on at the beginning.
-#[derive(Clone, Debug, PartialEq, Eq)]
+pub use error::{CorpusError, Skipped};
+pub use record::{Columns, Kind};
+
+use crate::text::{ChatTemplate, Learn, Piece, Tokenizer};
+use index::{Index, Terms};
+use ring::Ring;
+use set::Set;
+
+#[derive(Clone, Debug)]
 pub struct Corpus {
-    bytes: Vec<u8>,
+    data: Data,
     /// Documents it was made of.
     pub documents: u64,
     /// What was left out, and why.
     pub skipped: Skipped,
 }
 
-/// One micro-batch: `[micro_batch, sequence]` tokens and, for each, the token that follows it.
+#[derive(Clone, Debug)]
+enum Data {
+    Ring(Ring),
+    Set(Arc<Set>),
+}
+
+/// How a person's data is read.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    pub tokenizer: Tokenizer,
+    /// Of the model; nothing: `User: …`, `Assistant: …`.
+    pub template: Option<ChatTemplate>,
+    pub learn: Learn,
+    /// The present, for templates that write a date. One for a whole run, or its samples would change overnight.
+    pub now: DateTime,
+    /// What all records have to be; nothing: whatever the first one is.
+    pub kind: Option<Kind>,
+    pub columns: Columns,
+    /// Leaves out what cannot be used and counts it, rather than stopping at the first.
+    pub skip_bad: bool,
+}
+
+impl Reading {
+    pub fn new(tokenizer: Tokenizer, now: DateTime) -> Self {
+        Reading {
+            tokenizer,
+            template: None,
+            learn: Learn::default(),
+            now,
+            kind: None,
+            columns: Columns::new(),
+            skip_bad: false,
+        }
+    }
+}
+
+/// One micro-batch: `[micro_batch, sequence]` tokens and, for each, the token that follows it, or
+/// [`IGNORE`](skein_pipeline::exact::IGNORE) where nothing is learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Records {
     pub tokens: Vec<u32>,
     pub labels: Vec<u32>,
+    /// For each sequence where its records begin, ascending, the first at 0: no token looks back beyond the begin of its record.
+    /// Padding counts as a record.
+    pub starts: Vec<Vec<u32>>,
+}
+
+/// What there is to learn from within a sequence, and what is not used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub records: u64,
+    pub tokens: u64,
+    /// Of the tokens those that are learned.
+    pub learned: u64,
+    /// Records that are longer than the sequence and lose their end.
+    pub cut: u64,
+    /// Records with nothing to learn as far as the sequence reaches: they are not used.
+    pub beyond: u64,
+    pub duplicates: u64,
+    pub skipped: Skipped,
+}
+
+/// How much is kept apart from what is learned, to measure with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HoldOut {
+    /// 0 to 1.
+    Share(f64),
+    /// Records, or pieces of a text.
+    Count(u64),
 }
 
 impl Corpus {
     /// At least `bytes_min` bytes of fables, equal for equal seeds.
     pub fn fables(seed: u64, bytes_min: usize) -> Corpus {
         let (text, documents) = fables::expand(seed, bytes_min);
-        Corpus { bytes: text.into_bytes(), documents, skipped: Skipped::default() }
+        Corpus::ring(text.into_bytes(), documents, Skipped::default())
     }
 
     /// One text as it is.
     pub fn from_text(text: &str) -> Corpus {
-        Corpus { bytes: text.as_bytes().to_vec(), documents: 1, skipped: Skipped::default() }
+        Corpus::ring(text.as_bytes().to_vec(), 1, Skipped::default())
     }
 
-    /// Everything under `paths`: `.txt` and `.md` as plain text, `.jsonl` by its `text` fields, folders as all of these.
+    fn ring(bytes: Vec<u8>, documents: u64, skipped: Skipped) -> Corpus {
+        Corpus { data: Data::Ring(Ring::new(bytes)), documents, skipped }
+    }
+
+    /// Everything under `paths` as bytes: `.txt` and `.md` as plain text, `.jsonl` by its `text` fields, folders as all of these.
     ///
     /// # Errors
     /// See [`CorpusError`]: nothing readable, nothing usable, or bytes that are no UTF-8.
@@ -48,61 +135,158 @@ impl Corpus {
         read::read(paths)
     }
 
+    /// Everything under `paths`, files, folders and patterns, as records of the kind that they are. Each is read and tokenized
+    /// once here, and again when a sample needs it.
+    ///
+    /// # Errors
+    /// See [`CorpusError`]: the first record that cannot be used, unless they are skipped; or nothing is left.
+    pub fn open(paths: &[PathBuf], reading: Reading) -> Result<Corpus, CorpusError> {
+        let terms = Terms { columns: reading.columns.clone(), kind: reading.kind, skip_bad: reading.skip_bad };
+        let index = Index::build(paths, &terms)?;
+        if reading.tokenizer.is_bytes() && index.kind == Kind::Text {
+            return Corpus::joined(&index);
+        }
+        let documents = index.seen;
+        let set = Set::new(index, reading)?;
+        let skipped = set.skipped.clone();
+        Ok(Corpus { data: Data::Set(Arc::new(set)), documents, skipped })
+    }
+
+    /// The texts of an index in one ring, as [`Corpus::read`] joins them.
+    fn joined(index: &Index) -> Result<Corpus, CorpusError> {
+        let (mut bytes, mut text) = (Vec::new(), String::new());
+        let mut documents = 0;
+        for entry in &index.entries {
+            text.push_str(&index.read(entry)?.plain());
+            if entry.is_end {
+                bytes.extend_from_slice(text.trim_matches(['\n', '\r']).as_bytes());
+                bytes.extend_from_slice(read::GAP);
+                documents += 1;
+                text.clear();
+            }
+        }
+        bytes.extend_from_slice(text.as_bytes());
+        Ok(Corpus::ring(bytes, documents, index.skipped.clone()))
+    }
+
     /// Tokens of one pass.
     pub fn len(&self) -> u64 {
-        self.bytes.len() as u64
+        match &self.data {
+            Data::Ring(ring) => ring.len(),
+            Data::Set(set) => set.len(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len() == 0
     }
 
-    /// Samples of one epoch.
-    pub fn samples(&self, sequence: usize) -> u64 {
-        (self.len() / sequence.max(1) as u64).max(1)
+    /// Micro-batches of `epochs` passes; the last may reach into the next pass. Packed records fill a number of sequences that
+    /// depends on their order, and so on the seed.
+    pub fn micro_batches(&self, seed: u64, epochs: u64, micro_batch: usize, sequence: usize) -> u64 {
+        let samples = match &self.data {
+            Data::Ring(ring) => ring.samples(sequence).saturating_mul(epochs),
+            Data::Set(set) => set.samples(seed, epochs, sequence),
+        };
+        samples.div_ceil(micro_batch.max(1) as u64)
     }
 
-    /// Micro-batches of `epochs` passes; the last may reach into the next pass.
-    pub fn micro_batches(&self, epochs: u64, micro_batch: usize, sequence: usize) -> u64 {
-        self.samples(sequence).saturating_mul(epochs).div_ceil(micro_batch.max(1) as u64)
-    }
-
-    /// The `n`-th sample in the order that `seed` gives: `sequence + 1` token ids. Within an epoch each sample comes once; each
-    /// epoch has an order, and an offset of its windows, of its own.
+    /// The `index`-th micro-batch of a seed: samples `index * micro_batch ..`.
+    ///
+    /// # Errors
+    /// A file is gone or has changed, or no record has anything to learn within a sequence. A corpus in memory gives none.
     ///
     /// # Panics
-    /// If the corpus is empty; [`Corpus::read`] never makes one.
-    pub fn sample(&self, seed: u64, n: u64, sequence: usize) -> Vec<u32> {
-        let samples = self.samples(sequence);
-        let (epoch, nth) = (n / samples, n % samples);
-        let order = order::Order::new(seed, epoch, samples);
-        let start = order.at(nth) * sequence as u64 + order.offset(sequence as u64);
-        let len = self.len();
-        (0..=sequence as u64).map(|i| u32::from(self.bytes[((start + i) % len) as usize])).collect()
-    }
-
-    /// The `index`-th micro-batch: samples `index * micro_batch ..`, split into tokens and labels.
-    pub fn records(&self, seed: u64, index: u64, micro_batch: usize, sequence: usize) -> Records {
+    /// If the corpus is empty; reading never makes one.
+    pub fn records(&self, seed: u64, index: u64, micro_batch: usize, sequence: usize) -> Result<Records, CorpusError> {
         let mut records = Records {
             tokens: Vec::with_capacity(micro_batch * sequence),
             labels: Vec::with_capacity(micro_batch * sequence),
+            starts: Vec::with_capacity(micro_batch),
         };
         for i in 0..micro_batch as u64 {
-            let ids = self.sample(seed, index.wrapping_mul(micro_batch as u64).wrapping_add(i), sequence);
-            records.tokens.extend_from_slice(&ids[..sequence]);
-            records.labels.extend_from_slice(&ids[1..]);
+            let n = index.wrapping_mul(micro_batch as u64).wrapping_add(i);
+            match &self.data {
+                Data::Ring(ring) => {
+                    let ids = ring.sample(seed, n, sequence);
+                    records.tokens.extend_from_slice(&ids[..sequence]);
+                    records.labels.extend_from_slice(&ids[1..]);
+                    records.starts.push(vec![0]);
+                }
+                Data::Set(set) => {
+                    let row = set.sample(seed, n, sequence)?;
+                    records.tokens.extend(row.tokens);
+                    records.labels.extend(row.labels);
+                    records.starts.push(row.starts);
+                }
+            }
         }
-        records
+        Ok(records)
     }
 
-    /// The beginning, as people see it: at most `bytes_max` bytes, cut between characters.
-    pub fn preview(&self, bytes_max: usize) -> String {
-        let head = &self.bytes[..self.bytes.len().min(bytes_max)];
-        let valid = match std::str::from_utf8(head) {
-            Ok(text) => text,
-            Err(error) => std::str::from_utf8(&head[..error.valid_up_to()]).expect("valid up to here"),
+    /// What there is, for a model that reads `sequence` tokens at a time.
+    pub fn summary(&self, sequence: usize) -> Summary {
+        match &self.data {
+            Data::Ring(ring) => Summary {
+                records: self.documents,
+                tokens: ring.len(),
+                learned: ring.len(),
+                skipped: self.skipped.clone(),
+                ..Summary::default()
+            },
+            Data::Set(set) => set.summary(sequence),
+        }
+    }
+
+    /// Splits off what is never learned from. Which records that are follows from their content and the seed alone: the same
+    /// ones whatever their order, and equal records stay together.
+    ///
+    /// # Errors
+    /// One of the two would be empty.
+    pub fn hold_out(&self, held: HoldOut, seed: u64) -> Result<(Corpus, Corpus), CorpusError> {
+        let mut marks: Vec<u64> = match &self.data {
+            Data::Ring(ring) => ring.keys(),
+            Data::Set(set) => set.keys().collect(),
         };
-        valid.to_string()
+        marks.iter_mut().for_each(|key| *key = mark(*key, seed));
+        marks.sort_unstable();
+        let pieces = marks.len() as u64;
+        let count = match held {
+            HoldOut::Share(share) => (share.clamp(0.0, 1.0) * pieces as f64).round() as usize,
+            HoldOut::Count(count) => usize::try_from(count).unwrap_or(usize::MAX).min(marks.len()),
+        };
+        let Some(last) = count.checked_sub(1).map(|at| marks[at]) else {
+            return Err(CorpusError::HoldOut { pieces });
+        };
+        let (learned, held) = (self.part(|key| mark(key, seed) > last), self.part(|key| mark(key, seed) <= last));
+        if learned.is_empty() || held.is_empty() { Err(CorpusError::HoldOut { pieces }) } else { Ok((learned, held)) }
+    }
+
+    fn part(&self, keep: impl Fn(u64) -> bool) -> Corpus {
+        let data = match &self.data {
+            Data::Ring(ring) => Data::Ring(ring.part(keep)),
+            Data::Set(set) => Data::Set(Arc::new(set.part(keep))),
+        };
+        Corpus { data, documents: self.documents, skipped: self.skipped.clone() }
+    }
+
+    /// The first record as the model sees it, up to `bytes_max` bytes: what is learned, and what is only read.
+    ///
+    /// # Errors
+    /// Its file is gone or has changed.
+    pub fn pieces(&self, bytes_max: usize) -> Result<Vec<Piece>, CorpusError> {
+        match &self.data {
+            Data::Ring(ring) => Ok(vec![Piece { text: ring.preview(bytes_max).into(), learned: true }]),
+            Data::Set(set) => set.pieces(bytes_max),
+        }
+    }
+
+    /// The beginning, as people wrote it: at most `bytes_max` bytes, cut between characters.
+    pub fn preview(&self, bytes_max: usize) -> String {
+        match &self.data {
+            Data::Ring(ring) => ring.preview(bytes_max).to_string(),
+            Data::Set(set) => set.plain(bytes_max),
+        }
     }
 
     /// Share of the words of `text` that are among those of the first `bytes_max` bytes, 0 to 1; nothing where it has no whole
@@ -118,129 +302,10 @@ impl Corpus {
     }
 }
 
-/// Token ids of `text`: its bytes.
-pub fn encode(text: &str) -> Vec<u32> {
-    text.bytes().map(u32::from).collect()
-}
-
-/// Turns token ids back into text piece by piece: a character is given out when its last byte has come.
-#[derive(Clone, Debug, Default)]
-pub struct Decoder {
-    held: Vec<u8>,
-}
-
-impl Decoder {
-    /// Text that is complete after one more token. Ids above 255 and bytes that cannot continue become `U+FFFD`.
-    pub fn push(&mut self, token: u32) -> String {
-        match u8::try_from(token) {
-            Ok(byte) => self.held.push(byte),
-            Err(_) => self.held.extend_from_slice("\u{fffd}".as_bytes()),
-        }
-        let mut text = String::new();
-        while !self.held.is_empty() {
-            match std::str::from_utf8(&self.held) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    self.held.clear();
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    text.push_str(std::str::from_utf8(&self.held[..valid]).expect("valid up to here"));
-                    self.held.drain(..valid);
-                    match error.error_len() {
-                        None => break,
-                        Some(bad) => {
-                            text.push('\u{fffd}');
-                            self.held.drain(..bad);
-                        }
-                    }
-                }
-            }
-        }
-        text
-    }
-
-    /// What is held at the end is an unfinished character.
-    pub fn finish(self) -> &'static str {
-        if self.held.is_empty() { "" } else { "\u{fffd}" }
-    }
+/// Where a record comes in the order that decides who is held out.
+fn mark(key: u64, seed: u64) -> u64 {
+    hash::mix(key ^ hash::mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_epoch_covers_the_text_and_each_sample_comes_once() {
-        let text: String = (0..1000u32).map(|i| char::from(b' ' + (i % 90) as u8)).collect();
-        let corpus = Corpus::from_text(&text);
-        let sequence = 8;
-        let samples = corpus.samples(sequence);
-        assert_eq!(samples, 125);
-        let mut seen = vec![0u32; 1000];
-        let order = order::Order::new(7, 0, samples);
-        for n in 0..samples {
-            let start = order.at(n) * 8 + order.offset(8);
-            for i in 0..8 {
-                seen[((start + i) % 1000) as usize] += 1;
-            }
-        }
-        assert!(seen.iter().all(|&times| times == 1));
-    }
-
-    #[test]
-    fn a_sample_is_a_function_of_seed_and_index() {
-        let corpus = Corpus::fables(1, 20_000);
-        assert_eq!(corpus.sample(3, 40, 64), corpus.sample(3, 40, 64));
-        assert_ne!(corpus.sample(3, 40, 64), corpus.sample(4, 40, 64));
-        assert_ne!(corpus.sample(3, 0, 64), corpus.sample(3, corpus.samples(64), 64));
-        assert_eq!(corpus.sample(3, 40, 64).len(), 65);
-    }
-
-    #[test]
-    fn labels_are_the_tokens_that_follow() {
-        let corpus = Corpus::fables(1, 20_000);
-        let records = corpus.records(5, 2, 3, 16);
-        assert_eq!((records.tokens.len(), records.labels.len()), (48, 48));
-        for row in 0..3 {
-            assert_eq!(records.tokens[row * 16 + 1..(row + 1) * 16], records.labels[row * 16..(row + 1) * 16 - 1]);
-        }
-        assert_eq!(records.tokens[..16], corpus.sample(5, 6, 16)[..16]);
-    }
-
-    #[test]
-    fn a_text_shorter_than_a_sample_goes_round() {
-        let corpus = Corpus::from_text("abc");
-        let ids = corpus.sample(0, 9, 8);
-        assert_eq!(ids.len(), 9);
-        for pair in ids.windows(2) {
-            assert_eq!((pair[0] - 96) % 3 + 97, pair[1]);
-        }
-    }
-
-    #[test]
-    fn words_of_the_corpus_are_told_from_inventions() {
-        let corpus = Corpus::fables(1, 20_000);
-        assert_eq!(corpus.known_words(&fables::fable(9, 3), 20_000), Some(1.0));
-        assert_eq!(corpus.known_words("A small fox thopped. \"Nood slorn,\" sai", 20_000), Some(0.5));
-        assert_eq!(corpus.known_words("the the the th", 20_000), Some(1.0));
-        assert_eq!(corpus.known_words("\u{fffd}#17 ", 20_000), None);
-        assert_eq!(corpus.known_words("fo", 20_000), None, "it may go on");
-    }
-
-    #[test]
-    fn characters_come_out_whole() {
-        let mut decoder = Decoder::default();
-        let pieces: Vec<String> = encode("aé☂").into_iter().map(|token| decoder.push(token)).collect();
-        assert_eq!(pieces.concat(), "aé☂");
-        assert_eq!(pieces[1], "");
-        assert_eq!(decoder.finish(), "");
-        let mut decoder = Decoder::default();
-        assert_eq!(decoder.push(0xff), "\u{fffd}");
-        assert_eq!(decoder.push(0xc3), "");
-        assert_eq!(decoder.push(u32::from(b'a')), "\u{fffd}a");
-        assert_eq!(decoder.push(300), "\u{fffd}");
-        decoder.push(0xe2);
-        assert_eq!(decoder.finish(), "\u{fffd}");
-    }
-}
+mod tests;

@@ -1,70 +1,28 @@
-//! Reads a person's text. In: files and folders. Out: one [`Corpus`], or the first reason why not.
+//! Reads a person's plain text into one ring of bytes. In: files and folders. Out: one [`Corpus`], or the first reason why not.
+//!
+//! Lines of JSON without a usable `text` are counted and left out.
 
 use std::{
-    collections::BTreeMap,
-    fmt, fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
-use super::Corpus;
+use super::{
+    Corpus, CorpusError, Skipped,
+    error::guess,
+    paths::{self, has_extension},
+};
 
-/// Folders inside folders are followed this deep, so that a loop of links ends.
-const DEPTH_MAX: usize = 32;
+/// What is read from a folder.
+const KNOWN: [&str; 3] = ["txt", "md", "jsonl"];
 /// Between documents.
-const GAP: &[u8] = b"\n\n";
-
-#[derive(Debug, thiserror::Error)]
-pub enum CorpusError {
-    #[error("{} cannot be read: {source}", path.display())]
-    Unreadable { path: PathBuf, source: io::Error },
-    #[error("{} is not UTF-8: byte {byte:#04x} at {offset}", path.display())]
-    NotUtf8 {
-        path: PathBuf,
-        byte: u8,
-        offset: u64,
-        /// From 1.
-        line: u64,
-        guess: &'static str,
-    },
-    #[error("{paths} holds nothing to learn from")]
-    Empty { paths: String, files: u64, records: u64, skipped: Skipped },
-}
-
-/// Records that were left out, by reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Skipped(pub BTreeMap<&'static str, u64>);
-
-impl Skipped {
-    fn add(&mut self, reason: &'static str) {
-        *self.0.entry(reason).or_default() += 1;
-    }
-
-    pub fn total(&self) -> u64 {
-        self.0.values().sum()
-    }
-}
-
-impl fmt::Display for Skipped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("none left out");
-        }
-        for (i, (reason, count)) in self.0.iter().enumerate() {
-            write!(f, "{}{count} {reason}", if i == 0 { "" } else { ", " })?;
-        }
-        Ok(())
-    }
-}
+pub(super) const GAP: &[u8] = b"\n\n";
 
 /// See [`Corpus::read`].
 pub(super) fn read(paths: &[PathBuf]) -> Result<Corpus, CorpusError> {
     let mut reader = Reader::default();
-    for path in paths {
-        let mut files = Vec::new();
-        collect(path, 0, &mut files).map_err(|(path, source)| CorpusError::Unreadable { path, source })?;
-        for file in files {
-            reader.file(&file)?;
-        }
+    for file in paths::files(paths, &KNOWN)? {
+        reader.file(&file)?;
     }
     if reader.bytes.is_empty() {
         let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -75,38 +33,7 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Corpus, CorpusError> {
             skipped: reader.skipped,
         });
     }
-    Ok(Corpus { bytes: reader.bytes, documents: reader.documents, skipped: reader.skipped })
-}
-
-/// The file itself, or the readable files of a folder in the order of their names; hidden ones are not looked at.
-fn collect(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), (PathBuf, io::Error)> {
-    let fail = |source| (path.to_path_buf(), source);
-    if !fs::metadata(path).map_err(fail)?.is_dir() {
-        files.push(path.to_path_buf());
-        return Ok(());
-    }
-    if depth == DEPTH_MAX {
-        return Ok(());
-    }
-    let mut entries: Vec<PathBuf> = fs::read_dir(path)
-        .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
-        .map_err(fail)?;
-    entries.sort();
-    for entry in entries {
-        let hidden = entry.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !hidden && (entry.is_dir() || has_known_extension(&entry)) {
-            collect(&entry, depth + 1, files)?;
-        }
-    }
-    Ok(())
-}
-
-fn has_known_extension(path: &Path) -> bool {
-    ["txt", "md", "jsonl"].iter().any(|known| has_extension(path, known))
-}
-
-fn has_extension(path: &Path, extension: &str) -> bool {
-    path.extension().is_some_and(|found| found.eq_ignore_ascii_case(extension))
+    Ok(Corpus::ring(reader.bytes, reader.documents, reader.skipped))
 }
 
 #[derive(Default)]
@@ -159,24 +86,6 @@ impl Reader {
 fn not_utf8(path: &Path, bytes: &[u8], at: usize) -> CorpusError {
     let line = bytes[..at].iter().filter(|&&byte| byte == b'\n').count() as u64 + 1;
     CorpusError::NotUtf8 { path: path.to_path_buf(), byte: bytes[at], offset: at as u64, line, guess: guess(bytes) }
-}
-
-/// What a file that is no UTF-8 most likely is, by its first bytes.
-fn guess(bytes: &[u8]) -> &'static str {
-    const KNOWN: [(&[u8], &str); 7] = [
-        (b"\xff\xfe", "UTF-16"),
-        (b"\xfe\xff", "UTF-16"),
-        (b"\x1f\x8b", "gzip"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"PAR1", "Parquet"),
-        (b"%PDF", "PDF"),
-        (b"PK\x03\x04", "zip"),
-    ];
-    match KNOWN.iter().find(|(magic, _)| bytes.starts_with(magic)) {
-        Some((_, name)) => name,
-        None if bytes.contains(&0) => "binary data",
-        None => "Latin-1 or Windows-1252",
-    }
 }
 
 #[cfg(test)]
@@ -237,10 +146,5 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(read(&["does/not/exist".into()]), Err(CorpusError::Unreadable { .. })));
-    }
-
-    #[test]
-    fn a_preview_is_cut_between_characters() {
-        assert_eq!(Corpus::from_text("aé").preview(2), "a");
     }
 }

@@ -31,16 +31,18 @@ pub struct Feed {
 impl Feed {
     pub fn new(data: Data, manifest: &Manifest) -> Self {
         let (micro_batch, sequence) = (manifest.train.micro_batch as usize, manifest.train.sequence as usize);
-        let end = data.epochs.map(|epochs| data.corpus.micro_batches(epochs, micro_batch, sequence));
-        Feed { data, seed: manifest.train.seed, micro_batch, sequence, end }
+        let seed = manifest.train.seed;
+        let end = data.epochs.map(|epochs| data.corpus.micro_batches(seed, epochs, micro_batch, sequence));
+        Feed { data, seed, micro_batch, sequence, end }
     }
 
-    /// Tokens and labels of the `index`-th micro-batch; nothing past the end.
+    /// Tokens and labels of the `index`-th micro-batch; nothing past the end, and where the data is there no more.
     pub fn records(&self, index: u64) -> Option<(Bytes, Bytes)> {
         if self.end.is_some_and(|end| index >= end) {
             return None;
         }
         let records = self.data.corpus.records(self.seed, index, self.micro_batch, self.sequence);
+        let records = records.inspect_err(|error| tracing::error!(%error, "the data cannot be read any more")).ok()?;
         Some((bytes_of(&records.tokens), bytes_of(&records.labels)))
     }
 }

@@ -12,11 +12,12 @@ use skein_pipeline::{
 use skein_protocol::run::{Arithmetic, Optimizer, OptimizerKind, Recompute, Schedule};
 
 use super::generate::{Sampler, Sampling, Why};
-use crate::corpus;
+use crate::text::{Special, TextError, Tokenizer};
 
 /// A model in memory, ready to be asked.
 pub struct Local {
     engine: Box<dyn Engine>,
+    tokenizer: Tokenizer,
     sessions: u64,
 }
 
@@ -26,6 +27,8 @@ pub enum LocalError {
     Folder(#[from] HfError),
     #[error("the prompt has {got} tokens, this model reads {context}")]
     TooLong { got: usize, context: usize },
+    #[error(transparent)]
+    Text(#[from] TextError),
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -37,10 +40,10 @@ impl Local {
     /// The folder is no model that this build can compute, or memory does not suffice.
     pub fn open(folder: &Path, threads: usize) -> Result<Local, LocalError> {
         let checkpoint = Checkpoint::open(folder)?;
-        checkpoint.byte_level()?;
+        let tokenizer = tokenizer(&checkpoint, folder)?;
         let (model, params) = checkpoint.whole()?;
         let engine = engine(Device::Cpu { threads }, Arithmetic::F32, model, reading(), params)?;
-        Ok(Local { engine, sessions: 0 })
+        Ok(Local { engine, tokenizer, sessions: 0 })
     }
 
     /// Tokens that the model can read, the prompt included.
@@ -64,11 +67,11 @@ impl Local {
         sampling: Sampling,
         mut each: impl FnMut(&str) -> bool,
     ) -> Result<Why, LocalError> {
-        let (mut piece, context) = (corpus::encode(prompt), self.context());
+        let (mut piece, context) = (self.tokenizer.encode(prompt, Special::Parse, true)?, self.context());
         if piece.is_empty() || piece.len() >= context {
             return Err(LocalError::TooLong { got: piece.len(), context });
         }
-        let (mut sampler, mut decoder) = (Sampler::new(sampling), corpus::Decoder::default());
+        let (mut sampler, mut decoder) = (Sampler::new(sampling), self.tokenizer.decoder(true));
         self.sessions += 1;
         let session = self.sessions;
         let (mut position, mut why) = (0, Why::Length);
@@ -80,6 +83,10 @@ impl Local {
             let logits = self.engine.infer(session, position, StageInput::Tokens(&piece))?;
             position += piece.len();
             let token = sampler.draw(&logits);
+            if self.tokenizer.ends().contains(&token) {
+                why = Why::Stop;
+                break;
+            }
             if !each(&decoder.push(token)) {
                 why = Why::Stop;
                 break;
@@ -87,8 +94,20 @@ impl Local {
             piece = vec![token];
         }
         self.engine.drop_session(session);
-        each(decoder.finish());
+        each(&decoder.finish());
         Ok(why)
+    }
+}
+
+/// That of the folder. One without a file of it is read as bytes, where its vocabulary has them.
+fn tokenizer(checkpoint: &Checkpoint, folder: &Path) -> Result<Tokenizer, LocalError> {
+    match checkpoint.byte_level() {
+        Ok(()) => Ok(Tokenizer::bytes()),
+        Err(no_bytes) => match Tokenizer::open(folder) {
+            Err(TextError::NoTokenizer { .. }) if checkpoint.config.vocab >= 256 => Ok(Tokenizer::bytes()),
+            Err(TextError::NoTokenizer { .. }) => Err(no_bytes.into()),
+            other => Ok(other?),
+        },
     }
 }
 

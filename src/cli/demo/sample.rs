@@ -9,11 +9,12 @@ use tokio::{
 };
 
 use crate::{
-    corpus::{self, Corpus, Decoder},
+    corpus::Corpus,
     node::{
         Order,
         generate::{Ask, Said, Sampling},
     },
+    text::{Special, Tokenizer},
 };
 
 /// What has come by then is the sample.
@@ -55,7 +56,7 @@ impl Voice<'_> {
     /// Text from the live swarm; what there is of it after a few seconds.
     pub async fn speak(&self, orders: &mpsc::Sender<Order>) -> Spoken {
         let until = Instant::now() + PATIENCE;
-        let prompt = corpus::encode(&self.prompt);
+        let prompt = ids_of(&self.prompt);
         let mut tokens = prompt.clone();
         while tokens.len() < LENGTH {
             let before = tokens.len();
@@ -99,10 +100,15 @@ fn opening(corpus: &Corpus) -> String {
     format!("\n\n{word} ")
 }
 
+/// The demo's model reads bytes.
+fn ids_of(text: &str) -> Vec<u32> {
+    Tokenizer::bytes().encode(text, Special::AsText, false).unwrap_or_default()
+}
+
 fn text_of(tokens: &[u32]) -> String {
-    let mut decoder = Decoder::default();
+    let mut decoder = Tokenizer::bytes().decoder(true);
     let text: String = tokens.iter().map(|token| decoder.push(*token)).collect();
-    text + decoder.finish()
+    text + &decoder.finish()
 }
 
 /// Up to the end of a sentence, if one ends in the second half; at most three.
@@ -138,6 +144,6 @@ mod tests {
         assert_eq!(sentences("One. Two. Three. Four. Five"), "One. Two. Three.");
         assert_eq!(sentences("A. then nothing ends for long"), "A. then nothing ends for long");
         assert_eq!(sentences("xq\u{fffd}.z"), "xq\u{fffd}.z");
-        assert_eq!(text_of(&corpus::encode("aé")), "aé");
+        assert_eq!(text_of(&ids_of("aé")), "aé");
     }
 }

@@ -9,7 +9,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     cli::invites,
-    corpus,
     node::{
         self,
         export::{ExportError, Missed, Note},
@@ -17,6 +16,7 @@ use crate::{
         save,
         view::State as Snapshot,
     },
+    text::{Special, Tokenizer},
     watch::{ExportNote, Finish, GenerateRequest, Made, Order, Piece, Refusal},
 };
 
@@ -61,7 +61,10 @@ impl Desk {
 
     async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {
         let began = Instant::now();
-        let prompt = corpus::encode(if request.prompt.is_empty() { "\n" } else { &request.prompt });
+        // The tokens of a run are bytes: nothing in a text has no token.
+        let tokenizer = Tokenizer::bytes();
+        let prompt = if request.prompt.is_empty() { "\n" } else { &request.prompt };
+        let prompt = tokenizer.encode(prompt, Special::AsText, true).unwrap_or_default();
         let context = self.manifest.model.config.context as usize;
         if prompt.len() >= context {
             let why = format!("the prompt has {} tokens, this model reads {context}", prompt.len());
@@ -75,7 +78,7 @@ impl Desk {
             let _ = reply.send(Err(Refusal::Other { why: "this peer is stopping".into() })).await;
             return;
         }
-        let mut decoder = corpus::Decoder::default();
+        let mut decoder = tokenizer.decoder(true);
         let mut finish = Finish::default();
         while let Some(word) = said.recv().await {
             let piece = match word {
@@ -109,7 +112,7 @@ impl Desk {
         }
         let rest = decoder.finish();
         if !rest.is_empty() {
-            let _ = reply.send(Ok(Piece::Text(rest.into()))).await;
+            let _ = reply.send(Ok(Piece::Text(rest))).await;
         }
         finish.duration_ms = began.elapsed().as_millis() as u64;
         let _ = reply.send(Ok(Piece::End(finish))).await;
