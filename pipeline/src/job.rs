@@ -18,7 +18,7 @@ pub struct Coding {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Job {
-    /// Make the engine of a stage, with version 0 from the manifest's seed.
+    /// Make the engine of a stage, with version 0: from the manifest's seed, or from the weights that it names where they are here.
     Create {
         stage: Stage,
     },

@@ -243,15 +243,21 @@ Examples
   skein train --run my.toml --data book.txt     a run of your own making (skein run new)
   skein train --run tiny-verse --data book.txt  go on where it stopped")]
 pub struct Train {
-    /// Files or folders: .txt, .md, .jsonl with `text`
+    /// Files, folders or patterns: .txt, .md, .jsonl; with --model also conversations and prompts with completions
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// Size of the model: tiny, small-124m, 350m, demo
     #[arg(long, value_name = "NAME", conflicts_with = "run")]
     pub preset: Option<String>,
+    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    pub model: Option<PathBuf>,
     /// A manifest, or the name of a run that is known here
     #[arg(long, value_name = "FILE|NAME")]
     pub run: Option<String>,
+    /// Learning rate at its highest; default: that of the preset, or 2e-5 with --model
+    #[arg(long, value_name = "RATE", conflicts_with = "run")]
+    pub lr: Option<f64>,
     /// Name of a new run
     #[arg(long, value_name = "NAME", id = "run_name", long = "run-name", conflicts_with = "run")]
     pub run_name: Option<String>,

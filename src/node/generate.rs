@@ -37,8 +37,8 @@ pub struct Ask {
     pub prompt: Vec<u32>,
     pub tokens_max: u32,
     pub sampling: Sampling,
-    /// A token after which nothing is drawn.
-    pub stop: Option<u32>,
+    /// Tokens after which nothing is drawn.
+    pub stop: Vec<u32>,
 }
 
 /// What the asker hears.
@@ -84,7 +84,7 @@ struct Session {
     tokens: Vec<u32>,
     left: u32,
     sampler: Sampler,
-    stop: Option<u32>,
+    stop: Vec<u32>,
     replays: u32,
     reply: mpsc::UnboundedSender<Said>,
 }
@@ -163,7 +163,7 @@ impl Sessions {
         session.left -= 1;
         session.tokens.push(token);
         let heard = session.reply.send(Said::Token(token)).is_ok();
-        let ended = if session.stop == Some(token) {
+        let ended = if session.stop.contains(&token) {
             Some(Why::Stop)
         } else if session.left == 0 {
             Some(Why::Length)
@@ -256,7 +256,7 @@ mod tests {
 
     fn ask(prompt: &[u32], tokens_max: u32) -> Ask {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 1 };
-        Ask { prompt: prompt.to_vec(), tokens_max, sampling, stop: Some(9) }
+        Ask { prompt: prompt.to_vec(), tokens_max, sampling, stop: vec![9] }
     }
 
     fn all(reply: &mut mpsc::UnboundedReceiver<Said>) -> Vec<Said> {

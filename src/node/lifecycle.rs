@@ -496,7 +496,7 @@ mod tests {
                 ports.push(port);
             }
         };
-        let started = start(setup, |_| OnDevice(Device::Cpu { threads: 1 }), note);
+        let started = start(setup, |_| OnDevice::new(Device::Cpu { threads: 1 }), note);
         let node = timeout(Duration::from_secs(60), started).await.expect("it starts in time").expect("it starts");
         assert!(matches!(ports[..], [port] if port > 0), "the port that the system chose: {ports:?}");
         let mut state = node.state();

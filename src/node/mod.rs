@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod admit;
+pub mod base;
 pub mod blobs;
 pub mod clock;
 mod costs;

@@ -30,12 +30,21 @@ pub enum SaveError {
     Hf(#[from] HfError),
 }
 
+/// Where the tokenizer of a model is from.
+#[derive(Clone, Debug)]
+pub enum Words {
+    Bytes,
+    /// The files of this folder, as they are.
+    Like(PathBuf),
+}
+
 /// Writes the folder `out`, from all stages in order. `overwrite`: files that are there may be replaced.
 ///
 /// # Errors
 /// See [`SaveError`]. After one, `out` is as it was, or some of its files are new where the disk failed between two renames.
 pub fn write(
     out: &Path,
+    words: &Words,
     family: Family,
     stages: &[(StageModel, Vec<f32>)],
     overwrite: bool,
@@ -53,7 +62,11 @@ pub fn write(
     let place = if filled { out } else { parent };
     fs::create_dir_all(place).map_err(io)?;
     let apart = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(place).map_err(io)?;
-    let mut written = hf::write(apart.path(), family, stages).map_err(|error| match error {
+    let written = match words {
+        Words::Bytes => hf::write(apart.path(), family, stages),
+        Words::Like(folder) => hf::write_like(apart.path(), folder, family, stages),
+    };
+    let mut written = written.map_err(|error| match error {
         HfError::Io { source, .. } => failed(out, needed, source),
         other => other.into(),
     })?;
@@ -116,12 +129,12 @@ mod tests {
     fn the_folder_is_whole_and_replaced_only_when_that_is_wanted() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("deep").join("model");
-        let written = write(&out, Family::Llama, &stages(2.0), false).unwrap();
+        let written = write(&out, &Words::Bytes, Family::Llama, &stages(2.0), false).unwrap();
         assert!(written.files.iter().all(|file| file.is_file()));
         let (_, weights) = hf::Checkpoint::open(&out).unwrap().whole().unwrap();
         assert!(weights.iter().all(|value| *value == 2.0));
-        assert!(matches!(write(&out, Family::Llama, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
-        write(&out, Family::Llama, &stages(1.0), true).unwrap();
+        assert!(matches!(write(&out, &Words::Bytes, Family::Llama, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
+        write(&out, &Words::Bytes, Family::Llama, &stages(1.0), true).unwrap();
         assert!(hf::Checkpoint::open(&out).unwrap().whole().unwrap().1.iter().all(|value| *value == 1.0));
     }
 
@@ -133,7 +146,7 @@ mod tests {
         let out = dir.path().join("mount");
         fs::create_dir(&out).unwrap();
         let before = fs::metadata(&out).unwrap().ino();
-        let written = write(&out, Family::Llama, &stages(1.0), false).unwrap();
+        let written = write(&out, &Words::Bytes, Family::Llama, &stages(1.0), false).unwrap();
         assert_eq!(fs::metadata(&out).unwrap().ino(), before, "as a mount it could not have been replaced");
         assert_eq!(fs::read_dir(&out).unwrap().count(), written.files.len(), "nothing unfinished stays");
         assert!(hf::Checkpoint::open(&out).is_ok() && fs::read_dir(dir.path()).unwrap().count() == 1);

@@ -2,6 +2,7 @@
 
 mod admission;
 mod demo;
+mod go_on;
 mod live;
 mod lock_step;
 #[cfg(unix)]

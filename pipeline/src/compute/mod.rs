@@ -10,14 +10,21 @@ pub mod folder;
 pub mod hf;
 pub mod parity;
 
-use skein_protocol::{Manifest, run::Arithmetic};
+use std::sync::Arc;
+
+use skein_protocol::{
+    Manifest,
+    run::{Arithmetic, Weights},
+};
+
+use self::hf::Checkpoint;
 
 use crate::{
     exact::{
         Bf16Instructions, Bf16Product, Bf16x3Product, Engine, EngineError, FixedProduct, Instructions, Settings,
         StageEngine, StageWeights,
     },
-    model::StageModel,
+    model::{StageModel, init},
     worker::Engines,
 };
 
@@ -119,10 +126,36 @@ pub fn instructions(arithmetic: Arithmetic) -> String {
 }
 
 /// Engines for a worker on one device, in the first arithmetic of the manifest that the device has.
-#[derive(Clone, Copy, Debug)]
-pub struct OnDevice(pub Device);
+#[derive(Clone, Debug)]
+pub struct OnDevice {
+    device: Device,
+    /// Where the first weights of a run lie that are not drawn from a seed.
+    base: Option<Arc<Checkpoint>>,
+}
+
+impl OnDevice {
+    pub fn new(device: Device) -> Self {
+        OnDevice { device, base: None }
+    }
+
+    pub fn with_base(self, base: Option<Arc<Checkpoint>>) -> Self {
+        OnDevice { base, ..self }
+    }
+}
 
 impl Engines for OnDevice {
+    fn initial(&mut self, manifest: &Manifest, model: &StageModel) -> Result<Vec<f32>, EngineError> {
+        match (&manifest.model.weights, &self.base) {
+            (Weights::Seed { init_seed }, _) => Ok(init::initial(model, *init_seed)),
+            (Weights::Blob { .. }, Some(base)) => {
+                base.read(model).map_err(|error| EngineError::Device(error.to_string()))
+            }
+            (Weights::Blob { .. }, None) => {
+                Err(EngineError::Device("the first weights of this run are on another machine".into()))
+            }
+        }
+    }
+
     fn make(
         &mut self,
         manifest: &Manifest,
@@ -130,9 +163,9 @@ impl Engines for OnDevice {
         params: Vec<f32>,
     ) -> Result<Box<dyn Engine>, EngineError> {
         let wanted = &manifest.train.arithmetic;
-        let here = |arithmetic: &&Arithmetic| self.0.computes(**arithmetic);
+        let here = |arithmetic: &&Arithmetic| self.device.computes(**arithmetic);
         // What is slow on this processor is computed only where nothing else is allowed.
-        let slow = |arithmetic: &Arithmetic| match (self.0, arithmetic) {
+        let slow = |arithmetic: &Arithmetic| match (self.device, arithmetic) {
             // Without fused multiply-adds the fixed order is a call for each.
             (Device::Cpu { .. }, Arithmetic::Repeatable) => Instructions::fastest() != Instructions::fixed(),
             // Without instructions for bf16 it is f32, and rounding besides.
@@ -141,8 +174,8 @@ impl Engines for OnDevice {
         };
         let quick = |arithmetic: &&Arithmetic| here(arithmetic) && !slow(arithmetic);
         let Some(arithmetic) = wanted.iter().find(quick).or_else(|| wanted.iter().find(here)) else {
-            return Err(EngineError::Device(format!("{} computes in none of {wanted:?}", self.0)));
+            return Err(EngineError::Device(format!("{} computes in none of {wanted:?}", self.device)));
         };
-        engine(self.0, *arithmetic, model, Settings::of(manifest), params)
+        engine(self.device, *arithmetic, model, Settings::of(manifest), params)
     }
 }

@@ -8,7 +8,7 @@ use skein_protocol::{
     Blob, Manifest, Stage, Version,
     codec::{self, Sample},
     hash::Digest,
-    run::{Codec, Recompute, Weights},
+    run::{Codec, Recompute},
 };
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     exact::{Engine, Lost, StageInput},
     job::{Coding, Done, Job, Key},
-    model::{StageModel, cost, init, schedule, state::StageState},
+    model::{StageModel, cost, schedule, state::StageState},
 };
 
 pub struct Hosted {
@@ -42,13 +42,10 @@ pub struct Hosted {
 }
 
 impl Hosted {
-    /// Version 0: from the manifest's seed.
+    /// Version 0.
     pub fn create(manifest: &Manifest, engines: &mut impl Engines, stage: Stage) -> Result<Self, Done> {
         let model = StageModel::of(manifest, stage).map_err(|error| failed(error.to_string()))?;
-        let Weights::Seed { init_seed } = manifest.model.weights else {
-            return Err(failed("this build starts from a seed, not from a file of weights"));
-        };
-        let params = init::initial(&model, init_seed);
+        let params = engines.initial(manifest, &model)?;
         let rounds = Rounds::fresh(params.clone());
         let engine = engines.make(manifest, model, params)?;
         Ok(Hosted::of(engine, rounds, 0))

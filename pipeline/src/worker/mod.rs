@@ -15,7 +15,7 @@ mod round;
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
+use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest, run::Weights};
 
 use self::hosted::Hosted;
 pub use self::{
@@ -25,7 +25,7 @@ pub use self::{
 use crate::{
     exact::{Engine, EngineError},
     job::{Done, Job},
-    model::{StageModel, cost},
+    model::{StageModel, cost, init},
 };
 
 /// The driver's store of bytes, as a worker sees it.
@@ -54,6 +54,17 @@ pub struct SaveError {
 
 /// Makes engines: which device, how many threads. One engine a stage.
 pub trait Engines {
+    /// The parameters that a stage begins with.
+    ///
+    /// # Errors
+    /// They are not drawn from a seed, and lie elsewhere: a replica must give them.
+    fn initial(&mut self, manifest: &Manifest, model: &StageModel) -> Result<Vec<f32>, EngineError> {
+        match manifest.model.weights {
+            Weights::Seed { init_seed } => Ok(init::initial(model, init_seed)),
+            Weights::Blob { .. } => Err(EngineError::Device("the first weights of this run are not here".into())),
+        }
+    }
+
     /// The engine of `stage` with these parameters, in the order of `model`.
     ///
     /// # Errors

@@ -261,7 +261,7 @@ impl Found {
             self.error("model.config.kv_heads", format!("{} does not divide heads = {}", c.kv_heads, c.heads));
         }
         if model.chat_template.is_some() {
-            self.remark("model.chat_template", "has no effect yet: this build knows no chat templates");
+            self.remark("model.chat_template", "has no effect yet: the template is that of the owner's folder");
         }
         if model.tokenizer == Tokenizer::Byte && c.vocab < 256 {
             self.error("model.config.vocab", format!("the byte tokenizer has 256 tokens, vocab = {}", c.vocab));
@@ -468,16 +468,13 @@ impl Found {
 
     /// What the Manifest can say and this build cannot do yet, one line each.
     fn not_built(&mut self, manifest: &Manifest) {
-        let Manifest { run, model, stages, train, averaging, data, admission, privacy, .. } = manifest;
+        let Manifest { run, stages, train, averaging, data, admission, privacy, .. } = manifest;
         let not_yet = |what: &str| format!("this build cannot do it yet: {what}");
         for (missing, key, what) in [
             (run.starts != "now", "run.starts", "runs start now"),
             (run.ends.until.is_some(), "run.ends.until", "runs end by steps, tokens or loss"),
-            (matches!(model.weights, Weights::Blob { .. }), "model.weights", "weights are drawn from init_seed"),
-            (matches!(model.tokenizer, Tokenizer::File { .. }), "model.tokenizer", "the tokenizer is \"byte\""),
             (stages.pin_ends, "stages.pin_ends", "every peer may serve every stage"),
             (train.method == Method::Lora, "train.method", "it trains all weights, method = \"full\""),
-            (train.loss != Loss::NextToken, "train.loss", "the loss is next-token"),
             (
                 matches!(averaging.rule, AveragingRule::Gossip | AveragingRule::Groups),
                 "averaging.rule",
@@ -630,7 +627,18 @@ mod tests {
         for (key, change) in changes {
             assert_eq!(errors(change), [key]);
         }
-        assert_eq!(errors(|m| m.model.weights = Weights::Blob { blob, sources: vec![] }), ["model.weights"]);
+        let adapters = errors(|m| {
+            m.model.weights = Weights::Blob { blob, sources: vec![] };
+            m.train.method = Method::Lora;
+            m.train.lora = Some(Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent: 0 });
+        });
+        assert_eq!(adapters, ["train.method"]);
+        let from_a_folder = errors(|m| {
+            m.model.weights = Weights::Blob { blob, sources: vec![] };
+            m.model.tokenizer = Tokenizer::File { blob };
+            m.train.loss = Loss::CompletionOnly;
+        });
+        assert!(from_a_folder.is_empty(), "{from_a_folder:?}");
         let listed = errors(|m| m.admission.members = vec![PeerId([1; 32])]);
         assert!(listed.is_empty(), "a closed list is built: {listed:?}");
     }

@@ -15,7 +15,7 @@ use crate::{
     },
     config::StageChoice,
     home::RunFolder,
-    node::{Role, Way, lobby::Invited, signed},
+    node::{Role, Way, base::Base, lobby::Invited, signed},
 };
 
 /// How long the peers of an invite may stay silent before it is said.
@@ -71,6 +71,7 @@ fn enter(
             keep_trying: wait.is_none(),
             save_to: None,
             owner: false,
+            base: found.base,
             until_stdin_closes,
         },
     )
@@ -85,6 +86,8 @@ struct Found {
     label: String,
     way: Way,
     invite: Option<String>,
+    /// The model that the run began with, where this peer noted where it lies.
+    base: Option<Base>,
 }
 
 /// An invite, the name of a run that is known here, or the run of last time.
@@ -106,7 +109,8 @@ fn find(context: &Context, run: Option<&str>) -> Result<Found, Report> {
                     }
                     _ => Way::Invited(invited),
                 };
-                Ok(Found { label: invite.label.clone(), way, invite: Some(text.trim().to_string()) })
+                let base = folder.as_ref().and_then(base_of);
+                Ok(Found { label: invite.label.clone(), way, invite: Some(text.trim().to_string()), base })
             }
             Err(error) => match runs.named(text) {
                 Some(folder) => known(&folder),
@@ -133,5 +137,11 @@ fn known(folder: &RunFolder) -> Result<Found, Report> {
             }
         },
     };
-    Ok(Found { label: folder.name.clone(), way, invite })
+    Ok(Found { label: folder.name.clone(), way, invite, base: base_of(folder) })
+}
+
+/// Where the first weights lie here no more, they come from replicas like everybody's.
+fn base_of(folder: &RunFolder) -> Option<Base> {
+    let manifest = signed::open(&folder.manifest().ok().flatten()?, folder.run).ok()?;
+    Base::of_run(folder, &manifest).ok().flatten()
 }

@@ -49,6 +49,7 @@ use crate::{
     node::{
         Node, Order, Serve,
         log::{self, Tail},
+        save::Words,
         view::State,
     },
 };
@@ -223,7 +224,9 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
 
     let after = voice.speak(&desk.orders).await;
     let model = folder.path.join("model");
-    let exported = session::collect_and_write(&desk.orders, &model, true, |missed| out.warn(&missed.to_string())).await;
+    let exported =
+        session::collect_and_write(&desk.orders, Words::Bytes, &model, true, |missed| out.warn(&missed.to_string()))
+            .await;
     out.note("everybody leaves: finishing what is open, a last round, goodbye");
     let logs = leave(node, &mut peers, out).await?;
     let known = Known {

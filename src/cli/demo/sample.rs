@@ -66,7 +66,7 @@ impl Voice<'_> {
                 prompt: tokens[before - read..].to_vec(),
                 tokens_max: (self.sequence - read).min(LENGTH - before).max(1) as u32,
                 sampling: Sampling { temperature: TEMPERATURE, top_p: TOP_P, seed: self.seed ^ before as u64 },
-                stop: None,
+                stop: Vec::new(),
             };
             let _ = timeout_at(until, piece(orders, ask, &mut tokens)).await;
             if tokens.len() == before {

@@ -115,10 +115,15 @@ impl LocalSwarm {
             port_origin: String::new(),
         };
         let threads = usize::from(what.threads.max(1));
-        let engines = move |_: &Manifest| OnDevice(Device::Cpu { threads });
+        let engines = move |_: &Manifest| OnDevice::new(Device::Cpu { threads });
         let node = node::start(setup, engines, |_| {}).await.map_err(|error| circumstances.report(error))?;
-        let desk =
-            Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
+        let desk = Desk {
+            run: node.run,
+            manifest: node.manifest.clone(),
+            orders: node.orders(),
+            snapshots: node.state(),
+            base: None,
+        };
         let invite = invite(&desk, &mut node.state()).await?;
         let memory = MEMORY.min(context.machine.memory_total >> 20 << 20);
         let given = Given { homes: what.homes.into(), memory, watched: what.watched, behind: what.behind };

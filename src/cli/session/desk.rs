@@ -4,16 +4,17 @@
 use std::{sync::Arc, time::Instant};
 
 use libp2p::Multiaddr;
-use skein_protocol::{Manifest, PeerId, RunId};
+use skein_protocol::{Manifest, PeerId, RunId, run};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     cli::invites,
     node::{
         self,
+        base::Base,
         export::{ExportError, Missed, Note},
         generate::{Ask, Said, Sampling, Why},
-        save,
+        save::{self, Words},
         view::State as Snapshot,
     },
     text::{Special, Tokenizer},
@@ -26,6 +27,7 @@ pub struct Desk {
     pub manifest: Arc<Manifest>,
     pub orders: mpsc::Sender<node::Order>,
     pub snapshots: watch::Receiver<Option<Snapshot>>,
+    pub base: Option<Base>,
 }
 
 impl Desk {
@@ -61,10 +63,15 @@ impl Desk {
 
     async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {
         let began = Instant::now();
-        // The tokens of a run are bytes: nothing in a text has no token.
-        let tokenizer = Tokenizer::bytes();
         let prompt = if request.prompt.is_empty() { "\n" } else { &request.prompt };
-        let prompt = tokenizer.encode(prompt, Special::AsText, true).unwrap_or_default();
+        let coded = self.tokenizer().and_then(|tokenizer| match tokenizer.encode(prompt, Special::AsText, true) {
+            Ok(prompt) => Ok((tokenizer, prompt)),
+            Err(error) => Err(Refusal::Other { why: error.to_string() }),
+        });
+        let (tokenizer, prompt) = match coded {
+            Ok(coded) => coded,
+            Err(refusal) => return drop(reply.send(Err(refusal)).await),
+        };
         let context = self.manifest.model.config.context as usize;
         if prompt.len() >= context {
             let why = format!("the prompt has {} tokens, this model reads {context}", prompt.len());
@@ -72,7 +79,8 @@ impl Desk {
             return;
         }
         let sampling = Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed };
-        let ask = Ask { prompt, tokens_max: request.tokens_max, sampling, stop: None };
+        let stop = tokenizer.ends().to_vec();
+        let ask = Ask { prompt, tokens_max: request.tokens_max, sampling, stop };
         let (say, mut said) = mpsc::unbounded_channel();
         if self.orders.send(node::Order::Generate { ask, reply: say }).await.is_err() {
             let _ = reply.send(Err(Refusal::Other { why: "this peer is stopping".into() })).await;
@@ -118,6 +126,24 @@ impl Desk {
         let _ = reply.send(Ok(Piece::End(finish))).await;
     }
 
+    /// That of the run: its bytes, or what lies beside the weights that it began with.
+    fn tokenizer(&self) -> Result<Tokenizer, Refusal> {
+        match (&self.manifest.model.tokenizer, &self.base) {
+            (run::Tokenizer::Byte, _) => Ok(Tokenizer::bytes()),
+            (run::Tokenizer::File { .. }, Some(base)) => Ok(base.tokenizer.clone()),
+            (run::Tokenizer::File { .. }, None) => Err(elsewhere()),
+        }
+    }
+
+    /// The tokenizer files of a model of this run.
+    pub fn words(&self) -> Result<Words, Refusal> {
+        match (&self.manifest.model.tokenizer, &self.base) {
+            (_, Some(base)) => Ok(Words::Like(base.folder.clone())),
+            (run::Tokenizer::Byte, None) => Ok(Words::Bytes),
+            (run::Tokenizer::File { .. }, None) => Err(elsewhere()),
+        }
+    }
+
     fn no_replica(&self) -> Refusal {
         let stages = match self.snapshots.borrow().as_ref() {
             Some(snapshot) => {
@@ -147,7 +173,7 @@ impl Desk {
                 let _ = reply.send(Ok(note)).await;
             }
         };
-        let work = collect_and_note(&self.orders, out, overwrite, notes);
+        let work = collect_and_note(&self.orders, self.words()?, out, overwrite, notes);
         // Whoever asked may leave: then nobody waits for the rest.
         let left = reply.closed();
         let (written, ()) = tokio::select! {
@@ -160,9 +186,14 @@ impl Desk {
     }
 }
 
+fn elsewhere() -> Refusal {
+    Refusal::Other { why: "the tokenizer of this run is on the machine of its owner: ask there".into() }
+}
+
 /// Collects the weights of every stage and writes the folder `out`. `missed` hears of each replica that is not in it.
 pub async fn collect_and_write(
     orders: &mpsc::Sender<node::Order>,
+    words: Words,
     out: &std::path::Path,
     overwrite: bool,
     missed: impl Fn(&Missed),
@@ -175,12 +206,13 @@ pub async fn collect_and_write(
             }
         }
     };
-    tokio::join!(collect_and_note(orders, out, overwrite, notes), told).0
+    tokio::join!(collect_and_note(orders, words, out, overwrite, notes), told).0
 }
 
 /// As [`collect_and_write`]; `notes` hears how it goes on.
 async fn collect_and_note(
     orders: &mpsc::Sender<node::Order>,
+    words: Words,
     out: &std::path::Path,
     overwrite: bool,
     notes: mpsc::UnboundedSender<Note>,
@@ -195,7 +227,7 @@ async fn collect_and_note(
     let written = tokio::task::spawn_blocking(move || {
         // The whole of it: its turn among exports ends with the writing, though nobody may wait for that any more.
         let collected = collected;
-        save::write(&path, collected.family, &collected.stages, overwrite)
+        save::write(&path, &words, collected.family, &collected.stages, overwrite)
     })
     .await;
     match written {

@@ -45,6 +45,7 @@ use crate::{
     home::Control,
     node::{
         self, Ended, Node, NodeError, Progress, Role, Way,
+        base::Base,
         export::Missed,
         lobby::{LobbyError, Tried},
         store::Unsaved,
@@ -72,6 +73,8 @@ pub struct Plan {
     /// Of the peer that owns the run: save the model here when it ends.
     pub save_to: Option<PathBuf>,
     pub owner: bool,
+    /// The model that the run began with, where it lies on this machine.
+    pub base: Option<Base>,
     pub until_stdin_closes: bool,
 }
 
@@ -133,7 +136,8 @@ async fn start(context: &Context, plan: &Plan, leave: impl Future<Output = ()>) 
             trouble::of_start(&remarks).iter().for_each(|trouble| out.trouble(trouble));
         }
     };
-    let engines = move |manifest: &_| OnDevice(chosen.of(manifest));
+    let checkpoint = plan.base.as_ref().map(|base| base.checkpoint.clone());
+    let engines = move |manifest: &_| OnDevice::new(chosen.of(manifest)).with_base(checkpoint.clone());
     let node = node::start_unless(setup(context, plan), engines, progress, leave).await;
     node.map_err(|error| circumstances.report(error))
 }
@@ -196,7 +200,19 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
             return Err(report);
         }
     };
-    let desk = Desk { run: node.run, manifest: node.manifest.clone(), orders: node.orders(), snapshots: node.state() };
+    if let Some(base) = &plan.base
+        && let Some(folder) = context.home.runs().named(&node.manifest.run.name)
+        && let Err(error) = base.note(&folder)
+    {
+        out.warn(&format!("where the first weights lie was not noted, so the next start must be told: {error}"));
+    }
+    let desk = Desk {
+        run: node.run,
+        manifest: node.manifest.clone(),
+        orders: node.orders(),
+        snapshots: node.state(),
+        base: plan.base.clone(),
+    };
     if plan.owner && !leave {
         tokio::select! {
             () = print_invite(context, &desk, node.state()) => {}
@@ -474,7 +490,10 @@ fn end(plan: &Plan, desk: &Desk, out: Out, done: mpsc::Sender<Result<(), Report>
         let outcome = match save_to {
             Some(path) => {
                 let warn = |missed: &Missed| out.warn(&missed.to_string());
-                let written = collect_and_write(&desk.orders, &path, false, warn).await;
+                let written = match desk.words() {
+                    Ok(words) => collect_and_write(&desk.orders, words, &path, false, warn).await,
+                    Err(refusal) => Err(refusal),
+                };
                 written.map(drop).map_err(|refusal| match refusal {
                     Refusal::Other { why } => model_not_saved(run, &path, why),
                     refusal => Failure::from(refusal).into(),

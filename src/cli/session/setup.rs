@@ -186,6 +186,7 @@ mod tests {
             keep_trying: true,
             save_to: None,
             owner: false,
+            base: None,
             until_stdin_closes: false,
         }
     }

@@ -16,7 +16,10 @@ use std::{
 };
 
 use serde_json::Value;
-use skein_protocol::run::{Family, ModelConfig};
+use skein_protocol::{
+    hash::{self, Digest},
+    run::{Family, ModelConfig},
+};
 
 use self::tensors::Tensors;
 pub use self::{
@@ -114,6 +117,20 @@ impl Checkpoint {
         let adapted = StageModel::adapted(model.clone(), adapter.lora.clone())?;
         lora::merge(&adapted, &adapter.read(&adapted)?, &mut weights);
         Ok((model, weights))
+    }
+
+    /// What the weights are, whatever files they lie in: of each parameter in canonical order its name, its shape, and its values as
+    /// little-endian f32.
+    pub fn digest(&self) -> Result<Digest, HfError> {
+        let whole = StageModel::whole(self.config.clone())?;
+        let mut digests = Vec::with_capacity(whole.params().len());
+        for param in whole.params() {
+            let values = self.tensors.read_one(&param.name, &param.shape)?;
+            let shape: Vec<u8> = param.shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
+            let parts: [&[u8]; 3] = [param.name.as_bytes(), &shape, write::as_bytes(&values)];
+            digests.push(hash::keyed("skein tensor 1", &parts));
+        }
+        Ok(hash::keyed("skein weights 1", &digests.iter().map(|digest| &digest.0[..]).collect::<Vec<_>>()))
     }
 
     /// Refuses a folder whose tokens are not the bytes themselves.

@@ -134,6 +134,14 @@ impl Tensors {
         Ok(weights)
     }
 
+    /// One tensor.
+    pub fn read_one(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, HfError> {
+        self.check(name, shape)?;
+        let mut values = vec![0.0; shape.iter().product()];
+        self.fill(self.by_name.get(name).map(|place| (place, &mut values[..])).into_iter().collect())?;
+        Ok(values)
+    }
+
     /// Fills every slice with its tensor. Files are read from front to back.
     fn fill(&self, mut wanted: Vec<(&Place, &mut [f32])>) -> Result<(), HfError> {
         wanted.sort_by_key(|(place, _)| (place.file, place.start));

@@ -166,7 +166,7 @@ impl<'a> Weights<'a> {
 }
 
 /// f32 values as the little-endian bytes of the file.
-fn as_bytes(values: &[f32]) -> &[u8] {
+pub fn as_bytes(values: &[f32]) -> &[u8] {
     const { assert!(cfg!(target_endian = "little"), "safetensors are little-endian") };
     // SAFETY: f32 has no padding, u8 no alignment; the length is that of the slice in bytes.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }

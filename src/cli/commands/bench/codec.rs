@@ -337,7 +337,7 @@ fn ended_at(recipe: Recipe, steps: u32, seed: u64) -> Result<f64, String> {
     let tokens =
         u64::from(steps) * u64::from(manifest.train.micro_batches_per_step) * manifest.tokens_per_micro_batch();
     let (text, _) = fables::expand(seed + 1, (replicas * tokens) as usize + 1);
-    let losses = learn(&manifest, recipe, text.as_bytes(), steps, || OnDevice(Device::Cpu { threads: 1 }))?;
+    let losses = learn(&manifest, recipe, text.as_bytes(), steps, || OnDevice::new(Device::Cpu { threads: 1 }))?;
     Ok(mean(&losses[losses.len() - losses.len().div_ceil(8)..]))
 }
 

@@ -46,7 +46,7 @@ pub async fn run(context: &Context, manifest: Manifest, seed: u64) -> Result<u8,
     let address = link::address(&mut events).await?;
     let folder = scratch()?;
     let blobs = Blobs::new(u64::MAX / 2, u64::MAX / 2);
-    let engines = || OnDevice(Device::Cpu { threads: 1 });
+    let engines = || OnDevice::new(Device::Cpu { threads: 1 });
     let store = Store::new(folder.path().into(), 1);
     let manifest = Arc::new(manifest);
     let started = WorkerThread::start(manifest.clone(), engines, blobs.clone(), store, Niceness::Normal, u64::MAX);
