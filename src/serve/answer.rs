@@ -28,7 +28,7 @@ use crate::talk::{End, Likely, Model, Piece, Said, Token, Trouble, Why};
 /// Proxies close what is silent for longer than a minute or so.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Trouble that comes within this time is a status of HTTP; later it is an event.
-const FIRST: Duration = Duration::from_secs(2);
+const FIRST: Duration = Duration::from_millis(500);
 
 /// What a request is answered with.
 pub struct Answer {
