@@ -52,11 +52,24 @@ fn model(dir: &Path, context: u32) {
 }
 
 struct Api {
-    _home: tempfile::TempDir,
+    caller: Caller,
     skein: Skein,
+    _home: tempfile::TempDir,
+}
+
+/// A program that asks.
+struct Caller {
     url: String,
     agent: Agent,
     key: Option<&'static str>,
+}
+
+impl std::ops::Deref for Api {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
 }
 
 impl Api {
@@ -70,9 +83,11 @@ impl Api {
         let mut skein = Skein::start(home.path(), &args);
         let url = skein.wait_for("Serving")["url"].as_str().unwrap().to_string();
         let agent = Agent::config_builder().proxy(None).http_status_as_error(false).build().into();
-        Api { _home: home, skein, url, agent, key }
+        Api { caller: Caller { url, agent, key }, skein, _home: home }
     }
+}
 
+impl Caller {
     fn post(&self, path: &str, body: &Value) -> Response<Body> {
         self.send(path, body.to_string().as_bytes())
     }
@@ -185,7 +200,7 @@ fn a_key_is_needed_where_there_is_one_and_beyond_this_machine() {
     let mut api = Api::start(64, Some("secret"), &[]);
     assert_eq!(api.ask(CHAT, &chat(json!({}))).0, 200);
     for key in [None, Some("secre"), Some("secret2")] {
-        api.key = key;
+        api.caller.key = key;
         let (status, answer) = api.ask(CHAT, &chat(json!({})));
         assert_eq!((status, &answer["error"]["code"]), (401, &json!("invalid_api_key")));
     }
@@ -204,7 +219,7 @@ fn sixteen_are_answered_together_and_more_than_wait_are_sent_away() {
         (0..4).map(|seed| api.ask(CHAT, &chat(json!({ "seed": seed }))).1["choices"].clone()).collect();
     let together: Vec<Value> = thread::scope(|scope| {
         let one = |seed: usize| {
-            let api = &api;
+            let api = &api.caller;
             scope.spawn(move || api.ask(CHAT, &chat(json!({ "seed": seed }))).1["choices"].clone())
         };
         let asked: Vec<_> = (0..16).map(one).collect();
