@@ -94,7 +94,7 @@ async fn door(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Re
     let refused = match &desk.key {
         _ if request.uri().path() == "/health" => None,
         Some(key) => desk.without_key(headers, key),
-        None => desk.from_elsewhere(headers),
+        None => desk.foreign(headers),
     };
     match refused {
         Some(error) => error.into_response(),
@@ -113,7 +113,7 @@ impl Desk {
     }
 
     /// A name that an attacker's page resolves to 127.0.0.1 still stands in `Host`, and the page itself in `Origin`.
-    fn from_elsewhere(&self, headers: &HeaderMap) -> Option<ApiError> {
+    fn foreign(&self, headers: &HeaderMap) -> Option<ApiError> {
         let names = self.names();
         let is_here = |host: &str| names.iter().any(|name| name == host);
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());

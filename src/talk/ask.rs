@@ -103,7 +103,7 @@ pub enum Trouble {
     #[error(transparent)]
     Text(#[from] TextError),
     /// What this backend has no way for, by the name that the API gives it.
-    #[error("{0} is not possible with a live run: it answers with text alone")]
+    #[error("`{0}` is not possible with a live run: it answers with text alone")]
     NotWithARun(&'static str),
     #[error("{answering} requests are being answered and {waiting} wait: no more are taken now")]
     Busy { answering: usize, waiting: usize },

@@ -72,7 +72,14 @@ impl Model {
     }
 
     /// The run of the peer that `client` asks.
-    pub fn swarm(client: Client, name: String, owner: String, context: Option<usize>, limits: Limits) -> Model {
+    pub fn swarm(
+        client: Client,
+        name: String,
+        owner: String,
+        fingerprint: String,
+        context: Option<usize>,
+        limits: Limits,
+    ) -> Model {
         Model {
             name,
             context,
@@ -82,7 +89,7 @@ impl Model {
             guessed_bytes: false,
             created: u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0),
             owner,
-            fingerprint: "sk_live".into(),
+            fingerprint,
             tokenizer: None,
             backend: Box::new(Swarm::new(client, context, limits)),
         }

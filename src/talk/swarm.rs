@@ -39,7 +39,7 @@ impl Backend for Swarm {
     fn ask(&self, ask: Ask) -> Result<UnboundedReceiver<Said>, Trouble> {
         refuse(&ask)?;
         let (Prompt::Text(prompt) | Prompt::Rendered(prompt)) = ask.prompt else {
-            return Err(Trouble::NotWithARun("a prompt of token ids"));
+            return Err(Trouble::NotWithARun("prompt of token ids"));
         };
         if prompt.is_empty() {
             return Err(Trouble::Empty);

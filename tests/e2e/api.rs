@@ -77,14 +77,20 @@ impl Api {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("tiny");
         model(&dir, context);
-        let mut args = vec!["serve", dir.to_str().unwrap(), "--listen", "127.0.0.1:0"];
-        args.extend(key.iter().flat_map(|key| ["--api-key", key]));
-        args.extend(more);
-        let mut skein = Skein::start(home.path(), &args);
-        let url = skein.wait_for("Serving")["url"].as_str().unwrap().to_string();
-        let agent = Agent::config_builder().proxy(None).http_status_as_error(false).build().into();
-        Api { caller: Caller { url, agent, key }, skein, _home: home }
+        let (skein, caller) = served(home.path(), dir.to_str().unwrap(), key, more);
+        Api { caller, skein, _home: home }
     }
+}
+
+/// `skein serve MODEL` with this home, and who asks it.
+fn served(home: &Path, model: &str, key: Option<&'static str>, more: &[&str]) -> (Skein, Caller) {
+    let mut args = vec!["serve", model, "--listen", "127.0.0.1:0"];
+    args.extend(key.iter().flat_map(|key| ["--api-key", key]));
+    args.extend(more);
+    let mut skein = Skein::start(home, &args);
+    let url = skein.wait_for("Serving")["url"].as_str().unwrap().to_string();
+    let agent = Agent::config_builder().proxy(None).http_status_as_error(false).build().into();
+    (skein, Caller { url, agent, key })
 }
 
 impl Caller {
@@ -274,6 +280,49 @@ fn a_client_that_vanishes_frees_its_place() {
         let took = since.elapsed();
         assert!(took < Duration::from_secs(5), "{took:?}: the one before is computed no more");
     }
+}
+
+/// What the API makes of a live run: `home` is that of one of its peers.
+pub fn a_run_is_served(home: &Path, run: &str) {
+    let (_skein, api) = served(home, run, None, &["--template", "plain"]);
+    let ask = |more| merged(&json!({ "model": run, "prompt": "The fox", "max_tokens": 8, "seed": 7 }), &more);
+    let (status, whole) = api.ask("/completions", &ask(json!({})));
+    assert_eq!((status, &whole["usage"]["completion_tokens"]), (200, &json!(8)), "{whole}");
+    let events = api.events("/completions", &ask(json!({ "stream": true })));
+    let chunks = events[..events.len() - 1].iter().map(|event| serde_json::from_str::<Value>(event).unwrap());
+    let streamed: String = chunks.filter_map(|c| c["choices"][0]["text"].as_str().map(str::to_string)).collect();
+    assert!(!streamed.is_empty() && events.last().unwrap() == "[DONE]", "{events:?}");
+    assert_eq!(api.ask(CHAT, &merged(&chat(json!({})), &json!({ "model": run }))).0, 200);
+    for (more, param) in
+        [(json!({ "logprobs": 1 }), "logprobs"), (json!({ "presence_penalty": 1 }), "presence_penalty")]
+    {
+        let (status, answer) = api.ask("/completions", &ask(more));
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
+    }
+}
+
+/// As [`a_run_is_served`], while a stage has no replica.
+pub fn a_run_that_nobody_serves_is_asked_again_later(home: &Path, run: &str) {
+    let (_skein, api) = served(home, run, None, &[]);
+    let mut response = api.post("/completions", &json!({ "model": run, "prompt": "The fox" }));
+    let answer: Value = response.body_mut().read_json().unwrap();
+    assert_eq!((response.status().as_u16(), &answer["error"]["code"]), (503, &json!("stage_unavailable")), "{answer}");
+    assert_eq!(response.headers()["retry-after"], "5");
+    let (status, answer) = api.ask(CHAT, &merged(&chat(json!({})), &json!({ "model": run })));
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("no_chat_template")));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_answer_under_way_is_finished_when_the_server_is_asked_to_end() {
+    let api = Api::start(8192, None, &[]);
+    let request = json!({ "max_tokens": 1500, "stream": true, "logit_bias": ends() });
+    let response = api.post(CHAT, &chat(request));
+    api.skein.signal(libc::SIGINT);
+    let lines: Vec<String> = BufReader::new(response.into_body().into_reader()).lines().map(Result::unwrap).collect();
+    assert_eq!(lines.iter().rev().find(|line| !line.is_empty()).unwrap(), "data: [DONE]");
+    let Api { skein, .. } = api;
+    assert!(skein.finish().1.success());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::{
     cli::{
         context::Context,
         failure::{Failure, Report},
+        petname,
     },
     config::nearest,
     node::signed,
@@ -38,7 +39,8 @@ pub fn model(named: &str, name: Option<String>, most: usize, context: &Context) 
     let signed = context.home.runs().list().into_iter().find(|folder| folder.run == run.id);
     let signed = signed.and_then(|folder| folder.manifest().ok()?).and_then(|bytes| signed::open(&bytes, run.id).ok());
     let reads = signed.map(|manifest| manifest.model.config.context as usize);
-    Ok(Model::swarm(client, name.unwrap_or(run.name), run.owner.to_string(), reads, limits))
+    let (owner, fingerprint) = (petname::of(&run.owner), format!("sk_{}", run.id.short(8)));
+    Ok(Model::swarm(client, name.unwrap_or(run.name), owner, fingerprint, reads, limits))
 }
 
 /// The model of a folder, in memory. It is said where its text can only be guessed.

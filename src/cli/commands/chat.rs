@@ -23,8 +23,7 @@ use crate::{
     text::Message,
 };
 
-const HELP: &str = "\
-  /reset             begin anew
+const HELP: &str = "  /reset             begin anew
   /system TEXT       tell the model something before everything else; nothing: no more
   /seed N            of the choices from here on
   /regenerate        another answer to what you said last
@@ -296,7 +295,7 @@ impl Speed {
         let millis = |time: Duration| Span::from(time.as_millis() as u64);
         let rate = self.end.tokens as f64 / self.whole.as_secs_f64().max(1e-3);
         format!(
-            "{} to {} in {} ({}), the first after {}; seed {seed}",
+            "{} after {} of the conversation, in {} ({}), the first after {}; seed {seed}",
             counted(self.end.tokens, "token"),
             self.end.prompt_tokens,
             millis(self.whole),
