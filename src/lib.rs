@@ -6,6 +6,8 @@ pub mod corpus;
 pub mod home;
 pub mod net;
 pub mod node;
+pub mod serve;
 pub mod shape;
+pub mod talk;
 pub mod text;
 pub mod watch;

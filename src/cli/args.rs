@@ -29,6 +29,8 @@ Start here
 
 Work
   host        Serve the stage that I choose
+  chat        Talk to a model
+  serve       An OpenAI-compatible API on this machine
   generate    Complete a prompt, with the live swarm or a saved model
   export      Save the model of a run for other programs
 
@@ -103,6 +105,10 @@ pub enum Command {
     Join(Join),
     /// Serve the stage that I choose
     Host(Host),
+    /// Talk to a model: one in a folder, or the run of the peer that runs here
+    Chat(Chat),
+    /// An OpenAI-compatible API on this machine
+    Serve(ServeArgs),
     /// Complete a prompt, with the live swarm or a saved model
     Generate(Generate),
     /// Save the model of a run as a Hugging Face folder
@@ -337,11 +343,80 @@ pub struct Host {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples
+  skein chat ./model                        with a folder as Hugging Face tools write it
+  skein chat tiny-verse --seed 7            with the run of the peer that runs here
+  printf 'hello\\nand again\\n' | skein chat ./model      a line is what you say once
+
+While you talk
+  /help lists what there is: /reset /system /seed /regenerate /save /stats /bye
+  Ctrl-C stops an answer, Ctrl-D leaves")]
+pub struct Chat {
+    /// The run of the peer that runs here, or a folder with a model
+    #[arg(value_name = "RUN|DIR")]
+    pub model: String,
+    /// What the model is told before everything else
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: u32,
+    /// 0: always the likeliest
+    #[arg(long, default_value_t = 0.7, value_name = "X")]
+    pub temperature: f32,
+    /// Choose among the likeliest that together have this probability
+    #[arg(long, default_value_t = 0.95, value_name = "X")]
+    pub top_p: f32,
+    /// Of the choices; nothing: another at each call
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Say how fast each answer was
+    #[arg(long)]
+    pub stats: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein serve ./model                     http://127.0.0.1:4751/v1, for this machine only
+  skein serve tiny-verse                  the run of the peer that runs here
+  skein serve ./model --listen 0.0.0.0:4751 --api-key file:key.txt      for others, with a key
+
+What programs need: the base URL that is printed, the name of the model, and the key or any word for one.")]
+pub struct ServeArgs {
+    /// The run of the peer that runs here, or a folder with a model
+    #[arg(value_name = "RUN|DIR")]
+    pub model: String,
+    /// Address and port; port 0: any free one
+    #[arg(long, default_value = "127.0.0.1:4751", value_name = "ADDRESS")]
+    pub listen: std::net::SocketAddr,
+    /// What programs must show: the key itself, or file:PATH
+    #[arg(long, value_name = "KEY|file:PATH")]
+    pub api_key: Option<String>,
+    /// Requests answered together; 32 more wait
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub max_concurrent: u16,
+    /// What programs call the model; default: its folder or run
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// How conversations are written for a model that has no chat template
+    #[arg(long, value_enum, value_name = "STYLE")]
+    pub template: Option<TemplateStyle>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TemplateStyle {
+    /// `User: …` and `Assistant: …`, a line each
+    Plain,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
   skein generate tiny-verse \"The fox\"             from the live swarm, through the peer that runs here
   skein generate ./model \"The fox\" --seed 7       from a saved folder, without a network
   echo \"The fox\" | skein generate ./model")]
 pub struct Generate {
-    /// The run of the peer that runs here, or a folder made by `skein export`
+    /// The run of the peer that runs here, or a folder with a model
     #[arg(value_name = "RUN|DIR")]
     pub model: String,
     /// What to continue; nothing: stdin

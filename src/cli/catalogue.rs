@@ -103,6 +103,12 @@ catalogue! {
     next ["skein status" => "see whether it is your own peer", "set watch.listen to 127.0.0.1:0" => "any free port"]
     about "Each peer answers `skein status`, `peers`, `stop` and the like on a loopback address of its own and writes that address into its home folder, so any free port is as good as another."
 
+    ApiAddress { address: String = "127.0.0.1:4751", error: String = "Address already in use (os error 98)", model: String = "./model" } "SK104" Failure 4
+    what "The API cannot listen at {address}."
+    why "{error}."
+    next ["skein serve {model} --listen 127.0.0.1:0" => "any free port of this machine"]
+    about "`skein serve` takes the address that it is given, or none: programs look for it there. An address belongs to one program at a time, and to a machine that has it."
+
     HomeInUse { holder: String = "812", path: String = "/home/ada/.local/share/skein/lock", other: String = "/home/ada/.local/share/skein-2" } "SK110" Failure 4
     what "This key is already running on this machine."
     why "Process {holder} holds {path}; one home folder is one peer."
@@ -132,6 +138,15 @@ catalogue! {
     why "The system names none for this user."
     next ["skein --home ./skein-home key show" => "name one"]
     about "Skein keeps its key, runs and checkpoints in the folders that the platform has for such things, or all under the one that --home or SKEIN_HOME names."
+
+    OpenToAll { address: String = "0.0.0.0:4751", model: String = "./model" } "SK118" Failure 2
+    what "The API is not opened to other machines without a key."
+    why "--listen {address} can be reached by them, and no --api-key was given."
+    next [
+        "skein serve {model} --listen {address} --api-key file:key.txt" => "a key of your own, on the first line of that file",
+        "skein serve {model}" => "for programs of this machine",
+    ]
+    about "Whoever reaches the API can use this machine as much as it allows. A key in a file does not show in the list of processes."
 
     TooManyThreads { given: u16 = 64u16, most: u16 = 8u16, place: String = "flag --threads", command: String = "join" } "SK122" Failure 4
     what "{given} threads are more than this process may run at one time."
@@ -373,15 +388,15 @@ catalogue! {
 
     NoTokenizer { path: String = "./model", files: String = "config.json, model.safetensors" } "SK401" Failure 7
     what "The model has no tokenizer."
-    why "{path} holds {files}; expected tokenizer.json or a byte-level model."
-    next ["skein export --out ./model" => "writes a complete folder"]
-    about "Without its tokenizer a model's numbers are no text."
+    why "{path} holds {files}; expected tokenizer.json, or a vocabulary with room for the 256 bytes."
+    next ["copy tokenizer.json beside it" => "from where the model came", "skein export my-run --out ./model" => "writes a complete folder"]
+    about "Without its tokenizer a model's numbers are no text. A model whose vocabulary has 256 tokens or more is taken for one of bytes, with a warning."
 
     NotAModel { path: String = "./model", why: String = "there is no such folder" } "SK403" Failure 7
     what "{path} is no model that this build can read."
     why "Looked for config.json, model.safetensors and tokenizer.json: {why}."
     next ["skein export my-run --out ./model" => "saves the model of the run that the peer here works on", "skein generate my-run Once" => "asks the live swarm instead"]
-    about "A model is a folder as `skein export` and Hugging Face tools write it: the shape of a supported family in config.json, the weights in model.safetensors or in shards with an index, and a tokenizer whose tokens are bytes. Of other families see SK407, of pickled weights SK415."
+    about "A model is a folder as `skein export` and Hugging Face tools write it: the shape of a supported family in config.json, the weights in model.safetensors or in shards with an index, and its tokenizer in tokenizer.json. Of other families see SK407, of pickled weights SK415."
 
     NoData { path: String = "./books", found: String = "3 files, 12 records, none usable (12 without `text`)" } "SK404" Failure 7
     what "There is nothing to learn from in the data."

@@ -18,6 +18,7 @@ pub mod progress;
 mod refused;
 mod session;
 pub mod show;
+mod signals;
 pub mod table;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};

@@ -185,6 +185,11 @@ impl Out {
         }
     }
 
+    /// Lines that somebody asked for, on a terminal or not, beside the result.
+    pub fn plain_anyway(&self, lines: &str) {
+        self.tell(lines);
+    }
+
     /// How a command ended, if not well: in four parts on stderr and, with `--json`, as one object on stdout.
     pub fn report(&self, report: &Report, verbose: bool) {
         let style = self.0.style;

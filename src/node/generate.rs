@@ -5,31 +5,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rand::{RngExt, SeedableRng, rngs::StdRng};
-use serde::{Deserialize, Serialize};
 use skein_protocol::{Instant, PeerId};
 use tokio::sync::mpsc;
+
+pub use crate::talk::{Sampler, Sampling};
 
 /// A session that was lost this often is given up.
 const REPLAYS_MAX: u32 = 8;
 /// The first replay waits this long, the second twice as long, and so on: the route must learn who is left.
 const REPLAY_AFTER: Duration = Duration::from_millis(300);
-
-/// How the next token is drawn.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Sampling {
-    /// 0: always the likeliest.
-    pub temperature: f32,
-    /// Only the likeliest tokens that together have this probability; 1: all.
-    pub top_p: f32,
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Sampling { temperature: 0.8, top_p: 0.95, seed: 0 }
-    }
-}
 
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -199,49 +183,6 @@ impl Sessions {
     }
 }
 
-/// Draws tokens from logits. Equal seeds and logits give equal tokens.
-pub struct Sampler {
-    sampling: Sampling,
-    rng: StdRng,
-}
-
-impl Sampler {
-    pub fn new(sampling: Sampling) -> Self {
-        Sampler { sampling, rng: StdRng::seed_from_u64(sampling.seed) }
-    }
-
-    /// The next token. Logits that are not finite are never drawn; with none that is, token 0.
-    pub fn draw(&mut self, logits: &[f32]) -> u32 {
-        let mut order: Vec<u32> = (0..logits.len() as u32).filter(|&i| logits[i as usize].is_finite()).collect();
-        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-        let Some(&best) = order.first() else { return 0 };
-        if self.sampling.temperature <= 0.0 {
-            return best;
-        }
-        let top = logits[best as usize];
-        let weight = |&i: &u32| f64::from((logits[i as usize] - top) / self.sampling.temperature).exp();
-        let weights: Vec<f64> = order.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        // The smallest set of the likeliest whose probability reaches top_p.
-        let wanted = total * f64::from(self.sampling.top_p.clamp(0.0, 1.0));
-        let mut sum = 0.0;
-        let kept = weights.iter().take_while(|weight| {
-            let more = sum < wanted || sum == 0.0;
-            sum += if more { **weight } else { 0.0 };
-            more
-        });
-        let kept = kept.count();
-        let mut at = self.rng.random_range(0.0..1.0) * sum;
-        for (token, weight) in order.iter().zip(&weights).take(kept) {
-            at -= weight;
-            if at < 0.0 {
-                return *token;
-            }
-        }
-        order[kept - 1]
-    }
-}
-
 /// f32 logits as they travel; nothing when the length is not whole.
 pub fn logits_of(bytes: &[u8]) -> Option<Vec<f32>> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(4) {
@@ -322,33 +263,5 @@ mod tests {
         sessions.ask(ask(&[1], 5), reply);
         drop(said);
         assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(5))), Some(Next::Close { session: 1 }));
-    }
-
-    #[test]
-    fn draws_are_repeatable_and_follow_the_probabilities() {
-        let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 3 };
-        let logits = [0.0f32, 3f32.ln(), f32::NAN, f32::NEG_INFINITY];
-        let draw = || {
-            let mut sampler = Sampler::new(sampling);
-            (0..4000).map(|_| sampler.draw(&logits)).collect::<Vec<u32>>()
-        };
-        let drawn = draw();
-        assert_eq!(drawn, draw());
-        let ones = drawn.iter().filter(|token| **token == 1).count();
-        assert!((2800..3200).contains(&ones), "{ones} of 4000 for three quarters");
-        assert!(drawn.iter().all(|token| *token < 2));
-    }
-
-    #[test]
-    fn top_p_cuts_the_tail_and_never_everything() {
-        let logits = [0.0f32, 2.0, 1.0];
-        for (top_p, allowed) in [(0.0, vec![1]), (0.6, vec![1]), (0.8, vec![1, 2]), (1.0, vec![0, 1, 2])] {
-            let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p, seed: 1 });
-            let mut drawn: Vec<u32> = (0..500).map(|_| sampler.draw(&logits)).collect();
-            drawn.sort_unstable();
-            drawn.dedup();
-            assert_eq!(drawn, allowed, "top_p {top_p}");
-        }
-        assert_eq!(Sampler::new(Sampling::default()).draw(&[f32::NAN]), 0);
     }
 }

@@ -15,7 +15,6 @@ pub mod feed;
 pub mod generate;
 pub mod lifecycle;
 pub mod lobby;
-pub mod local;
 pub mod log;
 pub mod memory;
 mod perform;

@@ -98,6 +98,16 @@ impl Client {
         lines(response, |piece| matches!(piece, Piece::End(_)), each)
     }
 
+    /// As [`Client::generate`], until `each` says `false`: then the peer hears that nobody waits any more.
+    pub fn generate_while(
+        &self,
+        request: &GenerateRequest,
+        each: impl FnMut(Piece) -> bool,
+    ) -> Result<(), ClientError> {
+        let response = self.post(&self.patient, "/api/v1/generate", request)?;
+        lines_while(response, |piece| matches!(piece, Piece::End(_)), each)
+    }
+
     /// Hands each note to `each` as it comes; the last is [`ExportNote::Done`].
     pub fn export(&self, request: &ExportRequest, each: impl FnMut(ExportNote)) -> Result<(), ClientError> {
         let response = self.post(&self.patient, "/api/v1/export", request)?;
@@ -179,14 +189,24 @@ fn lines<T: DeserializeOwned>(
     last: impl Fn(&T) -> bool,
     mut each: impl FnMut(T),
 ) -> Result<(), ClientError> {
+    lines_while(response, last, |reply| {
+        each(reply);
+        true
+    })
+}
+
+fn lines_while<T: DeserializeOwned>(
+    response: Response<Body>,
+    last: impl Fn(&T) -> bool,
+    mut each: impl FnMut(T) -> bool,
+) -> Result<(), ClientError> {
     for line in BufReader::new(response.into_body().into_reader()).lines() {
         let line = line.map_err(|error| ClientError::Interrupted(error.to_string()))?;
         let reply: Result<T, Refusal> =
             serde_json::from_str(&line).map_err(|error| ClientError::Garbled(error.to_string()))?;
         let reply = reply?;
         let done = last(&reply);
-        each(reply);
-        if done {
+        if !each(reply) || done {
             return Ok(());
         }
     }

@@ -66,9 +66,10 @@ fn help_is_the_first_screen_and_touches_no_disk() {
     }
     let nothing = ask(home.path(), &[]);
     assert!(nothing.exit == 2 && nothing.stderr.contains("Start here"), "{}", nothing.stderr);
-    for command in
-        ["demo", "train", "join", "host", "generate", "export", "status", "peers", "stop", "invite", "explain"]
-    {
+    for command in [
+        "demo", "train", "join", "host", "chat", "serve", "generate", "export", "status", "peers", "stop", "invite",
+        "explain",
+    ] {
         let said = ask(home.path(), &[command, "--help"]);
         assert!(said.exit == 0 && said.stdout.contains("Examples\n"), "{command}: {}", said.stdout);
     }
@@ -287,7 +288,7 @@ fn said_of_generate(home: &Path, flags: &[&str]) -> Said {
 }
 
 /// A small saved model whose weights are those of a seed.
-fn model(dir: &Path) {
+fn model(dir: &Path, vocab: u32) {
     use skein_pipeline::{
         compute::hf,
         model::{StageModel, init},
@@ -299,7 +300,7 @@ fn model(dir: &Path) {
         heads: 2,
         kv_heads: 1,
         ffn: 32,
-        vocab: 256,
+        vocab,
         context: 64,
         rope_theta: 10_000.0,
         tie_embeddings: false,
@@ -318,7 +319,7 @@ fn model(dir: &Path) {
 #[test]
 fn a_saved_model_continues_a_prompt_and_a_seed_repeats_it() {
     let home = home();
-    model(&home.path().join("model"));
+    model(&home.path().join("model"), 256);
     let args = ["generate", "./model", "The fox", "--max-tokens", "20", "--seed", "7"];
     let said = ask(home.path(), &args);
     assert_eq!(said.exit, 0, "{}", said.stderr);
@@ -503,7 +504,7 @@ fn a_manifest_that_is_wrong_changed_or_of_somebody_else_is_refused() {
 fn a_model_of_another_family_or_without_a_tokenizer_is_refused() {
     let home = home();
     let dir = home.path().join("model");
-    model(&dir);
+    model(&dir, 255);
     let config = fs::read_to_string(dir.join("config.json")).unwrap();
     let tokenizers: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     let gpt2 = config.replace("LlamaForCausalLM", "GPT2LMHeadModel").replace("\"llama\"", "\"gpt2\"");
@@ -512,10 +513,18 @@ fn a_model_of_another_family_or_without_a_tokenizer_is_refused() {
     assert_eq!(refusal(&other), (7, "SK407".into()));
     assert!(other.stdout.contains("GPT2LMHeadModel"), "{}", other.stdout);
     fs::write(dir.join("config.json"), config).unwrap();
-    for path in tokenizers.iter().filter(|path| path.to_string_lossy().contains("tokenizer")) {
-        fs::remove_file(path).unwrap();
-    }
+    let remove = || {
+        for path in tokenizers.iter().filter(|path| path.to_string_lossy().contains("tokenizer")) {
+            fs::remove_file(path).unwrap();
+        }
+    };
+    remove();
     assert_eq!(refusal(&ask(home.path(), &["generate", "./model", "Once", "--json"])), (7, "SK401".into()));
+    fs::remove_dir_all(&dir).unwrap();
+    model(&dir, 256);
+    remove();
+    let guessed = ask(home.path(), &["generate", "./model", "Once"]);
+    assert!(guessed.exit == 0 && guessed.stderr.contains("taken for bytes"), "{}", guessed.stderr);
 }
 
 #[test]

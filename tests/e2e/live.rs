@@ -4,7 +4,10 @@ use std::{path::Path, process::Output};
 
 use serde_json::Value;
 
-use crate::process::{Skein, alone, invite, text};
+use crate::{
+    api,
+    process::{Skein, alone, invite, text},
+};
 
 fn printed(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
@@ -90,6 +93,7 @@ fn every_command_asks_a_running_peer_in_words_and_in_json() {
     assert_eq!(refused(&friend, &["export", "tale", "--out", &model]), (Some(2), "SK314".into()));
     assert_eq!(said(&owner, &["export", "tale", "--out", &model, "--force"]).trim(), model);
     texts(&owner, &model);
+    api::a_run_is_served(&dir.path().join("owner"), "tale");
 
     assert_eq!(refused(&owner, &["generate", "other-tale", "The fox"]), (Some(2), "SK312".into()));
     assert_eq!(refused(&owner, &["export", "other-tale", "--out", "x"]), (Some(2), "SK312".into()));
@@ -124,6 +128,7 @@ fn a_run_whose_stages_nobody_serves_cannot_answer() {
     invite(&mut owner);
     assert_eq!(document(&owner, &["peers"])["peers"], Value::Array(Vec::new()));
     assert_eq!(refused(&owner, &["generate", "tale", "The fox"]), (Some(6), "SK702".into()));
+    api::a_run_that_nobody_serves_is_asked_again_later(&dir.path().join("owner"), "tale");
     let model = dir.path().join("model").display().to_string();
     assert_eq!(refused(&owner, &["export", "tale", "--out", &model]), (Some(6), "SK702".into()));
     assert_eq!(refused(&owner, &["status", "--wait", "step=1", "--timeout", "1s"]), (Some(1), "SK705".into()));

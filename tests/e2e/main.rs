@@ -1,6 +1,7 @@
 //! Real processes, real sockets, for what only they can show. One test at a time: each is a swarm of its own.
 
 mod admission;
+mod api;
 mod demo;
 mod go_on;
 mod live;

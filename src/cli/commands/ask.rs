@@ -1,13 +1,93 @@
-//! What the commands share that ask the peer of this home: finding it, and whether it works on the run that was named.
+//! What the commands share that ask somebody: the peer of this home, its run, or a model in a folder.
+
+use std::path::Path;
 
 use crate::{
     cli::{
         context::Context,
         failure::{Failure, Report},
+        petname,
     },
     config::nearest,
+    node::signed,
+    talk::{Limits, Model, OpenError, Sampling},
+    text::TextError,
     watch::{Client, RunState, State},
 };
+
+/// That many requests wait beyond those that are answered.
+const WAITING_MAX: usize = 32;
+
+/// The folder that is meant, if it is none of a run: it is there, or is written as a path.
+pub fn folder(named: &str) -> Option<&Path> {
+    let path = Path::new(named);
+    (path.is_dir() || named.contains(['/', '\\', '.'])).then_some(path)
+}
+
+/// A folder with its weights, or the run of the peer that runs here, to answer `most` at a time.
+///
+/// # Errors
+/// The folder cannot be read as a model; no peer runs here, or it works on another run.
+pub fn model(named: &str, name: Option<String>, most: usize, context: &Context) -> Result<Model, Report> {
+    if let Some(folder) = folder(named) {
+        let last = folder.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        return open(folder, name.or(last).unwrap_or_else(|| named.into()), most, context);
+    }
+    let client = client(context)?;
+    let run = run_named(&client.state()?, named)?;
+    let limits = Limits { sessions_max: most, waiting_max: WAITING_MAX, cache_bytes_max: 0 };
+    let signed = context.home.runs().list().into_iter().find(|folder| folder.run == run.id);
+    let signed = signed.and_then(|folder| folder.manifest().ok()?).and_then(|bytes| signed::open(&bytes, run.id).ok());
+    let reads = signed.map(|manifest| manifest.model.config.context as usize);
+    let (owner, fingerprint) = (petname::of(&run.owner), format!("sk_{}", run.id.short(8)));
+    Ok(Model::swarm(client, name.unwrap_or(run.name), owner, fingerprint, reads, limits))
+}
+
+/// The model of a folder, in memory. It is said where its text can only be guessed.
+///
+/// # Errors
+/// See [`model`].
+pub fn open(folder: &Path, name: String, most: usize, context: &Context) -> Result<Model, Report> {
+    let give = &context.node.give;
+    let memory = give.memory_bytes(&context.machine);
+    // The weights, and once more as products read them.
+    let room = |parameters: usize| memory.saturating_sub(8 * parameters as u64).max(memory / 4);
+    let limits =
+        |parameters| Limits { sessions_max: most, waiting_max: WAITING_MAX, cache_bytes_max: room(parameters) };
+    let threads = give.thread_count(&context.machine).into();
+    let model = Model::folder(folder, name, threads, limits).map_err(|error| unopened(folder, error))?;
+    if model.guessed_bytes {
+        let path = folder.display();
+        context.out.warn(&format!("{path} has no tokenizer.json: its tokens are taken for bytes, which may be wrong"));
+    }
+    Ok(model)
+}
+
+/// # Errors
+/// Wrong usage: a value that no choice can be made by.
+pub fn sampling(temperature: f32, top_p: f32, seed: Option<u64>) -> Result<Sampling, Report> {
+    let usage = |message: String| Err(Failure::Usage { message }.into());
+    if !(temperature.is_finite() && temperature >= 0.0) {
+        return usage(format!("--temperature {temperature}: 0 or more"));
+    }
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return usage(format!("--top-p {top_p}: above 0, at most 1"));
+    }
+    Ok(Sampling { temperature, top_p, seed: seed.unwrap_or_else(rand::random) })
+}
+
+fn unopened(folder: &Path, error: OpenError) -> Report {
+    let path = folder.display().to_string();
+    match error {
+        OpenError::Folder(error) => super::model::unread(folder, error),
+        OpenError::Text(TextError::NoTokenizer { there, .. }) => {
+            Failure::NoTokenizer { path, files: there.join(", ") }.into()
+        }
+        OpenError::Text(error) => Failure::NotAModel { path, why: error.to_string() }.into(),
+        OpenError::Template(error) => Failure::NotAModel { path, why: error.to_string() }.into(),
+        other => Failure::Other { message: other.to_string() }.into(),
+    }
+}
 
 pub fn client(context: &Context) -> Result<Client, Report> {
     Ok(Client::find(&context.home.control_file())?)

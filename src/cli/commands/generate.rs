@@ -3,7 +3,6 @@
 
 use std::{
     io::{self, IsTerminal, Read},
-    path::Path,
     time::Instant,
 };
 
@@ -20,10 +19,7 @@ use crate::{
         out::Out,
         show::{Count, Peer, Span, counted, tokens_per_s},
     },
-    node::{
-        generate::{Sampling, Why},
-        local::{Local, LocalError},
-    },
+    talk::{Ask, Model, Prompt, Said, Sampling, Trouble, Why},
     watch::{Client, ClientError, Finish, GenerateRequest, Piece, State},
 };
 
@@ -31,28 +27,15 @@ use crate::{
 const PROMPT_MAX: u64 = 1 << 20;
 
 pub fn run(args: &args::Generate, context: &Context) -> Result<u8, Report> {
-    let sampling = sampling(args)?;
-    let folder = Path::new(&args.model);
-    if folder.is_dir() || args.model.contains(['/', '\\', '.']) {
-        let local = open(folder, context.node.give.thread_count(&context.machine).into())?;
-        return from_folder(local, &prompt(args)?, args, sampling, &context.out);
+    let sampling = ask::sampling(args.temperature, args.top_p, args.seed)?;
+    if let Some(folder) = ask::folder(&args.model) {
+        let model = ask::open(folder, args.model.clone(), 1, context)?;
+        return from_folder(&model, &prompt(args)?, args, sampling, &context.out);
     }
     let client = ask::client(context)?;
     let state = client.state()?;
     ask::run_named(&state, &args.model)?;
     from_swarm(&client, &state, prompt(args)?, args, sampling, &context.out)
-}
-
-fn sampling(args: &args::Generate) -> Result<Sampling, Report> {
-    let usage = |message: String| Err(Failure::Usage { message }.into());
-    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
-        return usage(format!("--temperature {}: 0 or more", args.temperature));
-    }
-    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        return usage(format!("--top-p {}: above 0, at most 1", args.top_p));
-    }
-    let seed = args.seed.unwrap_or_else(rand::random);
-    Ok(Sampling { temperature: args.temperature, top_p: args.top_p, seed })
 }
 
 /// The one that was typed, or stdin without its last line end.
@@ -91,47 +74,51 @@ struct Answer<'a> {
 }
 
 fn from_folder(
-    mut local: Local,
+    model: &Model,
     prompt: &str,
     args: &args::Generate,
     sampling: Sampling,
     out: &Out,
 ) -> Result<u8, Report> {
     let json = out.style().json;
-    let (since, mut text, mut finish) = (Instant::now(), String::new(), Finish::default());
+    let ask = Ask { tokens_max: Some(args.max_tokens), ..Ask::new(Prompt::Text(prompt.into()), sampling) };
+    let since = Instant::now();
+    let mut said = model.ask(ask).map_err(refused)?;
+    let (mut text, mut finish) = (String::new(), Finish::default());
     if !json {
         out.print_piece(prompt);
     }
-    let why = local.generate(prompt, args.max_tokens, sampling, |piece| {
-        if finish.tokens == 0 {
-            finish.first_token_ms = since.elapsed().as_millis() as u64;
+    let end = loop {
+        match said.blocking_recv() {
+            Some(Said::Piece(piece)) => {
+                if finish.first_token_ms == 0 {
+                    finish.first_token_ms = since.elapsed().as_millis().max(1) as u64;
+                }
+                if json { text.push_str(&piece.text) } else { out.print_piece(&piece.text) }
+            }
+            Some(Said::End(end)) => break Ok(end),
+            Some(Said::Failed(trouble)) => break Err(refused(trouble)),
+            None => break Err(refused(Trouble::Closed)),
         }
-        finish.tokens += 1;
-        if json {
-            text.push_str(piece)
-        } else {
-            out.print_piece(piece)
-        }
-        true
-    });
+    };
     if !json {
         out.print("");
     }
-    let why = why.map_err(refused)?;
-    // The last piece is what was left of a character, not a token.
-    finish.tokens = finish.tokens.saturating_sub(1);
+    let end = end?;
+    finish.tokens = end.tokens;
     finish.duration_ms = since.elapsed().as_millis() as u64;
-    let ended = match why {
+    let ended = match end.why {
         Why::Stop => "stop",
         Why::Length => "length",
         Why::Context => "context",
-        Why::NoReplica => "no replica",
     };
-    if why == Why::Context {
-        out.note(&format!("the model reads no further than {} tokens", Count(local.context() as u64)));
+    if end.why == Why::Context {
+        let context = Count(model.context.unwrap_or_default() as u64);
+        out.note(&format!("the model reads no further than {context} tokens"));
     }
     if args.stats {
-        out.note(&format!("{} parameters on this machine, seed {}", Count(local.parameters() as u64), sampling.seed));
+        let parameters = Count(model.parameters.unwrap_or_default() as u64);
+        out.note(&format!("{parameters} parameters on this machine, seed {}", sampling.seed));
         stats(&finish, out);
     }
     if json {
@@ -230,16 +217,9 @@ fn who_sees(route: &[(Stage, PeerId)], state: &State) -> String {
     format!("{sees}: skein explain privacy")
 }
 
-fn open(folder: &Path, threads: usize) -> Result<Local, Report> {
-    Local::open(folder, threads).map_err(|error| match error {
-        LocalError::Folder(error) => super::model::unread(folder, error),
-        other => Failure::Other { message: other.to_string() }.into(),
-    })
-}
-
-fn refused(error: LocalError) -> Report {
-    match error {
-        LocalError::TooLong { .. } => Failure::Usage { message: error.to_string() }.into(),
+fn refused(trouble: Trouble) -> Report {
+    match trouble {
+        Trouble::TooLong { .. } | Trouble::Empty => Failure::Usage { message: trouble.to_string() }.into(),
         other => Failure::Other { message: other.to_string() }.into(),
     }
 }

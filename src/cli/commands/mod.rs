@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod chat;
 mod completions;
 mod config;
 mod explain;
@@ -15,6 +16,7 @@ mod peers;
 mod probe;
 mod replay;
 mod run;
+mod serve;
 mod shape;
 mod simulate;
 mod status;
@@ -53,6 +55,8 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Train(args) => train::run(args, &context),
         Command::Join(args) => join::join(args, &context),
         Command::Host(args) => join::host(args, &context),
+        Command::Chat(args) => chat::run(args, &context),
+        Command::Serve(args) => serve::run(args, &context),
         Command::Generate(args) => generate::run(args, &context),
         Command::Export(args) => export::run(args, &context),
         Command::Status(args) => status::run(args, &context),

@@ -5,6 +5,8 @@
 
 use tokio::sync::oneshot;
 
+use crate::cli::signals::Signals;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// In good order.
@@ -54,43 +56,4 @@ fn closing_stdin() -> oneshot::Receiver<()> {
         drop(close);
     });
     closed
-}
-
-/// Ctrl-C and SIGTERM.
-struct Signals {
-    #[cfg(unix)]
-    both: Option<[tokio::signal::unix::Signal; 2]>,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn listen() -> Self {
-        use tokio::signal::unix::{SignalKind, signal};
-        let [Ok(interrupt), Ok(terminate)] = [signal(SignalKind::interrupt()), signal(SignalKind::terminate())] else {
-            tracing::warn!("signals cannot be listened for: they end this process at once");
-            return Signals { both: None };
-        };
-        Signals { both: Some([interrupt, terminate]) }
-    }
-
-    async fn next(&mut self) {
-        match &mut self.both {
-            Some([interrupt, terminate]) => tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            },
-            None => std::future::pending().await,
-        }
-    }
-}
-
-#[cfg(not(unix))]
-impl Signals {
-    fn listen() -> Self {
-        Signals {}
-    }
-
-    async fn next(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }

@@ -1,0 +1,176 @@
+//! A backend over the run of the peer that runs on this machine. In: text. Out: text, as the live swarm gives it.
+//!
+//! The peer takes a text, a length, a temperature, a share of probability and a seed, and knows no more of how to choose; what
+//! else may be asked for is refused by name.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    thread,
+};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::{
+    ask::{Ask, Backend, End, Piece, Prompt, Said, Trouble, Why},
+    batch::Limits,
+    sampler::Taste,
+    session::Place,
+    stops::Stops,
+};
+use crate::watch::{self, Client, ClientError, GenerateRequest, Refusal};
+
+pub(super) struct Swarm {
+    client: Arc<Client>,
+    limits: Limits,
+    taken: Arc<AtomicUsize>,
+    line: Arc<Line>,
+    context: Option<usize>,
+}
+
+impl Swarm {
+    pub fn new(client: Client, context: Option<usize>, limits: Limits) -> Self {
+        let line = Arc::new(Line { state: Mutex::default(), changed: Condvar::new(), most: limits.sessions_max });
+        Swarm { client: Arc::new(client), limits, taken: Arc::default(), line, context }
+    }
+}
+
+impl Backend for Swarm {
+    fn ask(&self, ask: Ask) -> Result<UnboundedReceiver<Said>, Trouble> {
+        refuse(&ask)?;
+        let (Prompt::Text(prompt) | Prompt::Rendered(prompt)) = ask.prompt else {
+            return Err(Trouble::NotWithARun("prompt of token ids"));
+        };
+        if prompt.is_empty() {
+            return Err(Trouble::Empty);
+        }
+        let Some(place) = Place::take(&self.taken, self.limits.places()) else {
+            return Err(Trouble::Busy { answering: self.limits.sessions_max, waiting: self.limits.waiting_max });
+        };
+        let tokens_max = ask.tokens_max.unwrap_or(u32::MAX).min(self.context.map_or(u32::MAX, |most| most as u32));
+        let request = GenerateRequest {
+            prompt,
+            tokens_max,
+            temperature: ask.sampling.temperature,
+            top_p: ask.sampling.top_p,
+            seed: ask.sampling.seed,
+        };
+        let (reply, said) = unbounded_channel();
+        let (client, line) = (self.client.clone(), self.line.clone());
+        let asking = move || {
+            let _place = place;
+            let _turn = line.turn();
+            answer(&client, &request, Stops::new(ask.stops), &reply);
+        };
+        thread::Builder::new().name("answer".into()).spawn(asking).map_err(|error| Trouble::Run(error.to_string()))?;
+        Ok(said)
+    }
+}
+
+/// By the names of the API.
+fn refuse(ask: &Ask) -> Result<(), Trouble> {
+    let Taste { top_k, frequency_penalty, presence_penalty, bias } = &ask.taste;
+    let asked = [
+        ("logprobs", ask.logprobs.is_some()),
+        ("logit_bias", !bias.is_empty()),
+        ("frequency_penalty", *frequency_penalty != 0.0),
+        ("presence_penalty", *presence_penalty != 0.0),
+        ("top_k", *top_k > 0),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        Some((name, _)) => Err(Trouble::NotWithARun(name)),
+        None => Ok(()),
+    }
+}
+
+fn answer(client: &Client, request: &GenerateRequest, mut stops: Stops, reply: &UnboundedSender<Said>) {
+    let say = |text: String| {
+        if !text.is_empty() {
+            let _ = reply.send(Said::Piece(Piece { text, tokens: Vec::new() }));
+        }
+    };
+    // The tokens of a run are bytes.
+    let prompt_tokens = request.prompt.len() as u64;
+    let (mut pieces, mut end) = (0, None);
+    let asked = client.generate_while(request, |piece| {
+        match piece {
+            watch::Piece::Route(_) => {}
+            watch::Piece::Text(text) => {
+                pieces += 1;
+                let (text, stopped) = stops.push(&text);
+                say(text);
+                if stopped {
+                    end = Some(End { why: Why::Stop, prompt_tokens, tokens: pieces });
+                }
+            }
+            watch::Piece::End(finish) => {
+                let why = if finish.tokens >= u64::from(request.tokens_max) { Why::Length } else { Why::Context };
+                end = Some(End { why, prompt_tokens, tokens: finish.tokens });
+            }
+        }
+        end.is_none() && !reply.is_closed()
+    });
+    let _ = match (asked, end) {
+        (_, Some(end)) => {
+            if end.why != Why::Stop {
+                say(stops.finish());
+            }
+            reply.send(Said::End(end))
+        }
+        (Ok(()), None) => Ok(()),
+        (Err(error), None) => reply.send(Said::Failed(trouble(error))),
+    };
+}
+
+fn trouble(error: ClientError) -> Trouble {
+    match error {
+        ClientError::Refused(Refusal::NoReplica { stages }) => {
+            let stages: Vec<String> = stages.iter().map(ToString::to_string).collect();
+            Trouble::NoReplica { stages: stages.join(", ") }
+        }
+        other => Trouble::Run(other.to_string()),
+    }
+}
+
+/// Who came first is answered first.
+struct Line {
+    state: Mutex<Waiting>,
+    changed: Condvar,
+    most: usize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    waiting: VecDeque<u64>,
+    answered: usize,
+    next: u64,
+}
+
+struct Turn(Arc<Line>);
+
+impl Line {
+    fn turn(self: &Arc<Self>) -> Turn {
+        let mut state = self.state();
+        let mine = state.next;
+        state.next += 1;
+        state.waiting.push_back(mine);
+        while state.answered >= self.most || state.waiting.front() != Some(&mine) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.waiting.pop_front();
+        state.answered += 1;
+        self.changed.notify_all();
+        Turn(self.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, Waiting> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.state().answered -= 1;
+        self.0.changed.notify_all();
+    }
+}
