@@ -48,13 +48,13 @@ pub enum Ended {
 pub struct Shares {
     /// At work that is in the weights or in an open sum at the end.
     pub computing: f64,
-    /// Waiting while its own uplink was sending.
+    /// Waiting while an uplink was full: its own, or that of who sent to it.
     pub upload: f64,
-    /// Waiting for bodies whose way is bound by downlinks.
+    /// Waiting while a downlink was full: its own, or that of whom it sent to.
     pub download: f64,
-    /// Waiting, with nothing on its links, since another stage is slower.
+    /// Waiting, with no link full, since another stage is slower.
     pub imbalance: f64,
-    /// Waiting, with nothing on its links and no stage at its limit: for round trips, and for the window of what may be in flight.
+    /// Waiting, with no link full and no stage at its limit: for round trips, and for the window of what may be in flight.
     pub latency: f64,
     /// Not serving yet: joining, fetching weights; and at work that perished or was done again.
     pub churn: f64,
@@ -218,6 +218,18 @@ pub enum Came {
     Died,
 }
 
+/// Something that was planned to go wrong, and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planned {
+    pub at_s: f64,
+    /// Equal to `at_s` where it is the matter of a moment.
+    pub until_s: f64,
+    /// One word: `partition`.
+    pub what: String,
+    /// How many it befalls.
+    pub peers: u32,
+}
+
 /// One peer over the whole simulation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PeerRow {
@@ -245,7 +257,7 @@ pub struct StageRow {
     /// Mean number of replicas that serve, and the fewest.
     pub replicas: f64,
     pub replicas_min: u32,
-    /// Part of the serving time in which workers, uplinks and downlinks of its replicas were busy.
+    /// Part of the serving time in which workers of its replicas were busy, and their uplinks and downlinks full.
     pub busy: f64,
     pub sending: f64,
     pub receiving: f64,
@@ -306,6 +318,8 @@ pub struct Outcome {
     pub shares: Shares,
     pub series: Vec<Sample>,
     pub changes: Vec<Change>,
+    /// The faults of the scenario that began before the end.
+    pub planned: Vec<Planned>,
     pub rows: Vec<PeerRow>,
     pub by_stage: Vec<StageRow>,
     pub cost: Option<Cost>,
@@ -324,6 +338,22 @@ impl Outcome {
     /// Part of the work done that is in the weights or still open: the rest perished, was refused or done again.
     pub fn goodput(&self) -> f64 {
         if self.totals.flops_done > 0.0 { (self.totals.flops_useful / self.totals.flops_done).min(1.0) } else { 1.0 }
+    }
+
+    /// Throughput of the last third of what was simulated, over that of the first; nothing where the first has none.
+    pub fn recovers(&self) -> Option<f64> {
+        let third = self.simulated_s / 3.0;
+        let rate = |wanted: &dyn Fn(f64) -> bool| {
+            let of = |sample: &&Sample| wanted(sample.at_s - sample.for_s / 2.0);
+            let (tokens, long) = self
+                .series
+                .iter()
+                .filter(of)
+                .fold((0, 0.0), |(tokens, long), sample| (tokens + sample.tokens, long + sample.for_s));
+            if long > 0.0 { tokens as f64 / long } else { 0.0 }
+        };
+        let (first, last) = (rate(&|at| at < third), rate(&|at| at > 2.0 * third));
+        (first > 0.0).then(|| last / first)
     }
 
     pub fn bytes_per_peer(&self) -> f64 {

@@ -14,10 +14,13 @@ use crate::{
     driver::PeerUse,
     engine::{SECOND, Time},
     outcome::{Came, Change, PeerRow, Sample, Shares, StageRow, Totals, Traffic, Violation},
+    report::{counted, span},
 };
 
 /// Changes that are written down one by one; beyond that only counted.
 const CHANGES: usize = 20_000;
+/// Micro-batches for each replica of a stage, after which one without any is left out.
+const LEFT_OUT_AFTER: u64 = 10;
 
 /// What is known of a peer while it runs.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +34,11 @@ struct Known {
     lived: Time,
     joined: u32,
     died: u32,
+    serving_since: Time,
+    /// When it was on the path of something that was completed, for the last time.
+    last_path: Option<Time>,
+    /// It fetches the state of a stage.
+    joining: bool,
 }
 
 /// One stage, over all.
@@ -87,10 +95,13 @@ pub struct Recorder {
     left: u64,
     died: u64,
     last_completed: Time,
+    /// The last tenth of the time that was asked for, and what was completed in it.
+    end_begins: Time,
+    completed_at_end: u64,
 }
 
 impl Recorder {
-    pub fn new(manifest: &Manifest, ids: &[PeerId]) -> Self {
+    pub fn new(manifest: &Manifest, ids: &[PeerId], duration: Time) -> Self {
         Recorder {
             peers: vec![Known::default(); ids.len()],
             numbers: ids.iter().enumerate().map(|(i, id)| (*id, i)).collect(),
@@ -104,6 +115,8 @@ impl Recorder {
             left: 0,
             died: 0,
             last_completed: 0,
+            end_begins: duration - duration / 10,
+            completed_at_end: 0,
         }
     }
 
@@ -136,10 +149,22 @@ impl Recorder {
             Event::Started { .. } if !self.peers[peer].alive => self.on_join(at, peer),
             Event::Serving { stage, .. } => self.on_serving(at, peer, *stage),
             // Whoever stands by, or fetches anew, does not serve meanwhile.
-            Event::StageLeft { stage } | Event::Joining { stage, .. } => self.on_left_stage(at, peer, *stage),
+            Event::StageLeft { stage } => self.on_left_stage(at, peer, *stage),
+            Event::Joining { stage, .. } => {
+                self.on_left_stage(at, peer, *stage);
+                self.peers[peer].joining = true;
+            }
             Event::Drained => self.gone(at, peer, Came::Left),
-            Event::Completed { loss, tokens, .. } => {
+            Event::Completed { loss, tokens, path, .. } => {
                 self.last_completed = at;
+                if at >= self.end_begins {
+                    self.completed_at_end += 1;
+                }
+                for hop in path {
+                    if let Some(peer) = self.numbers.get(&hop.peer) {
+                        self.peers[*peer].last_path = Some(at);
+                    }
+                }
                 self.now.completed += 1;
                 self.now.tokens += u64::from(*tokens);
                 self.now.losses += f64::from(*loss);
@@ -166,7 +191,7 @@ impl Recorder {
 
     fn on_join(&mut self, at: Time, peer: usize) {
         let known = &mut self.peers[peer];
-        (known.alive, known.alive_since) = (true, at);
+        (known.alive, known.alive_since, known.joining) = (true, at, false);
         known.joined += 1;
         self.joined += 1;
         self.change(at, peer, Came::Joined);
@@ -197,6 +222,10 @@ impl Recorder {
     fn on_serving(&mut self, at: Time, peer: usize, stage: Stage) {
         let known = &mut self.peers[peer];
         known.last_stage = Some(stage);
+        known.joining = false;
+        if known.serving.is_empty() {
+            known.serving_since = at;
+        }
         let Some(pool) = self.pools.get_mut(usize::from(stage)).filter(|_| known.serving.insert(stage)) else { return };
         pool.settle(at);
         pool.replicas += 1;
@@ -267,14 +296,47 @@ impl Recorder {
             pool.served_now += served / stages.len() as f64;
             pool.busy += busy;
             pool.served += served / stages.len() as f64;
-            pool.sending += share(known.before.sending - before.sending);
-            pool.receiving += share(known.before.receiving - before.receiving);
-            pool.waiting_upload += share(known.before.idle_sending - before.idle_sending);
-            pool.waiting_download += share(known.before.idle_receiving - before.idle_receiving);
+            pool.sending += share(known.before.up_full - before.up_full);
+            pool.receiving += share(known.before.down_full - before.down_full);
+            pool.waiting_upload += share(known.before.idle_upload - before.idle_upload);
+            pool.waiting_download += share(known.before.idle_download - before.idle_download);
         }
     }
 
     // ---- the end ---------------------------------------------------------------------------------------------------------
+
+    /// What peers are not doing at the end, though they could. Sentences.
+    fn remarks(&self, at: Time) -> Vec<String> {
+        let mut remarks = Vec::new();
+        let serving: Vec<&Known> = self.peers.iter().filter(|known| !known.serving.is_empty()).collect();
+        // With so few for each a replica may be passed over by chance.
+        let is_judged = at > self.end_begins
+            && self.completed_at_end * self.pools.len() as u64 >= LEFT_OUT_AFTER * serving.len() as u64;
+        if is_judged {
+            let since = |known: &&&Known| known.last_path.unwrap_or(0).max(known.serving_since);
+            let left_out: Vec<Time> =
+                serving.iter().filter(|known| since(known) < self.end_begins).map(|known| since(&known)).collect();
+            if let Some(last) = left_out.iter().max() {
+                remarks.push(format!(
+                    "{} of {} that serve are not reached by the feeder: nothing that they had a part in was completed \
+                     in the last {}.",
+                    left_out.len(),
+                    counted(serving.len() as u64, "peer", "peers"),
+                    span(seconds(at - last))
+                ));
+            }
+        }
+        let fetching = |known: &&Known| known.alive && known.died > 0 && known.joining && known.serving.is_empty();
+        let fetching = self.peers.iter().filter(fetching).count() as u64;
+        if fetching > 0 {
+            remarks.push(format!(
+                "{} that came back {} still fetching weights at the end.",
+                counted(fetching, "peer", "peers"),
+                if fetching == 1 { "was" } else { "were" }
+            ));
+        }
+        remarks
+    }
 
     /// `summary` is what the checkers found in the same events.
     pub fn finish(mut self, at: Time, summary: &Summary, manifest: &Manifest) -> Recorded {
@@ -287,6 +349,7 @@ impl Recorder {
                 pool.empty += at - since;
             }
         }
+        let remarks = self.remarks(at);
         let rows = self.rows();
         let by_stage = self.by_stage(at, summary);
         let shares = self.shares(summary);
@@ -298,7 +361,7 @@ impl Recorder {
             what: broken.what.clone(),
         });
         let violations = violations.collect();
-        Recorded { totals, shares, series: self.series, changes: self.changes, rows, by_stage, violations }
+        Recorded { totals, shares, series: self.series, changes: self.changes, rows, by_stage, violations, remarks }
     }
 
     fn rows(&self) -> Vec<PeerRow> {
@@ -372,8 +435,8 @@ impl Recorder {
 
     /// Where the time of those who serve, or were about to, went.
     ///
-    /// Waiting while the own uplink was sending is upload, waiting while only the downlink was receiving is download. What is
-    /// left of the waiting is imbalance as far as the busiest stage is busier than this one, and latency beyond that.
+    /// Waiting while an uplink is full, the own one or a sender's, is upload; while a downlink is, download. What is left of the
+    /// waiting is imbalance as far as the busiest stage is busier than this one, and latency beyond that.
     fn shares(&self, summary: &Summary) -> Shares {
         let helpers = self.peers.iter().filter(|known| known.last_stage.is_some());
         let (lived, served) = helpers.fold((0.0, 0.0), |(lived, served), known| {
@@ -434,6 +497,7 @@ pub struct Recorded {
     pub rows: Vec<PeerRow>,
     pub by_stage: Vec<StageRow>,
     pub violations: Vec<Violation>,
+    pub remarks: Vec<String>,
 }
 
 fn seconds(time: Time) -> f64 {
@@ -463,7 +527,7 @@ mod tests {
     #[test]
     fn a_peer_that_serves_two_stages_is_a_replica_of_each() {
         let (manifest, ids) = (Small::demo(2).manifest(), [PeerId([1; 32])]);
-        let mut recorder = Recorder::new(&manifest, &ids);
+        let mut recorder = Recorder::new(&manifest, &ids, 10 * SECOND);
         let version = |stage| skein_protocol::Version { stage, peer: ids[0], incarnation: 1, round: 0, own_step: 0 };
         let serving = |stage| Event::Serving { stage, version: version(stage) };
         let said = [

@@ -19,7 +19,7 @@ use crate::{
     checker::{Checker, Findings, Given, Line, Property},
     driver::{Fault, Said, Simulation},
     engine::SECOND,
-    scenario::{Document, Files, expand},
+    scenario::{Document, Files, Scenario, expand},
     world::adversary::Citizen,
 };
 
@@ -41,6 +41,32 @@ pub const LOOKED_AT: [Property; 13] = {
     [P0, P1, P2, P3, P4, P5, P6, P7, P9, P10, P12, P13, P18]
 };
 
+/// What of a drawn scenario is read first, on one line: the core that stays connected, and what goes wrong.
+pub fn in_short(text: &str) -> String {
+    let Ok(document) = Document::read("drawn", text) else { return "cannot be read".into() };
+    let Scenario { run, peers, network, faults, .. } = &document.scenario;
+    let troubles: Vec<String> = faults
+        .iter()
+        .map(|fault| format!("{} of {} at {} for {}", fault.what.name(), fault.peers, fault.at, fault.lasts))
+        .collect();
+    let names = |shares: &std::collections::BTreeMap<String, f64>| shares.keys().cloned().collect::<Vec<_>>().join("+");
+    format!(
+        "{} stages, {} peers ({}, {}, {}), {} a step, bound {}, rounds every {}, {}; {}; core: the feeder and a replica \
+         of each of stages 0 to {}",
+        run.stages,
+        peers.count,
+        names(&peers.devices),
+        names(&network.access),
+        network.regions,
+        run.micro_batches_per_step,
+        run.staleness_bound,
+        run.averaging_every,
+        run.forward,
+        if troubles.is_empty() { "no fault".into() } else { troubles.join(", ") },
+        run.stages.saturating_sub(1)
+    )
+}
+
 /// What a seed showed.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -52,21 +78,33 @@ pub struct Found {
     pub broken: Vec<(Property, String)>,
 }
 
-/// Draws the scenario of a seed and looks at it.
-pub fn look(seed: u64) -> Found {
+/// Draws the scenario of a seed and looks at it; nothing where `go_on`, which is asked after each second of simulated time, said
+/// no.
+pub fn look(seed: u64, go_on: &dyn Fn() -> bool) -> Option<Found> {
     let text = drawn(seed);
-    let mut found = live(seed, &text);
+    let mut found = live(seed, &text, go_on)?;
     if seed.is_multiple_of(TWICE) {
-        let again = live(seed, &text);
+        let again = live(seed, &text, go_on)?;
         if (again.digest.as_str(), again.events) != (found.digest.as_str(), found.events) {
             let what = format!("{} and {} of one seed", found.digest, again.digest);
             found.broken.push((Property::P18, what));
         }
     }
-    found
+    Some(found)
 }
 
-fn live(seed: u64, text: &str) -> Found {
+/// Runs in steps of a second; nothing where it shall not go on.
+fn run(sim: &mut Simulation<Citizen>, seconds: u64, go_on: &dyn Fn() -> bool) -> Option<()> {
+    for _ in 0..seconds {
+        sim.run_for(Duration::from_secs(1));
+        if !go_on() {
+            return None;
+        }
+    }
+    Some(())
+}
+
+fn live(seed: u64, text: &str, go_on: &dyn Fn() -> bool) -> Option<Found> {
     let mut found = Found { seed, text: text.into(), digest: String::new(), events: 0, broken: Vec::new() };
     let document = Document::read("drawn", text);
     let world = document.and_then(|document| expand(&document, &Files::new(), seed));
@@ -74,7 +112,7 @@ fn live(seed: u64, text: &str) -> Found {
         Ok(world) => world,
         Err(refused) => {
             found.broken.push((Property::P12, format!("the scenario that was drawn is refused: {refused}")));
-            return found;
+            return Some(found);
         }
     };
     let given = Given::of(&world.setup.manifest, Vec::new());
@@ -82,13 +120,13 @@ fn live(seed: u64, text: &str) -> Found {
     let Live { mut sim, .. } = Live::of(world);
     let mut checker = Checker::new(&given);
 
-    sim.run_for(Duration::from_secs(CALM));
+    run(&mut sim, CALM, go_on)?;
     for peer in 0..sim.peers() {
         sim.act(Fault::Start(peer));
     }
     hear(&mut sim, &mut checker, |_| {});
     let mut stepped = BTreeSet::new();
-    sim.run_for(Duration::from_secs(RECOVERS));
+    run(&mut sim, RECOVERS, go_on)?;
     hear(&mut sim, &mut checker, |line| {
         if let Event::Stepped { stage, .. } = &line.record.event
             && line.at > (CALM + RECOVERS / 2) * SECOND
@@ -103,7 +141,7 @@ fn live(seed: u64, text: &str) -> Found {
     for peer in 0..sim.peers() {
         sim.command(peer, Command::StopFeeding);
     }
-    sim.run_for(Duration::from_secs(ENDS));
+    run(&mut sim, ENDS, go_on)?;
     hear(&mut sim, &mut checker, |_| {});
     if let Some((at, id)) = checker.open().first() {
         let what = format!("{id}, begun at {:.3} s, is open {ENDS} s after the feeder stopped", *at as f64 / 1e9);
@@ -112,7 +150,7 @@ fn live(seed: u64, text: &str) -> Found {
     found.broken.extend(checker.finish().broken.into_iter().map(|broken| (broken.property, broken.what)));
     found.broken.extend(sim.wrongs().into_iter().take(Findings::MOST));
     (found.digest, found.events) = (sim.digest().to_string(), sim.happenings());
-    found
+    Some(found)
 }
 
 /// Gives the checker what was said since the last time, and each line to `each`.

@@ -278,6 +278,18 @@ catalogue! {
     next ["ls ~/.local/share/skein/runs" => "each run has the event logs of this peer", "skein train --help" => "--json prints the same events"]
     about "A peer writes one JSON object a line for everything that it does, into the folder of its run. Logs of several peers are merged by their clocks."
 
+    NoReportFolder { path: String = "/proc/report", error: String = "No such file or directory (os error 2)" } "SK152" Failure 4
+    what "A report cannot be written to {path}."
+    why "{error}."
+    next ["--out sim-2" => "another folder, which you may write to"]
+    about "A report is a folder: it is made where it is not there, and its files are written into it. This is seen before anything is simulated."
+
+    ReportTooLarge { path: String = "sim-first", need: Bytes = 178257920u64, free: Bytes = 3145728u64 } "SK153" Failure 4
+    what "The disk has no room for the report."
+    why "{path}: {need} needed, {free} free; what was there before is untouched."
+    next ["df -h {path}" => "make room there, then the same command again", "--out /mnt/other/report" => "a folder on another disk", "without --events" => "the events of a run are most of its report"]
+    about "A report is written whole or not at all. The figures of the run are printed all the same, and the same command gives the same report."
+
     NobodyAnswers { count: usize = 2usize, list: String = "192.0.2.7:4747 refused\n192.0.2.8:4747 silent for 20 s" } "SK201" Failure 5
     what "None of the {count} bootstrap peers answers."
     why "{list}"
@@ -372,7 +384,7 @@ catalogue! {
     what "{path} is already there."
     why "Nothing is overwritten unasked."
     next ["--out {path}-2" => "another place", "--force" => "replace it"]
-    about "`--force` replaces a manifest, or the files of a model. Other files in the folder stay."
+    about "`--force` replaces a manifest, or the files of a model or of a report. Other files in the folder stay. A report of the same scenario is replaced without it."
 
     NotYours { run: String = "my.toml", owner: String = "quiet-heron 12fa9c" } "SK315" Failure 6
     what "{run} is not your run."

@@ -16,11 +16,18 @@ const COLUMNS: usize = 40;
 pub struct Chronicle {
     /// In the order of their columns.
     names: BTreeMap<PeerId, (usize, String)>,
+    has_losses: bool,
 }
 
 impl Chronicle {
     pub fn new(peers: impl IntoIterator<Item = (PeerId, String)>) -> Chronicle {
-        Chronicle { names: peers.into_iter().enumerate().map(|(i, (peer, name))| (peer, (i, name))).collect() }
+        let names = peers.into_iter().enumerate().map(|(i, (peer, name))| (peer, (i, name))).collect();
+        Chronicle { names, has_losses: true }
+    }
+
+    /// Of peers that learn nothing: what they say of a loss is made up, and is not written.
+    pub fn without_losses(self) -> Chronicle {
+        Chronicle { has_losses: false, ..self }
     }
 
     fn name(&self, peer: PeerId) -> String {
@@ -49,7 +56,8 @@ impl Chronicle {
             Event::Minted { id, .. } => format!("begins {}", short(id)),
             Event::Completed { id, loss, tokens, path } => {
                 let path: Vec<String> = path.iter().map(|hop| name(&hop.peer)).collect();
-                format!("completes {} by {}: {tokens} tokens, loss {loss:.3}", short(id), path.join(" "))
+                let loss = if self.has_losses { format!(", loss {loss:.3}") } else { String::new() };
+                format!("completes {} by {}: {tokens} tokens{loss}", short(id), path.join(" "))
             }
             Event::Voided { id, stage, why } => format!("gives {} up at stage {stage}: {why}", short(id)),
             Event::Resent { id, stage, from, to, why } => {

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     out::{Mark, Out},
-    show::{Bytes, Count},
+    show::{Bytes, Count, Span},
 };
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ pub struct Progress {
     out: Out,
     label: String,
     unit: Unit,
+    total: u64,
+    began: Instant,
     bar: Option<ProgressBar>,
     last_line: Mutex<Instant>,
 }
@@ -44,7 +46,8 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Progress { out: out.clone(), label: label.into(), unit, bar, last_line: Mutex::new(Instant::now()) }
+        let began = Instant::now();
+        Progress { out: out.clone(), label: label.into(), unit, total, began, bar, last_line: Mutex::new(began) }
     }
 
     /// Where it stands.
@@ -55,14 +58,27 @@ impl Progress {
                 let mut last = self.last_line.lock().unwrap_or_else(PoisonError::into_inner);
                 if last.elapsed() >= LINE_EVERY {
                     *last = Instant::now();
-                    let amount = match self.unit {
-                        Unit::Bytes => Bytes(position).to_string(),
-                        Unit::Things => Count(position).to_string(),
-                    };
-                    self.out.say(Mark::Note, &format!("{}: {amount}", self.label), &[]);
+                    let sentence = format!("{}: {}", self.label, self.amount(position, self.began.elapsed()));
+                    self.out.say(Mark::Note, &sentence, &[]);
                 }
             }
         }
+    }
+
+    /// `9 of 20, 3 min left`, as far as it is known.
+    fn amount(&self, position: u64, took: Duration) -> String {
+        let written = |amount: u64| match self.unit {
+            Unit::Bytes => Bytes(amount).to_string(),
+            Unit::Things => Count(amount).to_string(),
+        };
+        if self.total == 0 {
+            return written(position);
+        }
+        let left = match position {
+            0 => String::new(),
+            done => format!(", {} left", Span(took.mul_f64(self.total.saturating_sub(done) as f64 / done as f64))),
+        };
+        format!("{} of {}{left}", written(position), written(self.total))
     }
 
     /// The bar makes room for a last line.

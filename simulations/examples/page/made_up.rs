@@ -155,6 +155,7 @@ pub fn outcome(seed: u64, peers: u32, samples: usize) -> Outcome {
         },
         series,
         changes,
+        planned: vec![Planned { at_s: 0.66 * long, until_s: 0.69 * long, what: "partition".into(), peers: peers / 4 }],
         rows,
         by_stage,
         cost: Some(Cost {

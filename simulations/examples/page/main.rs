@@ -14,7 +14,7 @@ fn main() -> std::io::Result<()> {
     let place = std::path::PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| "report".into()));
     let outcomes: Vec<Outcome> = (1..=5).map(|seed| made_up::outcome(seed, 500, 360)).collect();
     let expect = Expect { tokens_per_s_min: Some(15_000.0), goodput_min: Some(0.9), ..Expect::default() };
-    let told = Told { expect, command: None };
+    let told = Told { expect, ..Told::default() };
     write(&place.join("good"), &Folder::of(&outcomes, &told, None))?;
 
     let mut bad = made_up::outcome(9, 60, 90);

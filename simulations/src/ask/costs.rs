@@ -25,7 +25,7 @@ impl Assumed {
     pub fn of(world: &World) -> Assumed {
         let said = &world.scenario.cost;
         let prices = Prices {
-            usd_per_kwh: said.usd_per_kwh,
+            usd_per_kwh: said.usd_per_kwh.unwrap_or(world.prices.usd_per_kwh),
             usd_per_peer_hour: said.usd_per_peer_hour,
             usd_per_gb_up: said.usd_per_gb_up,
         };

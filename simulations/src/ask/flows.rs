@@ -30,7 +30,7 @@ pub fn run(world: World, watch: &mut dyn Watch) -> (Outcome, Vec<Use>) {
         }
     }
     let Run { mut outcome, uses } = fleet.finish();
-    let Outcome { scenario, question, text, config, learning, mut remarks, .. } = about;
+    let Outcome { scenario, question, text, config, learning, planned, mut remarks, .. } = about;
     remarks.append(&mut outcome.remarks);
-    (Outcome { scenario, question, text, config, learning, remarks, ..outcome }, uses)
+    (Outcome { scenario, question, text, config, learning, planned, remarks, ..outcome }, uses)
 }

@@ -16,8 +16,8 @@ use crate::{
     checker::{Line, Property},
     curve::{self, Curve},
     engine::{SECOND, Time},
-    outcome::{Ended, Fidelity, Learning, Outcome, SCHEMA, Sample},
-    scenario::{Document, Files, Refused, World, expand},
+    outcome::{Cause, Ended, Fidelity, Learning, Outcome, Planned, SCHEMA, Sample},
+    scenario::{Document, Fault, Files, Refused, Trouble, World, expand},
 };
 
 use protocol::Protocol;
@@ -71,17 +71,20 @@ pub fn ask(document: &Document, files: &Files, seed: u64, watch: &mut dyn Watch)
             (outcome, Some(uses))
         }
     };
+    // What a modelled worker says of its loss and its rounds is made up.
+    if learning != Learning::Real || outcome.fidelity == Fidelity::Fleet {
+        forget_learning(&mut outcome);
+    }
     match learning {
-        // A modelled worker's loss is made up.
-        Learning::None => forget_losses(&mut outcome),
+        Learning::None => {}
         Learning::Curve => estimate(&mut outcome, &manifest),
         Learning::Real if outcome.fidelity == Fidelity::Fleet => {
-            forget_losses(&mut outcome);
             outcome.learning = Learning::None;
             outcome.remarks.push("At fleet fidelity nothing is really trained: there is no loss.".into());
         }
         Learning::Real => {}
     }
+    name_the_limit(&mut outcome);
     outcome.cost = assumed.cost(&outcome, uses);
     Ok(outcome)
 }
@@ -95,9 +98,26 @@ fn estimate(outcome: &mut Outcome, manifest: &Manifest) {
     outcome.remarks.push(curve::REMARK.into());
 }
 
-fn forget_losses(outcome: &mut Outcome) {
-    outcome.series.iter_mut().for_each(|sample| sample.loss = None);
+fn forget_learning(outcome: &mut Outcome) {
+    outcome.series.iter_mut().for_each(|sample| (sample.loss, sample.disagreement) = (None, None));
     (outcome.totals.loss_first, outcome.totals.loss_last) = (None, None);
+}
+
+/// Where everybody is there and nothing comes to its end, what the devices waited for is the reason.
+fn name_the_limit(outcome: &mut Outcome) {
+    let Ended::Stuck { stage: None, why, .. } = &mut outcome.ended else { return };
+    let (cause, _) = outcome.shares.lost()[0];
+    let share = outcome.shares.of(cause);
+    let waits = match cause {
+        Cause::Upload => "waiting for uplinks",
+        Cause::Download => "waiting for downlinks",
+        Cause::Churn => "joining and fetching weights",
+        _ => return,
+    };
+    // A few of many may wait for something else by chance.
+    if share >= 0.2 {
+        why.push_str(&format!("; {:.0} % of the devices' time was {waits}", 100.0 * share));
+    }
 }
 
 /// Everything that a world is before anything happened, for an outcome.
@@ -126,6 +146,7 @@ pub fn blank(world: &World) -> Outcome {
         shares: Default::default(),
         series: Vec::new(),
         changes: Vec::new(),
+        planned: planned(world),
         rows: Vec::new(),
         by_stage: Vec::new(),
         cost: None,
@@ -133,6 +154,17 @@ pub fn blank(world: &World) -> Outcome {
         violations: Vec::new(),
         remarks: world.remarks.clone(),
     }
+}
+
+fn planned(world: &World) -> Vec<Planned> {
+    let begins = world.troubles.iter().zip(&world.scenario.faults).filter(|(trouble, _)| trouble.at < world.duration);
+    let planned = |(trouble, fault): (&Trouble, &Fault)| Planned {
+        at_s: seconds(trouble.at),
+        until_s: seconds(trouble.until.min(world.duration)),
+        what: fault.what.name(),
+        peers: trouble.whom.len() as u32,
+    };
+    begins.map(planned).collect()
 }
 
 fn seconds(time: Time) -> f64 {

@@ -10,7 +10,7 @@ use crate::{
     checker::{Checker, Findings, Given, Kill, Line, Property},
     driver::{Fault, Said, Simulation},
     engine::{SECOND, Time},
-    outcome::{Ended, Outcome, PeerRow, Traffic, Violation},
+    outcome::{Ended, Learning, Outcome, PeerRow, Traffic, Violation},
     record::{Recorded, Recorder},
     scenario::{Person, World},
     world::adversary::{Citizen, Lie},
@@ -66,8 +66,9 @@ pub struct Protocol {
     interval: Time,
     recorder: Recorder,
     checker: Checker,
-    /// Completed micro-batches of which a liar computed a part.
+    /// Completed micro-batches of which a liar computed a part, and results that somebody refused as no numbers.
     tainted: u64,
+    caught: u64,
     /// Violations that were told.
     broken: usize,
     outcome: Outcome,
@@ -78,9 +79,9 @@ impl Protocol {
         let outcome = blank(&world);
         let checker = Checker::new(&Given::of(&world.setup.manifest, Vec::new()));
         let live = Live::of(world);
-        let recorder = Recorder::new(live.sim.manifest(), live.sim.ids());
+        let recorder = Recorder::new(live.sim.manifest(), live.sim.ids(), live.duration);
         let interval = (live.duration / SAMPLES).max(INTERVAL_MIN);
-        Protocol { live, interval, recorder, checker, tainted: 0, broken: 0, outcome }
+        Protocol { live, interval, recorder, checker, tainted: 0, caught: 0, broken: 0, outcome }
     }
 
     pub fn run(mut self, watch: &mut dyn Watch) -> Outcome {
@@ -144,11 +145,15 @@ impl Protocol {
         }
     }
 
-    /// Micro-batches of which a liar computed a part.
+    /// Micro-batches of which a liar computed a part, and those that were given up for what they held.
     fn count_lies(&mut self, line: &Line) {
-        if let Event::Completed { path, .. } = &line.record.event {
-            let is_liar = |peer| self.live.sim.number(peer).is_some_and(|peer| self.live.people[peer].liar);
-            self.tainted += u64::from(path.iter().any(|hop| is_liar(hop.peer)));
+        match &line.record.event {
+            Event::Completed { path, .. } => {
+                let is_liar = |peer| self.live.sim.number(peer).is_some_and(|peer| self.live.people[peer].liar);
+                self.tainted += u64::from(path.iter().any(|hop| is_liar(hop.peer)));
+            }
+            Event::Voided { why, .. } => self.caught += u64::from(why.contains("finite")),
+            _ => {}
         }
     }
 
@@ -167,9 +172,9 @@ impl Protocol {
     }
 
     fn finish(self, now: Time, ended: Ended) -> Outcome {
-        let Protocol { live: Live { sim, people, .. }, recorder, checker, mut outcome, tainted, .. } = self;
+        let Protocol { live: Live { sim, people, .. }, recorder, checker, mut outcome, tainted, caught, .. } = self;
         let summary = checker.finish();
-        let Recorded { totals, shares, series, changes, rows, by_stage, violations } =
+        let Recorded { totals, shares, series, changes, rows, by_stage, violations, remarks } =
             recorder.finish(now, &summary, sim.manifest());
         outcome.digest = sim.digest().to_string();
         outcome.events = sim.happenings();
@@ -179,6 +184,7 @@ impl Protocol {
         (outcome.changes, outcome.by_stage, outcome.violations) = (changes, by_stage, violations);
         outcome.rows = rows.into_iter().zip(&people).map(|(row, person)| described(row, person)).collect();
         outcome.properties = LOOKED_AT.iter().map(ToString::to_string).collect();
+        outcome.remarks.extend(remarks);
         let wrongs = sim.wrongs().into_iter().take(Findings::MOST).map(|(property, what)| Violation {
             property: property.to_string(),
             at_s: outcome.simulated_s,
@@ -190,9 +196,17 @@ impl Protocol {
             let remark = "Links are shared by the smaller of the fair shares at both ends, as above 1,000 peers: about 5 % less than they carry.";
             outcome.remarks.push(remark.into());
         }
-        if tainted > 0 {
+        if people.iter().any(|person| person.liar) {
             let share = 100.0 * tainted as f64 / outcome.totals.completed.max(1) as f64;
-            outcome.remarks.push(format!("A liar stood on the path of {share:.1} % of the micro-batches."));
+            outcome.remarks.push(match outcome.learning {
+                Learning::Real => format!(
+                    "Of the micro-batches that a liar worked on, {tainted} passed and are in the weights ({share:.1} % of \
+                     all), and {caught} were refused, since a value was not finite."
+                ),
+                Learning::None | Learning::Curve => {
+                    format!("A liar stood on the path of {share:.1} % of the micro-batches.")
+                }
+            });
         }
         outcome
     }

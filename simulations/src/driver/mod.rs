@@ -652,11 +652,11 @@ impl<P: Process> Simulation<P> {
         self.read_links();
     }
 
-    /// Tells the meters which links are in use since the flows changed.
+    /// Tells the meters what the links do since the flows changed.
     fn read_links(&mut self) {
         let now = self.engine.now();
         for peer in self.flows.take_turned() {
-            self.meters[peer].set_links(now, self.flows.sends(peer), self.flows.receives(peer));
+            self.meters[peer].set_links(now, self.flows.in_use(peer));
         }
     }
 

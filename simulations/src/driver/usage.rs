@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use skein_protocol::{Lane, Stage, event::Event};
 
-use crate::engine::Time;
+use crate::{engine::Time, world::network::InUse};
 
 /// Sums over the whole simulation; those of processes that died are in them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,10 +17,13 @@ pub struct PeerUse {
     /// Bodies take its uplink, and its downlink.
     pub sending: Duration,
     pub receiving: Duration,
-    /// Sending while its worker has nothing to do.
-    pub idle_sending: Duration,
-    /// Receiving while its worker has nothing to do, and nothing is sent.
-    pub idle_receiving: Duration,
+    /// Its uplink, and its downlink, is what keeps something from going faster.
+    pub up_full: Duration,
+    pub down_full: Duration,
+    /// Its worker has nothing to do while an uplink is full: its own, or that of who sends to it.
+    pub idle_upload: Duration,
+    /// Its worker has nothing to do while a downlink is full: its own, or that of whom it sends to.
+    pub idle_download: Duration,
     /// Bytes that left it and that it got, by lane in the order of [`Lane::ALL`].
     pub sent: [u64; Lane::ALL.len()],
     pub received: [u64; Lane::ALL.len()],
@@ -33,8 +36,7 @@ pub(super) struct Meter {
     since: Time,
     alive: bool,
     busy: bool,
-    sending: bool,
-    receiving: bool,
+    links: InUse,
     serves: BTreeSet<Stage>,
 }
 
@@ -44,16 +46,20 @@ impl Meter {
         self.since = now;
         let sums = &mut self.sums;
         let idle = self.alive && !self.busy;
-        let idle_sending = idle && self.sending;
-        let idle_receiving = idle && self.receiving && !self.sending;
+        let links = self.links;
+        // Its own links come first; of two that are full the uplink, which is the narrower one of most homes.
+        let by_uplink = links.up_full || (links.sender_full && !links.down_full);
+        let by_downlink = !by_uplink && (links.down_full || links.receiver_full);
         for (holds, sum) in [
             (self.alive, &mut sums.alive),
             (!self.serves.is_empty(), &mut sums.serving),
             (self.busy, &mut sums.busy),
-            (self.sending, &mut sums.sending),
-            (self.receiving, &mut sums.receiving),
-            (idle_sending, &mut sums.idle_sending),
-            (idle_receiving, &mut sums.idle_receiving),
+            (links.sends, &mut sums.sending),
+            (links.receives, &mut sums.receiving),
+            (links.up_full, &mut sums.up_full),
+            (links.down_full, &mut sums.down_full),
+            (idle && by_uplink, &mut sums.idle_upload),
+            (idle && by_downlink, &mut sums.idle_download),
         ] {
             if holds {
                 *sum += passed;
@@ -85,10 +91,10 @@ impl Meter {
         }
     }
 
-    pub fn set_links(&mut self, now: Time, sending: bool, receiving: bool) {
-        if (self.sending, self.receiving) != (sending, receiving) {
+    pub fn set_links(&mut self, now: Time, links: InUse) {
+        if self.links != links {
             self.settle(now);
-            (self.sending, self.receiving) = (sending, receiving);
+            self.links = links;
         }
     }
 

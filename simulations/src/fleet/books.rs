@@ -470,6 +470,7 @@ impl Fleet {
             shares: self.books.shares(),
             series: std::mem::take(&mut self.books.series),
             changes,
+            planned: Vec::new(),
             rows,
             by_stage: self.books.rows(now_s),
             cost: None,

@@ -15,6 +15,8 @@ const POINTS_MAX: usize = 300;
 const CELLS_MAX: usize = 180;
 const ROWS_MAX: usize = 64;
 const HIGH: f64 = 210.0;
+/// Faults that are marked.
+const SPANS_MAX: usize = 24;
 
 const UP: Ink = Ink::Series(0);
 const SECOND: Ink = Ink::Series(1);
@@ -74,6 +76,9 @@ fn throughput(outcomes: &[Outcome], few: &[Column]) -> Drawing {
     lines.ticks = first.changes.iter().filter(|change| change.what != Came::Joined).map(|change| change.at_s).collect();
     if !lines.ticks.is_empty() {
         lines.title.push_str("  (red: departures)");
+    }
+    for planned in first.planned.iter().take(SPANS_MAX) {
+        lines.spans.push((planned.at_s, planned.until_s, planned.what.replace('_', " ")));
     }
     if outcomes.len() > 1 {
         let others: Vec<Vec<Column>> =
@@ -229,10 +234,10 @@ fn busy(summary: &Summary) -> Drawing {
     Bars {
         title: "How busy each stage is".into(),
         alternative: format!(
-            "Part of the time that workers compute, uplinks send and downlinks receive. {}.",
+            "Part of the time that workers compute, uplinks are full and downlinks are full. {}.",
             said.join("; ")
         ),
-        names: vec![("computing".into(), UP), ("sending".into(), SECOND), ("receiving".into(), Ink::Series(6))],
+        names: vec![("computing".into(), UP), ("uplink full".into(), SECOND), ("downlink full".into(), Ink::Series(6))],
         places: chunks
             .iter()
             .map(|rows| {

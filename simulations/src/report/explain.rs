@@ -11,7 +11,7 @@ use super::{
     numbers::{figure, percent, span},
     summary::Summary,
 };
-use crate::outcome::{Cause, StageRow};
+use crate::outcome::{Cause, Ended, StageRow};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -50,6 +50,15 @@ pub fn explain(summary: &Summary) -> Explanation {
         let nothing = "No device was there for any time, so nothing can be said about what limits it.".to_string();
         return Explanation { cause, share: 0.0, sentences: vec![nothing], change: None, changes: Vec::new() };
     }
+    if let Ended::Stuck { stage, since_s, why } = &summary.ended {
+        // A mean over the time before and after the stop says nothing of either.
+        let sentences = vec![
+            stopped(*stage, *since_s, why),
+            format!("Until the end {}", lower(&where_time_goes(summary, cause, share, lost))),
+            "No change is estimated: what would bring more is not known of a run that stopped.".into(),
+        ];
+        return Explanation { cause, share, sentences, change: None, changes: Vec::new() };
+    }
     let mut changes: Vec<Change> = Cause::LOSSES
         .into_iter()
         .chain((cause == Cause::Compute).then_some(Cause::Compute))
@@ -74,6 +83,16 @@ pub fn explain(summary: &Summary) -> Explanation {
         }
     });
     Explanation { cause, share, sentences, change: best, changes }
+}
+
+fn stopped(stage: Option<u16>, since_s: f64, why: &str) -> String {
+    let why = why.trim_end_matches('.');
+    match stage {
+        Some(stage) => {
+            format!("Training stopped: stage {stage} has nobody since {} of simulated time ({why}).", span(since_s))
+        }
+        None => format!("Training stopped: nothing was completed since {} of simulated time ({why}).", span(since_s)),
+    }
 }
 
 fn times(gain: f64) -> String {
@@ -102,9 +121,9 @@ fn where_time_goes(summary: &Summary, cause: Cause, share: f64, lost: f64) -> St
 fn meaning(cause: Cause) -> &'static str {
     match cause {
         Cause::Compute => "computing",
-        Cause::Upload => "waiting while their own uplink was sending",
+        Cause::Upload => "waiting for uplinks that could not send faster",
         Cause::Download => "waiting for data that downlinks could not take faster",
-        Cause::Latency => "waiting for answers with nothing on the links, since only so much may be in flight",
+        Cause::Latency => "waiting for answers with no link full, since only so much may be in flight",
         Cause::Imbalance => "waiting for another stage that is slower",
         Cause::Churn => "joining, fetching weights, and work that was gone when a peer left",
         Cause::Staleness => "work that was refused, as the weights had moved on too far",
@@ -123,14 +142,14 @@ fn why(summary: &Summary, cause: Cause) -> String {
             let all = totals.traffic.all().max(1) as f64;
             let passed = (totals.traffic.activations + totals.traffic.gradients) as f64 / all;
             format!(
-                "{} of all bytes are activations and gradients, {} averaging; uplinks of the stage that sends most are busy {} of the time.",
+                "{} of all bytes are activations and gradients, {} averaging; uplinks of the stage that sends most are full {} of the time.",
                 percent(passed),
                 percent(totals.traffic.averaging as f64 / all),
                 percent(summary.by_stage.iter().map(|row| row.sending).fold(0.0, f64::max))
             )
         }
         Cause::Download => format!(
-            "Downlinks of the stage that receives most are busy {} of the time.",
+            "Downlinks of the stage that receives most are full {} of the time.",
             percent(summary.by_stage.iter().map(|row| row.receiving).fold(0.0, f64::max))
         ),
         Cause::Latency => {
@@ -239,6 +258,11 @@ fn cap(summary: &Summary, cause: Cause) -> (f64, Cause) {
         .filter(|(part, _)| *part > 0.0)
         .map(|(part, of)| (1.0 / part.min(1.0), of))
         .fold((f64::INFINITY, Cause::Compute), |least, one| if one.0 < least.0 { one } else { least })
+}
+
+fn lower(sentence: &str) -> String {
+    let mut letters = sentence.chars();
+    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
 }
 
 fn capital(word: &str) -> String {

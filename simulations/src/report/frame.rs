@@ -48,6 +48,8 @@ pub struct Lines {
     pub stacked: bool,
     /// Moments that are marked above the plot.
     pub ticks: Vec<f64>,
+    /// Times that are shaded, each with its word; one without length is a line.
+    pub spans: Vec<(f64, f64, String)>,
     /// The axis starts at 0 and ends here, whatever the values.
     pub top: Option<f64>,
     /// The axis need not start at 0.
@@ -65,6 +67,7 @@ impl Lines {
             band: None,
             stacked: false,
             ticks: Vec::new(),
+            spans: Vec::new(),
             top: None,
             floating: false,
             written,
@@ -105,6 +108,7 @@ impl Lines {
         let long = if end > start { end - start } else { 1.0 };
         let x = |at: f64| left + (at - start) / long * (right - left);
         time_axis(&mut sheet, start, end, left, right, bottom);
+        self.shade(&mut sheet, (start, end), (top, bottom), x);
         let middles: Vec<f64> = self.times.iter().map(|(from, to)| x((from + to) / 2.0)).collect();
         if let Some((low, high)) = &self.band {
             let mut outline: Vec<(f64, f64)> =
@@ -144,6 +148,25 @@ impl Lines {
                 .collect(),
         });
         sheet
+    }
+
+    /// Spans under the lines, with their words in a few rows, since neighbours would stand on each other.
+    fn shade(&self, sheet: &mut Drawing, time: (f64, f64), (top, bottom): (f64, f64), x: impl Fn(f64) -> f64) {
+        const ROWS: usize = 4;
+        let inside = |(from, until, _): &&(f64, f64, String)| {
+            from.is_finite() && until.is_finite() && *from <= time.1 && *until >= time.0
+        };
+        for (row, (from, until, word)) in self.spans.iter().filter(inside).enumerate() {
+            let (left, right) = (x(from.clamp(time.0, time.1)), x(until.clamp(time.0, time.1)));
+            if right - left > 1.0 {
+                sheet.area(vec![(left, top), (right, top), (right, bottom), (left, bottom)], Ink::Bad, 0.12);
+            } else {
+                sheet.line(vec![(left, top), (left, bottom)], Ink::Bad, 1.0, true);
+            }
+            let beyond = left > x((time.0 + time.1) / 2.0);
+            let (at, anchor) = if beyond { (left - 3.0, Anchor::End) } else { (left + 3.0, Anchor::Start) };
+            sheet.words(at, top + 10.0 + 12.0 * (row % ROWS) as f64, word.clone(), Ink::Muted, anchor);
+        }
     }
 
     /// Ticks above the plot; where many fall together, one is as high as they are many.
@@ -191,6 +214,9 @@ impl Lines {
 
     fn described(&self) -> String {
         let mut sentences = vec![format!("{} over the simulated time.", self.title)];
+        for (from, until, word) in &self.spans {
+            sentences.push(format!("Planned: {word}, {} to {}.", clock(*from), clock(*until)));
+        }
         for strand in &self.strands {
             let known: Vec<f64> = strand.values.iter().copied().filter(|value| value.is_finite()).collect();
             let (Some(first), Some(last)) = (known.first(), known.last()) else {

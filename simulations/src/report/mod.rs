@@ -19,9 +19,10 @@ mod tables;
 mod terminal;
 
 pub use compare::{Comparison, Difference, compare};
-pub use done::SimulateDone;
+pub use done::{SimulateDone, SimulateSummary};
 pub use estimate::{Estimate, student_t};
 pub use explain::{Change, Explanation, explain};
+pub(crate) use numbers::{counted, span};
 pub use summary::{Expected, Figures, Seed, SeedViolation, Summary, Told, Unreadable, quoted};
 pub use sweep::{Point, sweep};
 pub use terminal::text;

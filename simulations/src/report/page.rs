@@ -79,7 +79,11 @@ fn opening(body: &mut String, summary: &Summary) {
     let verdict = summary.verdict();
     let (word, rest) = verdict.split_once([':', ',']).unwrap_or((&verdict, ""));
     let mark = verdict[word.len()..].chars().next().map_or(String::new(), String::from);
-    let class = if word == "Yes" { "good" } else { "no" };
+    let class = match word {
+        "Yes" => "good",
+        _ if verdict.starts_with("No") => "no",
+        _ => "plain",
+    };
     put!(body, "<p class=\"verdict\"><span class=\"{class}\">{}</span>{mark}{}</p>", escape(word), flow(rest));
     let (class, meaning) = fidelity(summary.fidelity);
     put!(
@@ -111,13 +115,13 @@ fn figures(body: &mut String, summary: &Summary) {
     let all = &summary.figures;
     put!(body, "<dl class=\"figures\">");
     one(body, "Throughput", &figure(all.tokens_per_s.mean), "tokens/s", &band(&all.tokens_per_s, figure));
-    one(body, "Goodput", &percent(all.goodput.mean), "of work counts", &band(&all.goodput, percent));
-    let per_hour = summary.simulated_s().max(1.0) / 3600.0;
+    one(body, "Goodput", &summary.goodput(), "of work counts", &band(&all.goodput, percent));
+    let per_hour = summary.bytes_per_peer_hour().map_or(String::new(), |sent| format!(" ({} an hour)", bytes(sent)));
     one(
         body,
         "Given to the network",
         &bytes(all.bytes_per_peer.mean),
-        &format!("a peer ({} an hour)", bytes(all.bytes_per_peer.mean / per_hour)),
+        &format!("a peer{per_hour}"),
         &band(&all.bytes_per_peer, bytes),
     );
     match (&all.loss_last, summary.learning) {
@@ -406,7 +410,7 @@ fn totals(body: &mut String, summary: &Summary) {
                 "<tr><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td><td>{ended}</td><td><code>{}</code></td></tr>",
                 seed.seed,
                 figure(seed.tokens_per_s),
-                percent(seed.goodput),
+                if seed.totals.tokens == 0 { "-".into() } else { percent(seed.goodput) },
                 bytes(seed.bytes_per_peer),
                 seed.bottleneck.name(),
                 escape(&short_digest(&seed.digest))

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     outcome::{Cause, Cost, Ended, Fidelity, Learning, Outcome, SCHEMA, Shares, StageRow, Totals, Traffic, Violation},
-    scenario::Expect,
+    scenario::{Document, Expect},
 };
 
 /// What outcomes do not know of themselves.
@@ -19,6 +19,18 @@ pub struct Told {
     pub expect: Expect,
     /// The command that gives the same again; nothing: one that names the scenario, its seed and its fidelity.
     pub command: Option<String>,
+    /// The scenario names machines to compare with.
+    pub compares: bool,
+}
+
+impl Told {
+    pub fn of(document: &Document, command: String) -> Told {
+        Told {
+            expect: document.scenario.expect.clone(),
+            command: Some(command),
+            compares: document.says("cost.reference"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +58,12 @@ pub struct Summary {
     pub by_stage: Vec<StageRow>,
     pub cost: Option<Cost>,
     pub expected: Vec<Expected>,
+    /// What was expected answers the question, with Yes or No.
+    #[serde(default)]
+    pub answers: bool,
+    /// The scenario names machines to compare with: the answer begins with what they would do for the same money.
+    #[serde(default)]
+    pub compares: bool,
     pub properties: Vec<String>,
     /// Of all seeds.
     pub violations: Vec<SeedViolation>,
@@ -168,6 +186,8 @@ impl Summary {
             by_stage: mean_stages(outcomes),
             cost: mean_cost(outcomes),
             expected: Vec::new(),
+            answers: told.expect.answers,
+            compares: told.compares,
             properties: first.properties.clone(),
             violations: outcomes
                 .iter()
@@ -183,7 +203,7 @@ impl Summary {
             command: told.command.clone().unwrap_or_else(|| command(outcomes)),
             seeds,
         };
-        summary.expected = expected(&summary, &told.expect);
+        summary.expected = expected(&summary, &told.expect, outcomes);
         Some(rounded(summary))
     }
 
@@ -220,6 +240,17 @@ impl Summary {
         format!("fidelity {}, {}, {seeds}, skein {}", fidelity_name(self.fidelity), self.scenario, self.skein)
     }
 
+    /// The part of the work done that counts; nothing where none was done.
+    pub fn goodput(&self) -> String {
+        if self.totals.tokens == 0 { "-".into() } else { percent(self.figures.goodput.mean) }
+    }
+
+    /// What a peer gives to the network in an hour of being there.
+    pub fn bytes_per_peer_hour(&self) -> Option<f64> {
+        let hours = self.totals.peer_s / 3600.0;
+        (hours > 0.0).then(|| self.totals.traffic.all() as f64 / hours)
+    }
+
     /// The longest time that a seed simulated.
     pub fn simulated_s(&self) -> f64 {
         self.seeds.iter().map(|seed| seed.simulated_s).fold(0.0, f64::max)
@@ -254,13 +285,19 @@ impl Summary {
                         format!("{} is {} where {} was expected", expected.what, expected.got, expected.wanted)
                     })
                     .collect();
-                format!("Not as expected: {}. {}", missed.join("; "), self.limit())
+                let word = if self.answers { "No" } else { "Not as expected" };
+                format!("{word}: {}. {}", missed.join("; "), self.limit())
             }
             _ => {
                 let as_expected = if self.expected.is_empty() { "" } else { ", as expected" };
+                let it = match (self.answers && !self.expected.is_empty(), self.for_the_same_money()) {
+                    (true, _) => "Yes: it".into(),
+                    (false, Some(money)) => format!("{money}: this swarm"),
+                    (false, None) => "It".to_string(),
+                };
                 format!(
-                    "Yes: it trains {speed} tokens/s{as_expected}, and {} of the work done counts. {}",
-                    percent(self.figures.goodput.mean),
+                    "{it} trains {speed} tokens/s{as_expected}, and {} of the work done counts. {}",
+                    self.goodput(),
                     self.limit()
                 )
             }
@@ -273,6 +310,21 @@ impl Summary {
             ));
         }
         verdict
+    }
+
+    /// What the machines to compare with would do, where the scenario names them.
+    fn for_the_same_money(&self) -> Option<String> {
+        let cost = self.cost.as_ref().filter(|_| self.compares)?;
+        let times = cost.usd_per_billion_tokens / cost.reference_usd_per_billion_tokens;
+        let is_known = times.is_finite() && times > 0.0;
+        is_known.then(|| match times {
+            times if times >= 1.0 => {
+                format!("For the same money {} trains {} times as much", cost.reference, figure(times))
+            }
+            times => {
+                format!("For the same money this trains {} times as much as {}", figure(1.0 / times), cost.reference)
+            }
+        })
     }
 
     fn limit(&self) -> String {
@@ -501,7 +553,7 @@ fn mean_cost(outcomes: &[Outcome]) -> Option<Cost> {
     })
 }
 
-fn expected(summary: &Summary, expect: &Expect) -> Vec<Expected> {
+fn expected(summary: &Summary, expect: &Expect, outcomes: &[Outcome]) -> Vec<Expected> {
     let mut all = Vec::new();
     let mut add = |what: &str, wanted: String, got: String, met: bool| {
         all.push(Expected { what: what.into(), wanted, got, met });
@@ -518,11 +570,23 @@ fn expected(summary: &Summary, expect: &Expect) -> Vec<Expected> {
     }
     if let Some(least) = expect.goodput_min {
         let got = figures.goodput.mean;
-        add("goodput", format!("at least {}", percent(least)), percent(got), got >= least);
+        // Of no work no part counts.
+        let met = got >= least && summary.totals.tokens > 0;
+        add("goodput", format!("at least {}", percent(least)), summary.goodput(), met);
     }
     if let Some(most) = expect.lost_max {
         let got = summary.seeds.iter().map(|seed| seed.totals.lost).max().unwrap_or(0);
         add("lost work", format!("at most {}", count(most)), count(got), got <= most);
+    }
+    if let Some(least) = expect.recovers_min {
+        let all: Vec<f64> = outcomes.iter().filter_map(Outcome::recovers).collect();
+        let got = Estimate::of(&all).map(|of| of.mean);
+        add(
+            "throughput of the last third",
+            format!("at least {} of that of the first", percent(least)),
+            got.map_or("-".into(), percent),
+            got.is_some_and(|got| got >= least),
+        );
     }
     if let Some(cause) = &expect.bottleneck {
         let got = summary.bottleneck.name();

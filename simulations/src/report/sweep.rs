@@ -9,7 +9,7 @@ use super::{
     Folder,
     drawing::{Anchor, Drawing, Ink},
     frame::step_of,
-    numbers::{counted, figure, percent, short},
+    numbers::{count, counted, figure, percent, short},
     page::{figure_of, frame},
     pixels::png,
     summary::{Summary, Told, fidelity_name},
@@ -295,6 +295,20 @@ fn page(points: &[Point], summaries: &[Option<Summary>], drawings: &[Vec<Drawing
         "<p class=\"fidelity{class}\"><strong>Fidelity: {}.</strong> {meaning}</p>\n</header>",
         if fidelities.is_empty() { "none".into() } else { fidelities.join(" and ") }
     ));
+    let missing: Vec<String> = points
+        .iter()
+        .zip(summaries)
+        .filter(|(_, summary)| summary.is_none())
+        .map(|(point, _)| setting(point))
+        .collect();
+    if !missing.is_empty() {
+        put(format!(
+            "<p class=\"note\">{} of {} are missing, since they were not simulated to their end: {}.</p>",
+            count(missing.len() as u64),
+            counted(points.len() as u64, "place", "places"),
+            escape(&missing.join("; "))
+        ));
+    }
     let letters: Vec<String> = [Cause::Compute]
         .iter()
         .chain(&Cause::LOSSES)
@@ -331,7 +345,7 @@ fn rows(body: &mut String, points: &[Point], summaries: &[Option<Summary>], keys
                 "<td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td>{}</td><td>{}</td><td>{}</td>",
                 figure(summary.figures.tokens_per_s.mean),
                 summary.figures.tokens_per_s.half().map_or("-".into(), figure),
-                percent(summary.figures.goodput.mean),
+                summary.goodput(),
                 summary.figures.usd_per_billion_tokens.map_or("-".into(), |usd| figure(usd.mean)),
                 summary.bottleneck.name(),
                 ended(&summary.ended),

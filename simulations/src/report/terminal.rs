@@ -10,6 +10,8 @@ use crate::outcome::{Cause, Learning};
 
 const WIDTH_MAX: usize = 100;
 const WIDTH_MIN: usize = 40;
+/// Remarks of a run that are written out.
+const REMARKS_MAX: usize = 6;
 /// Where values begin.
 const INDENT: usize = 19;
 
@@ -42,11 +44,17 @@ pub fn text(summary: &Summary, width: usize, report: Option<&str>) -> String {
     lines.row(
         "throughput",
         &format!(
-            "{} tokens/s{}; goodput {}{} of the work done, the rest was done again or thrown away",
+            "{} tokens/s{}; {}",
             figure(figures.tokens_per_s.mean),
             half(&figures.tokens_per_s, figure),
-            percent(figures.goodput.mean),
-            half(&figures.goodput, percent)
+            match summary.totals.tokens {
+                0 => "goodput -, nothing was trained".into(),
+                _ => format!(
+                    "goodput {}{} of the work done, the rest was done again or thrown away",
+                    summary.goodput(),
+                    half(&figures.goodput, percent)
+                ),
+            }
         ),
     );
     lines.row("training", &training(summary));
@@ -79,6 +87,12 @@ pub fn text(summary: &Summary, width: usize, report: Option<&str>) -> String {
     }
     if summary.violations.len() > 5 {
         lines.row("", &format!("and {} more", count(summary.violations.len() as u64 - 5)));
+    }
+    for remark in summary.remarks.iter().take(REMARKS_MAX) {
+        lines.row("remark", remark);
+    }
+    if summary.remarks.len() > REMARKS_MAX {
+        lines.row("", &format!("and {} more, in the report", summary.remarks.len() - REMARKS_MAX));
     }
     let checked = summary.properties.len() as u64;
     lines.row(
@@ -125,8 +139,7 @@ fn traffic(summary: &Summary) -> String {
     if all == 0 {
         return "nothing was sent".into();
     }
-    let hours = summary.totals.peer_s / 3600.0;
-    let per_hour = if hours > 0.0 { format!(", {} an hour", bytes(all as f64 / hours)) } else { String::new() };
+    let per_hour = summary.bytes_per_peer_hour().map_or(String::new(), |sent| format!(", {} an hour", bytes(sent)));
     let mut classes = [
         ("activations", traffic.activations),
         ("gradients", traffic.gradients),

@@ -252,6 +252,11 @@ impl Found<'_> {
             if needs && fault.factor <= 0.0 {
                 self.wrong(&key("factor"), format!("is {}, and must be above 0", fault.factor));
             }
+            if fault.what == What::Slow && fault.factor > 1.0 {
+                let what =
+                    format!("is {}: of slow it is what is left of the speed, above 0 and at most 1", fault.factor);
+                self.wrong(&key("factor"), what);
+            }
             let passes = !matches!(fault.what, What::Die | What::Leave | What::Crowd);
             if passes && lasts == 0 {
                 self.wrong(&key("lasts"), "is 0: it would be over at once");

@@ -46,7 +46,8 @@ impl Document {
         }
         let (document, errors) = DeTable::parse_recoverable(text);
         let problem = |error: &toml::de::Error| {
-            reader.at(error.span().map_or(0, |span| span.start), "", error.message().to_string())
+            let at = error.span().map_or(0, |span| span.start);
+            reader.at(at, "", too_large(text, at).unwrap_or_else(|| error.message().to_string()))
         };
         let table = match (errors.is_empty(), toml::from_str::<Table>(text)) {
             (true, Ok(table)) => table,
@@ -88,6 +89,9 @@ impl Document {
         let kind = match (keys::find(path), shares) {
             (Some(key), _) => key.kind,
             (None, Some(_)) => Kind::Real(0.0, 1.0),
+            (None, None) if name.is_empty() => {
+                return Err(refuse("", "has nothing before its =; write key=value, like peers=500".into()));
+            }
             (None, None) => return Err(refuse(name, no_key(name))),
         };
         let value = kind.parse(text).map_err(|what| refuse(path, what))?;
@@ -97,6 +101,10 @@ impl Document {
             changed.put(path, value.clone()).map_err(|what| refuse(path, what))?;
             changed.places.retain(|key, _| key.strip_prefix(path).is_none_or(|rest| !rest.starts_with('.')));
             changed.places.insert(path.into(), place.clone());
+        }
+        if path == "cost.prices" {
+            // The table that is named now has a price of power, and what was written before speaks of another.
+            changed.take("cost.usd_per_kwh");
         }
         let whole = shares.map_or(path, |(above, _)| above);
         let mut found = Vec::new();
@@ -145,6 +153,19 @@ impl Document {
         Ok(())
     }
 
+    fn take(&mut self, path: &str) {
+        let Some((above, name)) = path.rsplit_once('.') else { return };
+        if let Some(Value::Table(table)) = self.table.get_mut(above) {
+            table.remove(name);
+        }
+        self.places.remove(path);
+    }
+
+    /// Whether somebody wrote the value of `key`.
+    pub fn says(&self, key: &str) -> bool {
+        self.places.contains_key(key)
+    }
+
     /// A problem at the place of `key`, else of the nearest section above it that is written.
     pub fn problem(&self, key: &str, what: String) -> Problem {
         Problem { place: self.place(key), key: key.into(), what }
@@ -183,8 +204,17 @@ impl Document {
         for name in self.files() {
             parts.push(files.get(&name).map_or(&[][..], |text| text.as_bytes()));
         }
-        format!("b3:{}", hash::keyed("skein scenario 1", &parts))
+        hash::keyed("skein scenario 1", &parts).to_string()
     }
+}
+
+/// A whole number that TOML's 64 bits do not hold, where one stands there.
+fn too_large(text: &str, at: usize) -> Option<String> {
+    let digits: String = text.get(at..)?.chars().take_while(|c| c.is_ascii_digit() || "_+-".contains(*c)).collect();
+    let plain = digits.replace('_', "");
+    let is_whole = plain.len() > 1 && plain.trim_start_matches(['+', '-']).bytes().all(|byte| byte.is_ascii_digit());
+    (is_whole && plain.parse::<i64>().is_err())
+        .then(|| format!("{digits} is too large: whole numbers go to {}", i64::MAX))
 }
 
 fn below<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
@@ -370,6 +400,8 @@ mod tests {
         assert_eq!(again.scenario, document.scenario, "{text}");
         assert_eq!(again.write(), text);
         assert_eq!(again.digest(&Files::new()), document.digest(&Files::new()));
+        let digest = document.digest(&Files::new());
+        assert!(digest.starts_with("b3:") && digest.matches("b3:").count() == 1, "{digest}");
         document.set("seed=2").unwrap();
         assert_ne!(again.digest(&Files::new()), document.digest(&Files::new()));
     }
@@ -412,8 +444,10 @@ mod tests {
 
     #[test]
     fn what_is_no_toml_says_where() {
-        let said = said("question = \"\n[run]\n");
-        assert!(said.starts_with("my.toml:1:"), "{said}");
+        let none = said("question = \"\n[run]\n");
+        assert!(none.starts_with("my.toml:1:"), "{none}");
+        let large = said("question = \"?\"\n[peers]\ncount = 99999999999999999999\n");
+        assert_eq!(large, "my.toml:3:9: 99999999999999999999 is too large: whole numbers go to 9223372036854775807");
     }
 
     #[test]
@@ -458,7 +492,10 @@ mod tests {
         let mut document = document();
         for (assignment, part) in [
             ("peers", "has no =; write key=value"),
-            ("peers=many", "--set peers=many: peers.count is string, and must be a whole number"),
+            ("peers=many", "--set peers=many: peers.count is \"many\", and must be a whole number"),
+            ("=3", "--set =3: has nothing before its ="),
+            ("seed=99999999999999999999", "simulate.seed cannot be 99999999999999999999; allowed: 0 to"),
+            ("expect.answers=yes", "expect.answers is \"yes\", and must be true or false"),
             ("pers=5", "pers is no key of a scenario; did you mean peers?"),
             ("weather=5", "or short peers, feeders,"),
             ("network.u=5", "did you mean network.up?"),

@@ -21,6 +21,8 @@ pub enum Kind {
     Word(&'static [&'static str]),
     Whole(u64, u64),
     Real(f64, f64),
+    /// true or false.
+    Flag,
     Time,
     TimeOrEmpty,
     RateOrEmpty,
@@ -133,6 +135,8 @@ pub const KEYS: &[Key] = &[
     may("expect.goodput_min", Kind::Real(0.0, 1.0)),
     may("expect.lost_max", Kind::Whole(0, SEED_MAX)),
     may("expect.bottleneck", Kind::Word(CAUSES)),
+    may("expect.recovers_min", Kind::Real(0.0, 1e6)),
+    may("expect.answers", Kind::Flag),
 ];
 
 /// Short words of `--set` and `--over`, and the keys that they stand for.
@@ -224,6 +228,7 @@ impl Kind {
                 inside.then_some(()).ok_or_else(|| format!("cannot be {number}; allowed: {low} to {high}"))
             }
             (Kind::Real(low, high), Value::Integer(_) | Value::Float(_)) => in_range(real(value), low, high),
+            (Kind::Flag, Value::Boolean(_)) => Ok(()),
             (Kind::TimeOrEmpty | Kind::RateOrEmpty, Value::String(text)) if text.is_empty() => Ok(()),
             (Kind::Time | Kind::TimeOrEmpty, Value::String(text)) => unit::time(text).map(drop).map_err(is),
             (Kind::RateOrEmpty, Value::String(text)) => unit::rate(text).map(drop).map_err(is),
@@ -246,6 +251,7 @@ impl Kind {
             Kind::Word(words) => format!("one of {}", words.join(", ")),
             Kind::Whole(low, high) => format!("a whole number, {low} to {high}"),
             Kind::Real(low, high) => format!("a number, {low} to {high}"),
+            Kind::Flag => "true or false".into(),
             Kind::Time | Kind::TimeOrEmpty => "a time with its unit in quotes, like \"10 ms\" or \"6 h\"".into(),
             Kind::RateOrEmpty => "a rate with its unit in quotes, like \"20 Mbit/s\"".into(),
             Kind::Size => "a size with its unit in quotes, like \"8 GiB\"".into(),
@@ -272,15 +278,32 @@ impl Kind {
     /// What `--set key=text` means.
     pub fn parse(self, text: &str) -> Result<Value, String> {
         let text = text.trim();
+        let refused = |value: &Value, what: String| match value {
+            // Beside a key stands a text in any case: what it is not says more than that it is one.
+            Value::String(text) if what.starts_with("is string,") => {
+                what.replacen("is string", &format!("is \"{text}\""), 1)
+            }
+            _ => what,
+        };
         let bare = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
         let value = match self {
             Kind::Whole(..) | Kind::Real(..) => {
                 let plain = text.replace('_', "");
+                if let (Kind::Whole(low, high), Ok(number)) = (self, plain.parse::<i128>())
+                    && i64::try_from(number).is_err()
+                {
+                    return Err(format!("cannot be {number}; allowed: {low} to {high}"));
+                }
                 let number = plain.parse::<i64>().map(Value::Integer);
                 number
                     .or_else(|_| plain.parse::<f64>().map(Value::Float))
                     .unwrap_or_else(|_| Value::String(bare.into()))
             }
+            Kind::Flag => match text {
+                "true" => Value::Boolean(true),
+                "false" => Value::Boolean(false),
+                _ => Value::String(bare.into()),
+            },
             Kind::Model | Kind::Devices | Kind::Accesses if text.starts_with('{') => {
                 let table = toml::from_str::<toml::Table>(&format!("it = {text}"));
                 let table = table.map_err(|error| format!("is no table: {}", error.message()))?;
@@ -289,7 +312,7 @@ impl Kind {
             Kind::Devices | Kind::Accesses => shares(bare)?,
             _ => Value::String(bare.into()),
         };
-        self.accepts(&value).map(|()| value)
+        self.accepts(&value).map_err(|what| refused(&value, what)).map(|()| value)
     }
 }
 

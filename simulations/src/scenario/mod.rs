@@ -223,6 +223,13 @@ pub enum What {
     Latency,
 }
 
+impl What {
+    /// As a scenario writes it.
+    pub fn name(self) -> String {
+        toml::Value::try_from(self).ok().and_then(|name| Some(name.as_str()?.to_string())).unwrap_or_default()
+    }
+}
+
 /// Peers that lie.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -236,7 +243,9 @@ pub struct Adversaries {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cost {
-    pub usd_per_kwh: f64,
+    /// Nothing: as the table of prices has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usd_per_kwh: Option<f64>,
     /// What a peer is paid an hour, USD.
     pub usd_per_peer_hour: f64,
     pub usd_per_gb_up: f64,
@@ -273,6 +282,10 @@ pub struct Expect {
     pub goodput_min: Option<f64>,
     pub lost_max: Option<u64>,
     pub bottleneck: Option<String>,
+    /// Throughput of the last third of the time, over that of the first.
+    pub recovers_min: Option<f64>,
+    /// All of these together answer the question: with Yes where they are met.
+    pub answers: bool,
 }
 
 mod default {
@@ -386,7 +399,7 @@ impl Default for Adversaries {
 impl Default for Cost {
     fn default() -> Self {
         Cost {
-            usd_per_kwh: 0.30,
+            usd_per_kwh: None,
             usd_per_peer_hour: 0.0,
             usd_per_gb_up: 0.0,
             reference: "8xa100".into(),

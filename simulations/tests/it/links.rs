@@ -20,7 +20,7 @@ fn what_a_peer_used_survives_its_death_and_adds_up() {
     assert_eq!(before.alive, seconds(15));
     assert!(before.serving > seconds(5) && before.serving <= before.alive, "{before:?}");
     assert!(before.busy > Duration::ZERO && before.sending > Duration::ZERO && before.receiving > Duration::ZERO);
-    assert!(before.idle_sending <= before.sending && before.sending <= before.alive, "{before:?}");
+    assert!(before.up_full <= before.sending && before.sending <= before.alive, "{before:?}");
     assert!(before.busy.abs_diff(sim.busy(1)) < seconds(1), "what the worker says, but for the job that it is at");
     sim.act(Fault::Kill(1));
     sim.run_for(seconds(5));

@@ -5,7 +5,9 @@ mod made_up;
 
 use skein_simulations::{
     outcome::{Cause, Ended, Fidelity, Learning, Outcome, PeerRow, Shares, StageRow, Totals, Violation},
-    report::{Folder, Point, SimulateDone, Summary, Told, Unreadable, compare, explain, quoted, sweep, text},
+    report::{
+        Folder, Point, SimulateDone, SimulateSummary, Summary, Told, Unreadable, compare, explain, quoted, sweep, text,
+    },
     scenario::Expect,
 };
 
@@ -339,7 +341,7 @@ fn the_first_line_says_whether_it_works_and_no_line_is_too_long() {
             let lines = text(&summary(std::slice::from_ref(&outcome)), width, Some(&"long/".repeat(60)));
             let most = lines.lines().map(|line| line.chars().count()).max().unwrap_or(0);
             assert!(most <= width.clamp(40, 100), "{most} columns of {width}");
-            assert!(lines.starts_with("Yes: it trains") || lines.starts_with("No: "), "{lines:.80}");
+            assert!(lines.starts_with("It trains") || lines.starts_with("No: "), "{lines:.80}");
         }
     }
     let lines = text(&summary(&[made_up::outcome(1, 50, 30)]), 100, None);
@@ -347,10 +349,87 @@ fn the_first_line_says_whether_it_works_and_no_line_is_too_long() {
 }
 
 #[test]
+fn yes_and_no_are_said_where_what_is_expected_answers_the_question() {
+    let outcomes = [made_up::outcome(1, 50, 30)];
+    let verdict = |expect: Expect, compares: bool| {
+        let told = Told { expect, compares, ..Told::default() };
+        Summary::of(&outcomes, &told).expect("there is an outcome").verdict()
+    };
+    let (met, missed) = (Some(0.1), Some(1.0));
+    let of = |goodput_min, answers| Expect { goodput_min, answers, ..Expect::default() };
+    assert!(verdict(of(met, true), false).starts_with("Yes: it trains"));
+    assert!(verdict(of(met, false), false).starts_with("It trains"));
+    assert!(verdict(of(met, false), false).contains("as expected"));
+    assert!(verdict(of(None, true), false).starts_with("It trains"), "nothing was expected");
+    assert!(verdict(of(missed, true), false).starts_with("No: goodput is"));
+    assert!(verdict(of(missed, false), false).starts_with("Not as expected: goodput is"));
+    let cost = outcomes[0].cost.as_ref().expect("it has a cost");
+    let first = verdict(of(met, false), true);
+    let dearer = cost.usd_per_billion_tokens >= cost.reference_usd_per_billion_tokens;
+    let beginning = if dearer {
+        format!("For the same money {} trains ", cost.reference)
+    } else {
+        "For the same money this".into()
+    };
+    assert!(first.starts_with(&beginning) && first.contains("times as much"), "{first}");
+}
+
+#[test]
+fn a_swarm_that_does_not_recover_is_not_as_expected() {
+    let mut outcome = made_up::outcome(1, 50, 30);
+    for sample in &mut outcome.series[20..] {
+        sample.tokens = 0;
+    }
+    let told = Told { expect: Expect { recovers_min: Some(0.5), ..Expect::default() }, ..Told::default() };
+    let expected = &Summary::of(&[outcome], &told).expect("there is an outcome").expected[0];
+    assert!(!expected.met && expected.what == "throughput of the last third", "{expected:?}");
+    let whole = &Summary::of(&[made_up::outcome(1, 50, 30)], &told).expect("there is an outcome").expected[0];
+    assert!(whole.met, "{whole:?}");
+}
+
+#[test]
+fn a_run_that_stopped_is_explained_by_its_stop_and_nothing_is_estimated() {
+    let mut stopped = made_up::outcome(1, 50, 30);
+    let why = "nobody serves stage 1, and nobody is to come".to_string();
+    stopped.ended = Ended::Stuck { stage: Some(1), since_s: 30.0, why };
+    let explanation = explain(&summary(std::slice::from_ref(&stopped)));
+    assert!(explanation.sentences[0].contains("stage 1 has nobody since 30 s"), "{:?}", explanation.sentences);
+    assert_eq!((explanation.change, explanation.changes.len()), (None, 0));
+    assert!(!text(&summary(&[stopped]), 100, None).contains("would help"));
+}
+
+#[test]
+fn of_no_work_no_part_counts() {
+    let mut idle = made_up::outcome(1, 50, 30);
+    idle.totals.tokens = 0;
+    (idle.totals.flops_done, idle.totals.flops_useful) = (0.0, 0.0);
+    let told = Told { expect: Expect { goodput_min: Some(0.5), ..Expect::default() }, ..Told::default() };
+    let summary = Summary::of(&[idle], &told).expect("there is an outcome");
+    assert_eq!((summary.expected[0].got.as_str(), summary.expected[0].met), ("-", false));
+    assert!(!text(&summary, 100, None).contains("goodput 100"));
+}
+
+#[test]
+fn bytes_an_hour_are_the_same_on_the_terminal_and_on_the_page() {
+    let outcome = made_up::outcome(1, 50, 30);
+    let lines = text(&summary(std::slice::from_ref(&outcome)), 100, None).replace('\n', " ");
+    let page = page(&[outcome]);
+    let an_hour = lines.split(" an hour").next().expect("a part").rsplit(", ").next().expect("an amount");
+    let an_hour = an_hour.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(page.contains(&format!("({an_hour} an hour)")), "{an_hour}");
+}
+
+#[test]
+fn what_was_planned_to_go_wrong_is_marked_on_the_throughput() {
+    let page = page(&[made_up::outcome(1, 40, 30)]);
+    assert!(page.contains(">partition<") && page.contains("Planned: partition, "));
+}
+
+#[test]
 fn what_was_expected_decides_the_verdict() {
     let outcomes = [made_up::outcome(1, 50, 30)];
     let expect = Expect { tokens_per_s_min: Some(1e9), bottleneck: Some("upload".into()), ..Expect::default() };
-    let summary = Summary::of(&outcomes, &Told { expect, command: None }).expect("an outcome");
+    let summary = Summary::of(&outcomes, &Told { expect, ..Told::default() }).expect("an outcome");
     assert_eq!(summary.expected.iter().map(|expected| expected.met).collect::<Vec<_>>(), [false, true]);
     assert!(!summary.good() && summary.verdict().starts_with("Not as expected: throughput is"));
     let mut violated = outcomes[0].clone();
@@ -378,6 +457,18 @@ fn the_last_line_of_json_is_flat_and_complete() {
     assert!(serde_json::from_str::<SimulateDone>(&SimulateDone::of(&numberless(), f64::NAN).line()).is_ok());
 }
 
+#[test]
+fn several_seeds_have_one_line_more_with_their_means_and_intervals() {
+    let outcomes: Vec<Outcome> = (1..=3).map(|seed| made_up::outcome(seed, 20, 10)).collect();
+    let all = summary(&outcomes);
+    let value = serde_json::to_value(SimulateSummary::of(&all, 4.0)).expect("json");
+    assert_eq!((&value["type"], &value["seeds"]), (&"SimulateSummary".into(), &3.into()));
+    let speed = all.figures.tokens_per_s;
+    assert_eq!(value["tokens_per_s"], speed.mean);
+    assert!(value["tokens_per_s_low"].as_f64() < Some(speed.mean) && value["goodput_share_high"].is_number());
+    assert!(value.as_object().expect("an object").values().all(|value| !value.is_object() && !value.is_array()));
+}
+
 fn place(over: &[(&str, &str)], outcomes: Vec<Outcome>) -> Point {
     Point { over: over.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(), outcomes }
 }
@@ -394,6 +485,9 @@ fn a_sweep_has_a_cell_for_each_place_and_says_which_did_not_run() {
     let folder = sweep(&points);
     let page = file(&folder, "sweep.html");
     well_formed(&page);
+    assert!(
+        page.contains("1 of 4 places are missing, since they were not simulated to their end: peers = 50, up = 200.")
+    );
     assert!(page.contains("did not run") && page.contains("Fidelity: protocol"));
     assert_eq!(page.matches("<svg").count(), 3);
     let table = file(&folder, "sweep.csv");

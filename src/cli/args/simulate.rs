@@ -33,6 +33,9 @@ pub struct Simulate {
     /// The folder of the report [default: sim-SCENARIO]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Write the report even into a folder that holds something else
+    #[arg(long)]
+    pub force: bool,
     /// Also write every event (events.jsonl in the report)
     #[arg(long)]
     pub events: bool,
@@ -59,7 +62,7 @@ pub struct Ask {
     /// Any value of the scenario, e.g. churn=spot or network.up=20Mbit/s
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// auto, protocol (every frame of real peers, to 2,000 of them) or fleet (flows and ticks, to 100,000)
+    /// auto, protocol (every frame of real peers, to 2,000 of them) or fleet (flows and ticks, to 1,000,000)
     #[arg(long, value_name = "WHICH")]
     pub fidelity: Option<String>,
     /// none, curve (a published law, an estimate) or real (a tiny model that is really trained)
@@ -130,6 +133,9 @@ pub struct SimulateSweep {
     /// The folder of the report [default: sweep-SCENARIO]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Write the report even into a folder that holds something else
+    #[arg(long)]
+    pub force: bool,
     /// Simulations at one time; each takes one core [default: as many as there are cores]
     #[arg(long, value_name = "N")]
     pub jobs: Option<usize>,

@@ -24,6 +24,10 @@ const SHOWN: [Property; 7] = {
     [P1, P2, P3, P4, P5, P10, P13]
 };
 
+/// Why the others are not.
+const UNSHOWN: &str =
+    "a log holds neither the bounds of its run, nor what a peer asked of its driver, nor a second history";
+
 pub fn run(args: &Replay, context: &Context) -> Result<u8, Report> {
     let mut logs = Vec::new();
     for path in args.logs.iter().flat_map(|path| event_logs(path)) {
@@ -101,7 +105,8 @@ fn check(lines: &[Line], context: &Context) -> Result<u8, Report> {
     };
     let summary = checker::check(lines, &given);
     if context.out.style().json {
-        context.out.document("replay", &json!({ "events": lines.len(), "summary": summary }));
+        let shown = SHOWN.map(|property| property.to_string());
+        context.out.document("replay", &json!({ "events": lines.len(), "checked": shown, "summary": summary }));
     } else {
         context.out.print(&format!(
             "{} events: {} micro-batches completed, {} added and applied, {} perished, {} refused, {} lost, {} counted twice",
@@ -119,6 +124,9 @@ fn check(lines: &[Line], context: &Context) -> Result<u8, Report> {
             context.out.print(&format!("{:<4} {mark:<7} {}", property.to_string(), property.says()));
             broken.iter().for_each(|broken| context.out.print(&format!("       {}", broken.what)));
         }
+        let not_shown: Vec<String> =
+            Property::ALL.iter().filter(|property| !SHOWN.contains(property)).map(ToString::to_string).collect();
+        context.out.print(&format!("not checked: {}, because {UNSHOWN}", not_shown.join(", ")));
     }
     Ok(if summary.broken.is_empty() { 0 } else { 10 })
 }

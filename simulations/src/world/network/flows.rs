@@ -88,6 +88,8 @@ struct Flow<B> {
     runs: bool,
     weight: u32,
     rate: u64,
+    /// What keeps it from going faster while it runs.
+    bound_by: BoundBy,
     /// The first body's `left` is as of this time.
     since: Time,
     /// Only the alarm with this number counts.
@@ -95,10 +97,37 @@ struct Flow<B> {
     seen: u64,
 }
 
+/// What keeps a flow from going faster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum BoundBy {
+    /// Nothing does: it does not run, or its own controller is at its end.
+    #[default]
+    Neither,
+    Uplink,
+    Downlink,
+}
+
+/// What the links of one peer do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    pub sends: bool,
+    pub receives: bool,
+    /// The link itself is what keeps at least one of its flows from going faster.
+    pub up_full: bool,
+    pub down_full: bool,
+    /// Something that is received could come faster, were the uplink of its sender not full.
+    pub sender_full: bool,
+    /// Something that is sent could go faster, were the downlink of its receiver not full.
+    pub receiver_full: bool,
+}
+
 /// An uplink or a downlink.
 #[derive(Debug, Default)]
 struct Port {
     capacity: u64,
+    /// Flows that this port bounds, and those that the port at their other end does.
+    bounds: u32,
+    bound_beyond: u32,
     /// Flows that run.
     flows: Vec<u32>,
     weight: u64,
@@ -186,6 +215,19 @@ impl<B> Flows<B> {
         !self.ports[2 * peer + 1].flows.is_empty()
     }
 
+    /// What the links of `peer` do now, and what bounds it.
+    pub fn in_use(&self, peer: usize) -> InUse {
+        let (up, down) = (&self.ports[2 * peer], &self.ports[2 * peer + 1]);
+        InUse {
+            sends: !up.flows.is_empty(),
+            receives: !down.flows.is_empty(),
+            up_full: up.bounds > 0,
+            down_full: down.bounds > 0,
+            sender_full: down.bound_beyond > 0,
+            receiver_full: up.bound_beyond > 0,
+        }
+    }
+
     /// Bytes a second from one peer to another now.
     pub fn rate(&self, from: usize, to: usize) -> u64 {
         self.flow_of(from, to).filter(|flow| flow.runs).map_or(0, |flow| flow.rate)
@@ -203,7 +245,7 @@ impl<B> Flows<B> {
         (left / u128::from(SECOND)) as u64
     }
 
-    /// Peers whose uplink or downlink began or ceased to be in use since this was last asked.
+    /// Peers of whom something of [`Flows::in_use`] changed since this was last asked.
     pub fn take_turned(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.turned)
     }
@@ -256,6 +298,7 @@ impl<B> Flows<B> {
             runs: false,
             weight: 0,
             rate: 0,
+            bound_by: BoundBy::Neither,
             since: opens,
             stamp: 0,
             seen: 0,
@@ -440,6 +483,7 @@ impl<B> Flows<B> {
             }
         }
         self.running -= 1;
+        self.set_bound(id, BoundBy::Neither);
         self.share(now, ports, bound_before, None);
         self.forget_old_alarms();
     }
@@ -489,8 +533,14 @@ impl<B> Flows<B> {
                 let share = |port: &Port| {
                     (u128::from(port.capacity) * u128::from(weight) / u128::from(port.weight.max(1))) as u64
                 };
-                let rate = share(&self.ports[ports[0]]).min(share(&self.ports[ports[1]])).min(bound);
-                self.set_rate(now, *id, rate, new);
+                let [up, down] = ports.map(|port| share(&self.ports[port]));
+                let by = match up.min(down) {
+                    least if bound < least => self.narrower(*id),
+                    _ if down < up => BoundBy::Downlink,
+                    _ => BoundBy::Uplink,
+                };
+                self.set_bound(*id, by);
+                self.set_rate(now, *id, up.min(down).min(bound), new);
             }
             self.rated = rated;
         }
@@ -540,8 +590,8 @@ impl<B> Flows<B> {
         while let Some(Reverse((share, limit))) = limits.pop() {
             match limit {
                 Limit::Flow(id) => {
-                    let bound = self.flow(id).bound;
-                    self.fix(now, id, bound, new);
+                    let (bound, by) = (self.flow(id).bound, self.narrower(id));
+                    self.fix(now, id, bound, by, new);
                 }
                 Limit::Port(port) if self.ports[port].open == 0 => {}
                 Limit::Port(port) => {
@@ -550,6 +600,7 @@ impl<B> Flows<B> {
                         limits.push(Reverse((is, limit)));
                         continue;
                     }
+                    let by = if port % 2 == 0 { BoundBy::Uplink } else { BoundBy::Downlink };
                     for place in 0..self.ports[port].flows.len() {
                         // Of what is left, so that what rounding takes from one the next one gets.
                         let Port { rest, open, ref flows, .. } = self.ports[port];
@@ -557,7 +608,7 @@ impl<B> Flows<B> {
                         let flow = self.flow(id);
                         let rate = u128::from(rest) * u128::from(flow.weight) / u128::from(open.max(1));
                         let rate = flow.bound.min(u64::try_from(rate).unwrap_or(u64::MAX));
-                        self.fix(now, id, rate, new);
+                        self.fix(now, id, rate, by, new);
                     }
                 }
             }
@@ -568,7 +619,7 @@ impl<B> Flows<B> {
         (self.limits, self.rated, self.reached) = (limits, rated, reached);
     }
 
-    fn fix(&mut self, now: Time, id: u32, rate: u64, new: Option<u32>) {
+    fn fix(&mut self, now: Time, id: u32, rate: u64, by: BoundBy, new: Option<u32>) {
         let epoch = self.epoch;
         let flow = self.flow(id);
         if flow.seen != epoch {
@@ -583,7 +634,45 @@ impl<B> Flows<B> {
                 port.open -= weight;
             }
         }
+        self.set_bound(id, by);
         self.set_rate(now, id, rate, new);
+    }
+
+    /// Which of its two links is as narrow as the most that a flow ever gets; the uplink where both are.
+    fn narrower(&self, id: u32) -> BoundBy {
+        let Some(flow) = &self.flows[id as usize] else { return BoundBy::Neither };
+        match flow.ports.map(|port| self.ports[port].capacity) {
+            [up, _] if up == flow.bound => BoundBy::Uplink,
+            [_, down] if down == flow.bound => BoundBy::Downlink,
+            _ => BoundBy::Neither,
+        }
+    }
+
+    fn set_bound(&mut self, id: u32, by: BoundBy) {
+        let flow = self.flow(id);
+        let before = std::mem::replace(&mut flow.bound_by, by);
+        if before == by {
+            return;
+        }
+        let ports = flow.ports;
+        for (by, begins) in [(before, false), (by, true)] {
+            let (at, beyond) = match by {
+                BoundBy::Neither => continue,
+                BoundBy::Uplink => (ports[0], ports[1]),
+                BoundBy::Downlink => (ports[1], ports[0]),
+            };
+            let count = |count: &mut u32| {
+                *count = if begins { *count + 1 } else { *count - 1 };
+                // The first and the last are what a watcher sees.
+                *count == u32::from(begins)
+            };
+            if count(&mut self.ports[at].bounds) {
+                self.turned.push(at / 2);
+            }
+            if count(&mut self.ports[beyond].bound_beyond) {
+                self.turned.push(beyond / 2);
+            }
+        }
     }
 
     fn set_rate(&mut self, now: Time, id: u32, rate: u64, new: Option<u32>) {
@@ -676,6 +765,41 @@ mod tests {
         }
     }
 
+    /// What keeps each of these peers' flows: own uplink, own downlink, a sender's uplink, a receiver's downlink.
+    fn full(flows: &Flows<u32>, peer: usize) -> [bool; 4] {
+        let InUse { up_full, down_full, sender_full, receiver_full, .. } = flows.in_use(peer);
+        [up_full, down_full, sender_full, receiver_full]
+    }
+
+    #[test]
+    fn who_receives_slowly_is_not_full_where_the_sender_is() {
+        for sharing in [Sharing::Exact, Sharing::Local] {
+            let mut slow_up = Flows::new(sharing, EQUAL, &[(MB, 9 * MB), (MB, 9 * MB)]);
+            begin(&mut slow_up, 0, 0, 1, MB, 1);
+            assert_eq!(full(&slow_up, 0), [true, false, false, false], "{sharing:?}");
+            assert_eq!(full(&slow_up, 1), [false, false, true, false], "{sharing:?}");
+            let mut slow_down = Flows::new(sharing, EQUAL, &[(9 * MB, MB), (9 * MB, MB)]);
+            begin(&mut slow_down, 0, 0, 1, MB, 1);
+            assert_eq!(full(&slow_down, 0), [false, false, false, true], "{sharing:?}");
+            assert_eq!(full(&slow_down, 1), [false, true, false, false], "{sharing:?}");
+            run(&mut slow_down);
+            assert_eq!(slow_down.in_use(0), InUse::default());
+            assert_eq!(slow_down.in_use(1), InUse::default());
+        }
+    }
+
+    #[test]
+    fn many_slow_senders_fill_a_downlink_and_one_controller_fills_nothing() {
+        // Three uplinks of 1 MB/s for a downlink of 2: the downlink is what binds.
+        let mut many = flows(&[(MB, MB), (MB, MB), (MB, MB), (MB, 2 * MB)]);
+        (0..3).for_each(|from| begin(&mut many, 0, from, 3, MB, from as u32));
+        assert_eq!((full(&many, 3), full(&many, 0)), ([false, true, false, false], [false, false, false, true]));
+        let mut capped = flows(&[(4 * MB, MB), (MB, 9 * MB)]);
+        capped.begin(0, 0, 1, Lane::Bulk, MB, 1, MB, 0);
+        assert_eq!((full(&capped, 0), full(&capped, 1)), ([false; 4], [false; 4]));
+        assert!(capped.in_use(0).sends && capped.in_use(1).receives);
+    }
+
     #[test]
     fn a_cap_holds_and_a_wait_delays_only_the_beginning() {
         let mut flows = flows(&[(4 * MB, MB), (MB, 9 * MB)]);
@@ -744,7 +868,7 @@ mod tests {
                 arrived += flows.step(at).map_or(0, |left| left.body);
             }
             prop_assert_eq!(sent, arrived);
-            prop_assert!((0..6).all(|peer| !flows.sends(peer) && !flows.receives(peer)));
+            prop_assert!((0..6).all(|peer| flows.in_use(peer) == InUse::default()));
         }
     }
 

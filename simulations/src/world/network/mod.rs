@@ -11,7 +11,7 @@ pub mod flows;
 
 pub use connections::{Alarm, ConnectionId, ProcessId};
 pub use delays::{Access, Fill, Place, Relay, Terrain, measured_fill};
-pub use flows::{Flows, Sharing};
+pub use flows::{Flows, InUse, Sharing};
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -13,7 +13,7 @@ use skein_simulations::{
     world::network::{Flows as Links, Sharing, flows::EQUAL},
 };
 
-use super::{other, used};
+use super::{machine, other, used};
 use crate::cli::{
     args::BenchSimulate,
     context::Context,
@@ -33,6 +33,7 @@ const HOME: (u64, u64) = (2_500_000, 37_500_000);
 
 #[derive(Debug, Serialize)]
 struct Measured {
+    machine: String,
     protocol: Protocol,
     /// As many peers as protocol fidelity takes.
     crowd: Protocol,
@@ -74,6 +75,7 @@ struct Flows {
 
 pub fn run(args: &BenchSimulate, context: &Context) -> Result<u8, Report> {
     let measured = Measured {
+        machine: machine(),
         sharing: Shared {
             peers: MANY,
             flows_per_s: shared(MANY, Sharing::Local),
@@ -97,7 +99,7 @@ pub fn run(args: &BenchSimulate, context: &Context) -> Result<u8, Report> {
             show::Span(Duration::from_secs_f64(one.simulated_s)).to_string(),
             show::Span(Duration::from_secs_f64(one.wall_s)).to_string(),
             format!("{:.0}", one.events_per_s),
-            format!("{:.0}", one.times_real_time),
+            times(one.times_real_time),
             show::Bytes(one.resident_bytes).to_string(),
         ]);
     }
@@ -115,11 +117,17 @@ pub fn run(args: &BenchSimulate, context: &Context) -> Result<u8, Report> {
         show::Span(Duration::from_secs_f64(fleet.simulated_s)).to_string(),
         show::Span(Duration::from_secs_f64(fleet.wall_s)).to_string(),
         format!("{:.0} peer updates", fleet.peer_updates_per_s),
-        format!("{:.0}", fleet.simulated_s / fleet.wall_s),
+        times(fleet.simulated_s / fleet.wall_s),
         format!("{:.0} bytes a peer", fleet.bytes_per_peer),
     ]);
     context.out.table(&table);
+    context.out.note(&measured.machine);
     Ok(0)
+}
+
+/// Whole numbers, and below ten what would be rounded to nothing.
+fn times(of: f64) -> String {
+    if of < 10.0 { format!("{of:.1}") } else { format!("{of:.0}") }
 }
 
 fn document(name: &str, changes: &[String]) -> Result<Document, Report> {

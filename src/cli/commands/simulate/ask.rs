@@ -1,16 +1,22 @@
 //! `skein simulate SCENARIO`: one question, at one seed or at many.
 
-use std::{fmt::Write as _, path::PathBuf, sync::Mutex};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use skein_simulations::{
     ask::{Far, Watch, ask},
     checker::Line,
     outcome::{Ended, Outcome},
-    report::{self, Folder, SimulateDone, Summary, Told, quoted},
+    report::{self, Folder, SimulateDone, SimulateSummary, Summary, Told, quoted},
 };
 
 use super::{
-    files::{Opened, open, refused, writable, write_folder},
+    files::{Opened, open, refused},
+    folder::{Kind, Place},
     in_parallel,
     progress::{Progress, stopped_by_signal},
 };
@@ -22,7 +28,7 @@ const EVENTS_MAX: usize = 512 << 20;
 pub fn run(args: &Simulate, context: &Context) -> Result<u8, Report> {
     let opened = open(&args.scenario, &args.ask)?;
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("sim-{}", opened.name)));
-    writable(&dir)?;
+    let place = Place::claim(&dir, Kind::One, &opened.name, args.force)?;
     let first = opened.document.scenario.simulate.seed;
     let seeds: Vec<u64> = (first..).take(args.ask.seeds.unwrap_or(1) as usize).collect();
     let progress = Progress::start(&context.out, &opened.name, seeds.len(), stopped_by_signal());
@@ -30,20 +36,30 @@ pub fn run(args: &Simulate, context: &Context) -> Result<u8, Report> {
     let outcomes = simulate(&opened, &seeds, None, &progress, events.as_ref())?;
     let (took, stopped) = (progress.took(), progress.is_stopped());
     drop(progress);
-    let told = Told { expect: opened.document.scenario.expect.clone(), command: Some(again(args)) };
+    let (outcomes, each): (Vec<Outcome>, Vec<Duration>) = outcomes.into_iter().unzip();
+    let told = Told::of(&opened.document, again(args));
     let events = events.map(|events| events.into_inner().unwrap_or_default());
     let folder = Folder::of(&outcomes, &told, events.as_deref());
-    write_folder(&dir, &folder)?;
+    let written = place.write(&folder);
     let Some(summary) = Summary::of(&outcomes, &told) else { return Ok(0) };
+    // What came of it is said even where no report can be kept.
     if context.out.style().json {
-        for outcome in &outcomes {
-            context.out.event("SimulateDone", &SimulateDone::of(outcome, took.as_secs_f64() / outcomes.len() as f64));
+        for (outcome, took) in outcomes.iter().zip(each) {
+            context.out.event("SimulateDone", &SimulateDone::of(outcome, took.as_secs_f64()));
+        }
+        if seeds.len() > 1 {
+            context.out.event("SimulateSummary", &SimulateSummary::of(&summary, took.as_secs_f64()));
         }
     } else {
         let page = dir.join("report.html").display().to_string();
-        context.out.print(report::text(&summary, context.out.style().width, Some(&page)).trim_end());
+        let page = written.is_ok().then_some(page.as_str());
+        context.out.print(report::text(&summary, context.out.style().width, page).trim_end());
         summary.broken().iter().for_each(|broken| context.out.warn(broken));
+        if written.is_ok() && place.replaces {
+            context.out.note("The report that was there is replaced.");
+        }
     }
+    written?;
     if events.is_some_and(|events| events.len() >= EVENTS_MAX) {
         context.out.warn("events.jsonl was full: its end is missing.");
     }
@@ -59,29 +75,32 @@ pub fn run(args: &Simulate, context: &Context) -> Result<u8, Report> {
     Ok(if args.check && !summary.good() { 10 } else { 0 })
 }
 
-/// Every seed on a core of its own.
+/// Every seed on a core of its own, each with how long it took.
 pub fn simulate(
     opened: &Opened,
     seeds: &[u64],
     jobs: Option<usize>,
     progress: &Progress,
     events: Option<&Mutex<String>>,
-) -> Result<Vec<Outcome>, Report> {
+) -> Result<Vec<(Outcome, Duration)>, Report> {
     let outcomes = in_parallel(seeds, jobs, |number, seed| {
         // What was not begun when it was stopped is no outcome; the first always is.
         if number > 0 && progress.is_stopped() {
             return None;
         }
         let mut watch = Events { watch: progress.watch(number), events: events.filter(|_| number == 0) };
-        Some(ask(&opened.document, &opened.files, *seed, &mut watch))
+        let began = Instant::now();
+        let outcome = ask(&opened.document, &opened.files, *seed, &mut watch);
+        Some(outcome.map(|outcome| (outcome, began.elapsed())))
     });
-    let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect::<Result<_, _>>().map_err(refused)?;
+    let outcomes: Vec<(Outcome, Duration)> =
+        outcomes.into_iter().flatten().collect::<Result<_, _>>().map_err(refused)?;
     Ok(whole(outcomes))
 }
 
 /// Where some were simulated to their ends, those that were stopped would spoil the means.
-fn whole(outcomes: Vec<Outcome>) -> Vec<Outcome> {
-    let is_whole = |outcome: &Outcome| outcome.ended != Ended::Interrupted;
+fn whole(outcomes: Vec<(Outcome, Duration)>) -> Vec<(Outcome, Duration)> {
+    let is_whole = |(outcome, _): &(Outcome, Duration)| outcome.ended != Ended::Interrupted;
     if outcomes.iter().any(is_whole) { outcomes.into_iter().filter(is_whole).collect() } else { outcomes }
 }
 

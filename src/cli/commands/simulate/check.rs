@@ -21,7 +21,7 @@ pub fn run(args: &SimulateCheck, context: &Context) -> Result<u8, Report> {
         if stopped.load(std::sync::atomic::Ordering::Relaxed) {
             return None;
         }
-        let found = search::look(*seed);
+        let found = search::look(*seed, &|| !stopped.load(std::sync::atomic::Ordering::Relaxed))?;
         progress.at(1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         Some(found)
     });
@@ -38,13 +38,25 @@ pub fn run(args: &SimulateCheck, context: &Context) -> Result<u8, Report> {
             .iter()
             .map(|found| json!({ "seed": found.seed, "digest": found.digest, "scenario": found.text, "broken": found.broken }))
             .collect();
-        out.document("simulate check", &json!({ "seeds": found.len(), "events": events, "failed": failed }));
+        let drawn: Vec<_> = found
+            .iter()
+            .map(|found| json!({ "seed": found.seed, "digest": found.digest, "scenario": found.text }))
+            .collect();
+        out.document(
+            "simulate check",
+            &json!({ "seeds": found.len(), "events": events, "failed": failed, "drawn": drawn }),
+        );
     } else {
         for property in Property::ALL.into_iter().filter(|property| search::LOOKED_AT.contains(property)) {
             let broken = failed.iter().filter(|found| found.broken.iter().any(|(of, _)| *of == property)).count();
             let mark =
                 if broken == 0 { "held".to_string() } else { format!("BROKEN at {}", counted(broken as u64, "seed")) };
             out.print(&format!("{:<4} {mark:<20} {}", property.to_string(), property.says()));
+        }
+        if context.verbose {
+            found
+                .iter()
+                .for_each(|found| out.print(&format!("seed {:<5} {}", found.seed, search::in_short(&found.text))));
         }
         for found in &failed {
             out.print(&format!("\nseed {}: skein simulate check --from {} --seeds 1", found.seed, found.seed));

@@ -1,4 +1,4 @@
-//! Files around a simulation: the scenario and what it names, the folder of a report.
+//! Files around a simulation: the scenario and what it names, the summary of a report.
 
 use std::{
     fs, io,
@@ -6,7 +6,7 @@ use std::{
 };
 
 use skein_simulations::{
-    report::{Folder, Summary},
+    report::Summary,
     scenario::{Document, Files, Refused, built_in, check::check},
 };
 
@@ -16,7 +16,6 @@ use crate::{
         failure::{Failure, Report},
     },
     config::nearest,
-    home::file::{self, Reader},
 };
 
 /// Bytes of a scenario, a trace or a table of prices at most.
@@ -35,6 +34,10 @@ pub fn open(what: &str, ask: &Ask) -> Result<Opened, Report> {
     let path = Path::new(what);
     let (file, text, beside) = match built_in().iter().find(|(name, _)| *name == what) {
         Some((name, text)) => ((*name).to_string(), (*text).to_string(), PathBuf::new()),
+        None if path.is_dir() => {
+            let why = "it is a folder, and a scenario is a file or a name".into();
+            return Err(Failure::NoScenario { what: what.into(), why, hint: None.into() }.into());
+        }
         None if path.is_file() => (what.to_string(), read(path)?, path.parent().map(PathBuf::from).unwrap_or_default()),
         None => return Err(unknown(what)),
     };
@@ -101,24 +104,4 @@ pub fn summary(report: &Path) -> Result<Summary, Report> {
     let no = |why: String| Report::from(Failure::NoReport { path: path.display().to_string(), why });
     let text = fs::read_to_string(&path).map_err(|error| no(error.to_string()))?;
     Summary::read(&text).map_err(|error| no(error.to_string()))
-}
-
-/// Sees that a report can be written there, before anything is simulated.
-pub fn writable(dir: &Path) -> Result<(), Report> {
-    file::make_dir(dir)?;
-    let probe = tempfile::Builder::new().prefix(".skein-").tempfile_in(dir);
-    probe.map(drop).map_err(|error| file::refused(dir, 0, error).into())
-}
-
-/// Writes a report, each of its files whole or not at all. What another one left there goes.
-pub fn write_folder(dir: &Path, folder: &Folder) -> Result<(), Report> {
-    let _ = fs::remove_file(dir.join("events.jsonl"));
-    for (name, bytes) in &folder.files {
-        let path = dir.join(name);
-        if let Some(above) = path.parent() {
-            file::make_dir(above)?;
-        }
-        file::write(&path, bytes, Reader::Anyone)?;
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ mod check;
 mod compare;
 mod explain;
 mod files;
+mod folder;
 mod list;
 mod loopback;
 mod parallel;

@@ -6,7 +6,7 @@ use skein_simulations::{
     ask::{Far, LOOKED_AT, Watch, ask},
     checker::{Line, Property},
     engine::Time,
-    outcome::Fidelity,
+    outcome::{Fidelity, Learning},
     scenario::{Document, expand},
     world::unit,
 };
@@ -25,7 +25,10 @@ pub fn run(args: &SimulateReplay, context: &Context) -> Result<u8, Report> {
     let peers = (0..world.setup.peers.len()).map(|peer| (world.setup.key(peer).peer(), format!("p{peer}")));
     let mut watch = Printed {
         context,
-        chronicle: Chronicle::new(peers),
+        chronicle: match world.scenario.learning {
+            Learning::Real => Chronicle::new(peers),
+            Learning::None | Learning::Curve => Chronicle::new(peers).without_losses(),
+        },
         from: time(args.from.as_deref())?.unwrap_or(0),
         until: time(args.until.as_deref())?.unwrap_or(Time::MAX),
         stop_at: args.until_broken.as_deref().map(property).transpose()?,

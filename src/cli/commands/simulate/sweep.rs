@@ -10,7 +10,8 @@ use skein_simulations::{
 };
 
 use super::{
-    files::{Opened, open, refused, writable, write_folder},
+    files::{Opened, open, refused},
+    folder::{Kind, Place},
     in_parallel,
     progress::{Progress, stopped_by_signal},
 };
@@ -33,7 +34,7 @@ pub fn run(args: &SimulateSweep, context: &Context) -> Result<u8, Report> {
     once(&over)?;
     let base = open(&args.scenario, &args.ask)?;
     let dir = args.out.clone().unwrap_or_else(|| PathBuf::from(format!("sweep-{}", base.name)));
-    writable(&dir)?;
+    let place = Place::claim(&dir, Kind::Sweep, &base.name, args.force)?;
     let first = base.document.scenario.simulate.seed;
     let seeds: Vec<u64> = (first..).take(args.ask.seeds.unwrap_or(1) as usize).collect();
     let count = over.iter().fold(seeds.len(), |all, (_, values)| all.saturating_mul(values.len()));
@@ -63,15 +64,28 @@ pub fn run(args: &SimulateSweep, context: &Context) -> Result<u8, Report> {
         })
         .collect();
     let folder = sweep(&points);
-    write_folder(&dir, &folder)?;
+    let written = place.write(&folder);
     if context.out.style().json {
         context.out.document("simulate sweep", &document(&folder));
     } else {
         context.out.table(&table(&points));
-        context.out.done(&format!("report  {}", dir.join("sweep.html").display()));
+        if written.is_ok() {
+            context.out.done(&format!("report  {}", dir.join("sweep.html").display()));
+        }
+    }
+    written?;
+    if place.replaces {
+        context.out.note("The report that was there is replaced.");
     }
     if stopped {
-        context.out.warn("It was stopped: points that were not simulated to their end are missing.");
+        let missing: Vec<String> = points.iter().filter(|point| point.outcomes.is_empty()).map(at_point).collect();
+        let what = format!(
+            "It was stopped: {} of {} points are missing, since they were not simulated to their end: {}.",
+            missing.len(),
+            points.len(),
+            missing.join(", ")
+        );
+        context.out.warn(&what);
         return Ok(130);
     }
     Ok(0)
@@ -83,18 +97,21 @@ fn document(folder: &Folder) -> serde_json::Value {
     serde_json::from_slice(text).unwrap_or_default()
 }
 
+fn at_point(point: &Point) -> String {
+    point.over.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+}
+
 /// A row a point.
 fn table(points: &[Point]) -> Table {
     let figures = ["TOKENS/S", "GOODPUT", "BOTTLENECK", "USD PER 10^9"].map(Column::Right);
     let mut table = Table::new(std::iter::once(Column::Left("AT")).chain(figures).collect());
     for point in points {
-        let at: Vec<String> = point.over.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let mut row = vec![at.join(" ")];
+        let mut row = vec![at_point(point)];
         row.extend(match Summary::of(&point.outcomes, &Told::default()) {
             None => ["-"; 4].map(String::from),
             Some(summary) => [
                 show::tokens_per_s(summary.figures.tokens_per_s.mean),
-                format!("{:.1} %", 100.0 * summary.figures.goodput.mean),
+                summary.goodput(),
                 summary.bottleneck.name().to_string(),
                 summary.figures.usd_per_billion_tokens.map_or("-".into(), |usd| format!("{:.2}", usd.mean)),
             ],
