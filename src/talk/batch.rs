@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, ops::Range, sync::mpsc};
 
-use skein_pipeline::exact::{Engine, EngineError, StageInput};
+use skein_pipeline::exact::{Engine, Piece, StageInput};
 
 use super::session::Session;
 
@@ -39,13 +39,6 @@ pub(super) struct Batch {
     /// With the key of the engine's session.
     active: Vec<(u64, Session)>,
     next: u64,
-}
-
-/// A stretch of a session's tokens that is read in one step.
-struct Reading<'a> {
-    session: u64,
-    position: usize,
-    tokens: &'a [u32],
 }
 
 impl Batch {
@@ -124,14 +117,15 @@ impl Batch {
                 plan.push((at, range));
             }
         }
-        let readings: Vec<Reading<'_>> = plan
+        let pieces: Vec<Piece<'_>> = plan
             .iter()
             .map(|(at, range)| {
                 let (session, state) = &self.active[*at];
-                Reading { session: *session, position: range.start, tokens: state.tokens(range.clone()) }
+                let input = StageInput::Tokens(state.tokens(range.clone()));
+                Piece { session: *session, position: range.start, input }
             })
             .collect();
-        let answers = infer_all(self.engine.as_mut(), &readings);
+        let answers = self.engine.infer_all(&pieces);
         let mut over = Vec::new();
         for ((at, range), logits) in plan.into_iter().zip(answers) {
             if self.active[at].1.on_read(range.end, logits) {
@@ -143,10 +137,4 @@ impl Batch {
             self.engine.drop_session(key);
         }
     }
-}
-
-/// The logits after each reading.
-fn infer_all(engine: &mut dyn Engine, readings: &[Reading<'_>]) -> Vec<Result<Vec<f32>, EngineError>> {
-    let infer = |r: &Reading<'_>| engine.infer(r.session, r.position, StageInput::Tokens(r.tokens));
-    readings.iter().map(infer).collect()
 }
