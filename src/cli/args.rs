@@ -33,6 +33,7 @@ Work
   serve       An OpenAI-compatible API on this machine
   generate    Complete a prompt, with the live swarm or a saved model
   export      Save the model of a run for other programs
+  eval        How well a model says held-out data
 
   simulate    Ask what a swarm would do, without one
 
@@ -113,6 +114,8 @@ pub enum Command {
     Generate(Generate),
     /// Save the model of a run as a Hugging Face folder
     Export(Export),
+    /// Perplexity of a saved model on data, and how many answers it says word for word
+    Eval(Eval),
     /// What the peer that runs here does
     Status(Status),
     /// Whom the peer that runs here knows
@@ -436,6 +439,32 @@ pub struct Generate {
     /// Say how fast it was
     #[arg(long)]
     pub stats: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein eval ./model --data held_out.jsonl
+  skein eval ./model --adapter ./adapter --data held_out.jsonl --limit 200")]
+pub struct Eval {
+    /// A folder as Hugging Face tools or `skein export` write it
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// Files, folders or patterns: .txt, .md, .jsonl with `text`, `prompt` and `completion`, or `messages`
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// A LoRA adapter of PEFT beside the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// Tokens of a record that are read; default: 512, or as many as the model reads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub sequence: Option<u32>,
+    /// Only so many records
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Leave out records that cannot be used, rather than stop at the first
+    #[arg(long)]
+    pub skip_bad: bool,
 }
 
 #[derive(Clone, Debug, Args)]

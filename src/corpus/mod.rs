@@ -26,7 +26,7 @@ use skein_protocol::hash;
 pub use error::{CorpusError, Skipped};
 pub use record::{Columns, Kind};
 
-use crate::text::{ChatTemplate, Learn, Piece, Tokenizer};
+use crate::text::{ChatTemplate, Example, Learn, Piece, Tokenizer};
 use index::{Index, Terms};
 use ring::Ring;
 use set::Set;
@@ -268,6 +268,25 @@ impl Corpus {
             Data::Set(set) => Data::Set(Arc::new(set.part(keep))),
         };
         Corpus { data, documents: self.documents, skipped: self.skipped.clone() }
+    }
+
+    /// Records one by one in the order of the files, not packed and whole; of a ring its pieces of `piece` tokens.
+    pub fn examples(&self, piece: usize) -> Box<dyn Iterator<Item = Result<Example, CorpusError>> + '_> {
+        match &self.data {
+            Data::Ring(ring) => Box::new(ring.stretches(piece).map(|bytes| {
+                let tokens: Vec<u32> = bytes.iter().map(|byte| u32::from(*byte)).collect();
+                Ok(Example { learned: vec![true; tokens.len()], tokens })
+            })),
+            Data::Set(set) => Box::new(set.examples()),
+        }
+    }
+
+    /// How many [`examples`](Corpus::examples) there are.
+    pub fn example_count(&self, piece: usize) -> u64 {
+        match &self.data {
+            Data::Ring(ring) => ring.stretches(piece).count() as u64,
+            Data::Set(set) => set.records() as u64,
+        }
     }
 
     /// The first record as the model sees it, up to `bytes_max` bytes: what is learned, and what is only read.

@@ -40,6 +40,11 @@ impl Ring {
         (0..=sequence as u64).map(|i| u32::from(self.bytes[((start + i) % len) as usize])).collect()
     }
 
+    /// All of it from the beginning, in stretches of `bytes`.
+    pub fn stretches(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks(bytes.max(1))
+    }
+
     /// The beginning: at most `bytes_max` bytes, cut between characters.
     pub fn preview(&self, bytes_max: usize) -> &str {
         let head = &self.bytes[..self.bytes.len().min(bytes_max)];

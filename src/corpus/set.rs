@@ -130,6 +130,15 @@ impl Set {
         }
     }
 
+    /// Every record that has something to learn, in the order of the files.
+    pub fn examples(&self) -> impl Iterator<Item = Result<Example, CorpusError>> + '_ {
+        self.records.iter().map(|(entry, _)| self.example(entry))
+    }
+
+    pub fn records(&self) -> usize {
+        self.records.len()
+    }
+
     /// Whether a record that is longer than a sequence goes on in the next.
     fn splits(&self) -> bool {
         self.index.kind == Kind::Text

@@ -662,3 +662,57 @@ fn what_is_no_text_is_wrong_usage() {
     assert_eq!(shown.exit, 0, "{}", shown.stderr);
     assert!(folder.join("key").exists());
 }
+
+#[test]
+fn a_model_is_measured_on_data() {
+    let home = home();
+    model(&home.path().join("model"));
+    let records = [
+        r#"{"prompt": "one and one is ", "completion": "two"}"#,
+        r#"{"prompt": "two and two is ", "completion": "four"}"#,
+    ];
+    fs::write(home.path().join("held.jsonl"), records.join("\n")).unwrap();
+    let said = ask(home.path(), &["eval", "./model", "--data", "held.jsonl", "--json"]);
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    let found: Value = serde_json::from_str(said.stdout.trim()).unwrap();
+    assert_eq!(
+        (found["records"].as_u64(), found["tokens"].as_u64(), found["answers"].as_u64()),
+        (Some(2), Some(7), Some(2))
+    );
+    // Weights of a seed know nothing: of 256 bytes each is about as likely.
+    assert!((found["loss"].as_f64().unwrap() - 256f64.ln()).abs() < 1.0, "{found}");
+    let said = ask(home.path(), &["eval", "./model", "--data", "missing.jsonl", "--json"]);
+    assert_eq!(refusal(&said), (7, "SK413".into()));
+}
+
+#[test]
+fn a_model_is_checked_against_what_its_library_gave() {
+    let home = home();
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipeline/tests/families");
+    let (folder, reference) = (families.join("qwen2"), families.join("qwen2/reference.json"));
+    let [folder, reference] = [folder, reference].map(|path| path.display().to_string());
+    let said = ask(home.path(), &["model", "check", &folder, "--reference", &reference, "--stages", "2", "--json"]);
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    let found: Value = serde_json::from_str(said.stdout.trim()).unwrap();
+    assert!(found["logits_max_abs"].as_f64().unwrap() < 1e-4 && found["greedy_equal"] == true, "{found}");
+    // The numbers of another model.
+    let other = families.join("llama3/reference.json").display().to_string();
+    let said = ask(home.path(), &["model", "check", &folder, "--reference", &other, "--json"]);
+    assert_eq!(refusal(&said), (9, "SK414".into()));
+    let said = ask(home.path(), &["model", "show", &folder, "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(said.stdout.trim()).unwrap()["family"], "qwen2");
+}
+
+#[test]
+fn an_adapter_becomes_part_of_its_model_and_not_of_another() {
+    let home = home();
+    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("pipeline/tests/families");
+    let at = |name: &str| families.join(name).display().to_string();
+    let said = ask(home.path(), &["model", "merge", &at("llama3"), &at("lora"), "--out", "merged"]);
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    assert!(home.path().join("merged/model.safetensors").exists());
+    let said = ask(home.path(), &["model", "merge", &at("llama3"), &at("lora"), "--out", "merged", "--json"]);
+    assert_eq!(refusal(&said), (2, "SK314".into()));
+    let said = ask(home.path(), &["model", "merge", &at("qwen3"), &at("lora"), "--out", "other", "--json"]);
+    assert_eq!(refusal(&said), (7, "SK403".into()));
+}

@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod completions;
 mod config;
+mod eval;
 mod explain;
 mod export;
 mod generate;
@@ -64,6 +65,7 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
         Command::Stop(args) => stop::run(args, &context),
         Command::Run(args) => run::run(args, &context),
         Command::Model(args) => model::run(args, &context),
+        Command::Eval(args) => eval::run(args, &context),
         Command::Invite(args) => invite::run(args, &context),
         Command::Config(args) => config::run(args, &context),
         Command::Key(args) => key::run(args, &context),

@@ -1,0 +1,187 @@
+//! `skein eval`: how well a model in a folder says held-out data. In: a folder, perhaps an adapter, data. Out: loss and perplexity of
+//! what is learned, and how many answers the model says word for word.
+
+use std::{path::Path, sync::Arc};
+
+use serde_json::json;
+use skein_pipeline::{
+    compute::{
+        Device, engine,
+        hf::{AdapterFolder, Checkpoint},
+    },
+    exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights},
+    model::StageModel,
+};
+use skein_protocol::run::{Arithmetic, Optimizer, OptimizerKind, Recompute, Schedule};
+
+use super::{model::unread, train::unusable};
+use crate::{
+    cli::{
+        args,
+        context::Context,
+        failure::{Failure, Report},
+        progress::{Progress, Unit},
+        show::{Count, counted},
+    },
+    corpus::{Corpus, Reading},
+    node::base::Base,
+    text::Example,
+};
+
+pub fn run(args: &args::Eval, context: &Context) -> Result<u8, Report> {
+    let base = Base::open(&args.model).map_err(|error| unusable(&args.model, error))?;
+    let config = &base.checkpoint.config;
+    let sequence = args.sequence.unwrap_or(512).min(config.context) as usize;
+    let corpus = read(args, &base)?;
+    let threads = context.node.give.thread_count(&context.machine).into();
+    let mut engine = made(&base.checkpoint, args.adapter.as_deref(), sequence, threads)?;
+    let most = args.limit.map_or(usize::MAX, |limit| limit as usize);
+    let examples = corpus.examples(sequence + 1).take(most);
+    let total = corpus.example_count(sequence + 1).min(most as u64);
+    let progress = Progress::start(&context.out, "reading", total, Unit::Things);
+    let mut found = Found::default();
+    for (n, example) in examples.enumerate() {
+        found
+            .add(engine.as_mut(), &example?, sequence)
+            .map_err(|error| Failure::Other { message: error.to_string() })?;
+        progress.at(n as u64 + 1);
+    }
+    drop(progress);
+    if found.tokens == 0 {
+        return Err(Failure::Other {
+            message: "nothing in this data is learned, so there is nothing to measure".into(),
+        }
+        .into());
+    }
+    let loss = found.loss / found.tokens as f64;
+    if context.out.style().json {
+        let value = json!({
+            "records": found.records, "tokens": found.tokens, "loss": loss, "perplexity": loss.exp(),
+            "answers": found.answers, "exact": found.exact,
+        });
+        context.out.document("eval", &value);
+        return Ok(0);
+    }
+    context.out.print(&format!("loss {loss:.4} nats a token, perplexity {:.3}", loss.exp()));
+    if found.answers > 0 {
+        let percent = 100.0 * found.exact as f64 / found.answers as f64;
+        context.out.print(&format!(
+            "{} of {} word for word ({percent:.1} %)",
+            found.exact,
+            counted(found.answers, "answer")
+        ));
+    }
+    context.out.note(&format!("over {} in {}", counted(found.tokens, "token"), counted(found.records, "record")));
+    if found.cut > 0 {
+        context.out.warn(&format!(
+            "{} longer than {} tokens: measured up to there",
+            counted(found.cut, "record"),
+            Count(sequence as u64)
+        ));
+    }
+    Ok(0)
+}
+
+fn read(args: &args::Eval, base: &Base) -> Result<Corpus, Report> {
+    let mut reading = Reading::new(base.tokenizer.clone(), jiff::civil::date(2026, 1, 1).at(0, 0, 0, 0));
+    reading.template = base.template.clone();
+    reading.skip_bad = args.skip_bad;
+    Ok(Corpus::open(&args.data, reading)?)
+}
+
+fn made(
+    checkpoint: &Checkpoint,
+    adapter: Option<&Path>,
+    sequence: usize,
+    threads: usize,
+) -> Result<Box<dyn Engine>, Report> {
+    let (model, weights) = checkpoint.whole().map_err(|error| unread(checkpoint.dir(), error))?;
+    let (model, weights) = match adapter {
+        None => (model, weights.into()),
+        Some(folder) => {
+            let adapter = AdapterFolder::open(folder).map_err(|error| unread(folder, error))?;
+            let unfit = |error| unread(folder, error);
+            let model = StageModel::adapted(model, adapter.lora.clone()).map_err(|error| unfit(error.into()))?;
+            let params = adapter.read(&model).map_err(unfit)?;
+            (model, StageWeights { params, frozen: Some(Arc::new(weights)) })
+        }
+    };
+    let optimizer = Optimizer {
+        kind: OptimizerKind::Sgd,
+        lr: 0.0,
+        beta1: 0.0,
+        beta2: 0.0,
+        eps: 0.0,
+        decay: 0.0,
+        schedule: Schedule::default(),
+    };
+    let settings = Settings {
+        sequence,
+        micro_batch: 1,
+        clip: 0.0,
+        optimizer,
+        recompute: Recompute::WhenNeeded,
+        kept_bytes_max: u64::MAX,
+    };
+    engine(Device::Cpu { threads }, Arithmetic::F32, model, settings, weights)
+        .map_err(|error| Failure::Other { message: error.to_string() }.into())
+}
+
+/// What was measured so far.
+#[derive(Debug, Default)]
+struct Found {
+    records: u64,
+    /// Longer than a sequence.
+    cut: u64,
+    /// Learned ones, and the sum of their losses.
+    tokens: u64,
+    loss: f64,
+    /// Records of which something is only read, and those of them that the likeliest tokens say word for word.
+    answers: u64,
+    exact: u64,
+}
+
+impl Found {
+    fn add(&mut self, engine: &mut dyn Engine, example: &Example, sequence: usize) -> Result<(), EngineError> {
+        self.records += 1;
+        self.cut += u64::from(example.tokens.len() > sequence + 1);
+        let n = example.tokens.len().min(sequence + 1);
+        let (tokens, learned) = (&example.tokens[..n], &example.learned[..n]);
+        if n < 2 {
+            return Ok(());
+        }
+        let mut ids = tokens[..n - 1].to_vec();
+        let target = |i: usize| if learned[i] { tokens[i] } else { IGNORE };
+        let mut targets: Vec<u32> = (1..n).map(target).collect();
+        ids.resize(sequence, 0);
+        targets.resize(sequence, IGNORE);
+        engine.forward(0, StageInput::Tokens(&ids))?;
+        let lost = engine.loss_backward(0, &targets, 0.0)?;
+        engine.drop_kept(0);
+        self.loss += lost.loss;
+        self.tokens += u64::from(lost.tokens);
+        if let Some(first) = learned.iter().position(|learned| *learned).filter(|first| *first > 0)
+            && example.tokens.len() == n
+        {
+            self.answers += 1;
+            self.exact += u64::from(says(engine, tokens, learned, first)?);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the likeliest token is the learned one wherever one is, which is whether the model says them by itself.
+fn says(engine: &mut dyn Engine, tokens: &[u32], learned: &[bool], first: usize) -> Result<bool, EngineError> {
+    let mut logits = engine.infer(1, 0, StageInput::Tokens(&tokens[..first]))?;
+    let mut right = true;
+    for at in first..tokens.len() {
+        let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as u32);
+        right = !learned[at] || likeliest == Some(tokens[at]);
+        if !right || at + 1 == tokens.len() {
+            break;
+        }
+        logits = engine.infer(1, at, StageInput::Tokens(&tokens[at..=at]))?;
+    }
+    engine.drop_session(1);
+    Ok(right)
+}
