@@ -93,6 +93,14 @@ impl Base {
         }
     }
 
+    /// The chat template that lies beside the weights of a run, if it is still the one of its tokenizer. Reads no weights.
+    pub fn template_of(folder: &crate::home::RunFolder, manifest: &Manifest) -> Option<ChatTemplate> {
+        let run::Tokenizer::File { blob } = &manifest.model.tokenizer else { return None };
+        let path = String::from_utf8(folder.read(NOTE).ok()??).ok()?;
+        let files = Files::read(Path::new(path.trim_end())).ok()?;
+        if files.digest() == *blob { ChatTemplate::from_files(&files).ok()? } else { None }
+    }
+
     pub fn is_of(&self, manifest: &Manifest) -> bool {
         matches!(&manifest.model.weights, Weights::Blob { blob, .. } if *blob == self.weights)
     }

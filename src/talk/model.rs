@@ -78,6 +78,7 @@ impl Model {
         owner: String,
         fingerprint: String,
         context: Option<usize>,
+        template: Option<ChatTemplate>,
         limits: Limits,
     ) -> Model {
         Model {
@@ -85,7 +86,7 @@ impl Model {
             context,
             parameters: None,
             vocabulary: None,
-            template: None,
+            template: template.map(Template::Own),
             guessed_bytes: false,
             created: u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0),
             owner,

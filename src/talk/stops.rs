@@ -15,6 +15,7 @@ impl Stops {
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            // What follows the stop is nobody's any more.
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }

@@ -38,6 +38,7 @@ impl Swarm {
 impl Backend for Swarm {
     fn ask(&self, ask: Ask) -> Result<UnboundedReceiver<Said>, Trouble> {
         refuse(&ask)?;
+        let rendered = matches!(ask.prompt, Prompt::Rendered(_));
         let (Prompt::Text(prompt) | Prompt::Rendered(prompt)) = ask.prompt else {
             return Err(Trouble::NotWithARun("prompt of token ids"));
         };
@@ -54,6 +55,7 @@ impl Backend for Swarm {
             temperature: ask.sampling.temperature,
             top_p: ask.sampling.top_p,
             seed: ask.sampling.seed,
+            rendered,
         };
         let (reply, said) = unbounded_channel();
         let (client, line) = (self.client.clone(), self.line.clone());
@@ -89,8 +91,6 @@ fn answer(client: &Client, request: &GenerateRequest, mut stops: Stops, reply: &
             let _ = reply.send(Said::Piece(Piece { text, tokens: Vec::new() }));
         }
     };
-    // The tokens of a run are bytes.
-    let prompt_tokens = request.prompt.len() as u64;
     let (mut pieces, mut end) = (0, None);
     let asked = client.generate_while(request, |piece| {
         match piece {
@@ -100,21 +100,25 @@ fn answer(client: &Client, request: &GenerateRequest, mut stops: Stops, reply: &
                 let (text, stopped) = stops.push(&text);
                 say(text);
                 if stopped {
+                    // The peer counts tokens at the end, which is not waited for: of bytes these are exact.
+                    let prompt_tokens = request.prompt.len() as u64;
                     end = Some(End { why: Why::Stop, prompt_tokens, tokens: pieces });
                 }
             }
             watch::Piece::End(finish) => {
-                let why = if finish.tokens >= u64::from(request.tokens_max) { Why::Length } else { Why::Context };
-                end = Some(End { why, prompt_tokens, tokens: finish.tokens });
+                let why = match finish.stopped {
+                    true => Why::Stop,
+                    false if finish.tokens >= u64::from(request.tokens_max) => Why::Length,
+                    false => Why::Context,
+                };
+                end = Some(End { why, prompt_tokens: finish.prompt_tokens, tokens: finish.tokens });
             }
         }
         end.is_none() && !reply.is_closed()
     });
     let _ = match (asked, end) {
         (_, Some(end)) => {
-            if end.why != Why::Stop {
-                say(stops.finish());
-            }
+            say(stops.finish());
             reply.send(Said::End(end))
         }
         (Ok(()), None) => Ok(()),
@@ -128,6 +132,7 @@ fn trouble(error: ClientError) -> Trouble {
             let stages: Vec<String> = stages.iter().map(ToString::to_string).collect();
             Trouble::NoReplica { stages: stages.join(", ") }
         }
+        ClientError::Refused(Refusal::TooLong { got, context }) => Trouble::TooLong { got, context },
         other => Trouble::Run(other.to_string()),
     }
 }

@@ -46,6 +46,9 @@ pub struct GenerateRequest {
     /// Choose among the likeliest tokens that together have this probability.
     pub top_p: f32,
     pub seed: u64,
+    /// The model's own chat template wrote the prompt: it opens it where that is wanted, and its special tokens are tokens.
+    #[serde(default)]
+    pub rendered: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +64,11 @@ pub enum Piece {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Finish {
     pub tokens: u64,
+    #[serde(default)]
+    pub prompt_tokens: u64,
+    /// Whether the model itself ended the text.
+    #[serde(default)]
+    pub stopped: bool,
     pub first_token_ms: u64,
     pub duration_ms: u64,
     /// Replicas that were replaced on the way.
@@ -101,6 +109,8 @@ pub enum ExportNote {
 pub enum Refusal {
     #[error("no replica serves stages {stages:?}")]
     NoReplica { stages: Vec<Stage> },
+    #[error("the prompt has {got} tokens, this model reads {context}")]
+    TooLong { got: usize, context: usize },
     #[error("{}: {error}", path.display())]
     Unwritable { path: PathBuf, error: String },
     #[error("{} is not empty", path.display())]

@@ -9,7 +9,7 @@ use crate::{
         petname,
     },
     config::nearest,
-    node::signed,
+    node::{base::Base, signed},
     talk::{Limits, Model, OpenError, Sampling},
     text::TextError,
     watch::{Client, RunState, State},
@@ -36,11 +36,13 @@ pub fn model(named: &str, name: Option<String>, most: usize, context: &Context) 
     let client = client(context)?;
     let run = run_named(&client.state()?, named)?;
     let limits = Limits { sessions_max: most, waiting_max: WAITING_MAX, cache_bytes_max: 0 };
-    let signed = context.home.runs().list().into_iter().find(|folder| folder.run == run.id);
-    let signed = signed.and_then(|folder| folder.manifest().ok()?).and_then(|bytes| signed::open(&bytes, run.id).ok());
-    let reads = signed.map(|manifest| manifest.model.config.context as usize);
+    let folder = context.home.runs().list().into_iter().find(|folder| folder.run == run.id);
+    let signed = folder.as_ref().and_then(|folder| folder.manifest().ok()?);
+    let manifest = signed.and_then(|bytes| signed::open(&bytes, run.id).ok());
+    let template = folder.zip(manifest.as_ref()).and_then(|(folder, manifest)| Base::template_of(&folder, manifest));
+    let reads = manifest.map(|manifest| manifest.model.config.context as usize);
     let (owner, fingerprint) = (petname::of(&run.owner), format!("sk_{}", run.id.short(8)));
-    Ok(Model::swarm(client, name.unwrap_or(run.name), owner, fingerprint, reads, limits))
+    Ok(Model::swarm(client, name.unwrap_or(run.name), owner, fingerprint, reads, template, limits))
 }
 
 /// The model of a folder, in memory. It is said where its text can only be guessed.

@@ -105,7 +105,7 @@ fn from_folder(
         out.print("");
     }
     let end = end?;
-    finish.tokens = end.tokens;
+    (finish.tokens, finish.prompt_tokens, finish.stopped) = (end.tokens, end.prompt_tokens, end.why == Why::Stop);
     finish.duration_ms = since.elapsed().as_millis() as u64;
     let ended = match end.why {
         Why::Stop => "stop",
@@ -138,7 +138,7 @@ fn from_swarm(
 ) -> Result<u8, Report> {
     let json = out.style().json;
     let Sampling { temperature, top_p, seed } = sampling;
-    let request = GenerateRequest { prompt, tokens_max: args.max_tokens, temperature, top_p, seed };
+    let request = GenerateRequest { prompt, tokens_max: args.max_tokens, temperature, top_p, seed, rendered: false };
     let (mut text, mut route, mut finish) = (String::new(), Vec::new(), Finish::default());
     let mut begun = false;
     let asked = client.generate(&request, |piece| match piece {

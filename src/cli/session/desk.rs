@@ -64,7 +64,8 @@ impl Desk {
     async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {
         let began = Instant::now();
         let prompt = if request.prompt.is_empty() { "\n" } else { &request.prompt };
-        let coded = self.tokenizer().and_then(|tokenizer| match tokenizer.encode(prompt, Special::AsText, true) {
+        let special = if request.rendered { Special::Parse } else { Special::AsText };
+        let coded = self.tokenizer().and_then(|tokenizer| match tokenizer.encode(prompt, special, !request.rendered) {
             Ok(prompt) => Ok((tokenizer, prompt)),
             Err(error) => Err(Refusal::Other { why: error.to_string() }),
         });
@@ -74,10 +75,10 @@ impl Desk {
         };
         let context = self.manifest.model.config.context as usize;
         if prompt.len() >= context {
-            let why = format!("the prompt has {} tokens, this model reads {context}", prompt.len());
-            let _ = reply.send(Err(Refusal::Other { why })).await;
+            let _ = reply.send(Err(Refusal::TooLong { got: prompt.len(), context })).await;
             return;
         }
+        let mut finish = Finish { prompt_tokens: prompt.len() as u64, ..Finish::default() };
         let sampling = Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed };
         let stop = tokenizer.ends().to_vec();
         let ask = Ask { prompt, tokens_max: request.tokens_max, sampling, stop };
@@ -87,8 +88,13 @@ impl Desk {
             return;
         }
         let mut decoder = tokenizer.decoder(true);
-        let mut finish = Finish::default();
-        while let Some(word) = said.recv().await {
+        loop {
+            let word = tokio::select! {
+                word = said.recv() => word,
+                // Whoever asked is gone: the session ends with its way back.
+                () = reply.closed() => return,
+            };
+            let Some(word) = word else { break };
             let piece = match word {
                 Said::Route(peers) => {
                     let route = (0..).zip(peers).collect();
@@ -112,7 +118,10 @@ impl Desk {
                     let _ = reply.send(Err(self.no_replica())).await;
                     return;
                 }
-                Said::Ended(_) => break,
+                Said::Ended(why) => {
+                    finish.stopped = why == Why::Stop;
+                    break;
+                }
             };
             if !piece.is_empty() && reply.send(Ok(Piece::Text(piece))).await.is_err() {
                 return;
