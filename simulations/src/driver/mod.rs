@@ -726,7 +726,6 @@ impl<P: Process> Simulation<P> {
         let timers_first = long && self.rng.random();
         if timers_first {
             for other in self.network.neighbours(peer) {
-                self.say_closed(peer, other);
                 self.lose(peer, other, "nothing heard while suspended");
             }
         }
@@ -734,7 +733,6 @@ impl<P: Process> Simulation<P> {
             self.fact_now(peer, fact);
         }
         for other in self.network.silent(now, peer) {
-            self.say_closed(peer, other);
             self.lose(peer, other, "idle");
         }
         self.flows.hold(now, peer, false);

@@ -321,8 +321,6 @@ impl<P: Process> Simulation<P> {
     pub(super) fn on_silence(&mut self, alarm: Alarm) {
         let paused = self.lives[alarm.of].as_ref().is_none_or(|life| life.paused.is_some());
         if !paused && self.network.rings(&alarm) {
-            // The other side hears of it, unless it is that way that is cut.
-            self.say_closed(alarm.of, alarm.from);
             self.lose(alarm.of, alarm.from, "idle");
         }
     }
