@@ -584,6 +584,7 @@ mod tests {
         refused("at = \"1 s\"\nwhat = \"die\"\npeers = 0", "would befall nobody");
         refused("at = \"1 s\"\nwhat = \"die\"\nstage = 1", "needs peers.places = \"even\"");
         refused("at = \"1 s\"\nwhat = \"slow\"\nfactor = 0", "must be above 0");
+        refused("at = \"1 s\"\nwhat = \"slow\"\nfactor = 2", "is 2: of slow it is what is left of the speed");
         refused("at = \"1 s\"\nwhat = \"pause\"\nlasts = \"0 s\"", "over at once");
         wrong(
             &["peers.places=even", "stages=3"],
