@@ -45,6 +45,37 @@ pub enum BaseError {
     Changed(PathBuf),
 }
 
+/// How a model in a folder reads and writes.
+pub struct Words {
+    pub tokenizer: Tokenizer,
+    pub template: Option<ChatTemplate>,
+    /// Of the tokenizer's files; nothing where its tokens are the bytes themselves.
+    pub files: Option<Digest>,
+    /// The folder has no tokenizer: bytes are taken for one.
+    pub guessed: bool,
+}
+
+impl Words {
+    /// A folder without a tokenizer is read as bytes where its vocabulary has them.
+    ///
+    /// # Errors
+    /// Files that are missing or damaged.
+    pub fn of(checkpoint: &Checkpoint, folder: &Path) -> Result<Words, BaseError> {
+        let bytes = |template, guessed| Words { tokenizer: Tokenizer::bytes(), template, files: None, guessed };
+        match (checkpoint.byte_level(), Files::read(folder)) {
+            (Ok(()), Ok(files)) => Ok(bytes(ChatTemplate::from_files(&files)?, false)),
+            (_, Ok(files)) => Ok(Words {
+                tokenizer: Tokenizer::from_files(&files)?,
+                template: ChatTemplate::from_files(&files)?,
+                files: Some(files.digest()),
+                guessed: false,
+            }),
+            (_, Err(TextError::NoTokenizer { .. })) if checkpoint.config.vocab >= 256 => Ok(bytes(None, true)),
+            (_, Err(error)) => Err(error.into()),
+        }
+    }
+}
+
 impl Base {
     /// Reads all of the weights once, for their digest.
     ///
@@ -53,20 +84,8 @@ impl Base {
     pub fn open(folder: &Path) -> Result<Base, BaseError> {
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
         let checkpoint = Checkpoint::open(&folder)?;
-        let (tokenizer, template, words) = match Files::read(&folder) {
-            Err(TextError::NoTokenizer { .. }) if checkpoint.config.vocab >= 256 => {
-                (Tokenizer::bytes(), None, run::Tokenizer::Byte)
-            }
-            files => {
-                let files = files?;
-                let tokenizer = Tokenizer::from_files(&files)?;
-                let words = match tokenizer.is_bytes() {
-                    true => run::Tokenizer::Byte,
-                    false => run::Tokenizer::File { blob: files.digest() },
-                };
-                (tokenizer, ChatTemplate::from_files(&files)?, words)
-            }
-        };
+        let Words { tokenizer, template, files, .. } = Words::of(&checkpoint, &folder)?;
+        let words = files.map_or(run::Tokenizer::Byte, |blob| run::Tokenizer::File { blob });
         let vocab = checkpoint.config.vocab;
         if tokenizer.vocabulary() > vocab as usize {
             return Err(BaseError::Vocabulary { tokens: tokenizer.vocabulary(), vocab });

@@ -9,15 +9,12 @@ use std::{
 };
 
 use skein_pipeline::{
-    compute::{
-        Device, engine,
-        hf::{Checkpoint, HfError},
-    },
+    compute::{Device, engine, hf::Checkpoint},
     exact::{EngineError, Settings},
 };
 use skein_protocol::{
     hash,
-    run::{Arithmetic, Optimizer, OptimizerKind, Recompute, Schedule},
+    run::{Arithmetic, Recompute},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -26,16 +23,15 @@ use super::{
     batch::{Batch, Limits},
     session::{Place, Session},
 };
-use crate::text::{ChatTemplate, Files, Special, TemplateError, TextError, Tokenizer};
+use crate::{
+    node::base::{BaseError, Words},
+    text::{ChatTemplate, Special, Tokenizer},
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(transparent)]
-    Folder(#[from] HfError),
-    #[error(transparent)]
-    Text(#[from] TextError),
-    #[error(transparent)]
-    Template(#[from] TemplateError),
+    Base(#[from] BaseError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error("no thread for computing: {0}")]
@@ -72,12 +68,14 @@ impl Folder {
         threads: usize,
         limits: impl FnOnce(usize) -> Limits,
     ) -> Result<(Folder, About), OpenError> {
-        let checkpoint = Checkpoint::open(path)?;
-        let (tokenizer, template, guessed) = text(&checkpoint, path)?;
-        let (model, params) = checkpoint.whole()?;
+        let checkpoint = Checkpoint::open(path).map_err(BaseError::from)?;
+        let Words { tokenizer, template, guessed, .. } = Words::of(&checkpoint, path)?;
+        let (model, params) = checkpoint.whole().map_err(BaseError::from)?;
         let (parameters, config) = (params.len(), &checkpoint.config);
         let (context, vocabulary) = (config.context as usize, config.vocab as usize);
-        let engine = engine(Device::Cpu { threads }, Arithmetic::F32, model, reading(), params)?;
+        // As little memory as can be.
+        let reading = Settings { recompute: Recompute::Always, kept_bytes_max: 0, ..Settings::still(1, 1) };
+        let engine = engine(Device::Cpu { threads }, Arithmetic::F32, model, reading, params)?;
         let limits = limits(parameters);
         let (asks, asked) = mpsc::channel();
         let batch = Batch::new(engine, limits);
@@ -124,19 +122,6 @@ impl Backend for Folder {
     }
 }
 
-/// How the model reads and writes. A folder without a tokenizer is read as bytes where its vocabulary has them.
-fn text(checkpoint: &Checkpoint, path: &Path) -> Result<(Tokenizer, Option<ChatTemplate>, bool), OpenError> {
-    match (checkpoint.byte_level(), Files::read(path)) {
-        (Ok(()), Ok(files)) => Ok((Tokenizer::bytes(), ChatTemplate::from_files(&files)?, false)),
-        (_, Ok(files)) => Ok((Tokenizer::from_files(&files)?, ChatTemplate::from_files(&files)?, false)),
-        (_, Err(TextError::NoTokenizer { .. })) if checkpoint.config.vocab >= 256 => {
-            Ok((Tokenizer::bytes(), None, true))
-        }
-        (Err(no_bytes), Err(TextError::NoTokenizer { .. })) => Err(no_bytes.into()),
-        (_, Err(error)) => Err(error.into()),
-    }
-}
-
 /// When a folder was made, and a word that changes when it does.
 fn identity(path: &Path) -> (u64, String) {
     let config = fs::read(path.join("config.json")).unwrap_or_default();
@@ -150,18 +135,4 @@ fn identity(path: &Path) -> (u64, String) {
     }
     let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
     (created, format!("sk_{}", hash::keyed("skein model folder 1", &parts).short(8)))
-}
-
-/// What an engine that never trains is told about training: as little memory as can be.
-fn reading() -> Settings {
-    let optimizer = Optimizer {
-        kind: OptimizerKind::Sgd,
-        lr: 0.0,
-        beta1: 0.0,
-        beta2: 0.0,
-        eps: 0.0,
-        decay: 0.0,
-        schedule: Schedule::default(),
-    };
-    Settings { sequence: 1, micro_batch: 1, clip: 0.0, optimizer, recompute: Recompute::Always, kept_bytes_max: 0 }
 }

@@ -15,7 +15,10 @@ use super::{
     session::{Place, Session},
     *,
 };
-use crate::text::{Message, Special, Tokenizer};
+use crate::{
+    node::base::BaseError,
+    text::{Message, Special, TextError, Tokenizer},
+};
 
 fn config(vocab: u32, context: u32) -> ModelConfig {
     ModelConfig {
@@ -152,7 +155,7 @@ fn a_folder_without_a_tokenizer_is_bytes_or_nothing() {
     let dir = folder(96, None);
     fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     let opened = Model::folder(dir.path(), "tiny".into(), 1, |_| LIMITS);
-    assert!(matches!(opened, Err(OpenError::Folder(hf::HfError::NoTokenizer(_)))));
+    assert!(matches!(opened, Err(OpenError::Base(BaseError::Text(TextError::NoTokenizer { .. })))));
 }
 
 #[test]

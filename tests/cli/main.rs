@@ -666,7 +666,7 @@ fn what_is_no_text_is_wrong_usage() {
 #[test]
 fn a_model_is_measured_on_data() {
     let home = home();
-    model(&home.path().join("model"));
+    model(&home.path().join("model"), 256);
     let records = [
         r#"{"prompt": "one and one is ", "completion": "two"}"#,
         r#"{"prompt": "two and two is ", "completion": "four"}"#,

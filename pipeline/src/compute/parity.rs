@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use skein_protocol::run::{Arithmetic, Optimizer, OptimizerKind, Recompute, Schedule};
+use skein_protocol::run::Arithmetic;
 
 use super::{
     Device, engine,
@@ -130,7 +130,7 @@ pub fn compare(
     device: Device,
 ) -> Result<Agreement, ParityError> {
     let (sequences, sequence) = (reference.ids.len(), reference.ids[0].len());
-    let settings = settings(sequence, sequences);
+    let settings = Settings::still(sequence, sequences);
     let mut engines = Vec::new();
     for model in cut(checkpoint, stages)? {
         let weights = checkpoint.read(&model)?;
@@ -199,7 +199,7 @@ fn train(engines: &mut Stages, ids: &[Vec<u32>]) -> Result<f64, EngineError> {
 fn norms(engines: &mut Stages) -> Result<BTreeMap<String, f64>, EngineError> {
     let mut gradients: BTreeMap<String, Vec<f32>> = BTreeMap::new();
     for engine in engines.iter_mut() {
-        // Without momentum and decay the moment after a step of rate 0 is the gradient itself.
+        // See `Settings::still`.
         engine.step(0.0)?;
         let flat = engine.state().m;
         for param in engine.model().params() {
@@ -235,19 +235,4 @@ fn greedy(engines: &mut Stages, row: &[u32], count: usize) -> Result<Vec<u32>, E
         piece = vec![likeliest];
     }
     Ok(said)
-}
-
-/// Gradients are readable: see [`norms`].
-fn settings(sequence: usize, micro_batch: usize) -> Settings {
-    let optimizer = Optimizer {
-        kind: OptimizerKind::Sgd,
-        lr: 0.0,
-        beta1: 0.0,
-        beta2: 0.0,
-        eps: 0.0,
-        decay: 0.0,
-        schedule: Schedule::default(),
-    };
-    let (recompute, kept_bytes_max) = (Recompute::WhenNeeded, u64::MAX);
-    Settings { sequence, micro_batch, clip: 0.0, optimizer, recompute, kept_bytes_max }
 }

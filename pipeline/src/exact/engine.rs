@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use skein_protocol::{
     Manifest,
-    run::{Optimizer, Recompute},
+    run::{Optimizer, OptimizerKind, Recompute, Schedule},
 };
 
 use crate::model::StageModel;
@@ -33,6 +33,22 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Of an engine whose weights stay as they are. Its gradients can be read all the same: without momentum and decay the first
+    /// moment after a step of rate 0 is the gradient itself.
+    pub fn still(sequence: usize, micro_batch: usize) -> Self {
+        let optimizer = Optimizer {
+            kind: OptimizerKind::Sgd,
+            lr: 0.0,
+            beta1: 0.0,
+            beta2: 0.0,
+            eps: 0.0,
+            decay: 0.0,
+            schedule: Schedule::default(),
+        };
+        let (recompute, kept_bytes_max) = (Recompute::WhenNeeded, u64::MAX);
+        Settings { sequence, micro_batch, clip: 0.0, optimizer, recompute, kept_bytes_max }
+    }
+
     pub fn of(manifest: &Manifest) -> Self {
         Settings {
             sequence: manifest.train.sequence as usize,

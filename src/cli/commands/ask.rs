@@ -11,7 +11,6 @@ use crate::{
     config::nearest,
     node::{base::Base, signed},
     talk::{Limits, Model, OpenError, Sampling},
-    text::TextError,
     watch::{Client, RunState, State},
 };
 
@@ -79,14 +78,8 @@ pub fn sampling(temperature: f32, top_p: f32, seed: Option<u64>) -> Result<Sampl
 }
 
 fn unopened(folder: &Path, error: OpenError) -> Report {
-    let path = folder.display().to_string();
     match error {
-        OpenError::Folder(error) => super::model::unread(folder, error),
-        OpenError::Text(TextError::NoTokenizer { there, .. }) => {
-            Failure::NoTokenizer { path, files: there.join(", ") }.into()
-        }
-        OpenError::Text(error) => Failure::NotAModel { path, why: error.to_string() }.into(),
-        OpenError::Template(error) => Failure::NotAModel { path, why: error.to_string() }.into(),
+        OpenError::Base(error) => super::train::unusable(folder, error),
         other => Failure::Other { message: other.to_string() }.into(),
     }
 }

@@ -12,7 +12,7 @@ use skein_pipeline::{
     exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights},
     model::StageModel,
 };
-use skein_protocol::run::{Arithmetic, Optimizer, OptimizerKind, Recompute, Schedule};
+use skein_protocol::run::Arithmetic;
 
 use super::{model::unread, train::unusable};
 use crate::{
@@ -106,23 +106,7 @@ fn made(
             (model, StageWeights { params, frozen: Some(Arc::new(weights)) })
         }
     };
-    let optimizer = Optimizer {
-        kind: OptimizerKind::Sgd,
-        lr: 0.0,
-        beta1: 0.0,
-        beta2: 0.0,
-        eps: 0.0,
-        decay: 0.0,
-        schedule: Schedule::default(),
-    };
-    let settings = Settings {
-        sequence,
-        micro_batch: 1,
-        clip: 0.0,
-        optimizer,
-        recompute: Recompute::WhenNeeded,
-        kept_bytes_max: u64::MAX,
-    };
+    let settings = Settings::still(sequence, 1);
     engine(Device::Cpu { threads }, Arithmetic::F32, model, settings, weights)
         .map_err(|error| Failure::Other { message: error.to_string() }.into())
 }
