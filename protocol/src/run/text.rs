@@ -598,13 +598,14 @@ mod tests {
             ("{}".into(), "init_seed"),
             ("{ sources = [] }".into(), "missing"),
             ("{ init_seed = 1, sources = [] }".into(), "of a blob"),
-            (format!("{{ blob = \"{blob}\" }}"), "yet"),
             ("3".into(), "section"),
         ] {
             let (text, line) = demo_with("weights = { init_seed = 1 }", &format!("weights = {weights}"));
             let found = problems(&text);
             assert!(found.iter().any(|p| p.0 == line && p.3.contains(part)), "{weights}: {found:?}");
         }
+        let (text, _) = demo_with("weights = { init_seed = 1 }", &format!("weights = {{ blob = \"{blob}\" }}"));
+        assert_eq!(parse(&text, None).unwrap().manifest.model.weights, Weights::Blob { blob, sources: vec![] });
     }
 
     #[test]
