@@ -318,8 +318,8 @@ impl Recorder {
                 serving.iter().filter(|known| since(known) < self.end_begins).map(|known| since(&known)).collect();
             if let Some(last) = left_out.iter().max() {
                 remarks.push(format!(
-                    "{} of {} that serve are not reached by the feeder: nothing that they had a part in was completed \
-                     in the last {}.",
+                    "{} of {} that serve had no part in what was completed in the last {}: the feeder does not reach \
+                     them, or they are so much slower than others that nothing is sent to them.",
                     left_out.len(),
                     counted(serving.len() as u64, "peer", "peers"),
                     span(seconds(at - last))

@@ -119,7 +119,7 @@ fn serving_peers_whom_the_feeder_does_not_reach_are_counted() {
                 peers = 2\nstage = 1\nlasts = \"1 h\"\n[simulate]\nduration = \"4 min\"\n";
     let document = Document::read("parted", text).expect("it is clean");
     let outcome = ask(&document, &Files::new(), 1, &mut Unwatched).expect("it contradicts nothing");
-    let remark = outcome.remarks.iter().find(|remark| remark.starts_with("2 of 8 peers that serve are not reached"));
+    let remark = outcome.remarks.iter().find(|remark| remark.starts_with("2 of 8 peers that serve had no part"));
     assert!(
         remark.is_some_and(|remark| remark.contains("in the last 3 min") || remark.contains("in the last 2 min")),
         "{:?}",
