@@ -401,14 +401,13 @@ pub struct ServeArgs {
     /// What programs call the model; default: its folder or run
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// How conversations are written for a model that has no chat template
+    /// How conversations are written for a model without a template of its own: `User: …`, `Assistant: …`
     #[arg(long, value_enum, value_name = "STYLE")]
     pub template: Option<TemplateStyle>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TemplateStyle {
-    /// `User: …` and `Assistant: …`, a line each
     Plain,
 }
 

@@ -293,12 +293,25 @@ pub fn a_run_is_served(home: &Path, run: &str) {
     let streamed: String = chunks.filter_map(|c| c["choices"][0]["text"].as_str().map(str::to_string)).collect();
     assert!(!streamed.is_empty() && events.last().unwrap() == "[DONE]", "{events:?}");
     assert_eq!(api.ask(CHAT, &merged(&chat(json!({})), &json!({ "model": run }))).0, 200);
+    let (status, answer) = api.ask("/completions", &ask(json!({ "prompt": "fox ".repeat(1000) })));
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")), "{answer}");
     for (more, param) in
         [(json!({ "logprobs": 1 }), "logprobs"), (json!({ "presence_penalty": 1 }), "presence_penalty")]
     {
         let (status, answer) = api.ask("/completions", &ask(more));
         assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
     }
+}
+
+/// As [`a_run_is_served`], of a run with the tokenizer and the template of [`model`], on the machine where these lie.
+pub fn a_run_converses_in_its_own_words(home: &Path, run: &str) {
+    let (_skein, api) = served(home, run, None, &[]);
+    assert_eq!(api.get("/models").1["data"][0]["skein"]["chat_template"], true);
+    let of_folder = Api::start(128, None, &[]);
+    let request = chat(json!({ "max_tokens": 3 }));
+    let (_, folder) = of_folder.ask(CHAT, &request);
+    let (status, whole) = api.ask(CHAT, &merged(&request, &json!({ "model": run })));
+    assert_eq!((status, &whole["usage"]["prompt_tokens"]), (200, &folder["usage"]["prompt_tokens"]), "{whole}");
 }
 
 /// As [`a_run_is_served`], while a stage has no replica.

@@ -12,7 +12,10 @@ use skein_pipeline::{
 };
 use skein_protocol::run::{Family, ModelConfig};
 
-use crate::process::{Skein, alone, invite, text};
+use crate::{
+    api,
+    process::{Skein, alone, invite, text},
+};
 
 /// A small Qwen3 with a tokenizer of its own.
 fn model(folder: &Path) -> Vec<f32> {
@@ -79,6 +82,7 @@ fn a_model_in_a_folder_is_trained_on_with_others_and_comes_out_as_one() {
     friend.wait_for("Stepped");
     let there = owner.ask(&["generate", "tale", "The", "--max-tokens", "4", "--seed", "1"]);
     assert!(there.status.success(), "{}", String::from_utf8_lossy(&there.stderr));
+    api::a_run_converses_in_its_own_words(&at("owner"), "tale");
     let elsewhere = friend.ask(&["generate", "tale", "The", "--max-tokens", "4"]);
     assert!(String::from_utf8_lossy(&elsewhere.stderr).contains("its owner"), "who has no tokenizer says so");
     let exported = owner.ask(&["export", "tale", "--out", &out]);
