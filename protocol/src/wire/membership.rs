@@ -202,7 +202,9 @@ impl Heard {
 /// Items whose signatures held, for many peers in one process: each would find and read the same, and the arithmetic is most of
 /// their work. Without a memory (the default) every signature is checked.
 #[derive(Clone, Debug, Default)]
-pub struct Seals(Option<Arc<Mutex<BTreeMap<[u8; 64], Arc<Heard>>>>>);
+pub struct Seals(Option<Arc<Mutex<BySignature>>>);
+
+type BySignature = BTreeMap<[u8; 64], Arc<Heard>>;
 
 /// Items that are remembered.
 const SEALS: usize = 1 << 14;
