@@ -1,7 +1,7 @@
 //! Talking with a model: one engine under the terminal and the HTTP API, which knows neither.
 //!
 //! In: a conversation or a text, and how to choose. Out: pieces of text as they become certain, and why they end. A [`Model`] is
-//! asked through one of two backends: a [`folder`] whose weights are in this process, or the [`swarm`] of the peer that runs
+//! asked through one of two backends: a `folder` whose weights are in this process, or the `swarm` of the peer that runs
 //! here.
 
 mod ask;

@@ -7,7 +7,7 @@ use skein_pipeline::{
     exact::Settings,
     model::{StageModel, init},
 };
-use skein_protocol::run::{Arithmetic, Family, ModelConfig, Optimizer, OptimizerKind, Recompute, Schedule};
+use skein_protocol::run::{Arithmetic, Family, ModelConfig};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::{
@@ -184,23 +184,7 @@ impl Bench {
     fn new(limits: Limits) -> Bench {
         let model = StageModel::whole(config(256, 4000)).unwrap();
         let params = init::initial(&model, 3);
-        let optimizer = Optimizer {
-            kind: OptimizerKind::Sgd,
-            lr: 0.0,
-            beta1: 0.0,
-            beta2: 0.0,
-            eps: 0.0,
-            decay: 0.0,
-            schedule: Schedule::default(),
-        };
-        let settings = Settings {
-            sequence: 1,
-            micro_batch: 1,
-            clip: 0.0,
-            optimizer,
-            recompute: Recompute::Always,
-            kept_bytes_max: 0,
-        };
+        let settings = Settings::still(1, 1);
         let engine = engine(Device::Cpu { threads: 1 }, Arithmetic::F32, model, settings, params).unwrap();
         Bench { batch: Batch::new(engine, limits), taken: Default::default() }
     }

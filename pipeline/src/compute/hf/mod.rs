@@ -1,7 +1,7 @@
 //! Hugging Face folders: a model in, to train and to generate from, and a model out, for other programs. In: a folder, or stages
 //! and their weights. Out: the weights of a stage, or `config.json`, `model.safetensors` and tokenizer files.
 //!
-//! A family is what [`config`] says of it: all of them are one block with switches. Of a folder's tensors only those of the stage
+//! A family is what `config` says of it: all of them are one block with switches. Of a folder's tensors only those of the stage
 //! asked for are read.
 
 mod adapter;
