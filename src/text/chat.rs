@@ -167,6 +167,11 @@ mod tests {
             Err(ChatError::NotAPrefix { turns: 1, more: 2, offset: 0 }) => {}
             other => panic!("{other:?}"),
         }
+        let source = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' }};{% endfor %}";
+        match spans(&template(source), &conversation(), Learn::Answers, DateTime::default()) {
+            Err(ChatError::NotAPrefix { turns: 2, more: 4, offset: 3 }) => {}
+            other => panic!("{other:?}"),
+        }
         let source = "{% for m in messages %}{{ m.content }};{% endfor %}{{ messages | length }}{{ 'x' if add_generation_prompt }}";
         let error = spans(&template(source), &conversation()[..2], Learn::Answers, DateTime::default()).unwrap_err();
         assert!(error.to_string().ends_with("first difference is at byte 3"), "{error}");

@@ -124,6 +124,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::text::Files;
 
     #[test]
     fn a_completion_is_learned_and_its_prompt_is_read() {
@@ -151,5 +152,27 @@ mod tests {
         let completion = Example::completion(&tokenizer, "the", " stone").unwrap();
         assert_eq!(completion.tokens, plain.tokens);
         assert!(!completion.learned[0] && completion.learned.ends_with(&[true]));
+    }
+
+    #[test]
+    fn a_special_token_that_swallows_a_space_is_not_learned_for_it() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/golden/sentence-piece");
+        let text = std::fs::read_to_string(folder.join("tokenizer.json")).unwrap();
+        let token = r#""content":"<|im_end|>","single_word":false,"lstrip":false,"rstrip":"#;
+        assert!(text.contains(&format!("{token}false")));
+        let text = text.replace(&format!("{token}false"), &format!("{token}true"));
+        let files = Files::new("a peer", [("tokenizer.json".to_string(), text.into_bytes())]).unwrap();
+        let tokenizer = Tokenizer::from_files(&files).unwrap();
+        let text = "the<|im_end|> stone";
+        let border = text.find(' ').unwrap();
+        let spans = tokenizer.encode_spans(text, Special::Parse).unwrap();
+        let at = spans.iter().position(|(id, _)| tokenizer.is_special(*id)).unwrap();
+        assert_eq!(spans[at].1.end, border + 1, "it has the space");
+        let example = Example::marked(&tokenizer, text, slice::from_ref(&(border..text.len()))).unwrap();
+        assert!(
+            example.learned[..=at].iter().all(|learned| !learned)
+                && example.learned[at + 1..].iter().all(|learned| *learned)
+        );
+        assert!(example.learned.len() > at + 1);
     }
 }
