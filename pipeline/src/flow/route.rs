@@ -163,6 +163,8 @@ impl Route {
             // Who answers later than others has more to do than what comes from here, or claims too much.
             let lag = usual.zip(measured.and_then(Measured::latency)).map_or(1.0, |(usual, its)| usual / its);
             let claim = if claim > 0.0 { claim.min(CREDIBLE * typical) } else { typical };
+            // A newcomer measured itself on little. Were it held to a claim that is too low, it would get nothing to mend it with.
+            let claim = if is_newcomer { claim.max(typical) } else { claim };
             let speed = match claim > 0.0 {
                 true => claim * lag.clamp(LAG_MOST, 1.0),
                 false => measured.and_then(Measured::speed).unwrap_or(1.0),
@@ -371,6 +373,32 @@ mod tests {
         assert_eq!(load(1)[1], 3);
         let [old, new] = load(7);
         assert!(new > 8 && new < old, "{old} {new}");
+    }
+
+    #[test]
+    fn a_newcomer_that_began_slowly_gets_enough_to_show_better() {
+        let mut route = route(&[0, 1]);
+        let (old, new) = (PeerId([0; 32]), PeerId([1; 32]));
+        for i in 0..PROVEN {
+            route.sent(Instant(u64::from(i)), 0, old);
+            route.answered(Instant(u64::from(i) + 1_000_000), 0, old);
+        }
+        // Its first two took long, and that is what it says of itself. Few are open at a time.
+        route.set_claim(0, old, 50.0);
+        route.set_claim(0, new, 1.0);
+        (0..2).for_each(|_| route.answered(Instant(1), 0, new));
+        let mut got = 0;
+        for at in 0..40 {
+            let mut open = Vec::new();
+            for _ in 0..4 {
+                let peer = route.choose(0, None, &[]).expect("two serve");
+                route.sent(Instant(2 + at), 0, peer);
+                open.push(peer);
+            }
+            got += open.iter().filter(|peer| **peer == new).count() as u32;
+            open.into_iter().for_each(|peer| route.answered(Instant(2 + at), 0, peer));
+        }
+        assert!(got >= PROVEN - 2, "{got}");
     }
 
     #[test]

@@ -39,12 +39,12 @@ fn assert_digest(sim: &Simulation, happenings: u64, digest: &str) {
 
 #[test]
 fn the_digest_of_seed_1_is_the_same_everywhere() {
-    assert_digest(&eventful(1), 16341, "b3:45299de910814e775ecdaf0eab18002cc27abb10963cbf2d327f8fd0207dfc47");
+    assert_digest(&eventful(1), 16591, "b3:a141930fb063c847af1b92edd399e27f247450c180115778b4d61c48db416ae4");
 }
 
 #[test]
 fn the_digest_of_seed_2_is_the_same_everywhere() {
-    assert_digest(&eventful(2), 12445, "b3:95279b74b53dcec49d407ac7203667d83edc7b9cbd0eaf97d25ccaf0bcc2e3c9");
+    assert_digest(&eventful(2), 12445, "b3:7502265ec3e8d4b325ac6d265c14a13e64965b196c3226af1946e74cdf5deaa1");
 }
 
 #[test]
