@@ -343,6 +343,20 @@ pub struct Host {
     pub give: Give,
 }
 
+/// How one of the likely tokens is chosen.
+#[derive(Clone, Debug, Args)]
+pub struct Choice {
+    /// 0: always the likeliest
+    #[arg(long, default_value_t = 0.7, value_name = "X")]
+    pub temperature: f32,
+    /// Choose among the likeliest that together have this probability
+    #[arg(long, default_value_t = 0.95, value_name = "X")]
+    pub top_p: f32,
+    /// Of the choices; nothing: another at each call
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples
@@ -363,15 +377,8 @@ pub struct Chat {
     /// Tokens of an answer at most
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: u32,
-    /// 0: always the likeliest
-    #[arg(long, default_value_t = 0.7, value_name = "X")]
-    pub temperature: f32,
-    /// Choose among the likeliest that together have this probability
-    #[arg(long, default_value_t = 0.95, value_name = "X")]
-    pub top_p: f32,
-    /// Of the choices; nothing: another at each call
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub choice: Choice,
     /// Say how fast each answer was
     #[arg(long)]
     pub stats: bool,
@@ -426,15 +433,8 @@ pub struct Generate {
     /// Tokens at most
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub max_tokens: u32,
-    /// 0: always the likeliest
-    #[arg(long, default_value_t = 0.7, value_name = "X")]
-    pub temperature: f32,
-    /// Choose among the likeliest that together have this probability
-    #[arg(long, default_value_t = 0.95, value_name = "X")]
-    pub top_p: f32,
-    /// Of the choices; nothing: another at each call
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub choice: Choice,
     /// Say how fast it was
     #[arg(long)]
     pub stats: bool,

@@ -63,6 +63,11 @@ pub struct Reading {
 }
 
 impl Reading {
+    /// As the model reads that has both. The date that its template may write is the same at every call.
+    pub fn of_model(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
+        Reading { template, ..Reading::new(tokenizer, jiff::civil::date(2026, 1, 1).at(0, 0, 0, 0)) }
+    }
+
     pub fn new(tokenizer: Tokenizer, now: DateTime) -> Self {
         Reading {
             tokenizer,

@@ -74,6 +74,19 @@ impl Words {
             (_, Err(error)) => Err(error.into()),
         }
     }
+
+    /// Those of which the model knows every token.
+    ///
+    /// # Errors
+    /// As [`Words::of`], and a tokenizer of more tokens than the model has.
+    pub fn fitting(checkpoint: &Checkpoint, folder: &Path) -> Result<Words, BaseError> {
+        let words = Words::of(checkpoint, folder)?;
+        let (tokens, vocab) = (words.tokenizer.vocabulary(), checkpoint.config.vocab);
+        if tokens > vocab as usize {
+            return Err(BaseError::Vocabulary { tokens, vocab });
+        }
+        Ok(words)
+    }
 }
 
 impl Base {
@@ -84,12 +97,8 @@ impl Base {
     pub fn open(folder: &Path) -> Result<Base, BaseError> {
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
         let checkpoint = Checkpoint::open(&folder)?;
-        let Words { tokenizer, template, files, .. } = Words::of(&checkpoint, &folder)?;
+        let Words { tokenizer, template, files, .. } = Words::fitting(&checkpoint, &folder)?;
         let words = files.map_or(run::Tokenizer::Byte, |blob| run::Tokenizer::File { blob });
-        let vocab = checkpoint.config.vocab;
-        if tokenizer.vocabulary() > vocab as usize {
-            return Err(BaseError::Vocabulary { tokens: tokenizer.vocabulary(), vocab });
-        }
         let weights = checkpoint.digest()?;
         Ok(Base { folder, checkpoint: Arc::new(checkpoint), weights, tokenizer, template, words })
     }

@@ -32,7 +32,7 @@ pub enum SaveError {
 
 /// Where the tokenizer of a model is from.
 #[derive(Clone, Debug)]
-pub enum Words {
+pub enum Beside {
     Bytes,
     /// The files of this folder, as they are.
     Like(PathBuf),
@@ -44,7 +44,7 @@ pub enum Words {
 /// See [`SaveError`]. After one, `out` is as it was, or some of its files are new where the disk failed between two renames.
 pub fn write(
     out: &Path,
-    words: &Words,
+    words: &Beside,
     family: Family,
     stages: &[(StageModel, Vec<f32>)],
     overwrite: bool,
@@ -63,8 +63,8 @@ pub fn write(
     fs::create_dir_all(place).map_err(io)?;
     let apart = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(place).map_err(io)?;
     let written = match words {
-        Words::Bytes => hf::write(apart.path(), family, stages),
-        Words::Like(folder) => hf::write_like(apart.path(), folder, family, stages),
+        Beside::Bytes => hf::write(apart.path(), family, stages),
+        Beside::Like(folder) => hf::write_like(apart.path(), folder, family, stages),
     };
     let mut written = written.map_err(|error| match error {
         HfError::Io { source, .. } => failed(out, needed, source),
@@ -129,12 +129,12 @@ mod tests {
     fn the_folder_is_whole_and_replaced_only_when_that_is_wanted() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("deep").join("model");
-        let written = write(&out, &Words::Bytes, Family::Llama, &stages(2.0), false).unwrap();
+        let written = write(&out, &Beside::Bytes, Family::Llama, &stages(2.0), false).unwrap();
         assert!(written.files.iter().all(|file| file.is_file()));
         let (_, weights) = hf::Checkpoint::open(&out).unwrap().whole().unwrap();
         assert!(weights.iter().all(|value| *value == 2.0));
-        assert!(matches!(write(&out, &Words::Bytes, Family::Llama, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
-        write(&out, &Words::Bytes, Family::Llama, &stages(1.0), true).unwrap();
+        assert!(matches!(write(&out, &Beside::Bytes, Family::Llama, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
+        write(&out, &Beside::Bytes, Family::Llama, &stages(1.0), true).unwrap();
         assert!(hf::Checkpoint::open(&out).unwrap().whole().unwrap().1.iter().all(|value| *value == 1.0));
     }
 
@@ -146,7 +146,7 @@ mod tests {
         let out = dir.path().join("mount");
         fs::create_dir(&out).unwrap();
         let before = fs::metadata(&out).unwrap().ino();
-        let written = write(&out, &Words::Bytes, Family::Llama, &stages(1.0), false).unwrap();
+        let written = write(&out, &Beside::Bytes, Family::Llama, &stages(1.0), false).unwrap();
         assert_eq!(fs::metadata(&out).unwrap().ino(), before, "as a mount it could not have been replaced");
         assert_eq!(fs::read_dir(&out).unwrap().count(), written.files.len(), "nothing unfinished stays");
         assert!(hf::Checkpoint::open(&out).is_ok() && fs::read_dir(dir.path()).unwrap().count() == 1);

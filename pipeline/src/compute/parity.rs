@@ -13,7 +13,7 @@ use super::{
     hf::{AdapterFolder, Checkpoint, HfError},
 };
 use crate::{
-    exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights},
+    exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights, likeliest},
     model::{BadModel, EMBEDDING, HEAD, StageModel},
 };
 
@@ -230,9 +230,9 @@ fn greedy(engines: &mut Stages, row: &[u32], count: usize) -> Result<Vec<u32>, E
     while said.len() < count {
         let logits = read(engines, position, &piece)?;
         position += piece.len();
-        let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32);
-        said.push(likeliest);
-        piece = vec![likeliest];
+        let next = likeliest(&logits);
+        said.push(next);
+        piece = vec![next];
     }
     Ok(said)
 }

@@ -16,6 +16,11 @@ pub use crate::model::state::TrainState;
 /// A target that is not counted in the loss.
 pub const IGNORE: u32 = u32::MAX;
 
+/// The token that logits `[vocab]` hold likeliest, the last of equal ones; 0 of none.
+pub fn likeliest(logits: &[f32]) -> u32 {
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32)
+}
+
 /// What a manifest says about training, as far as an engine needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {

@@ -20,7 +20,7 @@ mod stage;
 mod weights;
 
 pub use engine::{
-    Engine, EngineError, IGNORE, Lost, Piece, Settings, StageInput, StageWeights, StepReport, TrainState,
+    Engine, EngineError, IGNORE, Lost, Piece, Settings, StageInput, StageWeights, StepReport, TrainState, likeliest,
 };
 pub use product::{Bf16Instructions, Bf16Product, Bf16x3Product, FixedProduct, Instructions, Matrix, Operand, Product};
 pub use stage::StageEngine;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::{
     cli::{
+        args,
         context::Context,
         failure::{Failure, Report},
         petname,
@@ -66,7 +67,8 @@ pub fn open(folder: &Path, name: String, most: usize, context: &Context) -> Resu
 
 /// # Errors
 /// Wrong usage: a value that no choice can be made by.
-pub fn sampling(temperature: f32, top_p: f32, seed: Option<u64>) -> Result<Sampling, Report> {
+pub fn sampling(choice: &args::Choice) -> Result<Sampling, Report> {
+    let args::Choice { temperature, top_p, seed } = *choice;
     let usage = |message: String| Err(Failure::Usage { message }.into());
     if !(temperature.is_finite() && temperature >= 0.0) {
         return usage(format!("--temperature {temperature}: 0 or more"));

@@ -32,7 +32,7 @@ const HELP: &str = "  /reset             begin anew
   /bye               leave, as Ctrl-D does; Ctrl-C stops an answer";
 
 pub fn run(args: &args::Chat, context: &Context) -> Result<u8, Report> {
-    let sampling = ask::sampling(args.temperature, args.top_p, args.seed)?;
+    let sampling = ask::sampling(&args.choice)?;
     let mut model = ask::model(&args.model, None, 1, context)?;
     let out = context.out.clone();
     if model.template.is_none() {

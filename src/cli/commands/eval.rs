@@ -9,7 +9,7 @@ use skein_pipeline::{
         Device, engine,
         hf::{AdapterFolder, Checkpoint},
     },
-    exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights},
+    exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights, likeliest},
     model::StageModel,
 };
 use skein_protocol::run::Arithmetic;
@@ -24,17 +24,18 @@ use crate::{
         show::{Count, counted},
     },
     corpus::{Corpus, Reading},
-    node::base::Base,
+    node::base::Words,
     text::Example,
 };
 
 pub fn run(args: &args::Eval, context: &Context) -> Result<u8, Report> {
-    let base = Base::open(&args.model).map_err(|error| unusable(&args.model, error))?;
-    let config = &base.checkpoint.config;
-    let sequence = args.sequence.unwrap_or(512).min(config.context) as usize;
-    let corpus = read(args, &base)?;
+    let folder = std::path::absolute(&args.model).unwrap_or_else(|_| args.model.clone());
+    let checkpoint = Checkpoint::open(&folder).map_err(|error| unread(&args.model, error))?;
+    let words = Words::fitting(&checkpoint, &folder).map_err(|error| unusable(&args.model, error))?;
+    let sequence = args.sequence.unwrap_or(512).min(checkpoint.config.context) as usize;
+    let corpus = read(args, words)?;
     let threads = context.node.give.thread_count(&context.machine).into();
-    let mut engine = made(&base.checkpoint, args.adapter.as_deref(), sequence, threads)?;
+    let mut engine = made(&checkpoint, args.adapter.as_deref(), sequence, threads)?;
     let most = args.limit.map_or(usize::MAX, |limit| limit as usize);
     let examples = corpus.examples(sequence + 1).take(most);
     let total = corpus.example_count(sequence + 1).min(most as u64);
@@ -82,10 +83,8 @@ pub fn run(args: &args::Eval, context: &Context) -> Result<u8, Report> {
     Ok(0)
 }
 
-fn read(args: &args::Eval, base: &Base) -> Result<Corpus, Report> {
-    let mut reading = Reading::new(base.tokenizer.clone(), jiff::civil::date(2026, 1, 1).at(0, 0, 0, 0));
-    reading.template = base.template.clone();
-    reading.skip_bad = args.skip_bad;
+fn read(args: &args::Eval, words: Words) -> Result<Corpus, Report> {
+    let reading = Reading { skip_bad: args.skip_bad, ..Reading::of_model(words.tokenizer, words.template) };
     Ok(Corpus::open(&args.data, reading)?)
 }
 
@@ -159,8 +158,7 @@ fn says(engine: &mut dyn Engine, tokens: &[u32], learned: &[bool], first: usize)
     let mut logits = engine.infer(1, 0, StageInput::Tokens(&tokens[..first]))?;
     let mut right = true;
     for at in first..tokens.len() {
-        let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(id, _)| id as u32);
-        right = !learned[at] || likeliest == Some(tokens[at]);
+        right = !learned[at] || likeliest(&logits) == tokens[at];
         if !right || at + 1 == tokens.len() {
             break;
         }

@@ -27,7 +27,7 @@ use crate::{
 const PROMPT_MAX: u64 = 1 << 20;
 
 pub fn run(args: &args::Generate, context: &Context) -> Result<u8, Report> {
-    let sampling = ask::sampling(args.temperature, args.top_p, args.seed)?;
+    let sampling = ask::sampling(&args.choice)?;
     if let Some(folder) = ask::folder(&args.model) {
         let model = ask::open(folder, args.model.clone(), 1, context)?;
         return from_folder(&model, &prompt(args)?, args, sampling, &context.out);

@@ -152,10 +152,7 @@ pub fn unusable(folder: &Path, error: BaseError) -> Report {
 fn read(args: &args::Train, base: Option<&Base>) -> Result<Corpus, Report> {
     match base {
         Some(base) if !base.tokenizer.is_bytes() => {
-            // A date that a template writes is one for the whole run, or its samples would change overnight.
-            let mut reading = Reading::new(base.tokenizer.clone(), jiff::civil::date(2026, 1, 1).at(0, 0, 0, 0));
-            reading.template = base.template.clone();
-            Ok(Corpus::open(&args.data, reading)?)
+            Ok(Corpus::open(&args.data, Reading::of_model(base.tokenizer.clone(), base.template.clone()))?)
         }
         _ => Ok(Corpus::read(&args.data)?),
     }

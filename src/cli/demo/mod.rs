@@ -49,7 +49,7 @@ use crate::{
     node::{
         Node, Order, Serve,
         log::{self, Tail},
-        save::Words,
+        save::Beside,
         view::State,
     },
 };
@@ -225,7 +225,7 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
     let after = voice.speak(&desk.orders).await;
     let model = folder.path.join("model");
     let exported =
-        session::collect_and_write(&desk.orders, Words::Bytes, &model, true, |missed| out.warn(&missed.to_string()))
+        session::collect_and_write(&desk.orders, Beside::Bytes, &model, true, |missed| out.warn(&missed.to_string()))
             .await;
     out.note("everybody leaves: finishing what is open, a last round, goodbye");
     let logs = leave(node, &mut peers, out).await?;

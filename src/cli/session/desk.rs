@@ -14,7 +14,7 @@ use crate::{
         base::Base,
         export::{ExportError, Missed, Note},
         generate::{Ask, Said, Sampling, Why},
-        save::{self, Words},
+        save::{self, Beside},
         view::State as Snapshot,
     },
     text::{Special, Tokenizer},
@@ -145,10 +145,10 @@ impl Desk {
     }
 
     /// The tokenizer files of a model of this run.
-    pub fn words(&self) -> Result<Words, Refusal> {
+    pub fn words(&self) -> Result<Beside, Refusal> {
         match (&self.manifest.model.tokenizer, &self.base) {
-            (_, Some(base)) => Ok(Words::Like(base.folder.clone())),
-            (run::Tokenizer::Byte, None) => Ok(Words::Bytes),
+            (_, Some(base)) => Ok(Beside::Like(base.folder.clone())),
+            (run::Tokenizer::Byte, None) => Ok(Beside::Bytes),
             (run::Tokenizer::File { .. }, None) => Err(elsewhere()),
         }
     }
@@ -202,7 +202,7 @@ fn elsewhere() -> Refusal {
 /// Collects the weights of every stage and writes the folder `out`. `missed` hears of each replica that is not in it.
 pub async fn collect_and_write(
     orders: &mpsc::Sender<node::Order>,
-    words: Words,
+    words: Beside,
     out: &std::path::Path,
     overwrite: bool,
     missed: impl Fn(&Missed),
@@ -221,7 +221,7 @@ pub async fn collect_and_write(
 /// As [`collect_and_write`]; `notes` hears how it goes on.
 async fn collect_and_note(
     orders: &mpsc::Sender<node::Order>,
-    words: Words,
+    words: Beside,
     out: &std::path::Path,
     overwrite: bool,
     notes: mpsc::UnboundedSender<Note>,

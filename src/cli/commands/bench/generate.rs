@@ -6,7 +6,7 @@ use std::{path::Path, time::Instant};
 use serde::Serialize;
 use skein_pipeline::{
     compute::{Device, engine},
-    exact::{Engine, EngineError, Piece, Settings, StageInput},
+    exact::{Engine, EngineError, Piece, Settings, StageInput, likeliest},
     model::{StageModel, init},
 };
 use skein_protocol::{
@@ -162,8 +162,7 @@ fn answer(engine: &mut dyn Engine, readers: u32, prompt: u32, tokens: u32) -> Re
             .collect();
         let logits = engine.infer_all(&pieces).into_iter().collect::<Result<Vec<_>, _>>()?;
         for (text, logits) in texts.iter_mut().zip(logits) {
-            let likeliest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32);
-            text.push(likeliest);
+            text.push(likeliest(&logits));
         }
         if said == 0 {
             first = since.elapsed().as_secs_f64();
