@@ -21,12 +21,16 @@ pub enum Job {
     /// Make the engine of a stage, with version 0: from the manifest's seed, or from the weights that it names where they are here.
     Create {
         stage: Stage,
+        /// Where the bytes of its frozen weights lie, in order (see `model::frozen`); none, where all of it is trained.
+        frozen: Vec<Blob>,
     },
     /// Make (or overwrite) the engine of a stage from a state: the parts, concatenated. Checked against `root`.
     Load {
         stage: Stage,
         parts: Vec<Blob>,
         root: Digest,
+        /// As in `Create`.
+        frozen: Vec<Blob>,
     },
     /// Forward of `input` (token ids at stage 0, an encoded activation elsewhere). Keeps what backward needs.
     Forward {
@@ -197,7 +201,7 @@ impl Job {
     /// The stage whose engine runs it.
     pub fn stage(&self) -> Stage {
         match self {
-            Job::Create { stage }
+            Job::Create { stage, .. }
             | Job::Load { stage, .. }
             | Job::Forward { stage, .. }
             | Job::Loss { stage, .. }

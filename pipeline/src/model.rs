@@ -4,6 +4,7 @@
 //! It knows no engine: every engine, averaging, checkpoints and exports read the same order from here.
 
 pub mod cost;
+pub mod frozen;
 pub mod init;
 pub mod lora;
 pub mod schedule;
@@ -160,7 +161,7 @@ pub const FINAL_NORM: &str = "model.norm.weight";
 pub const HEAD: &str = "lm_head.weight";
 
 impl StageModel {
-    /// Stage `stage` of `manifest`.
+    /// Stage `stage` of `manifest`: all of its weights, or the adapters beside them.
     pub fn of(manifest: &Manifest, stage: Stage) -> Result<Self, BadModel> {
         let count = manifest.stages.count;
         if stage >= count || usize::from(count) != manifest.stages.split.len() {
@@ -172,7 +173,11 @@ impl StageModel {
             return Err(BadModel::Split { got, layers });
         }
         let (first, n) = manifest.layers_of(stage);
-        Self::new(manifest.model.config.clone(), first, n, stage == 0, stage + 1 == count)
+        let all = Self::new(manifest.model.config.clone(), first, n, stage == 0, stage + 1 == count)?;
+        match manifest.lora() {
+            Some(lora) => Self::adapted(all, lora.clone()),
+            None => Ok(all),
+        }
     }
 
     /// All layers in one stage.

@@ -167,6 +167,12 @@ pub enum Event {
         bytes: u64,
         root: Digest,
     },
+    /// What the manifest names by this hash is here.
+    Shelved {
+        blob: Digest,
+        from: PeerId,
+        bytes: u64,
+    },
     Serving {
         stage: Stage,
         version: Version,

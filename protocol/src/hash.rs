@@ -24,6 +24,15 @@ pub fn keyed(domain: &str, parts: &[&[u8]]) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
+/// Hash by which a manifest names bytes that peers give to each other; they lie in `pieces`, in order.
+pub fn blob(pieces: &[&[u8]]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("skein blob 1");
+    for piece in pieces {
+        hasher.update(piece);
+    }
+    Digest(*hasher.finalize().as_bytes())
+}
+
 /// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): neighbouring numbers come out far apart.
 pub fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod simulate;
+mod train;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ pub use self::simulate::{
     Ask, Probe, Replay, ShapeArgs, Simulate, SimulateCheck, SimulateCompare, SimulateReplay, SimulateReport,
     SimulateShow, SimulateSweep, SimulateValidate, SimulateWhat,
 };
+pub use self::train::{Course, Finetune, Train};
 use super::out::Colour;
 use crate::config::Flag;
 
@@ -25,6 +27,7 @@ skein {version} — train a language model together, over the open internet
 Start here
   demo        A whole swarm on this machine, in one minute
   train       Train a model from scratch on my data, with whoever joins
+  finetune    Adapt a model to my data (LoRA), with whoever joins
   join        Join a run with an invite and help where help is needed
 
 Work
@@ -102,6 +105,8 @@ pub enum Command {
     Demo(Demo),
     /// Train a model from scratch on my data, with whoever joins
     Train(Train),
+    /// Adapt a model to my data (LoRA), with whoever joins
+    Finetune(Finetune),
     /// Join a run with an invite and help where help is needed
     Join(Join),
     /// Serve the stage that I choose
@@ -243,65 +248,6 @@ pub struct Demo {
     /// Keep model, logs and homes in this folder
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "\
-Examples
-  skein train --data book.txt --preset tiny     a new run; prints the invite for others
-  skein train --run my.toml --data book.txt     a run of your own making (skein run new)
-  skein train --run tiny-verse --data book.txt  go on where it stopped")]
-pub struct Train {
-    /// Files, folders or patterns: .txt, .md, .jsonl; with --model also conversations and prompts with completions
-    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
-    pub data: Vec<PathBuf>,
-    /// Size of the model: tiny, small-124m, 350m, demo
-    #[arg(long, value_name = "NAME", conflicts_with = "run")]
-    pub preset: Option<String>,
-    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it
-    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
-    pub model: Option<PathBuf>,
-    /// A manifest, or the name of a run that is known here
-    #[arg(long, value_name = "FILE|NAME")]
-    pub run: Option<String>,
-    /// Learning rate at its highest; default: that of the preset, or 2e-5 with --model
-    #[arg(long, value_name = "RATE", conflicts_with = "run")]
-    pub lr: Option<f64>,
-    /// Name of a new run
-    #[arg(long, value_name = "NAME", id = "run_name", long = "run-name", conflicts_with = "run")]
-    pub run_name: Option<String>,
-    /// End after so many run steps
-    #[arg(long, value_name = "N", conflicts_with_all = ["run", "tokens"], value_parser = clap::value_parser!(u64).range(1..))]
-    pub steps: Option<u64>,
-    /// End after so many tokens
-    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u64).range(1..))]
-    pub tokens: Option<u64>,
-    /// End after so many passes over the data
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub epochs: Option<u64>,
-    /// Stages to cut the model into
-    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u16).range(1..))]
-    pub stages: Option<u16>,
-    /// Tokens of one sequence
-    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
-    pub sequence: Option<u32>,
-    /// Sequences of one micro-batch
-    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
-    pub micro_batch: Option<u32>,
-    /// Of the first weights and of the order of the data
-    #[arg(long, value_name = "N", conflicts_with = "run")]
-    pub seed: Option<u64>,
-    /// Save the model here when it ends
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// Make, sign and show the run, and stop there
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Only feed: leave the computing to others
-    #[arg(long)]
-    pub no_serve: bool,
-    #[command(flatten)]
-    pub give: Give,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -469,7 +415,9 @@ pub struct Eval {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples
-  skein export tiny-verse --out ./model     config.json, model.safetensors and tokenizer files")]
+  skein export tiny-verse --out ./model             config.json, model.safetensors and tokenizer files
+  skein export chats --out ./adapter                of a LoRA run its adapter, as PEFT reads it
+  skein export chats --merge --out ./model          the model with its adapter in it")]
 pub struct Export {
     /// The run of the peer that runs here
     #[arg(value_name = "RUN")]
@@ -477,6 +425,12 @@ pub struct Export {
     /// A new or empty folder
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Of a LoRA run its adapter (the default)
+    #[arg(long, conflicts_with = "merge")]
+    pub adapter: bool,
+    /// Of a LoRA run the whole model, its adapter added to its weights
+    #[arg(long)]
+    pub merge: bool,
     /// Replace the model that is in the folder
     #[arg(long)]
     pub force: bool,

@@ -104,6 +104,9 @@ impl Chronicle {
                 format!("ends round {round} of stage {stage} with {with}: {outcome:?}")
             }
             Event::Joining { stage, why } => format!("wants stage {stage}: {why}"),
+            Event::Shelved { blob, from, bytes } => {
+                format!("has {} of the run from {}, {bytes} bytes", blob.short(8), name(from))
+            }
             Event::Fetched { version, from, bytes, .. } => {
                 let from = from.as_ref().map_or("its own disk".into(), name);
                 format!("has fetched stage {} from {from}, {bytes} bytes", version.stage)

@@ -10,6 +10,7 @@ pub mod file;
 mod identity;
 mod lock;
 pub mod runs;
+pub mod shelf;
 
 use std::{
     io,
@@ -24,6 +25,7 @@ pub use self::{
     identity::Identity,
     lock::Lock,
     runs::RunFolder,
+    shelf::Shelf,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +145,11 @@ impl Home {
     /// Disk full, or not writable; the book on disk stays as it was.
     pub fn save_book(&self, book: &Book) -> Result<(), HomeError> {
         book.write(&self.data.join("peers"))
+    }
+
+    /// What the runs of this home name by its hash.
+    pub fn shelf(&self) -> Shelf {
+        Shelf::new(self.data.join("shelf"))
     }
 
     pub fn runs(&self) -> runs::Runs {

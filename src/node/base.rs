@@ -1,20 +1,26 @@
 //! The model that a run began with, where its weights lie in a folder on this machine. In: a folder. Out: the weights of stages, the
-//! tokenizer, and digests by which a manifest names both. Only whoever has the folder can make a stage from nothing; everybody
-//! else gets it from a replica.
+//! tokenizer, and digests by which a manifest names both. What peers give to each other goes on the shelf: the tokenizer, and beside
+//! adapters the frozen weights. Where all weights are trained, only whoever has the folder can make a stage from nothing.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use skein_pipeline::compute::hf::{Checkpoint, HfError};
+use skein_pipeline::{
+    compute::hf::{Checkpoint, HfError},
+    model::{StageModel, frozen},
+};
 use skein_protocol::{
     Manifest,
-    hash::Digest,
+    hash::{self, Digest},
     run::{self, Weights},
 };
 
-use crate::text::{ChatTemplate, Files, TemplateError, TextError, Tokenizer};
+use crate::{
+    home::{HomeError, Shelf},
+    text::{ChatTemplate, Files, TemplateError, TextError, Tokenizer},
+};
 
 /// What the run's folder keeps of it: its path.
 const NOTE: &str = "model";
@@ -24,10 +30,7 @@ pub struct Base {
     pub folder: PathBuf,
     pub checkpoint: Arc<Checkpoint>,
     pub weights: Digest,
-    pub tokenizer: Tokenizer,
-    pub template: Option<ChatTemplate>,
-    /// As a manifest names the tokenizer.
-    pub words: run::Tokenizer,
+    pub words: Words,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,8 @@ pub enum BaseError {
     Text(#[from] TextError),
     #[error(transparent)]
     Template(#[from] TemplateError),
+    #[error(transparent)]
+    Home(#[from] HomeError),
     #[error("its tokenizer has {tokens} tokens, the model {vocab}")]
     Vocabulary { tokens: usize, vocab: u32 },
     /// Another model lies there than the run began with.
@@ -45,12 +50,13 @@ pub enum BaseError {
     Changed(PathBuf),
 }
 
-/// How a model in a folder reads and writes.
+/// How a model reads and writes.
+#[derive(Clone, Debug)]
 pub struct Words {
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
-    /// Of the tokenizer's files; nothing where its tokens are the bytes themselves.
-    pub files: Option<Digest>,
+    /// Of the tokenizer; nothing where its tokens are the bytes themselves.
+    pub files: Option<Arc<Files>>,
     /// The folder has no tokenizer: bytes are taken for one.
     pub guessed: bool,
 }
@@ -64,15 +70,36 @@ impl Words {
         let bytes = |template, guessed| Words { tokenizer: Tokenizer::bytes(), template, files: None, guessed };
         match (checkpoint.byte_level(), Files::read(folder)) {
             (Ok(()), Ok(files)) => Ok(bytes(ChatTemplate::from_files(&files)?, false)),
-            (_, Ok(files)) => Ok(Words {
-                tokenizer: Tokenizer::from_files(&files)?,
-                template: ChatTemplate::from_files(&files)?,
-                files: Some(files.digest()),
-                guessed: false,
-            }),
+            (_, Ok(files)) => Words::of_files(files),
             (_, Err(TextError::NoTokenizer { .. })) if checkpoint.config.vocab >= 256 => Ok(bytes(None, true)),
             (_, Err(error)) => Err(error.into()),
         }
+    }
+
+    fn of_files(files: Files) -> Result<Words, BaseError> {
+        Ok(Words {
+            tokenizer: Tokenizer::from_files(&files)?,
+            template: ChatTemplate::from_files(&files)?,
+            files: Some(Arc::new(files)),
+            guessed: false,
+        })
+    }
+
+    /// Those of a run; nothing where its tokenizer has not arrived yet.
+    ///
+    /// # Errors
+    /// It lies there and cannot be read.
+    pub fn of_run(shelf: &Shelf, manifest: &Manifest) -> Result<Option<Words>, BaseError> {
+        let blob = match &manifest.model.tokenizer {
+            run::Tokenizer::Byte => {
+                let tokenizer = Tokenizer::bytes();
+                return Ok(Some(Words { tokenizer, template: None, files: None, guessed: false }));
+            }
+            run::Tokenizer::File { blob } => *blob,
+        };
+        let Some(archive) = shelf.get(blob)? else { return Ok(None) };
+        let files = Files::from_archive("the tokenizer of the run", &archive)?;
+        Words::of_files(files).map(Some)
     }
 
     /// Those of which the model knows every token.
@@ -97,10 +124,46 @@ impl Base {
     pub fn open(folder: &Path) -> Result<Base, BaseError> {
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
         let checkpoint = Checkpoint::open(&folder)?;
-        let Words { tokenizer, template, files, .. } = Words::fitting(&checkpoint, &folder)?;
-        let words = files.map_or(run::Tokenizer::Byte, |blob| run::Tokenizer::File { blob });
+        let words = Words::fitting(&checkpoint, &folder)?;
         let weights = checkpoint.digest()?;
-        Ok(Base { folder, checkpoint: Arc::new(checkpoint), weights, tokenizer, template, words })
+        Ok(Base { folder, checkpoint: Arc::new(checkpoint), weights, words })
+    }
+
+    /// As a manifest names the tokenizer.
+    pub fn tokenizer(&self) -> run::Tokenizer {
+        match &self.words.files {
+            None => run::Tokenizer::Byte,
+            Some(files) => run::Tokenizer::File { blob: files.digest() },
+        }
+    }
+
+    /// Of each stage's frozen weights, as they travel. `shelf`: they are laid down there.
+    ///
+    /// # Errors
+    /// The folder cannot be read, the disk is full, or the manifest cuts no such model.
+    pub fn frozen(&self, manifest: &Manifest, shelf: Option<&Shelf>) -> Result<Vec<Digest>, BaseError> {
+        let stage = |stage| {
+            let model = StageModel::of(manifest, stage).map_err(HfError::from)?;
+            let Some(model) = model.frozen() else { return Ok(Digest::default()) };
+            let bytes = frozen::encode(&self.checkpoint.read(model)?);
+            let blob = hash::blob(&[&bytes]);
+            if let Some(shelf) = shelf {
+                shelf.put(blob, &[&bytes])?;
+            }
+            Ok(blob)
+        };
+        (0..manifest.stages.count).map(stage).collect()
+    }
+
+    /// Lays the tokenizer down for those who join.
+    ///
+    /// # Errors
+    /// The disk is full, or may not be written.
+    pub fn shelve_words(&self, shelf: &Shelf) -> Result<(), HomeError> {
+        match &self.words.files {
+            None => Ok(()),
+            Some(files) => shelf.put(files.digest(), &[&files.archive()]),
+        }
     }
 
     /// That of a run whose folder notes where it lies; nothing where it notes none.
@@ -121,20 +184,12 @@ impl Base {
         }
     }
 
-    /// The chat template that lies beside the weights of a run, if it is still the one of its tokenizer. Reads no weights.
-    pub fn template_of(folder: &crate::home::RunFolder, manifest: &Manifest) -> Option<ChatTemplate> {
-        let run::Tokenizer::File { blob } = &manifest.model.tokenizer else { return None };
-        let path = String::from_utf8(folder.read(NOTE).ok()??).ok()?;
-        let files = Files::read(Path::new(path.trim_end())).ok()?;
-        if files.digest() == *blob { ChatTemplate::from_files(&files).ok()? } else { None }
-    }
-
     pub fn is_of(&self, manifest: &Manifest) -> bool {
         matches!(&manifest.model.weights, Weights::Blob { blob, .. } if *blob == self.weights)
     }
 
     /// For the next start.
-    pub fn note(&self, folder: &crate::home::RunFolder) -> Result<(), crate::home::HomeError> {
+    pub fn note(&self, folder: &crate::home::RunFolder) -> Result<(), HomeError> {
         folder.write(NOTE, self.folder.to_string_lossy().as_bytes())
     }
 }

@@ -22,6 +22,7 @@ use skein_pipeline::{
 use skein_protocol::{
     Incarnation, Instant, Lane, Machine, Manifest, Outbox, PeerId, RunId, Utc,
     event::{Event, Record, Severity},
+    hash::Digest,
     wire::{Frame, average, flow, generate, hello, state},
 };
 use tokio::{
@@ -155,8 +156,10 @@ pub(super) struct Driver {
     pub(super) incarnating: Option<JoinHandle<Result<Incarnation, HomeError>>>,
     /// The place in the data on its way to the disk, and since when.
     marking: Option<JoinHandle<()>>,
-    /// Snapshots of others on their way to the disk.
+    /// Snapshots of others, and what goes on the shelf, on their way to the disk.
     pub(super) laying: Vec<JoinHandle<()>>,
+    /// What was compared with its hash, and whether it has it.
+    pub(super) compared: (mpsc::UnboundedSender<(Digest, bool)>, mpsc::UnboundedReceiver<(Digest, bool)>),
     marked: Instant,
 }
 
@@ -202,6 +205,7 @@ impl Driver {
             incarnating: None,
             marking: None,
             laying: Vec::new(),
+            compared: mpsc::unbounded_channel(),
             marked: Instant::ZERO,
             parts,
         }
@@ -224,6 +228,9 @@ impl Driver {
                 Some(order) = self.parts.orders.recv() => self.on_order(order),
                 ran = self.parts.ran.recv() => self.on_ran(ran),
                 incarnation = durable(&mut self.incarnating) => self.on_incarnation(incarnation),
+                Some((blob, is_right)) = self.compared.1.recv() => {
+                    self.turn(Some(Input::Shelved { blob, is_right }));
+                }
                 request = self.exports.added() => self.on_added(request),
                 event = self.parts.net_events.recv() => match event {
                     Some(event) => self.on_net(event),

@@ -17,7 +17,7 @@ use skein_pipeline::{
     peer::{Peer, PeerConfig, SavedState, io::Command},
     worker::Engines,
 };
-use skein_protocol::{Manifest, PeerId, RunId, Version, key::Key};
+use skein_protocol::{Blob, Manifest, PeerId, RunId, Version, hash::Digest, key::Key, run::Tokenizer};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
@@ -275,13 +275,18 @@ fn check_role(setup: &Setup, key: &Key, manifest: &Manifest) -> Result<(), NodeE
     Ok(())
 }
 
-fn commands_of(role: &Role) -> Vec<Command> {
+fn commands_of(role: &Role, manifest: &Manifest) -> Vec<Command> {
     let serve = match &role.serve {
         Serve::Nothing => Vec::new(),
         Serve::Plan => vec![Command::Join],
         Serve::Stages(stages) => stages.iter().map(|stage| Command::Host { stage: *stage }).collect(),
     };
-    serve.into_iter().chain((role.feed.is_some() && !role.feed_later).then_some(Command::Feed)).collect()
+    // Whoever has the tokenizer can talk to the model, and feed data of its own where it may.
+    let files = match &manifest.model.tokenizer {
+        Tokenizer::File { blob } => Some(Command::Fetch { blob: *blob }),
+        Tokenizer::Byte => None,
+    };
+    files.into_iter().chain(serve).chain((role.feed.is_some() && !role.feed_later).then_some(Command::Feed)).collect()
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -306,6 +311,7 @@ fn build<M: Engines + 'static>(
     let store = Store::new(checkpoints(&setup, &folder, key.peer()), setup.give.keep_versions);
     let held = Store::held(&folder);
     let (saved, remarks) = found_on_disk(&[&store, &held], &blobs);
+    let shelf = on_the_shelf(&setup, &manifest, &blobs)?;
     let unsaved = store.unsaved();
     let mark = Mark::of(&folder);
     let log = Log::open(&folder.path, key.peer(), setup.events_keep)
@@ -330,10 +336,11 @@ fn build<M: Engines + 'static>(
         addresses: net.addresses().iter().map(ToString::to_string).collect(),
         feed_from: mark.read(),
         saved,
+        shelf,
         costs: costs::measure(),
         expects_others: !meet.is_empty() || !setup.net.bootstrap.is_empty(),
     };
-    let commands = commands_of(&setup.role);
+    let commands = commands_of(&setup.role, &manifest);
     let (orders_in, orders) = mpsc::channel(ORDERS);
     let (records, first_records) = broadcast::channel(RECORDS);
     let (state_in, state) = watch::channel(None);
@@ -407,6 +414,23 @@ fn found_on_disk(stores: &[&Store], blobs: &Blobs) -> (Vec<SavedState>, Vec<Rema
         SavedState { version, root, blob }
     });
     (saved.collect(), remarks)
+}
+
+/// What lies here of that which the manifest names by its hash. What no run of this home names any more goes.
+fn on_the_shelf(setup: &Setup, manifest: &Manifest, blobs: &Blobs) -> Result<Vec<(Digest, Blob)>, NodeError> {
+    let shelf = setup.home.shelf();
+    let of_run = |folder: RunFolder| signed::open(&folder.manifest().ok()??, folder.run).ok();
+    let known = setup.home.runs().list();
+    let manifests: Vec<Manifest> = known.iter().cloned().filter_map(of_run).collect();
+    // A manifest that cannot be read may name anything.
+    if manifests.len() == known.len() {
+        shelf.sweep(&manifests.iter().flat_map(Manifest::blobs).collect());
+    }
+    let mut found = Vec::new();
+    for blob in manifest.blobs() {
+        found.extend(shelf.get(blob)?.map(|bytes| (blob, blobs.put(bytes, Kind::File))));
+    }
+    Ok(found)
 }
 
 /// Where this peer's checkpoints of the run lie. A place that others may share has a folder for each peer.

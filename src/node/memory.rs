@@ -23,7 +23,10 @@ pub const BESIDE: u64 = 48 << 20;
 pub struct Account {
     /// What the person gave for stages.
     pub budget: u64,
-    /// Of the stages that are served: two versions of their parameters.
+    /// Of the stages that are served: the weights that stay as they are, beside adapters.
+    #[serde(default)]
+    pub frozen: u64,
+    /// Two versions of what is trained of them.
     pub parameters: u64,
     pub gradients: u64,
     /// Moments.
@@ -50,18 +53,28 @@ pub struct Account {
 impl Account {
     /// Everything that is accounted for.
     pub fn total(&self) -> u64 {
-        [self.parameters, self.gradients, self.optimizer, self.averaging, self.kept, self.scratch, self.passing]
-            .into_iter()
-            .chain([self.blobs, self.network])
-            .fold(0, u64::saturating_add)
+        [
+            self.frozen,
+            self.parameters,
+            self.gradients,
+            self.optimizer,
+            self.averaging,
+            self.kept,
+            self.scratch,
+            self.passing,
+        ]
+        .into_iter()
+        .chain([self.blobs, self.network])
+        .fold(0, u64::saturating_add)
     }
 
     /// The stages that are served or being loaded.
     fn add_stages(&mut self, manifest: &Manifest, view: &View) {
         let here = view.mine.iter().filter(|mine| matches!(mine.state, MyState::Loading | MyState::Serving));
         for mine in here {
-            let cost::Memory { parameters, gradients, optimizer, averaging, scratch, .. } =
+            let cost::Memory { frozen, parameters, gradients, optimizer, averaging, scratch, .. } =
                 cost::memory(manifest, mine.stage);
+            self.frozen += frozen;
             self.parameters += parameters;
             self.gradients += gradients;
             self.optimizer += optimizer;

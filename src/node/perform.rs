@@ -5,7 +5,12 @@ use std::{collections::BTreeSet, sync::PoisonError};
 use bytes::Bytes;
 use libp2p::Multiaddr;
 use skein_pipeline::peer::io::{Command, Exported, Input, Output};
-use skein_protocol::{Blob, JobId, Lane, PeerId, Stage, Version, event::Event, hash::Digest, wire::Frame};
+use skein_protocol::{
+    Blob, JobId, Lane, PeerId, Stage, Version,
+    event::Event,
+    hash::{self, Digest},
+    wire::Frame,
+};
 use tokio::task::spawn_blocking;
 
 use super::{
@@ -31,6 +36,7 @@ impl Driver {
             Output::Slice { blob, offset, new } => self.checked(self.parts.blobs.slice(blob, offset, new)),
             Output::Release { blob } => self.checked(self.parts.blobs.release(blob)),
             Output::Held { version, root, parts } => self.lay_down(version, root, parts),
+            Output::Shelve { blob, parts } => self.shelve(blob, parts),
             Output::Active { peers } => self.parts.net.active(peers.into_iter().collect::<BTreeSet<_>>()),
             Output::Blame { peer, severity, why } => self.blame(peer, severity, why),
             Output::Exported { request, stage, copy, last } => self.exported(request, stage, copy, last),
@@ -132,6 +138,30 @@ impl Driver {
                     tracing::warn!(%error, stage = version.stage, "a snapshot held for others stays in memory")
                 }
             }
+        }));
+    }
+
+    /// Compares what arrived with its hash, and lays it on the disk. Where that does not work it stays in memory.
+    fn shelve(&mut self, blob: Digest, handles: Vec<Blob>) {
+        let parts: Vec<Bytes> = handles.iter().filter_map(|handle| self.parts.blobs.get(*handle).ok()).collect();
+        let (shelf, held, compared) = (self.parts.home.shelf(), self.parts.blobs.clone(), self.compared.0.clone());
+        self.laying.retain(|laying| !laying.is_finished());
+        self.laying.push(spawn_blocking(move || {
+            let pieces: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+            let is_right = hash::blob(&pieces) == blob;
+            if is_right {
+                match shelf.put(blob, &pieces).and_then(|()| shelf.get(blob)) {
+                    Ok(Some(mut rest)) => {
+                        for handle in handles {
+                            held.moved_to_file(handle, rest.split_to(handle.len as usize));
+                        }
+                    }
+                    Ok(None) => tracing::warn!("the disk did not give back what was written: it stays in memory"),
+                    Err(error) => tracing::warn!(%error, "what the run names by its hash stays in memory"),
+                }
+            }
+            // The driver may have ended.
+            let _ = compared.send((blob, is_right));
         }));
     }
 

@@ -4,17 +4,26 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use bytes::Bytes;
 use skein_pipeline::{
     compute::hf::{self, HfError},
-    model::StageModel,
+    model::{
+        BadModel, StageModel,
+        frozen::{self, BadFrozen},
+        lora,
+    },
 };
-use skein_protocol::run::Family;
+use skein_protocol::{hash::Digest, run::Family};
 
 pub use hf::Written;
 
-use crate::home::{HomeError, file};
+use crate::{
+    home::{HomeError, file},
+    text::Files,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SaveError {
@@ -28,6 +37,10 @@ pub enum SaveError {
     Io { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Hf(#[from] HfError),
+    #[error(transparent)]
+    Model(#[from] BadModel),
+    #[error("the frozen weights: {0}")]
+    Frozen(#[from] BadFrozen),
 }
 
 /// Where the tokenizer of a model is from.
@@ -36,6 +49,67 @@ pub enum Beside {
     Bytes,
     /// The files of this folder, as they are.
     Like(PathBuf),
+    Files(Arc<Files>),
+}
+
+/// What is written of the stages.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// Their weights are the model.
+    Model,
+    /// Their weights are adapters beside the model that is called so.
+    Adapter { base: String },
+    /// As before, and each is added to the frozen weights of its stage: their hash, their bytes.
+    Merged { frozen: Vec<(Digest, Bytes)> },
+}
+
+/// How a model is written.
+#[derive(Clone, Debug)]
+pub struct Form {
+    pub family: Family,
+    pub what: What,
+    pub beside: Beside,
+}
+
+impl Form {
+    fn write(&self, dir: &Path, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, SaveError> {
+        match &self.what {
+            What::Model => self.write_model(dir, stages),
+            What::Adapter { base } => {
+                let mut written = hf::write_adapter(dir, base, stages)?;
+                let files = match &self.beside {
+                    Beside::Bytes => Vec::new(),
+                    Beside::Like(folder) => hf::beside(folder)?,
+                    Beside::Files(files) => files_of(files),
+                };
+                hf::write_files(dir, files, &mut written)?;
+                Ok(written)
+            }
+            What::Merged { frozen } => {
+                let merged = stages.iter().zip(frozen).map(|((adapters, params), (blob, bytes))| {
+                    let model = adapters.frozen().ok_or(BadModel::Adapters { rank: 0, targets: Vec::new() })?;
+                    let mut weights = frozen::decode(&[bytes], model.values(), *blob)?;
+                    lora::merge(adapters, params, &mut weights);
+                    Ok((model.clone(), weights))
+                });
+                self.write_model(dir, &merged.collect::<Result<Vec<_>, SaveError>>()?)
+            }
+        }
+    }
+
+    fn write_model(&self, dir: &Path, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, SaveError> {
+        Ok(match &self.beside {
+            Beside::Bytes => hf::write(dir, self.family, stages),
+            Beside::Like(folder) => hf::write_like(dir, folder, self.family, stages),
+            Beside::Files(files) => hf::write_beside(dir, self.family, stages, files_of(files)),
+        }?)
+    }
+}
+
+/// All but the configuration, which is written anew.
+fn files_of(files: &Files) -> Vec<(String, Vec<u8>)> {
+    let files = files.iter().filter(|(name, _)| *name != "config.json");
+    files.map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect()
 }
 
 /// Writes the folder `out`, from all stages in order. `overwrite`: files that are there may be replaced.
@@ -44,8 +118,7 @@ pub enum Beside {
 /// See [`SaveError`]. After one, `out` is as it was, or some of its files are new where the disk failed between two renames.
 pub fn write(
     out: &Path,
-    words: &Beside,
-    family: Family,
+    form: &Form,
     stages: &[(StageModel, Vec<f32>)],
     overwrite: bool,
 ) -> Result<Written, SaveError> {
@@ -62,18 +135,15 @@ pub fn write(
     let place = if filled { out } else { parent };
     fs::create_dir_all(place).map_err(io)?;
     let apart = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(place).map_err(io)?;
-    let written = match words {
-        Beside::Bytes => hf::write(apart.path(), family, stages),
-        Beside::Like(folder) => hf::write_like(apart.path(), folder, family, stages),
-    };
-    let mut written = written.map_err(|error| match error {
-        HfError::Io { source, .. } => failed(out, needed, source),
-        other => other.into(),
+    let mut written = form.write(apart.path(), stages).map_err(|error| match error {
+        SaveError::Hf(HfError::Io { source, .. }) => failed(out, needed, source),
+        other => other,
     })?;
     if filled {
         // Other files in the folder stay. All bytes are on the disk by now, so little can go wrong between two files; and
-        // without config.json, which is the last, a folder is no model.
-        let (last, first): (Vec<_>, Vec<_>) = written.files.iter().partition(|file| file.ends_with("config.json"));
+        // without its configuration, which is the last, a folder is no model.
+        let is_last = |file: &&PathBuf| file.ends_with("config.json") || file.ends_with("adapter_config.json");
+        let (last, first): (Vec<_>, Vec<_>) = written.files.iter().partition(is_last);
         for file in first.into_iter().chain(last) {
             let name = file.file_name().unwrap_or_default();
             fs::rename(file, out.join(name)).map_err(io)?;
@@ -115,6 +185,10 @@ fn open_to_others(dir: &Path) {
 mod tests {
     use super::*;
 
+    fn form() -> Form {
+        Form { family: Family::Llama, what: What::Model, beside: Beside::Bytes }
+    }
+
     fn stages(value: f32) -> Vec<(StageModel, Vec<f32>)> {
         let manifest = super::super::sample_manifest(2);
         let of = |stage| {
@@ -129,12 +203,12 @@ mod tests {
     fn the_folder_is_whole_and_replaced_only_when_that_is_wanted() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("deep").join("model");
-        let written = write(&out, &Beside::Bytes, Family::Llama, &stages(2.0), false).unwrap();
+        let written = write(&out, &form(), &stages(2.0), false).unwrap();
         assert!(written.files.iter().all(|file| file.is_file()));
         let (_, weights) = hf::Checkpoint::open(&out).unwrap().whole().unwrap();
         assert!(weights.iter().all(|value| *value == 2.0));
-        assert!(matches!(write(&out, &Beside::Bytes, Family::Llama, &stages(1.0), false), Err(SaveError::NotEmpty(_))));
-        write(&out, &Beside::Bytes, Family::Llama, &stages(1.0), true).unwrap();
+        assert!(matches!(write(&out, &form(), &stages(1.0), false), Err(SaveError::NotEmpty(_))));
+        write(&out, &form(), &stages(1.0), true).unwrap();
         assert!(hf::Checkpoint::open(&out).unwrap().whole().unwrap().1.iter().all(|value| *value == 1.0));
     }
 
@@ -146,7 +220,7 @@ mod tests {
         let out = dir.path().join("mount");
         fs::create_dir(&out).unwrap();
         let before = fs::metadata(&out).unwrap().ino();
-        let written = write(&out, &Beside::Bytes, Family::Llama, &stages(1.0), false).unwrap();
+        let written = write(&out, &form(), &stages(1.0), false).unwrap();
         assert_eq!(fs::metadata(&out).unwrap().ino(), before, "as a mount it could not have been replaced");
         assert_eq!(fs::read_dir(&out).unwrap().count(), written.files.len(), "nothing unfinished stays");
         assert!(hf::Checkpoint::open(&out).is_ok() && fs::read_dir(dir.path()).unwrap().count() == 1);

@@ -93,6 +93,7 @@ impl Shapes {
             Frame::State(frame) => match frame {
                 state::Frame::Chunk(_) => with(Lane::Bulk, Body::AtMost { max: CHUNK, unit: 1 }),
                 state::Frame::Want(_)
+                | state::Frame::WantBlob(_)
                 | state::Frame::Is(_)
                 | state::Frame::WantChunk(_)
                 | state::Frame::None(_)

@@ -201,13 +201,13 @@ impl worker::Blobs for Desk {
 /// Handles that a job reads.
 fn blobs_of(job: &Job) -> Vec<Blob> {
     match job {
-        Job::Load { parts, .. } => parts.clone(),
+        Job::Load { parts, frozen, .. } => parts.iter().chain(frozen).copied().collect(),
+        Job::Create { frozen, .. } => frozen.clone(),
         Job::Forward { input, .. } | Job::Infer { input, .. } => vec![*input],
         Job::Loss { input, labels, .. } => vec![*input, *labels],
         Job::Backward { gradient, .. } => vec![*gradient],
         Job::RoundPrepare { partner, .. } => vec![partner.tensors],
-        Job::Create { .. }
-        | Job::Drop { .. }
+        Job::Drop { .. }
         | Job::DropSum { .. }
         | Job::Step { .. }
         | Job::State { .. }
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use crate::home::RunFolder;
     use skein_pipeline::{
-        exact::{Engine, EngineError, Exact, Settings},
+        exact::{Engine, EngineError, Exact, Settings, StageWeights},
         job::Coding,
         model::StageModel,
     };
@@ -266,7 +266,7 @@ mod tests {
     struct Broken;
 
     impl Engines for Broken {
-        fn make(&mut self, _: &Manifest, model: StageModel, _: Vec<f32>) -> Result<Box<dyn Engine>, EngineError> {
+        fn make(&mut self, _: &Manifest, model: StageModel, _: StageWeights) -> Result<Box<dyn Engine>, EngineError> {
             panic!("no engine for {} layers", model.layers)
         }
     }
@@ -279,10 +279,10 @@ mod tests {
             &mut self,
             manifest: &Manifest,
             model: StageModel,
-            p: Vec<f32>,
+            weights: StageWeights,
         ) -> Result<Box<dyn Engine>, EngineError> {
             self.0.send(()).expect("the test listens");
-            Ok(Box::new(Exact::new(model, Settings::of(manifest), p)?))
+            Ok(Box::new(Exact::new(model, Settings::of(manifest), weights)?))
         }
     }
 
@@ -318,7 +318,7 @@ mod tests {
     async fn a_panicking_job_is_told_and_ends_the_threads() {
         let blobs = Blobs::new(1 << 20, 1 << 20);
         let (_dir, thread, mut ran) = start(Broken, &blobs, encoder(&blobs));
-        assert!(thread.assign(JobId(4), Job::Create { stage: 0 }));
+        assert!(thread.assign(JobId(4), Job::Create { stage: 0, frozen: Vec::new() }));
         assert_eq!(told(&mut ran).await, (4, Err("no engine for 1 layers".into())));
         assert!(ran.recv().await.is_none());
     }
@@ -345,12 +345,12 @@ mod tests {
             }
             finish(left)
         });
-        thread.assign(JobId(1), Job::Create { stage: 0 });
+        thread.assign(JobId(1), Job::Create { stage: 0, frozen: Vec::new() });
         assert_eq!(told(&mut ran).await, (1, Ok(Done::Ok)));
         let input = blobs.put(vec![0; 2 * 16 * 4].into(), Kind::Work);
         let coding = Coding { codec: Codec::F32, zstd: false };
         thread.assign(JobId(2), Job::Forward { stage: 0, key: 1, input, coding });
-        thread.assign(JobId(3), Job::Create { stage: 1 });
+        thread.assign(JobId(3), Job::Create { stage: 1, frozen: Vec::new() });
         let (job, done) = told(&mut ran).await;
         let Ok(Done::Forwarded { output, raw: 4096, .. }) = done else { panic!("{job}: {done:?}") };
         assert_eq!((job, blobs.get(output).unwrap().len()), (2, 4097));

@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use minicbor::{Decoder, Encoder};
 use serde_json::Value;
 use skein_protocol::hash::{self, Digest};
 
@@ -110,10 +111,34 @@ impl Files {
         self.files.iter().map(|(name, bytes)| (*name, bytes.as_slice()))
     }
 
-    /// Equal where every file is equal, wherever they lie.
+    /// As peers give them to each other: CBOR, a map of names and bytes. Equal where every file is equal, wherever they lie.
+    pub fn archive(&self) -> Vec<u8> {
+        let mut out = Encoder::new(Vec::new());
+        let written = out
+            .map(self.files.len() as u64)
+            .and_then(|out| self.iter().try_fold(out, |out, (name, bytes)| out.str(name)?.bytes(bytes)));
+        written.map(drop).expect("a vector takes what is written");
+        out.into_writer()
+    }
+
+    /// # Errors
+    /// Bytes that are no archive, and a file that is too large.
+    pub fn from_archive(origin: &str, archive: &[u8]) -> Result<Files, TextError> {
+        let malformed = |error: minicbor::decode::Error| TextError::Malformed {
+            path: origin.into(),
+            reason: format!("no archive of text files: {error}"),
+        };
+        let mut from = Decoder::new(archive);
+        let entries = from.map_iter::<&str, &minicbor::bytes::ByteSlice>().map_err(malformed)?;
+        // What is there is read in place: a lie about its number or its length ends it.
+        let entries =
+            entries.take(KNOWN.len()).map(|entry| entry.map(|(name, bytes)| (name.to_string(), bytes.to_vec())));
+        Files::new(origin, entries.collect::<Result<Vec<_>, _>>().map_err(malformed)?)
+    }
+
+    /// By which a manifest names them.
     pub fn digest(&self) -> Digest {
-        let parts: Vec<&[u8]> = self.iter().flat_map(|(name, bytes)| [name.as_bytes(), bytes]).collect();
-        hash::keyed("skein text files 1", &parts)
+        hash::blob(&[&self.archive()])
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

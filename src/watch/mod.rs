@@ -10,7 +10,7 @@ mod state;
 
 pub use self::{
     client::{Client, ClientError},
-    order::{ExportNote, ExportRequest, Finish, GenerateRequest, Made, Order, Piece, Refusal},
+    order::{ExportForm, ExportNote, ExportRequest, Finish, GenerateRequest, Made, Order, Piece, Refusal},
     server::{ServeError, Server, ServerConfig},
     state::{
         Feeding, Given, Me, MyStage, MyStageState, Pace, PeerStage, PeerState, Phase, RunState, StageState, State,

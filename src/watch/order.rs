@@ -81,6 +81,21 @@ pub struct ExportRequest {
     pub out: PathBuf,
     /// Whether files that are there may be replaced.
     pub overwrite: bool,
+    #[serde(default)]
+    pub form: ExportForm,
+}
+
+/// As what a model is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExportForm {
+    /// What the run trains: the whole model, or its adapter.
+    #[default]
+    Best,
+    /// An adapter as PEFT reads it.
+    Adapter,
+    /// The model with its adapter in it.
+    Merged,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

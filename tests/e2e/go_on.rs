@@ -83,8 +83,9 @@ fn a_model_in_a_folder_is_trained_on_with_others_and_comes_out_as_one() {
     let there = owner.ask(&["generate", "tale", "The", "--max-tokens", "4", "--seed", "1"]);
     assert!(there.status.success(), "{}", String::from_utf8_lossy(&there.stderr));
     api::a_run_converses_in_its_own_words(&at("owner"), "tale");
+    // It has the tokenizer, too: whoever is in the run can talk to the model.
     let elsewhere = friend.ask(&["generate", "tale", "The", "--max-tokens", "4"]);
-    assert!(String::from_utf8_lossy(&elsewhere.stderr).contains("its owner"), "who has no tokenizer says so");
+    assert!(elsewhere.status.success(), "{}", String::from_utf8_lossy(&elsewhere.stderr));
     let exported = owner.ask(&["export", "tale", "--out", &out]);
     assert!(exported.status.success(), "{}", String::from_utf8_lossy(&exported.stderr));
     friend.leave();

@@ -3,6 +3,7 @@
 mod admission;
 mod api;
 mod demo;
+mod finetune;
 mod go_on;
 mod live;
 mod lock_step;

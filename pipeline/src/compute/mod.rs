@@ -12,10 +12,7 @@ pub mod parity;
 
 use std::sync::Arc;
 
-use skein_protocol::{
-    Manifest,
-    run::{Arithmetic, Weights},
-};
+use skein_protocol::{Manifest, run::Arithmetic};
 
 use self::hf::Checkpoint;
 
@@ -145,14 +142,10 @@ impl OnDevice {
 
 impl Engines for OnDevice {
     fn initial(&mut self, manifest: &Manifest, model: &StageModel) -> Result<Vec<f32>, EngineError> {
-        match (&manifest.model.weights, &self.base) {
-            (Weights::Seed { init_seed }, _) => Ok(init::initial(model, *init_seed)),
-            (Weights::Blob { .. }, Some(base)) => {
-                base.read(model).map_err(|error| EngineError::Device(error.to_string()))
-            }
-            (Weights::Blob { .. }, None) => {
-                Err(EngineError::Device("the first weights of this run are on another machine".into()))
-            }
+        match (init::of_manifest(manifest, model), &self.base) {
+            (Some(drawn), _) => Ok(drawn),
+            (None, Some(base)) => base.read(model).map_err(|error| EngineError::Device(error.to_string())),
+            (None, None) => Err(EngineError::Device("the first weights of this run are on another machine".into())),
         }
     }
 
@@ -160,7 +153,7 @@ impl Engines for OnDevice {
         &mut self,
         manifest: &Manifest,
         model: StageModel,
-        params: Vec<f32>,
+        weights: StageWeights,
     ) -> Result<Box<dyn Engine>, EngineError> {
         let wanted = &manifest.train.arithmetic;
         let here = |arithmetic: &&Arithmetic| self.device.computes(**arithmetic);
@@ -176,6 +169,6 @@ impl Engines for OnDevice {
         let Some(arithmetic) = wanted.iter().find(quick).or_else(|| wanted.iter().find(here)) else {
             return Err(EngineError::Device(format!("{} computes in none of {wanted:?}", self.device)));
         };
-        engine(self.device, *arithmetic, model, Settings::of(manifest), params)
+        engine(self.device, *arithmetic, model, Settings::of(manifest), weights)
     }
 }

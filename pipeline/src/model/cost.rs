@@ -44,8 +44,21 @@ pub fn layer_values(config: &ModelConfig) -> u64 {
     d.saturating_mul(2 * q + 2 * kv + 3 * f + 2).saturating_add(bias + norms)
 }
 
-/// Parameters of a stage, the embedding and the final norm with head included where they are.
+/// What is trained of a stage: all of its weights, or the adapters beside them.
 pub fn stage_parameters(manifest: &Manifest, stage: Stage) -> u64 {
+    match manifest.lora() {
+        Some(lora) => lora.layer_values(&manifest.model.config).saturating_mul(manifest.layers_of(stage).1.into()),
+        None => stage_weights(manifest, stage),
+    }
+}
+
+/// Of the weights of a stage those that stay as they are, beside adapters.
+pub fn frozen_parameters(manifest: &Manifest, stage: Stage) -> u64 {
+    manifest.lora().map_or(0, |_| stage_weights(manifest, stage))
+}
+
+/// Weights of a stage, the embedding and the final norm with head included where they are.
+fn stage_weights(manifest: &Manifest, stage: Stage) -> u64 {
     let config = &manifest.model.config;
     let hidden = u64::from(config.hidden);
     let table = u64::from(config.vocab) * hidden;
@@ -69,8 +82,11 @@ pub fn kept_layer(config: &ModelConfig, t: u64) -> u64 {
 /// Bytes of what one forward keeps for its backward beyond its input: a tape a layer, and the output.
 pub fn tape_bytes(manifest: &Manifest, stage: Stage) -> u64 {
     let config = &manifest.model.config;
-    let layers = u64::from(manifest.train.micro_batch) * u64::from(manifest.layers_of(stage).1);
-    let tape = layers.saturating_mul(kept_layer(config, u64::from(manifest.train.sequence)));
+    let (layers, t) = (u64::from(manifest.layers_of(stage).1), u64::from(manifest.train.sequence));
+    // What each A gave.
+    let low = manifest.lora().map_or(0, |lora| u64::from(lora.rank) * lora.targets.len() as u64 * t);
+    let each = u64::from(manifest.train.micro_batch).saturating_mul(kept_layer(config, t).saturating_add(low));
+    let tape = layers.saturating_mul(each);
     VALUE.saturating_mul(tape.saturating_add(manifest.tokens_per_micro_batch() * u64::from(config.hidden)))
 }
 
@@ -83,6 +99,8 @@ pub fn input_bytes(manifest: &Manifest, stage: Stage) -> u64 {
 /// Bytes of a stage at one replica: its engine, what averaging holds beside it, and the bodies of its micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
+    /// The weights that stay as they are, beside adapters.
+    pub frozen: u64,
     /// Two versions: the one in use, and the one that a step or an adoption writes or that a backward still uses.
     pub parameters: u64,
     /// The open sum, and the gradient of one micro-batch.
@@ -103,7 +121,7 @@ pub struct Memory {
 
 impl Memory {
     pub fn steady(&self) -> u64 {
-        [self.parameters, self.gradients, self.optimizer, self.averaging, self.kept, self.scratch]
+        [self.frozen, self.parameters, self.gradients, self.optimizer, self.averaging, self.kept, self.scratch]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -165,6 +183,7 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
         _ => bytes(4 * VALUE).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
+        frozen: frozen_parameters(manifest, stage).saturating_mul(VALUE),
         parameters: bytes(VALUE * 2),
         gradients: bytes(VALUE * 2),
         optimizer: bytes(VALUE * moments),
@@ -226,7 +245,9 @@ pub fn flops(config: &ModelConfig, t: u64) -> Flops {
 pub fn stage_flops(manifest: &Manifest, stage: Stage) -> u64 {
     let Flops { layer, head } = flops(&manifest.model.config, u64::from(manifest.train.sequence));
     let head = if stage == manifest.last_stage() { head } else { 0 };
-    3 * manifest.tokens_per_micro_batch() * (u64::from(manifest.layers_of(stage).1) * layer + head)
+    // Weights that stay as they are have no gradient.
+    let passes = if manifest.lora().is_some() { 2 } else { 3 };
+    passes * manifest.tokens_per_micro_batch() * (u64::from(manifest.layers_of(stage).1) * layer + head)
 }
 
 #[cfg(test)]
@@ -253,6 +274,21 @@ mod tests {
                 let model = StageModel::of(&manifest, stage).unwrap();
                 assert_eq!(stage_parameters(&manifest, stage), model.values() as u64, "{name} {stage}");
             }
+        }
+    }
+
+    #[test]
+    fn adapters_are_what_is_trained_and_all_else_is_frozen() {
+        let mut manifest = preset("demo").unwrap();
+        let whole = (0..3).map(|stage| stage_parameters(&manifest, stage)).collect::<Vec<_>>();
+        let targets = ["q", "k", "v", "o", "gate", "up", "down"].map(str::to_string).to_vec();
+        manifest.train.method = skein_protocol::run::Method::Lora;
+        manifest.train.lora = Some(skein_protocol::run::Lora { rank: 3, alpha: 6, targets, dropout_percent: 0 });
+        for (stage, whole) in (0..3).zip(whole) {
+            let model = StageModel::of(&manifest, stage).unwrap();
+            assert_eq!(stage_parameters(&manifest, stage), model.values() as u64);
+            assert_eq!(frozen_parameters(&manifest, stage), model.frozen().unwrap().values() as u64);
+            assert_eq!((frozen_parameters(&manifest, stage), memory(&manifest, stage).frozen), (whole, 4 * whole));
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use skein_protocol::hash::stream;
+use skein_protocol::{Manifest, hash::stream, run::Weights};
 
 use super::{EMBEDDING, HEAD, Param, StageModel};
 
@@ -14,6 +14,18 @@ const DOMAIN: &str = "skein 2026 weight init v1";
 
 /// Spread of embedding and head.
 const STD: f64 = 0.02;
+
+/// The flat buffer of a stage at version 0, where the manifest says all of it: drawn from its seed, or adapters, drawn from the hash
+/// of what they stand beside.
+pub fn of_manifest(manifest: &Manifest, model: &StageModel) -> Option<Vec<f32>> {
+    match &manifest.model.weights {
+        Weights::Seed { init_seed } => Some(initial(model, *init_seed)),
+        Weights::Blob { blob, .. } => {
+            let (seed, _) = blob.0.split_first_chunk().expect("a hash is longer");
+            model.lora().map(|_| initial(model, u64::from_le_bytes(*seed)))
+        }
+    }
+}
 
 /// The flat buffer of a stage at version 0.
 pub fn initial(model: &StageModel, seed: u64) -> Vec<f32> {

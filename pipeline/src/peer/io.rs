@@ -53,6 +53,11 @@ pub enum Input {
     Incarnated {
         incarnation: Incarnation,
     },
+    /// Answer to `Shelve`: whether the bytes have the hash. Those that have lie on the disk, or stay in memory where it is full.
+    Shelved {
+        blob: Digest,
+        is_right: bool,
+    },
     /// What the connection to this peer does, from time to time.
     Measured {
         peer: PeerId,
@@ -94,6 +99,10 @@ pub enum Command {
     StopFeeding,
     /// Leave politely: finish or hand on, save, say goodbye.
     Drain,
+    /// Fetch what the manifest names by this hash: once it is here, `Event::Shelved` says so.
+    Fetch {
+        blob: Digest,
+    },
     /// Save every served stage now.
     Save,
     /// Collect the weights of every stage: answered by one `Output::Exported` a replica, the last of a stage with `last`. After
@@ -174,6 +183,11 @@ pub enum Output {
     Held {
         version: Version,
         root: Digest,
+        parts: Vec<Blob>,
+    },
+    /// Compare what has arrived with its hash, and lay it on the disk if it is right (`Shelved`). The handles stay good.
+    Shelve {
+        blob: Digest,
         parts: Vec<Blob>,
     },
     /// These connections are in use: notice their death fast, and keep them.

@@ -14,6 +14,7 @@ pub mod neighbours;
 mod placement;
 pub mod replica;
 mod rounds;
+mod shelf;
 mod snapshots;
 pub mod transfer;
 pub mod view;
@@ -77,6 +78,8 @@ pub struct PeerConfig {
     pub feed_from: u64,
     /// Saved states that the driver found at the start: the newest of each stage, its bytes in the store.
     pub saved: Vec<SavedState>,
+    /// What the manifest names by its hash and the driver found at the start, its bytes in the store.
+    pub shelf: Vec<(Digest, Blob)>,
     /// What codecs cost on this machine.
     pub costs: Costs,
     /// Bootstrap peers are known: with none, nobody is waited for.
@@ -113,6 +116,7 @@ enum Ticket {
     Serve { stage: Stage, snapshot: bool },
     Hold { from: PeerId },
     Export { from: PeerId },
+    Blob { blob: Digest },
 }
 
 /// What an encoded state is for.
@@ -155,6 +159,9 @@ pub struct Peer {
     /// Versions that the worker writes to the disk.
     saving: BTreeMap<Stage, Version>,
     next_ticket: u64,
+    sought: BTreeMap<Digest, shelf::Sought>,
+    /// What was asked for by its hash, beside the weights of stages.
+    asked: BTreeSet<Digest>,
     /// Stages that were said to be without a replica.
     empty: BTreeSet<Stage>,
     active: Vec<PeerId>,
@@ -234,6 +241,8 @@ impl Peer {
             states: BTreeMap::new(),
             saving: BTreeMap::new(),
             next_ticket: 0,
+            sought: BTreeMap::new(),
+            asked: BTreeSet::new(),
             empty: BTreeSet::new(),
             active: Vec::new(),
             near: Vec::new(),

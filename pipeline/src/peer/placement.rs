@@ -59,6 +59,7 @@ impl Peer {
             return;
         }
         self.go_on_moving(now, out);
+        self.seek(now, out);
         if !self.is_settled(now) {
             return;
         }
@@ -222,7 +223,7 @@ impl Peer {
         let Some(replica) = self.replicas.get(&stage) else { return };
         let Phase::Looking { since } = replica.phase else { return };
         let (tried, wait_until) = (replica.tried.clone(), replica.wait_until);
-        if self.stands_by(now, stage, since) {
+        if self.stands_by(now, stage, since) || self.hold_back(now, stage) {
             return;
         }
         let donors = self.directory.replicas(stage);
@@ -334,10 +335,12 @@ impl Peer {
         owned: bool,
         out: &mut Outbox<Output>,
     ) {
+        // Nothing is looked for before they are here, and they stay.
+        let frozen = self.frozen_parts(stage).unwrap_or_default();
         let job = match &origin {
-            Origin::Seed => Job::Create { stage },
+            Origin::Seed => Job::Create { stage, frozen },
             Origin::Replica { root, .. } | Origin::Snapshot { root, .. } => {
-                Job::Load { stage, parts: parts.clone(), root: *root }
+                Job::Load { stage, parts: parts.clone(), root: *root, frozen }
             }
         };
         if let (Origin::Replica { version, root, from, len }, _)

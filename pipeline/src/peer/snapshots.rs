@@ -76,6 +76,7 @@ impl Peer {
                 self.publish_held(now, out);
             }
             Some(Ticket::Export { from }) => self.on_exported(now, from, Ok((parts, root)), out),
+            Some(Ticket::Blob { blob }) => self.on_blob_fetched(blob, from, parts, out),
             None => parts.into_iter().for_each(|blob| out.push(Output::Release { blob })),
         }
     }
@@ -88,6 +89,7 @@ impl Peer {
                 self.fetch_failed(now, stage, from, out);
             }
             Some(Ticket::Export { from }) => self.on_exported(now, from, Err(why.into()), out),
+            Some(Ticket::Blob { blob }) => self.on_blob_failed(now, blob, from, out),
             Some(Ticket::Hold { .. }) | None => {}
         }
     }

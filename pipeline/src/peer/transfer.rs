@@ -1,9 +1,13 @@
-//! Weights on their way: fetched by a joiner, served to one, or held for a stage that might lose its last replica.
+//! Weights on their way: fetched by a joiner, served to one, or held for a stage that might lose its last replica; and what the
+//! manifest names by its hash, from the shelf of one peer to that of another.
 //!
 //! In: state frames, losses, encoded states of the worker. Out: chunks, and facts for the peer ([`Fact`]). A state travels in
 //! chunks of 4 MiB; four are on their way at a time. It knows no stage and no weights, only bytes with a root.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    time::Duration,
+};
 
 use skein_protocol::{
     Blob, Instant, Lane, PeerId, Stage, Version,
@@ -11,7 +15,7 @@ use skein_protocol::{
     wire::{
         self,
         limits::{CHUNK, STATE_MAX},
-        state::{Chunk, Frame, Is, Purpose, Want},
+        state::{Chunk, Frame, Is, Purpose, Want, WantBlob},
     },
 };
 
@@ -80,14 +84,40 @@ pub enum Fact {
 #[derive(Debug)]
 struct Fetch {
     ticket: u64,
-    stage: Stage,
-    wanted: Option<Version>,
-    /// Bytes that such a state has at most.
+    what: What,
+    /// Bytes that it has at most.
     most: u64,
     is: Option<Is>,
     parts: BTreeMap<u32, Blob>,
     asked: u32,
     heard: Instant,
+}
+
+/// What is fetched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum What {
+    /// The state of a stage: this version, or the newest.
+    State {
+        stage: Stage,
+        version: Option<Version>,
+    },
+    Blob(Digest),
+}
+
+impl What {
+    fn is(self, is: &Is) -> bool {
+        match self {
+            What::State { stage, version } => {
+                is.version.stage == stage && version.is_none_or(|wanted| wanted == is.version)
+            }
+            What::Blob(blob) => is.root == blob,
+        }
+    }
+
+    /// Whether a snapshot of this stage is what is fetched.
+    fn is_of(self, of: Stage) -> bool {
+        matches!(self, What::State { stage, .. } if stage == of)
+    }
 }
 
 #[derive(Debug)]
@@ -115,6 +145,13 @@ pub struct Held {
     parts: Vec<Blob>,
 }
 
+/// What the manifest names by its hash, in chunks.
+#[derive(Clone, Debug)]
+struct Shelved {
+    len: u64,
+    parts: Vec<Blob>,
+}
+
 #[derive(Debug, Default)]
 pub struct Transfer {
     next: u64,
@@ -122,6 +159,7 @@ pub struct Transfer {
     fetches: BTreeMap<(PeerId, u64), Fetch>,
     serves: BTreeMap<(PeerId, u64), Serve>,
     held: BTreeMap<Stage, Held>,
+    shelf: BTreeMap<Digest, Shelved>,
     /// Handles made by slicing live in a range of their own.
     next_slice: u64,
 }
@@ -158,12 +196,28 @@ impl Transfer {
         version: Option<Version>,
         most: u64,
     ) {
-        self.next += 1;
-        let request = self.next;
-        let (is, parts, heard) = (None, BTreeMap::new(), desk.now);
-        let fetch = Fetch { ticket, stage, wanted: version, most, is, parts, asked: 0, heard };
-        self.fetches.insert((from, request), fetch);
+        let request = self.begin(desk.now, ticket, from, What::State { stage, version }, most);
         send(desk, from, Lane::Control, Frame::Want(Want { request, stage, purpose, version }), None);
+    }
+
+    /// Asks `from` for what has this hash, of at most `most` bytes. `ticket` comes back in the fact; only a driver can say whether
+    /// the bytes have that hash.
+    pub fn fetch_blob(&mut self, desk: &mut Desk<'_>, ticket: u64, from: PeerId, blob: Digest, most: u64) {
+        let request = self.begin(desk.now, ticket, from, What::Blob(blob), most);
+        send(desk, from, Lane::Control, Frame::WantBlob(WantBlob { request, blob }), None);
+    }
+
+    fn begin(&mut self, now: Instant, ticket: u64, from: PeerId, what: What, most: u64) -> u64 {
+        self.next += 1;
+        let fetch = Fetch { ticket, what, most, is: None, parts: BTreeMap::new(), asked: 0, heard: now };
+        self.fetches.insert((from, self.next), fetch);
+        self.next
+    }
+
+    /// Chunks that are here of a fetch, and how many it has; nothing before it began.
+    pub fn progress(&self, ticket: u64) -> Option<(u32, u32)> {
+        let fetch = self.fetches.values().find(|fetch| fetch.ticket == ticket)?;
+        Some((fetch.parts.len() as u32, chunks(fetch.is.as_ref()?.len)))
     }
 
     pub fn partners(&self) -> impl Iterator<Item = PeerId> + '_ {
@@ -173,8 +227,7 @@ impl Transfer {
     fn on_is(&mut self, desk: &mut Desk<'_>, from: PeerId, is: Is) -> Option<Fact> {
         let key = (from, is.request);
         let fetch = self.fetches.get_mut(&key).filter(|fetch| fetch.is.is_none())?;
-        let fits = is.version.stage == fetch.stage && is_sane(&is, fetch.most);
-        if !fits || fetch.wanted.is_some_and(|wanted| wanted != is.version) {
+        if !fetch.what.is(&is) || !is_sane(&is, fetch.most) {
             return self.give_up(desk, key, "it offered another state than was asked for");
         }
         fetch.heard = desk.now;
@@ -285,6 +338,19 @@ impl Transfer {
         }
     }
 
+    fn on_want_blob(&mut self, desk: &mut Desk<'_>, from: PeerId, WantBlob { request, blob }: WantBlob) {
+        let room = self.has_room(0) && !self.serves.contains_key(&(from, request));
+        match self.shelf.get(&blob).filter(|_| room) {
+            None => self.refuse(desk, from, request),
+            Some(shelved) => {
+                let version = Version::default();
+                let (len, parts) = (shelved.len, Parts::Held(shelved.parts.clone()));
+                self.serves.insert((from, request), Serve { version, whole: false, parts, heard: desk.now });
+                send(desk, from, Lane::Control, Frame::Is(Is { request, version, len, root: blob }), None);
+            }
+        }
+    }
+
     /// The encoded state that `Fact::Wanted` asked for, whole or for an export; the blob becomes the transfer's.
     #[allow(clippy::too_many_arguments)]
     pub fn serve(
@@ -364,13 +430,14 @@ impl Transfer {
         let key = (from, is.request);
         let stage = is.version.stage;
         // One snapshot of a stage at a time is on its way here.
-        let coming = self.fetches.iter().any(|((_, request), fetch)| request & INVENTED != 0 && fetch.stage == stage);
+        let coming =
+            self.fetches.iter().any(|((_, request), fetch)| request & INVENTED != 0 && fetch.what.is_of(stage));
         if coming || is.request & INVENTED == 0 || !is_sane(&is, most) {
             self.refuse(desk, from, is.request);
             return false;
         }
-        let (wanted, parts, heard) = (Some(is.version), BTreeMap::new(), desk.now);
-        let fetch = Fetch { ticket, stage, wanted, most, is: Some(is), parts, asked: 0, heard };
+        let (what, parts, heard) = (What::State { stage, version: Some(is.version) }, BTreeMap::new(), desk.now);
+        let fetch = Fetch { ticket, what, most, is: Some(is), parts, asked: 0, heard };
         self.fetches.insert(key, fetch);
         self.ask_ahead(desk, key);
         true
@@ -402,16 +469,45 @@ impl Transfer {
 
     /// Holds a snapshot whose bytes lie in one blob, which becomes the transfer's.
     pub fn hold_whole(&mut self, desk: &mut Desk<'_>, version: Version, root: Digest, blob: Blob) {
-        let mut parts = Vec::new();
-        for index in 0..chunks(blob.len) {
-            let offset = u64::from(index) * CHUNK;
-            self.next_slice += 1;
-            let new = Blob { id: SLICE_BASE + self.next_slice, len: (blob.len - offset).min(CHUNK) };
-            desk.out.push(Output::Slice { blob, offset, new });
-            parts.push(new);
-        }
-        desk.release(blob);
+        let parts = self.cut(desk, blob);
         self.hold(desk, version, root, blob.len, parts);
+    }
+
+    /// The chunks of a blob in its place.
+    fn cut(&mut self, desk: &mut Desk<'_>, blob: Blob) -> Vec<Blob> {
+        let slice = |index: u32| {
+            let offset = u64::from(index) * CHUNK;
+            let id = SLICE_BASE + self.next_slice + 1 + u64::from(index);
+            let new = Blob { id, len: (blob.len - offset).min(CHUNK) };
+            desk.out.push(Output::Slice { blob, offset, new });
+            new
+        };
+        let parts: Vec<Blob> = (0..chunks(blob.len)).map(slice).collect();
+        self.next_slice += parts.len() as u64;
+        desk.release(blob);
+        parts
+    }
+
+    // ---- the shelf -------------------------------------------------------------------------------------------------------
+
+    /// Has what has this hash on the shelf, for good: others may fetch it.
+    pub fn shelve(&mut self, desk: &mut Desk<'_>, blob: Digest, parts: Vec<Blob>) {
+        let len = parts.iter().map(|part| part.len).sum();
+        match self.shelf.entry(blob) {
+            Entry::Vacant(entry) => _ = entry.insert(Shelved { len, parts }),
+            Entry::Occupied(_) => desk.release_all(parts),
+        }
+    }
+
+    /// As `shelve`, of one handle.
+    pub fn shelve_whole(&mut self, desk: &mut Desk<'_>, blob: Digest, bytes: Blob) {
+        let parts = self.cut(desk, bytes);
+        self.shelve(desk, blob, parts);
+    }
+
+    /// Where it lies on the shelf, in order: handles that stay the transfer's.
+    pub fn shelved(&self, blob: Digest) -> Option<&[Blob]> {
+        self.shelf.get(&blob).map(|shelved| &shelved.parts[..])
     }
 
     pub fn held(&self) -> impl Iterator<Item = &Held> {
@@ -442,6 +538,10 @@ impl Transfer {
     fn on_small(&mut self, desk: &mut Desk<'_>, from: PeerId, frame: Frame) -> Option<Fact> {
         match frame {
             Frame::Want(want) => self.on_want(desk, from, want),
+            Frame::WantBlob(want) => {
+                self.on_want_blob(desk, from, want);
+                None
+            }
             Frame::Is(is) => self.on_is(desk, from, is),
             Frame::WantChunk(chunk) => {
                 self.on_want_chunk(desk, from, chunk);

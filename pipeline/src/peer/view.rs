@@ -108,7 +108,7 @@ impl Peer {
                     StageView { stage, first_layer, layers, replicas: self.route.replicas(stage).collect() }
                 })
                 .collect(),
-            mine: self.replicas.values().map(mine).collect(),
+            mine: self.replicas.values().map(|replica| mine(replica, self.frozen_progress(replica.stage))).collect(),
             peers: self.peer_views(),
             feeding: self.source.as_ref().map(|source| FeedView {
                 open: source.open_len(),
@@ -154,11 +154,13 @@ impl Peer {
     }
 }
 
-fn mine(replica: &Replica) -> MineView {
+/// `frozen`: chunks of its frozen weights that are here, and all of them, while these are fetched.
+fn mine(replica: &Replica, frozen: Option<(u32, u32)>) -> MineView {
     let flow = replica.flow();
     MineView {
         stage: replica.stage,
         state: match replica.phase {
+            Phase::Looking { .. } if frozen.is_some() => MyState::Fetching,
             Phase::Looking { .. } => MyState::Looking,
             Phase::Fetching { .. } => MyState::Fetching,
             Phase::Loading { .. } => MyState::Loading,

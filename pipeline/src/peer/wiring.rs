@@ -59,6 +59,7 @@ impl Peer {
             Input::Done { job, done } => self.on_done(now, job, done, out),
             Input::Records { request, tokens, labels } => self.on_records(now, request, tokens, labels, out),
             Input::RecordsEnded => self.on_records_ended(),
+            Input::Shelved { blob, is_right } => self.on_shelved(now, blob, is_right, out),
             Input::Incarnated { incarnation } => self.on_incarnated(now, incarnation, out),
             Input::Measured { peer, link } => self.on_measured(peer, link),
             Input::Delivered { peer, lane, about } => self.on_delivered(now, peer, lane, &about, out),
@@ -693,6 +694,11 @@ impl Peer {
                 self.placement = Placement::Plan;
                 self.place(now, out);
             }
+            Command::Fetch { blob } => {
+                if self.transfer.shelved(blob).is_none() {
+                    self.asked.insert(blob);
+                }
+            }
             Command::Feed => {
                 let (me, incarnation, manifest) = (self.me, self.incarnation, &self.config.manifest);
                 let feed_from = self.config.feed_from;
@@ -744,6 +750,7 @@ impl Peer {
         if self.silent {
             return;
         }
+        self.shelve_found(now, out);
         self.hold_saved(now, out);
         let neighbours = &self.neighbours;
         self.directory.on_tick(now, utc, |peer| neighbours.is_gone(peer), out);

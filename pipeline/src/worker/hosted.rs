@@ -1,7 +1,7 @@
 //! One stage at one worker: its engine, and the slow weights and outer momentum of averaging beside it. In: jobs of this
 //! stage. Out: what came of each, results for the next hop as numbers.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use skein_protocol::{
@@ -19,9 +19,9 @@ use super::{
     round::Rounds,
 };
 use crate::{
-    exact::{Engine, Lost, StageInput},
+    exact::{Engine, Lost, StageInput, StageWeights},
     job::{Coding, Done, Job, Key},
-    model::{StageModel, cost, schedule, state::StageState},
+    model::{StageModel, cost, frozen, schedule, state::StageState},
 };
 
 pub struct Hosted {
@@ -43,11 +43,18 @@ pub struct Hosted {
 
 impl Hosted {
     /// Version 0.
-    pub fn create(manifest: &Manifest, engines: &mut impl Engines, stage: Stage) -> Result<Self, Done> {
+    pub fn create(
+        manifest: &Manifest,
+        engines: &mut impl Engines,
+        stage: Stage,
+        frozen: &[Blob],
+        blobs: &dyn Blobs,
+    ) -> Result<Self, Done> {
         let model = StageModel::of(manifest, stage).map_err(|error| failed(error.to_string()))?;
+        let frozen = unfrozen(manifest, stage, &model, frozen, blobs)?;
         let params = engines.initial(manifest, &model)?;
         let rounds = Rounds::fresh(params.clone());
-        let engine = engines.make(manifest, model, params)?;
+        let engine = engines.make(manifest, model, StageWeights { params, frozen })?;
         Ok(Hosted::of(engine, rounds, 0))
     }
 
@@ -58,6 +65,7 @@ impl Hosted {
         stage: Stage,
         parts: &[Blob],
         root: Digest,
+        frozen: &[Blob],
         blobs: &dyn Blobs,
     ) -> Result<(Self, Version), Done> {
         let model = StageModel::of(manifest, stage).map_err(|error| failed(error.to_string()))?;
@@ -77,7 +85,8 @@ impl Hosted {
         }
         let phi = if slow.is_empty() { train.params.clone() } else { slow };
         let momentum = if momentum.is_empty() { vec![0.0; values] } else { momentum };
-        let mut engine = engines.make(manifest, model, train.params.clone())?;
+        let frozen = unfrozen(manifest, stage, &model, frozen, blobs)?;
+        let mut engine = engines.make(manifest, model, StageWeights { params: train.params.clone(), frozen })?;
         engine.load(train)?;
         let rounds = Rounds::new(phi, momentum);
         Ok((Hosted::of(engine, rounds, samples), version))
@@ -363,6 +372,22 @@ impl Input {
 
 fn bytes_of(blob: Blob, blobs: &dyn Blobs) -> Result<Bytes, Done> {
     blobs.get(blob).ok_or_else(|| failed("the bytes of a job are gone"))
+}
+
+/// What stands beside the adapters of a stage, where such are trained. Its bytes are those that the run was signed with, or somebody
+/// gave others.
+fn unfrozen(
+    manifest: &Manifest,
+    stage: Stage,
+    model: &StageModel,
+    parts: &[Blob],
+    blobs: &dyn Blobs,
+) -> Result<Option<Arc<Vec<f32>>>, Done> {
+    let Some(of) = model.frozen() else { return Ok(None) };
+    let hash = manifest.frozen(stage).ok_or_else(|| failed("the run does not name the weights of the stage"))?;
+    let pieces = parts.iter().map(|part| bytes_of(*part, blobs)).collect::<Result<Vec<_>, _>>()?;
+    let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
+    frozen::decode(&pieces, of.values(), hash).map(|values| Some(Arc::new(values))).map_err(bad)
 }
 
 fn joined(parts: &[Blob], blobs: &dyn Blobs) -> Result<Bytes, Done> {

@@ -15,7 +15,7 @@ mod round;
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest, run::Weights};
+use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest};
 
 use self::hosted::Hosted;
 pub use self::{
@@ -23,7 +23,7 @@ pub use self::{
     encode::{Encoder, Left, Spare, Unencoded},
 };
 use crate::{
-    exact::{Engine, EngineError},
+    exact::{Engine, EngineError, StageWeights},
     job::{Done, Job},
     model::{StageModel, cost, init},
 };
@@ -54,18 +54,16 @@ pub struct SaveError {
 
 /// Makes engines: which device, how many threads. One engine a stage.
 pub trait Engines {
-    /// The parameters that a stage begins with.
+    /// The parameters that a stage begins with: what is trained.
     ///
     /// # Errors
     /// They are not drawn from a seed, and lie elsewhere: a replica must give them.
     fn initial(&mut self, manifest: &Manifest, model: &StageModel) -> Result<Vec<f32>, EngineError> {
-        match manifest.model.weights {
-            Weights::Seed { init_seed } => Ok(init::initial(model, init_seed)),
-            Weights::Blob { .. } => Err(EngineError::Device("the first weights of this run are not here".into())),
-        }
+        init::of_manifest(manifest, model)
+            .ok_or_else(|| EngineError::Device("the first weights of this run are not here".into()))
     }
 
-    /// The engine of `stage` with these parameters, in the order of `model`.
+    /// The engine of `stage` with these weights, in the order of `model`.
     ///
     /// # Errors
     /// The device has no room, or does not compute as the manifest wants.
@@ -73,7 +71,7 @@ pub trait Engines {
         &mut self,
         manifest: &Manifest,
         model: StageModel,
-        params: Vec<f32>,
+        weights: StageWeights,
     ) -> Result<Box<dyn Engine>, EngineError>;
 }
 
@@ -163,14 +161,15 @@ impl<M: Engines> Worker<M> {
     fn try_run(&mut self, job: Job, blobs: &mut dyn Blobs, saves: &mut dyn Saves) -> Result<Left, Done> {
         let stage = job.stage();
         match &job {
-            Job::Create { .. } => {
-                let fresh = Hosted::create(&self.manifest, &mut self.engines, stage)?;
+            Job::Create { frozen, .. } => {
+                let fresh = Hosted::create(&self.manifest, &mut self.engines, stage, frozen, blobs)?;
                 self.stages.insert(stage, fresh);
                 self.share_memory();
                 return Ok(Left::Nothing(Done::Ok));
             }
-            Job::Load { parts, root, .. } => {
-                let (loaded, version) = Hosted::load(&self.manifest, &mut self.engines, stage, parts, *root, blobs)?;
+            Job::Load { parts, root, frozen, .. } => {
+                let (manifest, engines) = (&self.manifest, &mut self.engines);
+                let (loaded, version) = Hosted::load(manifest, engines, stage, parts, *root, frozen, blobs)?;
                 self.stages.insert(stage, loaded);
                 self.share_memory();
                 return Ok(Left::Nothing(Done::Loaded { version }));

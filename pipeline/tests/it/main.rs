@@ -6,6 +6,7 @@ mod generate;
 mod hostile;
 mod one;
 mod parted;
+mod shelf;
 mod turns;
 mod world;
 

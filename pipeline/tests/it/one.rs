@@ -62,6 +62,8 @@ pub struct One {
     pub said: Vec<(PeerId, Frame)>,
     pub blamed: Vec<PeerId>,
     pub events: Vec<Event>,
+    /// What it wants to be compared with its hash.
+    pub shelving: Vec<Digest>,
     /// Sessions of generation that were lost.
     pub lost: Vec<u64>,
     /// No state that the worker is given is what it was said to be.
@@ -83,6 +85,7 @@ impl One {
             addresses: vec![],
             feed_from: 0,
             saved: vec![],
+            shelf: vec![],
             costs: Costs::default(),
             expects_others: true,
         };
@@ -97,6 +100,7 @@ impl One {
             said: Vec::new(),
             blamed: Vec::new(),
             events: Vec::new(),
+            shelving: Vec::new(),
             lost: Vec::new(),
             loads_nothing: false,
         };
@@ -259,6 +263,7 @@ impl One {
                 Output::Release { blob } => {
                     assert!(self.held.remove(&blob.id).is_some(), "releases {blob:?} twice");
                 }
+                Output::Shelve { blob, .. } => self.shelving.push(blob),
                 Output::Blame { peer, .. } => self.blamed.push(peer),
                 Output::Emit(event) => self.events.push(event),
                 Output::Generated { session, logits: None } => self.lost.push(session),

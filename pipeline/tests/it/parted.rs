@@ -20,7 +20,7 @@ use crate::{
 const SECOND: Duration = Duration::from_secs(1);
 
 fn created(one: &One, stage: u16) -> bool {
-    one.jobs.iter().any(|(_, job)| matches!(job, Job::Create { stage: s } if *s == stage))
+    one.jobs.iter().any(|(_, job)| matches!(job, Job::Create { stage: s, .. } if *s == stage))
 }
 
 #[test]

@@ -130,6 +130,7 @@ impl World {
                 addresses: vec![format!("sim/{i}")],
                 feed_from: 0,
                 saved: vec![],
+                shelf: vec![],
                 costs: Costs::default(),
                 expects_others: peers > 1 && i > 0,
             };
@@ -332,6 +333,7 @@ impl World {
             | Output::Active { .. }
             | Output::Exported { .. }
             | Output::Held { .. }
+            | Output::Shelve { .. }
             | Output::Generated { .. }
             | Output::Drained => {}
         }

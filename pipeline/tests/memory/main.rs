@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use skein_pipeline::{
-    exact::{Engine, EngineError, Exact, Settings},
+    exact::{Engine, EngineError, Exact, Settings, StageWeights},
     job::{Coding, Done, Job, RoundPartner},
     model::{StageModel, cost},
     worker::{Blobs, Encoder, Engines, SaveError, Saves, Worker},
@@ -70,9 +70,9 @@ impl Engines for OnCpu {
         &mut self,
         manifest: &Manifest,
         model: StageModel,
-        params: Vec<f32>,
+        weights: StageWeights,
     ) -> Result<Box<dyn Engine>, EngineError> {
-        Ok(Box::new(Exact::new(model, Settings::of(manifest), params)?))
+        Ok(Box::new(Exact::new(model, Settings::of(manifest), weights)?))
     }
 }
 
@@ -127,7 +127,7 @@ fn measure(manifest: &Manifest, stage: u16, memory: u64) -> Measured {
         Done::Failed { why, .. } | Done::BadInput { why } | Done::NotFinite { why } => panic!("{why}"),
         done => done,
     };
-    run(Job::Create { stage }, &mut store, &mut worker);
+    run(Job::Create { stage, frozen: Vec::new() }, &mut store, &mut worker);
     let window = u64::from(manifest.train.in_flight_max);
     let key = |step: u64, i: u64| step * window + i;
     for step in 0..2 {

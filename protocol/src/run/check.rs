@@ -117,6 +117,11 @@ fn averages(manifest: &Manifest) -> bool {
 /// The stage with the most parameters, and their number.
 fn largest_stage(manifest: &Manifest) -> (usize, u64) {
     let model = &manifest.model.config;
+    if let Some(lora) = manifest.lora() {
+        let layers = manifest.stages.split.iter().enumerate().map(|(stage, layers)| (*layers, stage));
+        let (layers, stage) = layers.max().unwrap_or_default();
+        return (stage, lora.layer_values(model).saturating_mul(u64::from(layers)));
+    }
     let (d, f) = (u64::from(model.hidden), u64::from(model.ffn));
     let kv = (d / u64::from(model.heads.max(1))).saturating_mul(u64::from(model.kv_heads));
     let attention = d.saturating_mul(d.saturating_add(kv)).saturating_mul(2);
@@ -437,8 +442,21 @@ impl Found {
         if stages.pin_ends && stages.count < 3 {
             self.error("stages.pin_ends", "first and last stage on the owner leave nothing to share: stages.count < 3");
         }
-        if train.method == Method::Lora && matches!(manifest.model.weights, Weights::Seed { .. }) {
-            self.error("train.method", "lora trains beside base weights: model.weights needs a blob, not init_seed");
+        match &manifest.model.weights {
+            Weights::Seed { .. } if train.method == Method::Lora => {
+                self.error(
+                    "train.method",
+                    "lora trains beside base weights: model.weights needs a blob, not init_seed",
+                );
+            }
+            Weights::Blob { stages: given, .. } => {
+                let wanted = if train.method == Method::Lora { usize::from(stages.count) } else { 0 };
+                if given.len() != wanted {
+                    let what = format!("names the weights of {} stages, it must name {wanted}", given.len());
+                    self.error("model.weights.stages", what);
+                }
+            }
+            Weights::Seed { .. } => {}
         }
         let oldest = u64::from(staleness.bound) * u64::from(train.micro_batches_per_step);
         if !manifest.lock_step() && u64::from(train.in_flight_max) > oldest {
@@ -468,13 +486,17 @@ impl Found {
 
     /// What the Manifest can say and this build cannot do yet, one line each.
     fn not_built(&mut self, manifest: &Manifest) {
-        let Manifest { run, stages, train, averaging, data, admission, privacy, .. } = manifest;
+        let Manifest { run, stages, averaging, data, admission, privacy, .. } = manifest;
         let not_yet = |what: &str| format!("this build cannot do it yet: {what}");
         for (missing, key, what) in [
             (run.starts != "now", "run.starts", "runs start now"),
             (run.ends.until.is_some(), "run.ends.until", "runs end by steps, tokens or loss"),
             (stages.pin_ends, "stages.pin_ends", "every peer may serve every stage"),
-            (train.method == Method::Lora, "train.method", "it trains all weights, method = \"full\""),
+            (
+                manifest.lora().is_some_and(|lora| lora.dropout_percent > 0),
+                "train.lora.dropout_percent",
+                "adapters are trained without dropout",
+            ),
             (
                 matches!(averaging.rule, AveragingRule::Gossip | AveragingRule::Groups),
                 "averaging.rule",
@@ -564,7 +586,7 @@ mod tests {
         let masked = errors(|m| (m.privacy.masked_average, m.averaging.robust) = (true, Robust::Clip));
         assert_eq!(masked, ["privacy.masked_average", "privacy.masked_average"]);
         let both = errors(|m| (m.train.method, m.train.lora) = (Method::Lora, Some(lora())));
-        assert_eq!(both, ["train.method", "train.method"]);
+        assert_eq!(both, ["train.method"]);
     }
 
     #[test]
@@ -627,14 +649,19 @@ mod tests {
         for (key, change) in changes {
             assert_eq!(errors(change), [key]);
         }
-        let adapters = errors(|m| {
-            m.model.weights = Weights::Blob { blob, sources: vec![] };
-            m.train.method = Method::Lora;
-            m.train.lora = Some(Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent: 0 });
-        });
-        assert_eq!(adapters, ["train.method"]);
+        let adapters = |named: usize, dropout_percent| {
+            errors(|m| {
+                m.model.weights = Weights::Blob { blob, sources: vec![], stages: vec![blob; named] };
+                m.train.method = Method::Lora;
+                m.train.lora = Some(Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent });
+            })
+        };
+        let stages = usize::from(preset("demo").unwrap().stages.count);
+        assert_eq!(adapters(stages, 0), [""; 0]);
+        assert_eq!(adapters(stages, 5), ["train.lora.dropout_percent"]);
+        assert_eq!(adapters(stages - 1, 0), ["model.weights.stages"]);
         let from_a_folder = errors(|m| {
-            m.model.weights = Weights::Blob { blob, sources: vec![] };
+            m.model.weights = Weights::Blob { blob, sources: vec![], stages: vec![] };
             m.model.tokenizer = Tokenizer::File { blob };
             m.train.loss = Loss::CompletionOnly;
         });

@@ -286,6 +286,12 @@ pub enum Weights {
         #[n(1)]
         #[serde(default)]
         sources: Vec<String>,
+        /// Of each stage's weights as they travel, by [`crate::hash::blob`]; peers give them to each other. Only where they stay
+        /// as they are: beside adapters.
+        #[n(2)]
+        #[cbor(default)]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        stages: Vec<Digest>,
     },
 }
 
@@ -391,6 +397,25 @@ pub struct Lora {
     #[n(3)]
     #[serde(default)]
     pub dropout_percent: u8,
+}
+
+impl Lora {
+    /// Values of the adapters of one layer: A `[rank, in]` and B `[out, rank]` of each target.
+    pub fn layer_values(&self, c: &ModelConfig) -> u64 {
+        let width = |heads: u32| u64::from(heads).saturating_mul(u64::from(c.head()));
+        let (d, f, q, kv) = (u64::from(c.hidden), u64::from(c.ffn), width(c.heads), width(c.kv_heads));
+        let sides = |target: &String| match target.as_str() {
+            "q" => d.saturating_add(q),
+            "k" | "v" => d.saturating_add(kv),
+            "o" => q.saturating_add(d),
+            "gate" | "up" | "down" => d.saturating_add(f),
+            _ => 0,
+        };
+        self.targets
+            .iter()
+            .map(|target| sides(target).saturating_mul(u64::from(self.rank)))
+            .fold(0, u64::saturating_add)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
@@ -856,6 +881,29 @@ impl Manifest {
 
     pub fn tokens_per_micro_batch(&self) -> u64 {
         u64::from(self.train.micro_batch) * u64::from(self.train.sequence)
+    }
+
+    /// The adapters that are trained; nothing: all weights are.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.train.lora.as_ref().filter(|_| self.train.method == Method::Lora)
+    }
+
+    /// Of the weights beside which a stage's adapters are trained, as they travel.
+    pub fn frozen(&self, stage: crate::Stage) -> Option<Digest> {
+        match &self.model.weights {
+            Weights::Blob { stages, .. } if self.lora().is_some() => stages.get(usize::from(stage)).copied(),
+            _ => None,
+        }
+    }
+
+    /// Everything that peers give to each other by its hash.
+    pub fn blobs(&self) -> Vec<Digest> {
+        let frozen = (0..self.stages.count).filter_map(|stage| self.frozen(stage));
+        let files = match &self.model.tokenizer {
+            Tokenizer::File { blob } => Some(*blob),
+            Tokenizer::Byte => None,
+        };
+        frozen.chain(files).collect()
     }
 
     /// Whether the run is in lock-step: one replica a stage serves, in the order of the indices.

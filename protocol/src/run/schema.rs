@@ -83,6 +83,7 @@ pub const KEYS: &[Key] = &[
     may("model.weights.init_seed", U64),
     may("model.weights.blob", Kind::Blob),
     may("model.weights.sources", Kind::Texts),
+    may("model.weights.stages", Kind::Blobs),
     may("model.tokenizer", Kind::OrTable("byte")),
     need("model.tokenizer.blob", Kind::Blob),
     may("model.chat_template", Kind::OrEmpty),

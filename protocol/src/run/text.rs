@@ -313,8 +313,10 @@ impl Writer {
         self.line("config", table(config), "");
         let weights = match &model.weights {
             Weights::Seed { init_seed } => table([format!("init_seed = {init_seed}")]),
-            Weights::Blob { blob, sources } => {
-                table([format!("blob = {}", quoted(blob)), format!("sources = {}", list(sources))])
+            Weights::Blob { blob, sources, stages } => {
+                let mut fields = vec![format!("blob = {}", quoted(blob)), format!("sources = {}", list(sources))];
+                fields.extend((!stages.is_empty()).then(|| format!("stages = {}", list(stages))));
+                table(fields)
             }
         };
         self.line("weights", weights, "init_seed; or blob and sources: fixed by the hash, sources are only hints");
@@ -605,7 +607,10 @@ mod tests {
             assert!(found.iter().any(|p| p.0 == line && p.3.contains(part)), "{weights}: {found:?}");
         }
         let (text, _) = demo_with("weights = { init_seed = 1 }", &format!("weights = {{ blob = \"{blob}\" }}"));
-        assert_eq!(parse(&text, None).unwrap().manifest.model.weights, Weights::Blob { blob, sources: vec![] });
+        assert_eq!(
+            parse(&text, None).unwrap().manifest.model.weights,
+            Weights::Blob { blob, sources: vec![], stages: vec![] }
+        );
     }
 
     #[test]

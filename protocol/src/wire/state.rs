@@ -28,6 +28,10 @@ pub enum Frame {
     /// Would you hold a snapshot? Answered by `Want` with its version, or by `None`.
     #[n(6)]
     Keep(#[n(0)] Is),
+    /// Give me what the manifest names by this hash: the frozen weights of a stage, a tokenizer. Answered as `Want`, with the hash
+    /// as root.
+    #[n(7)]
+    WantBlob(#[n(0)] WantBlob),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -55,6 +59,15 @@ pub struct Want {
     pub version: Option<Version>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(array)]
+pub struct WantBlob {
+    #[n(0)]
+    pub request: u64,
+    #[n(1)]
+    pub blob: Digest,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(array)]
 pub struct Is {
@@ -64,7 +77,7 @@ pub struct Is {
     pub version: Version,
     #[n(2)]
     pub len: u64,
-    /// Its last 32 bytes: the hash of all before them.
+    /// Its last 32 bytes: the hash of all before them. Of a blob: its hash.
     #[n(3)]
     pub root: Digest,
 }

@@ -13,7 +13,7 @@ use skein_protocol::{
 };
 
 /// Frames there are: [`frame`] takes a number below this.
-pub const FRAMES: usize = 38;
+pub const FRAMES: usize = 39;
 
 pub struct Draw(ChaCha8Rng);
 
@@ -249,6 +249,7 @@ pub fn frame(n: usize, draw: &mut Draw) -> Frame {
         })),
         35 => Frame::Generate(generate::Frame::Logits(draw.session())),
         36 => Frame::Generate(generate::Frame::Lost(draw.session())),
-        _ => Frame::Generate(generate::Frame::Close(draw.session())),
+        37 => Frame::Generate(generate::Frame::Close(draw.session())),
+        _ => Frame::State(state::Frame::WantBlob(state::WantBlob { request: draw.u64(), blob: Digest(draw.hash()) })),
     }
 }

@@ -203,6 +203,12 @@ impl<P: Process> Simulation<P> {
         let (run, manifest_bytes) = setup::run_of(&setup.manifest, &keys[owner]);
         let network = Network::new(setup.terrain(), setup.idle, setup.stream(Purpose::Link, 0));
         let flows = Flows::new(Sharing::default(), flows::PRODUCT, &network.rates());
+        let on_shelf: BTreeMap<Digest, Payload> = setup.shelf.iter().cloned().collect();
+        let disk_of = |id: &PeerId| match *id == setup.manifest.run.owner {
+            true => Disk::with_shelf(on_shelf.clone()),
+            false => Disk::default(),
+        };
+        let disks = ids.iter().map(disk_of).collect();
         let mut engine = Engine::default();
         for (peer, plan) in setup.peers.iter().enumerate() {
             engine.plan(plan.starts.as_nanos() as Time, Happening::Fault(Fault::Start(peer)));
@@ -220,7 +226,7 @@ impl<P: Process> Simulation<P> {
             meters: vec![Meter::default(); count],
             directory: Directory::default(),
             rng: setup.stream(Purpose::World, 0),
-            disks: vec![Disk::default(); count],
+            disks,
             lives: (0..count).map(|_| None).collect(),
             processes: vec![0; count],
             speeds: vec![1.0; count],
@@ -573,6 +579,9 @@ impl<P: Process> Simulation<P> {
             root: saved.root,
             blob: store.insert(saved.payload.clone()),
         });
+        let saved = saved.collect();
+        let on_disk = self.disks[peer].shelf.iter();
+        let shelf = on_disk.map(|(blob, payload)| (*blob, store.insert(payload.clone()))).collect();
         let config = PeerConfig {
             key: self.setup.key(peer),
             run: self.run,
@@ -584,7 +593,8 @@ impl<P: Process> Simulation<P> {
             disk: plan.disk,
             addresses: vec![directory::address(self.ids[peer])],
             feed_from: self.disks[peer].feed_from,
-            saved: saved.collect(),
+            saved,
+            shelf,
             costs: Costs::default(),
             expects_others: plan.bootstrap.iter().any(|other| *other != peer),
         };

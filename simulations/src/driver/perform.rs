@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use skein_pipeline::peer::io::{Command, Exported, Input, Output};
 use skein_protocol::{
-    Lane, PeerId, codec,
+    Blob, Lane, PeerId, codec,
     event::Severity,
+    hash::{self, Digest},
     run::Codec,
     wire::{
         Frame, flow,
@@ -83,6 +84,7 @@ impl<P: Process> Simulation<P> {
                 self.plan_alarms(alarms);
             }
             Output::Held { .. } => {}
+            Output::Shelve { blob, parts } => self.shelve(peer, blob, &parts),
             Output::Blame { peer: of, severity, why } => {
                 self.note(peer, |sim| format!("blames p{:?}: {why}", sim.number(of)));
                 if severity > Severity::Odd {
@@ -121,8 +123,24 @@ impl<P: Process> Simulation<P> {
         self.lives[peer].as_mut().map(|life| act(&mut life.store)).unwrap_or_default()
     }
 
+    fn shelve(&mut self, peer: usize, blob: Digest, handles: &[Blob]) {
+        let read = |store: &mut crate::world::Store| {
+            handles.iter().filter_map(|handle| store.read(*handle, "the shelf")).collect::<Vec<_>>()
+        };
+        let whole = Payload::whole(&self.with_store(peer, read));
+        let is_right = match &whole {
+            Some(Payload::Real(bytes)) => hash::blob(&[bytes]) == blob,
+            Some(Payload::Modelled { .. }) => true,
+            None => false,
+        };
+        if let Some(whole) = whole.filter(|_| is_right) {
+            self.disks[peer].shelf.insert(blob, whole);
+        }
+        self.fact_after(peer, SYNC, Fact::Input(Input::Shelved { blob, is_right }));
+    }
+
     /// What is behind handles that are now the driver's.
-    fn take(&mut self, peer: usize, blobs: Vec<skein_protocol::Blob>) -> Vec<Payload> {
+    fn take(&mut self, peer: usize, blobs: Vec<Blob>) -> Vec<Payload> {
         self.with_store(peer, |store| {
             blobs
                 .into_iter()
@@ -137,7 +155,7 @@ impl<P: Process> Simulation<P> {
 
     // ---- messages --------------------------------------------------------------------------------------------------------
 
-    fn send(&mut self, peer: usize, to: PeerId, lane: Lane, frame: Frame, body: Option<skein_protocol::Blob>) {
+    fn send(&mut self, peer: usize, to: PeerId, lane: Lane, frame: Frame, body: Option<Blob>) {
         let now = self.engine.now();
         let body = match body {
             None => None,

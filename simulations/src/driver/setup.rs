@@ -18,7 +18,7 @@ use crate::{
         modelled::{Clockwork, Device, Modelled},
     },
     world::{
-        Access, Corpus, Fill, Relay,
+        Access, Corpus, Fill, Payload, Relay,
         network::{Place, Terrain},
     },
 };
@@ -133,6 +133,8 @@ pub struct Setup {
     pub manifest: Manifest,
     pub peers: Vec<Plan>,
     pub corpus: Corpus,
+    /// What lies on the owner's disk of that which the manifest names by its hash.
+    pub shelf: Vec<(Digest, Payload)>,
     /// Micro-batches that there are; none: no end.
     pub records: Option<u64>,
     /// Silence after which a connection is taken for dead.
@@ -161,6 +163,7 @@ impl Setup {
             manifest,
             peers,
             corpus: Corpus::Modelled,
+            shelf: Vec::new(),
             records: None,
             idle: Duration::from_millis(1600),
             make_worker: Box::new(|manifest, clockwork| Box::new(Modelled::new(manifest.clone(), clockwork))),

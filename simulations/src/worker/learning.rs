@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use skein_pipeline::{
-    exact::{Engine, EngineError, Exact, Settings},
+    exact::{Engine, EngineError, Exact, Settings, StageWeights},
     job::{Done, Job},
     model::StageModel,
     worker::{Encoder, Engines, Worker},
@@ -26,9 +26,9 @@ impl Engines for ExactEngines {
         &mut self,
         manifest: &Manifest,
         model: StageModel,
-        params: Vec<f32>,
+        weights: StageWeights,
     ) -> Result<Box<dyn Engine>, EngineError> {
-        Ok(Box::new(Exact::new(model, Settings::of(manifest), params)?))
+        Ok(Box::new(Exact::new(model, Settings::of(manifest), weights)?))
     }
 }
 

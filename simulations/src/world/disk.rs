@@ -23,6 +23,8 @@ pub struct Disk {
     /// Index of the first micro-batch that a restarted feeder feeds.
     pub feed_from: u64,
     pub saved: BTreeMap<Stage, Saved>,
+    /// What the manifest names by its hash.
+    pub shelf: BTreeMap<Digest, Payload>,
     /// No room: saving fails.
     pub full: bool,
     /// What is written last does not survive a crash.
@@ -32,6 +34,10 @@ pub struct Disk {
 }
 
 impl Disk {
+    pub fn with_shelf(shelf: BTreeMap<Digest, Payload>) -> Self {
+        Disk { shelf, ..Disk::default() }
+    }
+
     pub fn keep(&mut self, version: Version, root: Digest, payload: Payload) -> Result<(), SaveError> {
         if self.full {
             return Err(SaveError { why: "no space left on the disk".into(), disk_full: true });

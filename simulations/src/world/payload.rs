@@ -53,6 +53,19 @@ impl Payload {
         })
     }
 
+    /// The parts in one piece, where all are real or they are one whole.
+    pub fn whole(parts: &[Payload]) -> Option<Payload> {
+        if let Some((content, len)) = Self::joined(parts) {
+            return Some(Payload::of(content, len));
+        }
+        let real = |part: &Payload| match part {
+            Payload::Real(bytes) => Some(bytes.clone()),
+            Payload::Modelled { .. } => None,
+        };
+        let bytes: Vec<Bytes> = parts.iter().map(real).collect::<Option<_>>()?;
+        Some(Payload::Real(bytes.concat().into()))
+    }
+
     /// What the parts are together, when they are one whole in the right order.
     pub fn joined(parts: &[Payload]) -> Option<(Content, u64)> {
         let mut end = 0;

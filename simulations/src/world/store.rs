@@ -132,13 +132,13 @@ impl Store {
 /// Handles that a job reads.
 pub fn blobs_of(job: &Job) -> Vec<Blob> {
     match job {
-        Job::Load { parts, .. } => parts.clone(),
+        Job::Load { parts, frozen, .. } => parts.iter().chain(frozen).copied().collect(),
+        Job::Create { frozen, .. } => frozen.clone(),
         Job::Forward { input, .. } | Job::Infer { input, .. } => vec![*input],
         Job::Loss { input, labels, .. } => vec![*input, *labels],
         Job::Backward { gradient, .. } => vec![*gradient],
         Job::RoundPrepare { partner, .. } => vec![partner.tensors],
-        Job::Create { .. }
-        | Job::Drop { .. }
+        Job::Drop { .. }
         | Job::DropSum { .. }
         | Job::Step { .. }
         | Job::State { .. }

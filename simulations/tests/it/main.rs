@@ -1,5 +1,6 @@
 //! What a swarm does, seen over the events of all its peers.
 
+mod adapters;
 mod asking;
 mod basics;
 mod common;

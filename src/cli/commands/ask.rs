@@ -10,7 +10,7 @@ use crate::{
         petname,
     },
     config::nearest,
-    node::{base::Base, signed},
+    node::{base::Words, signed},
     talk::{Limits, Model, OpenError, Sampling},
     watch::{Client, RunState, State},
 };
@@ -39,7 +39,8 @@ pub fn model(named: &str, name: Option<String>, most: usize, context: &Context) 
     let folder = context.home.runs().list().into_iter().find(|folder| folder.run == run.id);
     let signed = folder.as_ref().and_then(|folder| folder.manifest().ok()?);
     let manifest = signed.and_then(|bytes| signed::open(&bytes, run.id).ok());
-    let template = folder.zip(manifest.as_ref()).and_then(|(folder, manifest)| Base::template_of(&folder, manifest));
+    let words = manifest.as_ref().and_then(|manifest| Words::of_run(&context.home.shelf(), manifest).ok()?);
+    let template = words.and_then(|words| words.template);
     let reads = manifest.map(|manifest| manifest.model.config.context as usize);
     let (owner, fingerprint) = (petname::of(&run.owner), format!("sk_{}", run.id.short(8)));
     Ok(Model::swarm(client, name.unwrap_or(run.name), owner, fingerprint, reads, template, limits))

@@ -13,7 +13,7 @@ use crate::{
         progress::{Progress, Unit},
         show::{Bytes, Count},
     },
-    watch::{ExportNote, ExportRequest},
+    watch::{ExportForm, ExportNote, ExportRequest},
 };
 
 pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
@@ -31,7 +31,12 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
     })?;
     let mut done = None;
     let mut progress: Option<Progress> = None;
-    let request = ExportRequest { out: out.clone(), overwrite: args.force };
+    let form = match (args.adapter, args.merge) {
+        (true, _) => ExportForm::Adapter,
+        (_, true) => ExportForm::Merged,
+        (false, false) => ExportForm::Best,
+    };
+    let request = ExportRequest { out: out.clone(), overwrite: args.force, form };
     client.export(&request, |note| match note {
         ExportNote::Collected { stages, of } => {
             let bar = progress

@@ -123,10 +123,14 @@ fn find(context: &Context, run: Option<&str>) -> Result<Found, Report> {
     }
 }
 
+/// Who led here, if somebody did.
+pub(super) fn invited(folder: &RunFolder) -> Option<Invited> {
+    let invite = folder.invite().ok().flatten()?;
+    Invite::decode(&invite).ok().map(|invite| invites::invited(&invite))
+}
+
 fn known(folder: &RunFolder) -> Result<Found, Report> {
-    let invite = folder.invite()?;
-    let invited: Option<Invited> =
-        invite.as_deref().and_then(|text| Invite::decode(text).ok()).map(|i| invites::invited(&i));
+    let (invite, invited) = (folder.invite()?, invited(folder));
     let way = match folder.manifest()? {
         Some(signed) => Way::Known { signed, meet: invited.map_or_else(Vec::new, |invited| invited.peers) },
         None => match invited {

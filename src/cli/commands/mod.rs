@@ -37,7 +37,8 @@ use crate::config::nearest;
 
 pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
     let flags = match &cli.command {
-        Command::Train(args) => args.give.flags(),
+        Command::Train(args) => args.course.give.flags(),
+        Command::Finetune(args) => args.course.give.flags(),
         Command::Join(args) => args.give.flags(),
         Command::Host(args) => args.give.flags(),
         _ => Vec::new(),
@@ -53,7 +54,8 @@ pub fn run(cli: Cli, out: &Out) -> Result<u8, Report> {
     logs::start(&context.node.log, out)?;
     match &cli.command {
         Command::Demo(args) => demo::run(args, &context),
-        Command::Train(args) => train::run(args, &context),
+        Command::Train(args) => train::train(args, &context),
+        Command::Finetune(args) => train::finetune(args, &context),
         Command::Join(args) => join::join(args, &context),
         Command::Host(args) => join::host(args, &context),
         Command::Chat(args) => chat::run(args, &context),

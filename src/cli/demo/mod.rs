@@ -49,7 +49,7 @@ use crate::{
     node::{
         Node, Order, Serve,
         log::{self, Tail},
-        save::Beside,
+        save::{Beside, Form, What},
         view::State,
     },
 };
@@ -224,9 +224,9 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
 
     let after = voice.speak(&desk.orders).await;
     let model = folder.path.join("model");
+    let form = Form { family: desk.manifest.model.family, what: What::Model, beside: Beside::Bytes };
     let exported =
-        session::collect_and_write(&desk.orders, Beside::Bytes, &model, true, |missed| out.warn(&missed.to_string()))
-            .await;
+        session::collect_and_write(&desk.orders, form, &model, true, |missed| out.warn(&missed.to_string())).await;
     out.note("everybody leaves: finishing what is open, a last round, goodbye");
     let logs = leave(node, &mut peers, out).await?;
     let known = Known {

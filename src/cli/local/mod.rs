@@ -88,7 +88,7 @@ impl LocalSwarm {
         let (_, signed) = signed::sign(&manifest, &key);
         let data = Data { corpus: what.corpus, epochs: None };
         let setup = Setup {
-            home,
+            home: home.clone(),
             way: Way::Known { signed, meet: Vec::new() },
             role: Role { serve: what.serve, feed: Some(data), feed_later: true },
             net: match what.behind.first() {
@@ -123,6 +123,8 @@ impl LocalSwarm {
             orders: node.orders(),
             snapshots: node.state(),
             base: None,
+            shelf: home.shelf(),
+            words: Arc::default(),
         };
         let invite = invite(&desk, &mut node.state()).await?;
         let memory = MEMORY.min(context.machine.memory_total >> 20 << 20);

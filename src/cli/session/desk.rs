@@ -1,24 +1,29 @@
 //! Answers what others on this machine ask of a running peer. In: orders of the control server. Out: orders to the node, and
 //! replies. Each order is its own task: a slow reader holds nobody up.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
+use bytes::Bytes;
 use libp2p::Multiaddr;
-use skein_protocol::{Manifest, PeerId, RunId, run};
+use skein_protocol::{Manifest, PeerId, RunId, hash::Digest, run};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     cli::invites,
+    home::Shelf,
     node::{
         self,
-        base::Base,
+        base::{Base, Words},
         export::{ExportError, Missed, Note},
         generate::{Ask, Said, Sampling, Why},
         save::{self, Beside},
         view::State as Snapshot,
     },
     text::{Special, Tokenizer},
-    watch::{ExportNote, Finish, GenerateRequest, Made, Order, Piece, Refusal},
+    watch::{ExportForm, ExportNote, Finish, GenerateRequest, Made, Order, Piece, Refusal},
 };
 
 #[derive(Clone)]
@@ -27,7 +32,11 @@ pub struct Desk {
     pub manifest: Arc<Manifest>,
     pub orders: mpsc::Sender<node::Order>,
     pub snapshots: watch::Receiver<Option<Snapshot>>,
+    /// The model that the run began with, where it lies on this machine.
     pub base: Option<Base>,
+    pub shelf: Shelf,
+    /// How the model reads and writes, once that is here.
+    pub words: Arc<OnceLock<Words>>,
 }
 
 impl Desk {
@@ -40,7 +49,7 @@ impl Desk {
             }
             Order::Generate { request, reply } => self.generate(request, reply).await,
             Order::Export { request, reply } => {
-                let said = match self.export(&request.out, request.overwrite, &reply).await {
+                let said = match self.export(&request.out, request.form, request.overwrite, &reply).await {
                     Ok(note) => reply.send(Ok(note)).await,
                     Err(refusal) => reply.send(Err(refusal)).await,
                 };
@@ -135,22 +144,67 @@ impl Desk {
         let _ = reply.send(Ok(Piece::End(finish))).await;
     }
 
-    /// That of the run: its bytes, or what lies beside the weights that it began with.
-    fn tokenizer(&self) -> Result<Tokenizer, Refusal> {
-        match (&self.manifest.model.tokenizer, &self.base) {
-            (run::Tokenizer::Byte, _) => Ok(Tokenizer::bytes()),
-            (run::Tokenizer::File { .. }, Some(base)) => Ok(base.tokenizer.clone()),
-            (run::Tokenizer::File { .. }, None) => Err(elsewhere()),
+    fn words(&self) -> Result<&Words, Refusal> {
+        if let Some(words) = self.words.get() {
+            return Ok(words);
         }
+        let of_base = self.base.as_ref().map(|base| base.words.clone());
+        let words = match of_base.map_or_else(|| Words::of_run(&self.shelf, &self.manifest), |words| Ok(Some(words))) {
+            Ok(Some(words)) => words,
+            Ok(None) => {
+                let why = "the tokenizer of this run has not arrived yet: it comes from whoever else is in the run";
+                return Err(Refusal::Other { why: why.into() });
+            }
+            Err(error) => return Err(Refusal::Other { why: error.to_string() }),
+        };
+        Ok(self.words.get_or_init(|| words))
     }
 
-    /// The tokenizer files of a model of this run.
-    pub fn words(&self) -> Result<Beside, Refusal> {
-        match (&self.manifest.model.tokenizer, &self.base) {
-            (_, Some(base)) => Ok(Beside::Like(base.folder.clone())),
-            (run::Tokenizer::Byte, None) => Ok(Beside::Bytes),
-            (run::Tokenizer::File { .. }, None) => Err(elsewhere()),
-        }
+    fn tokenizer(&self) -> Result<Tokenizer, Refusal> {
+        self.words().map(|words| words.tokenizer.clone())
+    }
+
+    /// How the model of this run is written, in the form that was asked for.
+    pub fn form(&self, form: ExportForm) -> Result<save::Form, Refusal> {
+        let beside = match &self.base {
+            Some(base) => Beside::Like(base.folder.clone()),
+            None => self.words()?.files.clone().map_or(Beside::Bytes, Beside::Files),
+        };
+        let Manifest { model, .. } = &*self.manifest;
+        let sources = match &model.weights {
+            run::Weights::Blob { sources, .. } => &sources[..],
+            run::Weights::Seed { .. } => &[],
+        };
+        let what = match (form, self.manifest.lora()) {
+            (ExportForm::Best | ExportForm::Adapter, Some(_)) => {
+                let of_base = self.base.as_ref().map(|base| base.folder.display().to_string());
+                save::What::Adapter { base: of_base.or(sources.first().cloned()).unwrap_or_default() }
+            }
+            (ExportForm::Merged, Some(_)) => save::What::Merged { frozen: self.frozen()? },
+            (ExportForm::Best, None) => save::What::Model,
+            (ExportForm::Adapter | ExportForm::Merged, None) => {
+                let why = "this run trains all weights of its model: there is no adapter, and nothing to merge";
+                return Err(Refusal::Other { why: why.into() });
+            }
+        };
+        Ok(save::Form { family: model.family, what, beside })
+    }
+
+    /// Of each stage its frozen weights, as they lie on the shelf.
+    fn frozen(&self) -> Result<Vec<(Digest, Bytes)>, Refusal> {
+        let stage = |stage| {
+            let other = |why: String| Refusal::Other { why };
+            let blob = self.manifest.frozen(stage).ok_or_else(|| other(format!("stage {stage} has no hash")))?;
+            let bytes = self.shelf.get(blob).map_err(|error| other(error.to_string()))?;
+            let missing = || {
+                other(format!(
+                    "the frozen weights of stage {stage} are not on this machine, but on that of the owner: export there, or \
+                     here without --merge, then skein model merge"
+                ))
+            };
+            Ok((blob, bytes.ok_or_else(missing)?))
+        };
+        (0..self.manifest.stages.count).map(stage).collect()
     }
 
     fn no_replica(&self) -> Refusal {
@@ -167,6 +221,7 @@ impl Desk {
     async fn export(
         &self,
         out: &std::path::Path,
+        form: ExportForm,
         overwrite: bool,
         reply: &mpsc::Sender<Result<ExportNote, Refusal>>,
     ) -> Result<ExportNote, Refusal> {
@@ -182,7 +237,7 @@ impl Desk {
                 let _ = reply.send(Ok(note)).await;
             }
         };
-        let work = collect_and_note(&self.orders, self.words()?, out, overwrite, notes);
+        let work = collect_and_note(&self.orders, self.form(form)?, out, overwrite, notes);
         // Whoever asked may leave: then nobody waits for the rest.
         let left = reply.closed();
         let (written, ()) = tokio::select! {
@@ -195,14 +250,10 @@ impl Desk {
     }
 }
 
-fn elsewhere() -> Refusal {
-    Refusal::Other { why: "the tokenizer of this run is on the machine of its owner: ask there".into() }
-}
-
 /// Collects the weights of every stage and writes the folder `out`. `missed` hears of each replica that is not in it.
 pub async fn collect_and_write(
     orders: &mpsc::Sender<node::Order>,
-    words: Beside,
+    form: save::Form,
     out: &std::path::Path,
     overwrite: bool,
     missed: impl Fn(&Missed),
@@ -215,13 +266,13 @@ pub async fn collect_and_write(
             }
         }
     };
-    tokio::join!(collect_and_note(orders, words, out, overwrite, notes), told).0
+    tokio::join!(collect_and_note(orders, form, out, overwrite, notes), told).0
 }
 
 /// As [`collect_and_write`]; `notes` hears how it goes on.
 async fn collect_and_note(
     orders: &mpsc::Sender<node::Order>,
-    words: Beside,
+    form: save::Form,
     out: &std::path::Path,
     overwrite: bool,
     notes: mpsc::UnboundedSender<Note>,
@@ -236,7 +287,7 @@ async fn collect_and_note(
     let written = tokio::task::spawn_blocking(move || {
         // The whole of it: its turn among exports ends with the writing, though nobody may wait for that any more.
         let collected = collected;
-        save::write(&path, &words, collected.family, &collected.stages, overwrite)
+        save::write(&path, &form, &collected.stages, overwrite)
     })
     .await;
     match written {

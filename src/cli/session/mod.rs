@@ -51,7 +51,7 @@ use crate::{
         store::Unsaved,
         view::State as Snapshot,
     },
-    watch::{Me, Order, Refusal, ServeError, Server, ServerConfig, State},
+    watch::{ExportForm, Me, Order, Refusal, ServeError, Server, ServerConfig, State},
 };
 
 /// A model that is not on the disk so long after its peer has left will not be.
@@ -212,6 +212,8 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         orders: node.orders(),
         snapshots: node.state(),
         base: plan.base.clone(),
+        shelf: context.home.shelf(),
+        words: Arc::default(),
     };
     if plan.owner && !leave {
         tokio::select! {
@@ -490,8 +492,8 @@ fn end(plan: &Plan, desk: &Desk, out: Out, done: mpsc::Sender<Result<(), Report>
         let outcome = match save_to {
             Some(path) => {
                 let warn = |missed: &Missed| out.warn(&missed.to_string());
-                let written = match desk.words() {
-                    Ok(words) => collect_and_write(&desk.orders, words, &path, false, warn).await,
+                let written = match desk.form(ExportForm::Best) {
+                    Ok(form) => collect_and_write(&desk.orders, form, &path, false, warn).await,
                     Err(refusal) => Err(refusal),
                 };
                 written.map(drop).map_err(|refusal| match refusal {

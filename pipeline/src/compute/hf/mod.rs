@@ -24,7 +24,7 @@ use skein_protocol::{
 use self::tensors::Tensors;
 pub use self::{
     adapter::{AdapterFolder, write_adapter},
-    write::{Written, write, write_like},
+    write::{Written, beside, write, write_beside, write_files, write_like},
 };
 use crate::model::{BadModel, EMBEDDING, HEAD, StageModel, lora};
 

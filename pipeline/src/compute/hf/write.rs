@@ -52,9 +52,12 @@ pub fn write(dir: &Path, family: Family, stages: &[(StageModel, Vec<f32>)]) -> R
     let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
     let tokenizer = stages.first().map(|(first, _)| tokenizer::config(&first.config)).unwrap_or_default();
     let beside = vec![
-        ("generation_config.json", json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" }))),
-        ("tokenizer.json", json(&tokenizer::bytes())),
-        ("tokenizer_config.json", json(&tokenizer)),
+        (
+            "generation_config.json".into(),
+            json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" })),
+        ),
+        ("tokenizer.json".into(), json(&tokenizer::bytes())),
+        ("tokenizer_config.json".into(), json(&tokenizer)),
     ];
     write_beside(dir, family, stages, beside)
 }
@@ -66,6 +69,14 @@ pub fn write_like(
     family: Family,
     stages: &[(StageModel, Vec<f32>)],
 ) -> Result<Written, HfError> {
+    write_beside(dir, family, stages, beside(of)?)
+}
+
+/// What stands beside the weights and the configuration of the folder `of`: names and bytes.
+///
+/// # Errors
+/// A file that cannot be read, or is too large for its name.
+pub fn beside(of: &Path) -> Result<Vec<(String, Vec<u8>)>, HfError> {
     let mut beside = Vec::new();
     for name in BESIDE {
         let path = of.join(name);
@@ -74,38 +85,50 @@ pub fn write_like(
                 let why = format!("{} bytes are too many for such a file", facts.len());
                 return Err(HfError::Unreadable { path, why });
             }
-            Ok(_) => beside.push((name, fs::read(&path).map_err(|source| HfError::Io { path, source })?)),
+            Ok(_) => beside.push((name.to_string(), fs::read(&path).map_err(|source| HfError::Io { path, source })?)),
             Err(_) => {}
         }
     }
-    write_beside(dir, family, stages, beside)
+    Ok(beside)
 }
 
-fn write_beside(
+/// Adds files to what was `written` into `dir`.
+///
+/// # Errors
+/// Disk full, or not writable: no file is left half written.
+pub fn write_files(dir: &Path, files: Vec<(String, Vec<u8>)>, written: &mut Written) -> Result<(), HfError> {
+    for (name, content) in files {
+        let path = dir.join(name);
+        folder::write(&path, &content).map_err(|source| HfError::Io { path: path.clone(), source })?;
+        written.bytes += content.len() as u64;
+        written.files.push(path);
+    }
+    Ok(())
+}
+
+/// As [`write()`], with these files in the place of the byte tokenizer's.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_beside(
     dir: &Path,
     family: Family,
     stages: &[(StageModel, Vec<f32>)],
-    beside: Vec<(&str, Vec<u8>)>,
+    beside: Vec<(String, Vec<u8>)>,
 ) -> Result<Written, HfError> {
     let Some((first, _)) = stages.first() else {
         return Err(HfError::Tensor { name: HEAD.into(), why: "is missing: there are no stages".into() });
     };
     let weights = Weights::of(stages, str::to_string)?;
     let config = config::write(family, &first.config, weights.tied());
-    let config = (CONFIG, serde_json::to_vec_pretty(&config).expect("plain data"));
+    let config = serde_json::to_vec_pretty(&config).expect("plain data");
     let parameters = stages.iter().map(|(model, _)| model.values() as u64).sum();
     let mut written = Written { files: Vec::new(), bytes: 0, parameters };
-    let mut file = |name: &str, bytes: u64, done: &dyn Fn(&Path) -> io::Result<()>| {
-        let path = dir.join(name);
-        done(&path).map_err(|source| HfError::Io { path: path.clone(), source })?;
-        written.bytes += bytes;
-        written.files.push(path);
-        Ok::<_, HfError>(())
-    };
-    for (name, content) in [config].iter().chain(&beside) {
-        file(name, content.len() as u64, &|path| folder::write(path, content))?;
-    }
-    file(WEIGHTS, weights.len(), &|path| folder::write_with(path, |out| weights.write(out)))?;
+    write_files(dir, [(CONFIG.to_string(), config)].into_iter().chain(beside).collect(), &mut written)?;
+    let path = dir.join(WEIGHTS);
+    folder::write_with(&path, |out| weights.write(out)).map_err(|source| HfError::Io { path: path.clone(), source })?;
+    written.bytes += weights.len();
+    written.files.push(path);
     Ok(written)
 }
 

@@ -103,7 +103,7 @@ impl<M: Engines> Replica<M> {
         let (worker, encoder) = (Worker::new(manifest.clone(), engines), Encoder::default());
         let mut replica = Replica { manifest, worker, encoder, blobs: Shelf::default(), forward, backward };
         for stage in 0..replica.manifest.stages.count {
-            replica.run(Job::Create { stage })?;
+            replica.run(Job::Create { stage, frozen: Vec::new() })?;
         }
         Ok(replica)
     }

@@ -67,7 +67,7 @@ pub async fn run(context: &Context, manifest: Manifest, seed: u64) -> Result<u8,
         ended: None,
         adopting: false,
     };
-    replica.work(Job::Create { stage: STAGE }).await?;
+    replica.work(Job::Create { stage: STAGE, frozen: Vec::new() }).await?;
     context.out.print(&address.to_string());
     let mut orders = lines();
     let Some(others) = orders.recv().await else { return Ok(0) };

@@ -1,15 +1,18 @@
-//! `skein train`: writes and signs a manifest, feeds the data, and trains at once, alone or with whoever joins.
+//! `skein train` and `skein finetune`: write and sign a manifest, feed the data, and train at once, alone or with whoever joins.
+
+mod make;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use serde_json::json;
-use skein_pipeline::{model::StageModel, plan::partition};
+use skein_pipeline::model::StageModel;
 use skein_protocol::{
     Manifest, PeerId,
+    hash::Digest,
     run::{
-        Ends, Loss, Weights,
+        Lora, Weights,
         check::{self, Severity},
-        preset::{self, PRESETS},
+        preset::PRESETS,
         text,
     },
 };
@@ -27,27 +30,64 @@ use crate::{
     home::RunFolder,
     node::{
         Role, Serve, Way,
-        base::{Base, BaseError},
+        base::{Base, BaseError, Words},
         feed::Data,
         signed,
     },
     text::{Piece, TextError},
 };
 
-/// Size of the model where nothing is said.
-const PRESET: &str = "tiny";
 /// Text of the first record that is shown.
 const PREVIEW: usize = 160;
 
-pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
-    let out = &context.out;
-    let known = args.run.as_deref().and_then(|run| context.home.runs().named(run));
-    let base = base(args, context, known.as_ref())?;
-    let corpus = read(args, base.as_ref())?;
+const TRAIN: &str = "train";
+const FINETUNE: &str = "finetune";
+
+/// What is asked for.
+struct Wish<'a> {
+    command: &'static str,
+    preset: Option<&'a str>,
+    model: Option<&'a Path>,
+    /// Adapters beside the model, instead of all its weights.
+    lora: Option<Lora>,
+    delegates: Vec<PeerId>,
+    course: &'a args::Course,
+}
+
+pub fn train(args: &args::Train, context: &Context) -> Result<u8, Report> {
+    let (preset, model) = (args.preset.as_deref(), args.model.as_deref());
+    run(&Wish { command: TRAIN, preset, model, lora: None, delegates: Vec::new(), course: &args.course }, context)
+}
+
+pub fn finetune(args: &args::Finetune, context: &Context) -> Result<u8, Report> {
+    let alpha = args.lora_alpha.unwrap_or(2 * args.lora_rank);
+    let lora = Lora { rank: args.lora_rank, alpha, targets: args.targets.clone(), dropout_percent: 0 };
+    let peer = |text: &String| text.parse().map_err(|error| usage(format!("--delegate {text}: {error}")));
+    let wish = Wish {
+        command: FINETUNE,
+        preset: None,
+        model: args.model.as_deref(),
+        lora: (!args.full).then_some(lora),
+        delegates: args.delegate.iter().map(peer).collect::<Result<_, _>>()?,
+        course: &args.course,
+    };
+    run(&wish, context)
+}
+
+fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
+    let (out, course) = (&context.out, wish.course);
+    let known = course.run.as_deref().and_then(|run| context.home.runs().named(run));
+    let known = known.as_ref().and_then(|folder| Some((folder, signed_manifest(folder)?)));
+    let base = base(wish, context, known.as_ref())?;
+    let words = words(context, base.as_ref(), known.as_ref())?;
+    let reads_bytes = words.as_ref().is_none_or(|words| words.tokenizer.is_bytes());
+    // Plain text for a model of bytes is one ring; adapters are trained on whatever records there are.
+    let words = words.filter(|words| wish.command == FINETUNE || !words.tokenizer.is_bytes());
+    let corpus = read(course, words)?;
     out.done(&format!(
         "data  {} {} from {}{}",
         About(corpus.len() as f64),
-        if base.as_ref().is_some_and(|base| !base.tokenizer.is_bytes()) { "bytes" } else { "tokens" },
+        if reads_bytes { "tokens" } else { "bytes" },
         counted(corpus.documents, "document"),
         match corpus.skipped.total() {
             0 => String::new(),
@@ -65,62 +105,72 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
         context.home.identity()?
     };
     let me = identity.key.peer();
-    let (manifest, signed) = match &args.run {
+    let (manifest, signed) = match &course.run {
         Some(run) => existing(context, run, me, &identity.key)?,
         None => {
-            let manifest = made(args, me, base.as_ref())?;
+            let shelf = context.home.shelf();
+            let manifest = make::manifest(wish, me, base.as_ref(), (!course.dry_run).then_some(&shelf))?;
             let (_, signed) = signed::sign(&manifest, &identity.key);
             (manifest, signed)
         }
     };
-    refuse_problems(&manifest, args.run.as_deref())?;
-    refuse_another_base(&manifest, base.as_ref())?;
+    refuse_problems(&manifest, course.run.as_deref())?;
+    refuse_another_base(context, &manifest, base.as_ref())?;
     let run = signed::run_of(&signed).map_err(|error| Failure::Other { message: error.to_string() })?;
     describe(context, &manifest);
-    if args.dry_run {
+    if course.dry_run {
         out.done(&format!("run   {}  {run}", manifest.run.name));
         match out.style().json {
-            true => out.document("train", &json!({ "run": run, "manifest": manifest })),
+            true => out.document(wish.command, &json!({ "run": run, "manifest": manifest })),
             false => out.print(text::write(&manifest).trim_end()),
         }
         return Ok(0);
     }
-    if let Some(path) = &args.out
+    if let Some(path) = &course.out
         && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
     {
         return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
     }
-    let data = Data { corpus: Arc::new(corpus), epochs: args.epochs };
-    let serve = serve(args, context, &manifest);
-    if base.is_some() && !matches!(&serve, Serve::Stages(stages) if stages.len() == usize::from(manifest.stages.count))
-    {
+    if let Some(base) = &base {
+        base.shelve_words(&context.home.shelf())?;
+    }
+    let data = Data { corpus: Arc::new(corpus), epochs: course.epochs };
+    let owner = manifest.run.owner == me;
+    let serve = serve(course, context, &manifest, owner);
+    let all = matches!(&serve, Serve::Stages(stages) if stages.len() == usize::from(manifest.stages.count));
+    if base.is_some() && manifest.lora().is_none() && !all {
         return Err(usage(
             "--model: who owns the first weights serves all stages at the start, so that others can copy them; \
              this machine gives too little memory for that, or was told to serve less"
                 .into(),
         ));
     }
+    let invited = known.as_ref().filter(|_| !owner).and_then(|(folder, _)| super::join::invited(folder));
     session::run(
         context,
         Plan {
-            command: "train",
+            command: wish.command,
             run: manifest.run.name.clone(),
-            way: Way::Known { signed, meet: Vec::new() },
+            way: Way::Known { signed, meet: invited.map_or_else(Vec::new, |invited| invited.peers) },
             role: Role { serve, feed: Some(data), feed_later: false },
             invite: None,
             patience: Duration::from_secs(20),
             keep_trying: true,
-            save_to: args.out.clone(),
-            owner: true,
+            save_to: course.out.clone(),
+            owner,
             base,
-            until_stdin_closes: args.give.until_stdin_closes,
+            until_stdin_closes: course.give.until_stdin_closes,
         },
     )
 }
 
+fn signed_manifest(folder: &RunFolder) -> Option<Manifest> {
+    signed::open(&folder.manifest().ok()??, folder.run).ok()
+}
+
 /// The model that the run begins with, where it is one in a folder.
-fn base(args: &args::Train, context: &Context, known: Option<&RunFolder>) -> Result<Option<Base>, Report> {
-    if let Some(folder) = &args.model {
+fn base(wish: &Wish<'_>, context: &Context, known: Option<&(&RunFolder, Manifest)>) -> Result<Option<Base>, Report> {
+    if let Some(folder) = wish.model {
         context.out.note(&format!("reading {}", folder.display()));
         let base = Base::open(folder).map_err(|error| unusable(folder, error))?;
         let parameters = StageModel::whole(base.checkpoint.config.clone()).map_or(0, |model| model.values());
@@ -128,14 +178,43 @@ fn base(args: &args::Train, context: &Context, known: Option<&RunFolder>) -> Res
             "model {} parameters of the family {}, {}",
             About(parameters as f64),
             format!("{:?}", base.checkpoint.family).to_lowercase(),
-            if base.tokenizer.is_bytes() { "its tokens are bytes" } else { "with its tokenizer" },
+            if base.words.tokenizer.is_bytes() { "its tokens are bytes" } else { "with its tokenizer" },
         ));
         return Ok(Some(base));
     }
-    let Some(folder) = known else { return Ok(None) };
-    let Some(signed) = folder.manifest()? else { return Ok(None) };
-    let Ok(manifest) = signed::open(&signed, folder.run) else { return Ok(None) };
-    Base::of_run(folder, &manifest).map_err(|error| unusable(&folder.path, error))
+    let Some((folder, manifest)) = known else { return Ok(None) };
+    let shelf = context.home.shelf();
+    let unusable = |error| unusable(&folder.path, error);
+    let is_here = |blob: &Digest| shelf.get(*blob).is_ok_and(|bytes| bytes.is_some());
+    if manifest.lora().is_some() && manifest.blobs().iter().all(is_here) {
+        return Ok(None);
+    }
+    let base = Base::of_run(folder, manifest).map_err(unusable)?;
+    if let Some(base) = base.as_ref().filter(|_| manifest.lora().is_some()) {
+        context.out.note("the weights of its stages are not on this disk any more: they are made anew");
+        base.frozen(manifest, Some(&shelf)).map_err(unusable)?;
+    }
+    Ok(base)
+}
+
+/// How the model of the run reads, where it began with one.
+fn words(
+    context: &Context,
+    base: Option<&Base>,
+    known: Option<&(&RunFolder, Manifest)>,
+) -> Result<Option<Words>, Report> {
+    let words = match (base, known) {
+        (Some(base), _) => Some(base.words.clone()),
+        (None, Some((folder, manifest))) => {
+            let words = Words::of_run(&context.home.shelf(), manifest);
+            let words = words.map_err(|error| unusable(&folder.path, error))?;
+            Some(words.ok_or_else(|| {
+                usage("the tokenizer of this run is not here yet: skein join it once, until it has arrived".into())
+            })?)
+        }
+        (None, None) => None,
+    };
+    Ok(words)
 }
 
 pub fn unusable(folder: &Path, error: BaseError) -> Report {
@@ -149,25 +228,30 @@ pub fn unusable(folder: &Path, error: BaseError) -> Report {
 }
 
 /// As bytes, or as the tokenizer of the model reads it.
-fn read(args: &args::Train, base: Option<&Base>) -> Result<Corpus, Report> {
-    match base {
-        Some(base) if !base.tokenizer.is_bytes() => {
-            Ok(Corpus::open(&args.data, Reading::of_model(base.tokenizer.clone(), base.template.clone()))?)
+fn read(course: &args::Course, words: Option<Words>) -> Result<Corpus, Report> {
+    match words {
+        Some(Words { tokenizer, template, .. }) => {
+            let reading = Reading { skip_bad: course.skip_bad, ..Reading::of_model(tokenizer, template) };
+            Ok(Corpus::open(&course.data, reading)?)
         }
-        _ => Ok(Corpus::read(&args.data)?),
+        None => Ok(Corpus::read(&course.data)?),
     }
 }
 
 /// Weights that are not those the run was signed with would train another model.
-fn refuse_another_base(manifest: &Manifest, base: Option<&Base>) -> Result<(), Report> {
+fn refuse_another_base(context: &Context, manifest: &Manifest, base: Option<&Base>) -> Result<(), Report> {
     match (&manifest.model.weights, base) {
         (Weights::Seed { .. }, None) => Ok(()),
         (Weights::Blob { .. }, Some(base)) if base.is_of(manifest) => Ok(()),
         (Weights::Blob { .. }, Some(base)) => {
             Err(usage(format!("--model {}: the run began with other weights", base.folder.display())))
         }
+        // Beside adapters they lie on the shelf, or come from whoever has them.
+        (Weights::Blob { .. }, None) if manifest.lora().is_some() => Ok(()),
         (Weights::Blob { .. }, None) => {
-            Err(usage("the run began with a model in a folder: --model DIR says where that lies now".into()))
+            let signed = context.home.runs().list().iter().filter_map(signed_manifest).any(|known| known == *manifest);
+            let hint = if signed { "--model DIR says where that lies now" } else { "give it with --model DIR" };
+            Err(usage(format!("the run began with a model in a folder: {hint}")))
         }
         (Weights::Seed { .. }, Some(_)) => Err(usage("--model: the weights of this run are drawn from a seed".into())),
     }
@@ -191,12 +275,13 @@ fn marked(pieces: &[Piece]) -> String {
 }
 
 /// What the owner computes, beside feeding: what it gives says so, as for everybody.
-fn serve(args: &args::Train, context: &Context, manifest: &Manifest) -> Serve {
+fn serve(course: &args::Course, context: &Context, manifest: &Manifest, owner: bool) -> Serve {
     let give = &context.node.give;
     match give.stage {
-        _ if args.no_serve || !give.works() => Serve::Nothing,
+        _ if course.no_serve || !give.works() => Serve::Nothing,
         StageChoice::Stage(stage) => Serve::Stages(vec![stage]),
-        StageChoice::Auto => all_that_fit(context, manifest),
+        StageChoice::Auto if owner => all_that_fit(context, manifest),
+        StageChoice::Auto => Serve::Plan,
     }
 }
 
@@ -208,75 +293,6 @@ fn all_that_fit(context: &Context, manifest: &Manifest) -> Serve {
     if need <= give { Serve::Stages(stages) } else { Serve::Plan }
 }
 
-/// A new manifest from a preset or a model, and the flags.
-fn made(args: &args::Train, me: PeerId, base: Option<&Base>) -> Result<Manifest, Report> {
-    let name = args.preset.as_deref().unwrap_or(PRESET);
-    let mut manifest = preset::preset(name).ok_or_else(|| no_preset(name))?;
-    let mut label = name.to_string();
-    if let Some(base) = base {
-        begin_with(&mut manifest, base)?;
-        label = base.folder.file_name().map_or("model".into(), |name| slug(&name.to_string_lossy()));
-    }
-    manifest.run.owner = me;
-    manifest.run.name = match &args.run_name {
-        Some(name) => name.clone(),
-        None => name_of(args.data.first().map_or(Path::new("run"), |path| path.as_path()), &label),
-    };
-    manifest.run.ends = Ends { steps: args.steps, tokens: args.tokens, ..manifest.run.ends };
-    if let Some(stages) = args.stages {
-        manifest.stages.count = stages;
-        manifest.stages.split = partition::of(&manifest, stages).ok_or_else(|| {
-            usage(format!("--stages {stages}: the model has {} layers", manifest.model.config.layers))
-        })?;
-    }
-    if let Some(sequence) = args.sequence {
-        manifest.train.sequence = sequence;
-        manifest.model.config.context = manifest.model.config.context.max(sequence);
-    }
-    if let Some(lr) = args.lr {
-        manifest.optimizer.lr = lr;
-    }
-    if let Some(micro_batch) = args.micro_batch {
-        manifest.train.micro_batch = micro_batch;
-    }
-    if let Some(seed) = args.seed {
-        manifest.train.seed = seed;
-        if base.is_none() {
-            manifest.model.weights = Weights::Seed { init_seed: seed };
-        }
-    }
-    Ok(manifest)
-}
-
-/// Makes a manifest one that goes on training a model.
-fn begin_with(manifest: &mut Manifest, base: &Base) -> Result<(), Report> {
-    let config = &base.checkpoint.config;
-    manifest.model.family = base.checkpoint.family;
-    manifest.model.config = config.clone();
-    manifest.model.weights = Weights::Blob { blob: base.weights, sources: Vec::new() };
-    manifest.model.tokenizer = base.words.clone();
-    if !base.tokenizer.is_bytes() {
-        manifest.train.loss = Loss::CompletionOnly;
-    }
-    manifest.train.sequence = SEQUENCE.min(config.context);
-    manifest.optimizer.lr = RATE;
-    manifest.optimizer.schedule.warmup = WARM_UP;
-    let parameters = StageModel::whole(config.clone()).map_err(|error| usage(format!("--model: {error}")))?.values();
-    let stages = (parameters as u64).div_ceil(STAGE).clamp(1, u64::from(config.layers).min(64)) as u16;
-    manifest.stages.count = stages;
-    manifest.stages.split =
-        partition::of(manifest, stages).ok_or_else(|| usage("--model: its layers do not part into stages".into()))?;
-    Ok(())
-}
-
-/// A model that has learned is moved gently: rates that train one from scratch would undo it.
-const RATE: f64 = 2e-5;
-const WARM_UP: u64 = 20;
-/// Tokens of a sequence, where the model reads as many.
-const SEQUENCE: u32 = 512;
-/// Parameters of a stage, about: 2 GB with their gradients and moments, which most machines can give.
-const STAGE: u64 = 100_000_000;
-
 fn usage(message: String) -> Report {
     Failure::Usage { message }.into()
 }
@@ -285,21 +301,6 @@ fn usage(message: String) -> Report {
 pub fn no_preset(name: &str) -> Report {
     let hint = nearest(name, PRESETS.iter().map(ToString::to_string));
     Failure::NoProfile { name: name.into(), known: PRESETS.join(", "), hint: hint.into() }.into()
-}
-
-/// `war-and-peace-tiny` from `War and Peace.txt`.
-fn name_of(path: &Path, preset: &str) -> String {
-    let name = path.file_stem().map_or("run".into(), |stem| slug(&stem.to_string_lossy()));
-    let preset: String = preset.chars().take(20).collect();
-    let name: String = name.chars().take(31usize.saturating_sub(preset.len())).collect();
-    format!("{}-{preset}", if name.is_empty() { "run" } else { &name })
-}
-
-/// Small letters, digits and single dashes.
-fn slug(text: &str) -> String {
-    let text = text.to_lowercase();
-    let words = text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    words.collect::<Vec<_>>().join("-")
 }
 
 /// A manifest file, or the name of a run that is known here.
@@ -350,23 +351,23 @@ fn describe(context: &Context, manifest: &Manifest) {
     let stages = manifest.stages.count;
     let parameters: u64 = (0..stages).map(|s| skein_pipeline::model::cost::stage_parameters(manifest, s)).sum();
     let largest = (0..stages).map(|s| skein_pipeline::model::cost::memory(manifest, s).peak()).max().unwrap_or(0);
+    let trained = match manifest.lora() {
+        Some(lora) => {
+            let frozen: u64 = (0..stages).map(|s| skein_pipeline::model::cost::frozen_parameters(manifest, s)).sum();
+            let of = lora.targets.join(",");
+            format!(
+                "LoRA rank {} on {of}: {} parameters of {}",
+                lora.rank,
+                About(parameters as f64),
+                About(frozen as f64)
+            )
+        }
+        None => format!("{} parameters", About(parameters as f64)),
+    };
     context.out.done(&format!(
-        "plan  {} parameters in {} (at most {} of memory each), {} tokens a step",
-        About(parameters as f64),
+        "plan  {trained} in {} (at most {} of memory each), {} tokens a step",
         counted(stages.into(), "stage"),
         Bytes(largest),
         Count(manifest.samples_per_step() * u64::from(manifest.train.sequence)),
     ));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_is_named_after_its_data() {
-        assert_eq!(name_of(Path::new("/x/War and  Peace.txt"), "tiny"), "war-and-peace-tiny");
-        assert_eq!(name_of(Path::new("…"), "tiny"), "run-tiny");
-        assert!(name_of(Path::new(&"a".repeat(90)), "small-124m").len() <= 32);
-    }
 }

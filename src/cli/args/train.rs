@@ -1,0 +1,115 @@
+//! Flags of `train` and `finetune`, most of which are the same.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Give;
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein train --data book.txt --preset tiny     a new run; prints the invite for others
+  skein train --run my.toml --data book.txt     a run of your own making (skein run new)
+  skein train --run tiny-verse --data book.txt  go on where it stopped")]
+pub struct Train {
+    /// Size of the model: tiny, small-124m, 350m, demo
+    #[arg(long, value_name = "NAME", conflicts_with = "run")]
+    pub preset: Option<String>,
+    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub course: Course,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The model stays as it is: small matrices beside its own are trained (LoRA), and only they are averaged, saved and exported.
+
+Examples
+  skein finetune ./model --data chats.jsonl              a new run; prints the invite for others
+  skein finetune ./model --data chats.jsonl --dry-run    what would be learned, and what it takes
+  skein finetune --run chats-model --data chats.jsonl    go on where it stopped
+  skein finetune --run chats-model --data mine.jsonl     of a delegate: data of one's own, after skein join
+  skein export chats-model --out ./adapter               what was learned, as PEFT reads it")]
+pub struct Finetune {
+    /// A model to adapt: a folder as Hugging Face tools write it; none with --run
+    #[arg(value_name = "MODEL", required_unless_present = "run", conflicts_with = "run")]
+    pub model: Option<PathBuf>,
+    /// Rank of the matrices that are trained
+    #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
+    pub lora_rank: u32,
+    /// What they add is multiplied by this over the rank; default: twice the rank
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
+    pub lora_alpha: Option<u32>,
+    /// The matrices that get one: some of q,k,v,o,gate,up,down
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "q,k,v,o,gate,up,down",
+        value_delimiter = ',',
+        conflicts_with = "run"
+    )]
+    pub targets: Vec<String>,
+    /// Train all weights of the model instead
+    #[arg(long, conflicts_with_all = ["run", "lora_rank", "lora_alpha", "targets"])]
+    pub full: bool,
+    /// A peer that may add data of its own, by its id (skein key show); may be repeated
+    #[arg(long, value_name = "PEER", conflicts_with = "run")]
+    pub delegate: Vec<String>,
+    #[command(flatten)]
+    pub course: Course,
+}
+
+/// What is trained on, for how long, and what this machine gives for it.
+#[derive(Clone, Debug, Args)]
+pub struct Course {
+    /// Files, folders or patterns: .txt, .md, .jsonl; with a model also conversations and prompts with completions
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// Leave out what cannot be read and count it, instead of stopping at the first
+    #[arg(long)]
+    pub skip_bad: bool,
+    /// A manifest, or the name of a run that is known here
+    #[arg(long, value_name = "FILE|NAME")]
+    pub run: Option<String>,
+    /// Learning rate at its highest; default: that of the preset, 2e-5 for all weights of a model, 2e-4 for LoRA
+    #[arg(long, value_name = "RATE", conflicts_with = "run")]
+    pub lr: Option<f64>,
+    /// Name of a new run
+    #[arg(long, value_name = "NAME", id = "run_name", long = "run-name", conflicts_with = "run")]
+    pub run_name: Option<String>,
+    /// End after so many run steps
+    #[arg(long, value_name = "N", conflicts_with_all = ["run", "tokens"], value_parser = clap::value_parser!(u64).range(1..))]
+    pub steps: Option<u64>,
+    /// End after so many tokens
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u64).range(1..))]
+    pub tokens: Option<u64>,
+    /// End after so many passes over the data
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub epochs: Option<u64>,
+    /// Stages to cut the model into
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u16).range(1..))]
+    pub stages: Option<u16>,
+    /// Tokens of one sequence
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
+    pub sequence: Option<u32>,
+    /// Sequences of one micro-batch
+    #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
+    pub micro_batch: Option<u32>,
+    /// Of the first weights and of the order of the data
+    #[arg(long, value_name = "N", conflicts_with = "run")]
+    pub seed: Option<u64>,
+    /// Save the model here when it ends; of a LoRA run the adapter
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Make, sign and show the run, and stop there
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only feed: leave the computing to others
+    #[arg(long)]
+    pub no_serve: bool,
+    #[command(flatten)]
+    pub give: Give,
+}
