@@ -34,7 +34,7 @@ pub enum SaveError {
 #[derive(Clone, Debug)]
 pub enum Beside {
     Bytes,
-    /// The files of this folder, as they are.
+    /// The files of this folder, or of this GGUF file, as they are.
     Like(PathBuf),
 }
 
@@ -64,7 +64,9 @@ pub fn write(
     let apart = tempfile::Builder::new().prefix(".skein-export-").tempdir_in(place).map_err(io)?;
     let written = match words {
         Beside::Bytes => hf::write(apart.path(), family, stages),
-        Beside::Like(folder) => hf::write_like(apart.path(), folder, family, stages),
+        Beside::Like(folder) => {
+            hf::texts(folder).and_then(|texts| hf::write_with(apart.path(), family, stages, &texts))
+        }
     };
     let mut written = written.map_err(|error| match error {
         HfError::Io { source, .. } => failed(out, needed, source),

@@ -13,11 +13,11 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 use serde_json::{Value, json};
-use skein_protocol::run::Family;
+use skein_protocol::run::{Family, ModelConfig};
 
 use super::{CONFIG, HfError, WEIGHTS, config, tokenizer};
 use crate::{
-    compute::folder,
+    compute::{folder, gguf::Gguf},
     model::{HEAD, StageModel},
 };
 
@@ -36,6 +36,9 @@ const BESIDE: [&str; 10] = [
 ];
 const BESIDE_MAX: u64 = 256 << 20;
 
+/// Small files about text, by name.
+pub type Texts = BTreeMap<String, Vec<u8>>;
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -49,24 +52,32 @@ pub struct Written {
 /// # Errors
 /// Disk full, or not writable: no file is left half written.
 pub fn write(dir: &Path, family: Family, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, HfError> {
-    let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
-    let tokenizer = stages.first().map(|(first, _)| tokenizer::config(&first.config)).unwrap_or_default();
-    let beside = vec![
-        ("generation_config.json", json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" }))),
-        ("tokenizer.json", json(&tokenizer::bytes())),
-        ("tokenizer_config.json", json(&tokenizer)),
-    ];
-    write_beside(dir, family, stages, beside)
+    let texts = stages.first().map(|(first, _)| byte_texts(&first.config)).unwrap_or_default();
+    write_with(dir, family, stages, &texts)
 }
 
-/// As [`write()`], with the tokenizer, templates and defaults of generation that the folder `of` has.
-pub fn write_like(
-    dir: &Path,
-    of: &Path,
-    family: Family,
-    stages: &[(StageModel, Vec<f32>)],
-) -> Result<Written, HfError> {
-    let mut beside = Vec::new();
+/// The files about text of a model whose tokens are bytes.
+pub fn byte_texts(config: &ModelConfig) -> Texts {
+    let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
+    let generation = json!({ "_from_model_config": true, "transformers_version": "4.46.0" });
+    [
+        ("generation_config.json", json(&generation)),
+        ("tokenizer.json", json(&tokenizer::bytes())),
+        ("tokenizer_config.json", json(&tokenizer::config(config))),
+    ]
+    .map(|(name, content)| (name.to_string(), content))
+    .into()
+}
+
+/// The tokenizer, templates and defaults of generation that a folder has, or what stands for them in a GGUF file.
+///
+/// # Errors
+/// One of them cannot be read, or is too large to be such a file.
+pub fn texts(of: &Path) -> Result<Texts, HfError> {
+    if of.is_file() {
+        return Gguf::open(of)?.0.texts();
+    }
+    let mut texts = Texts::new();
     for name in BESIDE {
         let path = of.join(name);
         match fs::metadata(&path) {
@@ -74,18 +85,25 @@ pub fn write_like(
                 let why = format!("{} bytes are too many for such a file", facts.len());
                 return Err(HfError::Unreadable { path, why });
             }
-            Ok(_) => beside.push((name, fs::read(&path).map_err(|source| HfError::Io { path, source })?)),
+            Ok(_) => {
+                let content = fs::read(&path).map_err(|source| HfError::Io { path, source })?;
+                texts.insert(name.into(), content);
+            }
             Err(_) => {}
         }
     }
-    write_beside(dir, family, stages, beside)
+    Ok(texts)
 }
 
-fn write_beside(
+/// As [`write()`], with other files about text beside it.
+///
+/// # Errors
+/// See [`write()`].
+pub fn write_with(
     dir: &Path,
     family: Family,
     stages: &[(StageModel, Vec<f32>)],
-    beside: Vec<(&str, Vec<u8>)>,
+    texts: &Texts,
 ) -> Result<Written, HfError> {
     let Some((first, _)) = stages.first() else {
         return Err(HfError::Tensor { name: HEAD.into(), why: "is missing: there are no stages".into() });
@@ -102,7 +120,8 @@ fn write_beside(
         written.files.push(path);
         Ok::<_, HfError>(())
     };
-    for (name, content) in [config].iter().chain(&beside) {
+    let beside = texts.iter().map(|(name, content)| (name.as_str(), content));
+    for (name, content) in [(config.0, &config.1)].into_iter().chain(beside) {
         file(name, content.len() as u64, &|path| folder::write(path, content))?;
     }
     file(WEIGHTS, weights.len(), &|path| folder::write_with(path, |out| weights.write(out)))?;
