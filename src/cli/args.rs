@@ -125,7 +125,7 @@ pub enum Command {
     /// Write, check and show manifests
     #[command(subcommand)]
     Run(Run),
-    /// What a model in a folder is, and whether it is computed rightly here
+    /// What a model is, whether it is computed rightly here, and models of the Hub
     #[command(subcommand)]
     Model(Model),
     /// The one word by which others join
@@ -252,13 +252,14 @@ Examples
   skein train --run my.toml --data book.txt     a run of your own making (skein run new)
   skein train --run tiny-verse --data book.txt  go on where it stopped")]
 pub struct Train {
-    /// Files, folders or patterns: .txt, .md, .jsonl; with --model also conversations and prompts with completions
+    /// Files, folders or patterns: .txt, .md, .jsonl, .parquet; with --model also conversations and prompts with completions
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// Size of the model: tiny, small-124m, 350m, demo
     #[arg(long, value_name = "NAME", conflicts_with = "run")]
     pub preset: Option<String>,
-    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it
+    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it, a GGUF
+    /// file, or hf:OWNER/NAME
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub model: Option<PathBuf>,
     /// A manifest, or the name of a run that is known here
@@ -368,8 +369,8 @@ While you talk
   /help lists what there is: /reset /system /seed /regenerate /save /stats /bye
   Ctrl-C stops an answer, Ctrl-D leaves")]
 pub struct Chat {
-    /// The run of the peer that runs here, or a folder with a model
-    #[arg(value_name = "RUN|DIR")]
+    /// The run of the peer that runs here, a folder or GGUF file with a model, or hf:OWNER/NAME
+    #[arg(value_name = "RUN|MODEL")]
     pub model: String,
     /// What the model is told before everything else
     #[arg(long, value_name = "TEXT")]
@@ -393,8 +394,8 @@ Examples
 
 What programs need: the base URL that is printed, the name of the model, and the key or any word for one.")]
 pub struct ServeArgs {
-    /// The run of the peer that runs here, or a folder with a model
-    #[arg(value_name = "RUN|DIR")]
+    /// The run of the peer that runs here, a folder or GGUF file with a model, or hf:OWNER/NAME
+    #[arg(value_name = "RUN|MODEL")]
     pub model: String,
     /// Address and port; port 0: any free one
     #[arg(long, default_value = "127.0.0.1:4751", value_name = "ADDRESS")]
@@ -425,8 +426,8 @@ Examples
   skein generate ./model \"The fox\" --seed 7       from a saved folder, without a network
   echo \"The fox\" | skein generate ./model")]
 pub struct Generate {
-    /// The run of the peer that runs here, or a folder with a model
-    #[arg(value_name = "RUN|DIR")]
+    /// The run of the peer that runs here, a folder or GGUF file with a model, or hf:OWNER/NAME
+    #[arg(value_name = "RUN|MODEL")]
     pub model: String,
     /// What to continue; nothing: stdin
     pub prompt: Option<String>,
@@ -446,10 +447,10 @@ Examples
   skein eval ./model --data held_out.jsonl
   skein eval ./model --adapter ./adapter --data held_out.jsonl --limit 200")]
 pub struct Eval {
-    /// A folder as Hugging Face tools or `skein export` write it
+    /// A folder as Hugging Face tools or `skein export` write it, a GGUF file, or hf:OWNER/NAME
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
-    /// Files, folders or patterns: .txt, .md, .jsonl with `text`, `prompt` and `completion`, or `messages`
+    /// Files, folders or patterns: .txt, .md, .jsonl or .parquet with `text`, `prompt` and `completion`, or `messages`
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// A LoRA adapter of PEFT beside the model
@@ -598,7 +599,7 @@ pub enum Model {
 Examples
   skein model show ./model")]
     Show {
-        /// A folder as Hugging Face tools write it
+        /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
@@ -606,6 +607,70 @@ Examples
     Check(ModelCheck),
     /// A model and a LoRA adapter as one model, for programs that know no adapters
     Merge(ModelMerge),
+    /// From a folder to one GGUF file, as llama.cpp reads it, or back
+    Convert(ModelConvert),
+    /// Download a model of the Hugging Face Hub
+    #[command(after_help = "\
+HF_TOKEN: for models that need an account. HF_ENDPOINT: a mirror of the Hub.
+
+Examples
+  skein model pull hf:TinyOrg/Tiny-1B
+  skein chat hf:TinyOrg/Tiny-1B             it stands wherever a folder can, and is downloaded when it is first needed")]
+    Pull {
+        /// As the Hub names it; @REVISION: a branch, tag or commit
+        #[arg(value_name = "hf:OWNER/NAME[@REVISION]")]
+        source: String,
+    },
+    /// Models of the Hub that are on this computer
+    #[command(after_help = "\
+Examples
+  skein model list")]
+    List,
+    /// Remove one of them
+    #[command(after_help = "\
+Examples
+  skein model rm hf:TinyOrg/Tiny-1B
+  skein model rm hf:TinyOrg/Tiny-1B --yes")]
+    Rm {
+        /// As `skein model list` names it
+        #[arg(value_name = "hf:OWNER/NAME[@REVISION]")]
+        source: String,
+        /// Without a question
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein model convert ./model --out model.gguf
+  skein model convert ./model --out small.gguf --type q8_0
+  skein model convert model.gguf --out ./model          a folder, with its weights in f32")]
+pub struct ModelConvert {
+    /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// A new file that ends in .gguf, or a new or empty folder
+    #[arg(long, value_name = "FILE.gguf|DIR")]
+    pub out: PathBuf,
+    /// How a GGUF file keeps matrices
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE", id = "kept", long = "type")]
+    pub kept: KeptType,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KeptType {
+    F32,
+    F16,
+    #[default]
+    Bf16,
+    /// 8 bits a value, in blocks of 32
+    #[value(name = "q8_0")]
+    Q8,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -613,7 +678,7 @@ Examples
 Examples
   skein model merge ./model ./adapter --out ./merged")]
 pub struct ModelMerge {
-    /// A folder as Hugging Face tools write it
+    /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// A LoRA adapter as PEFT writes it
@@ -633,7 +698,7 @@ Examples
   skein model check ./model --reference reference.json
   skein model check ./model --reference reference.json --stages 3     cut as a swarm would cut it")]
 pub struct ModelCheck {
-    /// A folder as Hugging Face tools write it
+    /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// What the library gave

@@ -121,6 +121,7 @@ pub fn run(args: &args::Train, context: &Context) -> Result<u8, Report> {
 /// The model that the run begins with, where it is one in a folder.
 fn base(args: &args::Train, context: &Context, known: Option<&RunFolder>) -> Result<Option<Base>, Report> {
     if let Some(folder) = &args.model {
+        let folder = &*super::hub::local(folder, context)?;
         context.out.note(&format!("reading {}", folder.display()));
         let base = Base::open(folder).map_err(|error| unusable(folder, error))?;
         let parameters = StageModel::whole(base.checkpoint.config.clone()).map_or(0, |model| model.values());
