@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod corpus;
 pub mod home;
+pub mod hub;
 pub mod net;
 pub mod node;
 pub mod serve;

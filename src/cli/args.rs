@@ -130,7 +130,7 @@ pub enum Command {
     /// Write, check and show manifests
     #[command(subcommand)]
     Run(Run),
-    /// What a model in a folder is, and whether it is computed rightly here
+    /// What a model is, whether it is computed rightly here, and models of the Hub
     #[command(subcommand)]
     Model(Model),
     /// The one word by which others join
@@ -314,8 +314,8 @@ While you talk
   /help lists what there is: /reset /system /seed /regenerate /save /stats /bye
   Ctrl-C stops an answer, Ctrl-D leaves")]
 pub struct Chat {
-    /// The run of the peer that runs here, or a folder with a model
-    #[arg(value_name = "RUN|DIR")]
+    /// The run of the peer that runs here, a folder or GGUF file with a model, or hf:OWNER/NAME
+    #[arg(value_name = "RUN|MODEL")]
     pub model: String,
     /// What the model is told before everything else
     #[arg(long, value_name = "TEXT")]
@@ -339,8 +339,8 @@ Examples
 
 What programs need: the base URL that is printed, the name of the model, and the key or any word for one.")]
 pub struct ServeArgs {
-    /// The run of the peer that runs here, or a folder with a model
-    #[arg(value_name = "RUN|DIR")]
+    /// The run of the peer that runs here, a folder or GGUF file with a model, or hf:OWNER/NAME
+    #[arg(value_name = "RUN|MODEL")]
     pub model: String,
     /// Address and port; port 0: any free one
     #[arg(long, default_value = "127.0.0.1:4751", value_name = "ADDRESS")]
@@ -371,8 +371,8 @@ Examples
   skein generate ./model \"The fox\" --seed 7       from a saved folder, without a network
   echo \"The fox\" | skein generate ./model")]
 pub struct Generate {
-    /// The run of the peer that runs here, or a folder with a model
-    #[arg(value_name = "RUN|DIR")]
+    /// The run of the peer that runs here, a folder or GGUF file with a model, or hf:OWNER/NAME
+    #[arg(value_name = "RUN|MODEL")]
     pub model: String,
     /// What to continue; nothing: stdin
     pub prompt: Option<String>,
@@ -392,10 +392,10 @@ Examples
   skein eval ./model --data held_out.jsonl
   skein eval ./model --adapter ./adapter --data held_out.jsonl --limit 200")]
 pub struct Eval {
-    /// A folder as Hugging Face tools or `skein export` write it
+    /// A folder as Hugging Face tools or `skein export` write it, a GGUF file, or hf:OWNER/NAME
     #[arg(value_name = "MODEL")]
     pub model: PathBuf,
-    /// Files, folders or patterns: .txt, .md, .jsonl with `text`, `prompt` and `completion`, or `messages`
+    /// Files, folders or patterns: .txt, .md, .jsonl or .parquet with `text`, `prompt` and `completion`, or `messages`
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// A LoRA adapter of PEFT beside the model
@@ -426,11 +426,14 @@ pub struct Export {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Of a LoRA run its adapter (the default)
-    #[arg(long, conflicts_with = "merge")]
+    #[arg(long, conflicts_with_all = ["merge", "gguf"])]
     pub adapter: bool,
     /// Of a LoRA run the whole model, its adapter added to its weights
-    #[arg(long)]
+    #[arg(long, conflicts_with = "gguf")]
     pub merge: bool,
+    /// One file for llama.cpp and its kin, with the tokenizer in it; of a LoRA run merged
+    #[arg(long)]
+    pub gguf: bool,
     /// Replace the model that is in the folder
     #[arg(long)]
     pub force: bool,
@@ -552,7 +555,7 @@ pub enum Model {
 Examples
   skein model show ./model")]
     Show {
-        /// A folder as Hugging Face tools write it
+        /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
@@ -560,6 +563,70 @@ Examples
     Check(ModelCheck),
     /// A model and a LoRA adapter as one model, for programs that know no adapters
     Merge(ModelMerge),
+    /// From a folder to one GGUF file, as llama.cpp reads it, or back
+    Convert(ModelConvert),
+    /// Download a model of the Hugging Face Hub
+    #[command(after_help = "\
+HF_TOKEN: for models that need an account. HF_ENDPOINT: a mirror of the Hub.
+
+Examples
+  skein model pull hf:TinyOrg/Tiny-1B
+  skein chat hf:TinyOrg/Tiny-1B             it stands wherever a folder can, and is downloaded when it is first needed")]
+    Pull {
+        /// As the Hub names it; @REVISION: a branch, tag or commit
+        #[arg(value_name = "hf:OWNER/NAME[@REVISION]")]
+        source: String,
+    },
+    /// Models of the Hub that are on this computer
+    #[command(after_help = "\
+Examples
+  skein model list")]
+    List,
+    /// Remove one of them
+    #[command(after_help = "\
+Examples
+  skein model rm hf:TinyOrg/Tiny-1B
+  skein model rm hf:TinyOrg/Tiny-1B --yes")]
+    Rm {
+        /// As `skein model list` names it
+        #[arg(value_name = "hf:OWNER/NAME[@REVISION]")]
+        source: String,
+        /// Without a question
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples
+  skein model convert ./model --out model.gguf
+  skein model convert ./model --out small.gguf --type q8_0
+  skein model convert model.gguf --out ./model          a folder, with its weights in f32")]
+pub struct ModelConvert {
+    /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
+    #[arg(value_name = "MODEL")]
+    pub model: PathBuf,
+    /// A new file that ends in .gguf, or a new or empty folder
+    #[arg(long, value_name = "FILE.gguf|DIR")]
+    pub out: PathBuf,
+    /// How a GGUF file keeps matrices
+    #[arg(long, value_enum, default_value_t, value_name = "TYPE", id = "kept", long = "type")]
+    pub kept: KeptType,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KeptType {
+    F32,
+    F16,
+    #[default]
+    Bf16,
+    /// 8 bits a value, in blocks of 32
+    #[value(name = "q8_0")]
+    Q8,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -567,7 +634,7 @@ Examples
 Examples
   skein model merge ./model ./adapter --out ./merged")]
 pub struct ModelMerge {
-    /// A folder as Hugging Face tools write it
+    /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// A LoRA adapter as PEFT writes it
@@ -587,7 +654,7 @@ Examples
   skein model check ./model --reference reference.json
   skein model check ./model --reference reference.json --stages 3     cut as a swarm would cut it")]
 pub struct ModelCheck {
-    /// A folder as Hugging Face tools write it
+    /// A folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// What the library gave

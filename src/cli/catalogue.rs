@@ -408,13 +408,13 @@ catalogue! {
     what "{path} is no model that this build can read."
     why "Looked for config.json, model.safetensors and tokenizer.json: {why}."
     next ["skein export my-run --out ./model" => "saves the model of the run that the peer here works on", "skein generate my-run Once" => "asks the live swarm instead"]
-    about "A model is a folder as `skein export` and Hugging Face tools write it: the shape of a supported family in config.json, the weights in model.safetensors or in shards with an index, and its tokenizer in tokenizer.json. Of other families see SK407, of pickled weights SK415."
+    about "A model is a folder as `skein export` and Hugging Face tools write it: the shape of a supported family in config.json, the weights in model.safetensors or in shards with an index, and its tokenizer in tokenizer.json. A GGUF file of such a family is one too, and hf:OWNER/NAME names one of the Hub. Of other families see SK407, of pickled weights SK415."
 
     NoData { path: String = "./books", found: String = "3 files, 12 records, none usable (12 without `text`)" } "SK404" Failure 7
     what "There is nothing to learn from in the data."
     why "{path}: {found}."
     next ["skein explain data" => "what is read, and how"]
-    about "Plain text (.txt, .md) is taken as it is, .jsonl by the `text` of each line, a folder as all of these."
+    about "Plain text (.txt, .md) is taken as it is, .jsonl by the `text` of each line, .parquet by that of each row, a folder as all of these."
 
     NotText { file: String = "./books/old.txt", byte: String = "0xf6", offset: u64 = 4711u64, line: u64 = 92u64, guess: String = "Latin-1 or Windows-1252" } "SK405" Failure 7
     what "{file} is not UTF-8 text."
@@ -469,6 +469,46 @@ catalogue! {
     why "A pickle can run code of whoever made it when it is read; safetensors files hold numbers and nothing else."
     next ["python -c 'from transformers import AutoModelForCausalLM as M; M.from_pretrained(\"{path}\").save_pretrained(\"{path}-safe\")'" => "writes the same model as safetensors, where you trust the file"]
     about "Files that end in .bin, .pt, .pth or .ckpt are pickles. Most models are published as safetensors too."
+
+    WordsUnknown { path: String = "./model", why: String = "splits a text in a way that is not known by name; gpt-2, smollm, llama-bpe, qwen2, tekken are" } "SK416" Failure 7
+    what "The tokenizer of {path} cannot be carried over."
+    why "It {why}."
+    next ["skein model pull hf:OWNER/NAME" => "as a folder a model has a tokenizer of any kind"]
+    about "A GGUF file keeps a tokenizer as a list of tokens and the name of a known way to split a text. One that is neither byte-level BPE nor BPE that falls back to bytes, or that splits in a way without such a name, would read other tokens than the model learned."
+
+    NoHub { endpoint: String = "https://huggingface.co", why: String = "nobody knows the address of that name", folder: String = "./model" } "SK417" Failure 5
+    what "The Hub cannot be reached."
+    why "{endpoint}: {why}."
+    next [
+        "skein model list" => "what is already on this computer",
+        "HF_ENDPOINT=https://mirror.example skein model pull hf:OWNER/NAME" => "a mirror, where there is one",
+        "skein chat {folder}" => "a folder that another computer downloaded and you copied"
+    ]
+    about "Only the download of a model needs the Hub; one that is here is used without it. The same command goes on where a download broke off. A status of 429 or above 500 is the Hub's own trouble: try later."
+
+    HubRefuses { model: String = "TinyOrg/Tiny-1B", why: String = "it is private, gated, or not there, and no HF_TOKEN is set" } "SK418" Failure 6
+    what "The Hub does not hand out {model}."
+    why "The answer is no: {why}."
+    next ["HF_TOKEN=hf_… skein model pull hf:{model}" => "with a key of an account that may have it"]
+    about "Some models are given only to accounts that accepted their terms, on the page of the model. A key is made in the settings of the account; skein reads it from HF_TOKEN, sends it to the Hub alone, and keeps it nowhere."
+
+    NotOnHub { model: String = "TinyOrg/Tiny-1B", why: String = "there is no model or revision of that name" } "SK419" Failure 7
+    what "{model} cannot be downloaded as a model."
+    why "On the Hub {why}."
+    next ["skein model pull hf:OWNER/NAME" => "as its page is called", "skein explain SK403" => "what a model has to be"]
+    about "A model needs config.json and its weights as safetensors. Pickled weights are not downloaded: reading them can run code."
+
+    NotAsAnnounced { file: String = "model.safetensors", why: String = "its SHA-256 is 3f…, 9c… was announced" } "SK420" Failure 9
+    what "{file} is not what the Hub announced."
+    why "While it came: {why}."
+    next ["skein model pull hf:OWNER/NAME" => "once more: what came was thrown away"]
+    about "The Hub says how long a file is and, of large ones, the SHA-256 of its content. If it happens again, a proxy or mirror on the way changes files."
+
+    NotHere { model: String = "TinyOrg/Tiny-1B", known: String = "none" } "SK421" Failure 2
+    what "{model} is not on this computer."
+    why "Models of the Hub that are here: {known}."
+    next ["skein model list" => "with their sizes"]
+    about "`skein model rm` removes what `skein model pull` downloaded. Other folders are yours to remove."
 
     NotFinite { count: u64 = 3u64, step: u32 = 1846u32, stage: u16 = 2u16 } "SK501" Warning 0
     what "The loss is not a number."

@@ -212,13 +212,12 @@ impl From<CorpusError> for Report {
             CorpusError::Empty { paths, files, records, skipped } => {
                 let (files, records) = (counted(*files, "file"), counted(*records, "record"));
                 let found = match skipped.total() {
-                    0 => "no .txt, .md or .jsonl file in it".into(),
+                    0 => "no .txt, .md, .jsonl or .parquet file in it".into(),
                     _ => format!("{files}, {records}, none usable ({skipped})"),
                 };
                 Failure::NoData { path: paths.clone(), found }
             }
-            CorpusError::Unsupported { path, .. }
-            | CorpusError::Record { path, .. }
+            CorpusError::Record { path, .. }
             | CorpusError::Columns { path, .. }
             | CorpusError::Mixed { path, .. }
             | CorpusError::Chat { path, .. }

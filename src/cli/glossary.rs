@@ -23,8 +23,8 @@ pub const WORDS: &[Word] = &[
     ),
     word(
         "data",
-        "What a run learns from, given with --data. .txt and .md are taken as they are, .jsonl by the `text` of each line, a folder as all \
-         of these in the order of their names. It must be UTF-8. Byte-level models see the bytes themselves. The feeder draws samples in an \
+        "What a run learns from, given with --data. .txt and .md are taken as they are, .jsonl by the `text` of each line, .parquet by that of \
+         each row, a folder as all of these in the order of their names. It must be UTF-8. Byte-level models see the bytes themselves. The feeder draws samples in an \
          order that follows from the run's seed, each once an epoch, so a feeder that starts again goes on where it was.",
     ),
     word(

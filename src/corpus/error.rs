@@ -31,8 +31,6 @@ pub enum CorpusError {
     Text { path: PathBuf, line: u64, source: TextError },
     #[error("{} is another file than when it was first read: its record at {line} has changed", path.display())]
     Changed { path: PathBuf, line: u64 },
-    #[error("{} is a {format} file, which is not read; as JSON lines it would be", path.display())]
-    Unsupported { path: PathBuf, format: &'static str },
     #[error("{paths} holds nothing to learn from")]
     Empty { paths: String, files: u64, records: u64, skipped: Skipped },
     #[error("none of the {records} records has anything to learn{}", within(sequence))]

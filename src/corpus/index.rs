@@ -4,17 +4,18 @@
 //! record is read again when it is needed. A long text is cut into parts between its lines, and each part is a record.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
 };
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     error::{CorpusError, Skipped, guess},
+    parquet::{self, Spool},
     paths,
     record::{Columns, Kind, Record, Wrong},
 };
@@ -39,6 +40,9 @@ pub(super) struct Index {
     pub entries: Vec<Entry>,
     pub kind: Kind,
     pub columns: Columns,
+    /// Of files whose records cannot be read again from where they stand, and which files these are.
+    spool: Option<Spool>,
+    spooled: BTreeSet<u32>,
     /// Documents and lines, before anything was left out.
     pub seen: u64,
     pub duplicates: u64,
@@ -48,8 +52,9 @@ pub(super) struct Index {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     file: u32,
-    /// From 1.
+    /// From 1; of Parquet the row.
     pub line: u64,
+    /// In the file, or in the spool.
     offset: u64,
     len: u32,
     /// Of the text that is there, where it is not the whole.
@@ -73,8 +78,11 @@ impl Index {
         if entries.is_empty() {
             return Err(Builder { files, entries, ..builder }.empty(paths));
         }
-        let Builder { seen, duplicates, skipped, .. } = builder;
-        Ok(Index { files, entries, kind, columns: terms.columns.clone(), seen, duplicates, skipped })
+        let Builder { mut spool, spooled, seen, duplicates, skipped, .. } = builder;
+        if let Some(spool) = &mut spool {
+            spool.flush().map_err(unspooled)?;
+        }
+        Ok(Index { files, entries, kind, columns: terms.columns.clone(), spool, spooled, seen, duplicates, skipped })
     }
 
     /// Reads a record again.
@@ -93,6 +101,9 @@ impl Index {
     }
 
     fn bytes(&self, entry: &Entry) -> io::Result<Vec<u8>> {
+        if let Some(spool) = self.spool.as_ref().filter(|_| self.spooled.contains(&entry.file)) {
+            return spool.read(entry.offset, entry.len as usize);
+        }
         let mut file = File::open(self.path(entry))?;
         file.seek(SeekFrom::Start(entry.offset))?;
         let mut bytes = vec![0; entry.len as usize];
@@ -101,7 +112,7 @@ impl Index {
     }
 
     fn parse(&self, entry: &Entry, bytes: Vec<u8>) -> Option<Record> {
-        if !paths::is_lines(self.path(entry)) {
+        if !paths::is_lines(self.path(entry)) && !self.spooled.contains(&entry.file) {
             return Some(Record::Text(String::from_utf8(bytes).ok()?));
         }
         let value: Value = serde_json::from_slice(&bytes).ok()?;
@@ -121,6 +132,8 @@ struct Builder<'a> {
     entries: Vec<Entry>,
     kind: Option<Kind>,
     keys: HashSet<u64>,
+    spool: Option<Spool>,
+    spooled: BTreeSet<u32>,
     seen: u64,
     duplicates: u64,
     skipped: Skipped,
@@ -135,6 +148,8 @@ impl<'a> Builder<'a> {
             entries: vec![],
             kind,
             keys: HashSet::new(),
+            spool: None,
+            spooled: BTreeSet::new(),
             seen: 0,
             duplicates: 0,
             skipped: Skipped::default(),
@@ -153,8 +168,13 @@ impl<'a> Builder<'a> {
 
     fn file(&mut self, path: PathBuf) -> Result<(), CorpusError> {
         self.files.push(path.clone());
-        if paths::has_extension(&path, "parquet") {
-            return self.bad(CorpusError::Unsupported { path, format: "Parquet" }, "Parquet files");
+        if parquet::is_parquet(&path) {
+            return match self.rows(&path) {
+                Err(error @ CorpusError::Unreadable { .. }) => self.bad(error, "unreadable Parquet files"),
+                Err(error @ CorpusError::Columns { .. }) => self.bad(error, "without known columns"),
+                Err(error @ CorpusError::Record { .. }) => self.bad(error, "unreadable rows"),
+                other => other,
+            };
         }
         let unreadable = |source| CorpusError::Unreadable { path: path.clone(), source };
         let mut reader = BufReader::with_capacity(1 << 16, File::open(&path).map_err(unreadable)?);
@@ -163,6 +183,27 @@ impl<'a> Builder<'a> {
         reader.consume(mark);
         let offset = mark as u64;
         if paths::is_lines(&path) { self.lines(&path, reader, offset) } else { self.text(&path, reader, offset) }
+    }
+
+    /// Of Parquet.
+    fn rows(&mut self, path: &Path) -> Result<(), CorpusError> {
+        self.spooled.insert(self.files.len() as u32 - 1);
+        let mut spool = match self.spool.take() {
+            Some(spool) => spool,
+            None => Spool::new().map_err(unspooled)?,
+        };
+        let terms = self.terms;
+        let read = parquet::rows(path, &terms.columns, &mut |row, object| {
+            self.seen += 1;
+            let bytes = serde_json::to_vec(&object).expect("plain data");
+            if bytes.len() as u64 >= LINE_MAX {
+                return self.bad(wrong(path, row, "it is longer than 64 MiB".into()), "longer than 64 MiB");
+            }
+            let offset = spool.push(&bytes).map_err(unspooled)?;
+            self.object(path, row, offset, bytes.len(), &object)
+        });
+        self.spool = Some(spool);
+        read
     }
 
     fn lines(&mut self, path: &Path, mut reader: impl BufRead, mut offset: u64) -> Result<(), CorpusError> {
@@ -195,14 +236,26 @@ impl<'a> Builder<'a> {
             Ok(_) => return self.bad(wrong(path, line, not_an_object(bytes)), "not an object"),
             Err(error) => return self.bad(wrong(path, line, not_json(&error, bytes)), "not JSON"),
         };
-        match Record::read(&object, &self.terms.columns, self.kind) {
+        self.object(path, line, offset, bytes.len(), &object)
+    }
+
+    /// One that lies at `offset` in `len` bytes.
+    fn object(
+        &mut self,
+        path: &Path,
+        line: u64,
+        offset: u64,
+        len: usize,
+        object: &Map<String, Value>,
+    ) -> Result<(), CorpusError> {
+        match Record::read(object, &self.terms.columns, self.kind) {
             Ok((kind, record)) => {
                 self.kind = Some(kind);
                 let whole = Entry {
                     file: self.files.len() as u32 - 1,
                     line,
                     offset,
-                    len: bytes.len() as u32,
+                    len: len as u32,
                     part: None,
                     is_end: true,
                     key: 0,
@@ -328,6 +381,10 @@ fn cut(bytes: &[u8], at_end: bool) -> usize {
     })
 }
 
+fn unspooled(source: io::Error) -> CorpusError {
+    CorpusError::Unreadable { path: "a temporary file for the rows of Parquet files".into(), source }
+}
+
 fn wrong(path: &Path, line: u64, reason: String) -> CorpusError {
     CorpusError::Record { path: path.into(), line, reason }
 }
@@ -424,7 +481,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(failure(&[("a.jsonl", b"{\"text\":7}")]), CorpusError::Record { line: 1, .. }));
-        assert!(matches!(failure(&[("a.parquet", b"PAR1")]), CorpusError::Unsupported { format: "Parquet", .. }));
+        assert!(matches!(failure(&[("a.parquet", b"PAR1")]), CorpusError::Unreadable { .. }));
         match failure(&[("a.jsonl", b"[{\"text\":\"a\"}]")]) {
             CorpusError::Record { reason, .. } => assert!(reason.contains("one object a line"), "{reason}"),
             other => panic!("{other:?}"),

@@ -12,6 +12,7 @@ pub mod fables;
 mod index;
 mod order;
 mod pack;
+mod parquet;
 mod paths;
 pub mod read;
 mod record;

@@ -10,11 +10,13 @@ use std::{
 use super::{
     Corpus, CorpusError, Skipped,
     error::guess,
+    parquet,
     paths::{self, has_extension},
+    record::Columns,
 };
 
 /// What is read from a folder.
-const KNOWN: [&str; 3] = ["txt", "md", "jsonl"];
+const KNOWN: [&str; 4] = ["txt", "md", "jsonl", "parquet"];
 /// Between documents.
 pub(super) const GAP: &[u8] = b"\n\n";
 
@@ -47,6 +49,21 @@ struct Reader {
 
 impl Reader {
     fn file(&mut self, path: &Path) -> Result<(), CorpusError> {
+        if parquet::is_parquet(path) {
+            self.files += 1;
+            let read = parquet::rows(path, &Columns::new(), &mut |_, object| {
+                self.records += 1;
+                self.text(object.get("text"));
+                Ok(())
+            });
+            return match read {
+                Err(CorpusError::Columns { .. }) => {
+                    self.skipped.add("without `text`");
+                    Ok(())
+                }
+                other => other,
+            };
+        }
         let bytes = fs::read(path).map_err(|source| CorpusError::Unreadable { path: path.to_path_buf(), source })?;
         self.files += 1;
         let text = std::str::from_utf8(&bytes).map_err(|error| not_utf8(path, &bytes, error.valid_up_to()))?;
@@ -64,11 +81,15 @@ impl Reader {
         self.records += 1;
         match serde_json::from_str::<serde_json::Value>(line) {
             Err(_) => self.skipped.add("not JSON"),
-            Ok(value) => match value.get("text") {
-                None => self.skipped.add("without `text`"),
-                Some(serde_json::Value::String(text)) => self.document(text),
-                Some(_) => self.skipped.add("`text` not a string"),
-            },
+            Ok(value) => self.text(value.get("text")),
+        }
+    }
+
+    fn text(&mut self, text: Option<&serde_json::Value>) {
+        match text {
+            None => self.skipped.add("without `text`"),
+            Some(serde_json::Value::String(text)) => self.document(text),
+            Some(_) => self.skipped.add("`text` not a string"),
         }
     }
 
@@ -131,10 +152,17 @@ mod tests {
             other => panic!("{other:?}"),
         }
         let dir = folder(&[("a.parquet", b"PAR1\xff\x00")]);
-        match read(&[dir.path().join("a.parquet")]) {
-            Err(CorpusError::NotUtf8 { guess, .. }) => assert_eq!(guess, "Parquet"),
-            other => panic!("{other:?}"),
-        }
+        assert!(matches!(read(&[dir.path().join("a.parquet")]), Err(CorpusError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn the_text_of_parquet_rows_is_read_like_that_of_lines() {
+        use crate::corpus::parquet::tests::{Column, TEXT, write};
+        let dir = folder(&[("b.txt", b"last")]);
+        let columns = vec![Column::Numbers(&[1, 2]), Column::Texts(&["one", " "], None)];
+        write(&dir.path().join("a.parquet"), TEXT, ::parquet::basic::Compression::SNAPPY, &[columns]);
+        let corpus = read(&[dir.path().to_path_buf()]).unwrap();
+        assert_eq!((corpus.preview(100), corpus.documents), ("one\n\nlast\n\n".into(), 2));
     }
 
     #[test]

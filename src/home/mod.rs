@@ -94,6 +94,11 @@ impl Home {
         &self.data
     }
 
+    /// Models of the Hub, a folder each.
+    pub fn models_dir(&self) -> PathBuf {
+        self.data.join("models")
+    }
+
     pub fn control_file(&self) -> PathBuf {
         self.state.join("control")
     }

@@ -67,6 +67,9 @@ impl Words {
     /// # Errors
     /// Files that are missing or damaged.
     pub fn of(checkpoint: &Checkpoint, folder: &Path) -> Result<Words, BaseError> {
+        if folder.is_file() {
+            return Words::of_file(checkpoint, folder);
+        }
         let bytes = |template, guessed| Words { tokenizer: Tokenizer::bytes(), template, files: None, guessed };
         match (checkpoint.byte_level(), Files::read(folder)) {
             (Ok(()), Ok(files)) => Ok(bytes(ChatTemplate::from_files(&files)?, false)),
@@ -100,6 +103,17 @@ impl Words {
         let Some(archive) = shelf.get(blob)? else { return Ok(None) };
         let files = Files::from_archive("the tokenizer of the run", &archive)?;
         Words::of_files(files).map(Some)
+    }
+
+    /// Those that a GGUF file holds.
+    fn of_file(checkpoint: &Checkpoint, file: &Path) -> Result<Words, BaseError> {
+        let files = Files::new(&file.to_string_lossy(), checkpoint.texts()?)?;
+        let has_any = files.iter().next().is_some();
+        if checkpoint.byte_level().is_ok() || (!has_any && checkpoint.config.vocab >= 256) {
+            let template = ChatTemplate::from_files(&files)?;
+            return Ok(Words { tokenizer: Tokenizer::bytes(), template, files: None, guessed: !has_any });
+        }
+        Words::of_files(files)
     }
 
     /// Those of which the model knows every token.
@@ -191,5 +205,89 @@ impl Base {
     /// For the next start.
     pub fn note(&self, folder: &crate::home::RunFolder) -> Result<(), HomeError> {
         folder.write(NOTE, self.folder.to_string_lossy().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use skein_pipeline::{
+        compute::{
+            gguf::{Kept, write_gguf},
+            hf,
+        },
+        model::{StageModel, init},
+    };
+    use skein_protocol::run::{Family, ModelConfig};
+
+    use super::*;
+    use crate::text::Special;
+
+    const TEXTS: [&str; 6] = [
+        "the stone and the fox",
+        " two  spaces\n\n\tand a tab, 12345 6",
+        "naïve café, 你好 😀",
+        "<|im_start|>user\nhi<|im_end|>",
+        "it's WE'RE they'll",
+        "",
+    ];
+
+    /// A model with the tokenizer of `name`, in a folder and in a file beside it.
+    fn made(dir: &Path, name: &str) -> Result<PathBuf, HfError> {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/golden").join(name);
+        let texts = hf::texts(&golden).unwrap();
+        let config = ModelConfig { vocab: 512, ..crate::node::sample_manifest(1).model.config };
+        let model = StageModel::whole(config).unwrap();
+        let stages = [(model.clone(), init::initial(&model, 3))];
+        hf::write_with(dir, Family::Llama, &stages, &texts).unwrap();
+        let file = dir.join("model.gguf");
+        write_gguf(&file, name, Family::Llama, &stages, &texts, Kept::F16).map(|_| file)
+    }
+
+    fn words(path: &Path) -> Words {
+        Words::fitting(&Checkpoint::open(path).unwrap(), path).unwrap()
+    }
+
+    #[test]
+    fn a_gguf_file_reads_and_writes_text_as_the_folder_does() {
+        for name in ["byte-level", "sentence-piece"] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = made(dir.path(), name).unwrap();
+            let expected = words(dir.path());
+            let ours = words(&file);
+            // A file of another program: without the whole of tokenizer.json.
+            let mut bytes = fs::read(&file).unwrap();
+            let key = b"tokenizer.huggingface.json";
+            let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
+            bytes[at..at + key.len()].copy_from_slice(b"tokenizer.some-other.thing");
+            let other = dir.path().join("other.gguf");
+            fs::write(&other, bytes).unwrap();
+            let theirs = words(&other);
+            for words in [&ours, &theirs] {
+                for text in TEXTS {
+                    for opening in [false, true] {
+                        let ids = |words: &Words| words.tokenizer.encode(text, Special::Parse, opening).unwrap();
+                        assert_eq!(ids(words), ids(&expected), "{name}: {text:?}");
+                        assert_eq!(
+                            words.tokenizer.decode(&ids(words), true),
+                            expected.tokenizer.decode(&ids(words), true)
+                        );
+                    }
+                }
+                assert_eq!(words.tokenizer.bos(), expected.tokenizer.bos());
+                assert_eq!(words.tokenizer.ends()[0], expected.tokenizer.ends()[0]);
+                let source = |words: &Words| words.template.as_ref().map(|template| template.source().to_string());
+                assert_eq!(source(words), source(&expected));
+            }
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_without_words_in_gguf_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = made(dir.path(), "unigram").unwrap_err();
+        assert!(matches!(&told, HfError::Words { why, .. } if why.contains("BPE")), "{told}");
+        assert!(!dir.path().join("model.gguf").exists());
     }
 }

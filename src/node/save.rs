@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use skein_pipeline::{
-    compute::hf::{self, HfError},
+    compute::{
+        gguf::{self, Kept},
+        hf::{self, HfError, Texts},
+    },
     model::{
         BadModel, StageModel,
         frozen::{self, BadFrozen},
@@ -47,7 +50,7 @@ pub enum SaveError {
 #[derive(Clone, Debug)]
 pub enum Beside {
     Bytes,
-    /// The files of this folder, as they are.
+    /// The files of this folder, or of this GGUF file, as they are.
     Like(PathBuf),
     Files(Arc<Files>),
 }
@@ -69,47 +72,60 @@ pub struct Form {
     pub family: Family,
     pub what: What,
     pub beside: Beside,
+    /// One file for llama.cpp, called so, instead of a folder's files. Adapters have to be merged.
+    pub gguf: Option<String>,
+}
+
+impl Beside {
+    /// For a model whose first stage is this.
+    fn texts(&self, first: Option<&StageModel>) -> Result<Texts, HfError> {
+        match self {
+            Beside::Bytes => Ok(first.map(|first| hf::byte_texts(&first.config)).unwrap_or_default()),
+            Beside::Like(folder) => hf::texts(folder),
+            // Its configuration is written anew.
+            Beside::Files(files) => {
+                let files = files.iter().filter(|(name, _)| *name != "config.json");
+                Ok(files.map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect())
+            }
+        }
+    }
 }
 
 impl Form {
     fn write(&self, dir: &Path, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, SaveError> {
-        match &self.what {
-            What::Model => self.write_model(dir, stages),
-            What::Adapter { base } => {
-                let mut written = hf::write_adapter(dir, base, stages)?;
-                let files = match &self.beside {
-                    Beside::Bytes => Vec::new(),
-                    Beside::Like(folder) => hf::beside(folder)?,
-                    Beside::Files(files) => files_of(files),
-                };
-                hf::write_files(dir, files, &mut written)?;
-                Ok(written)
+        let texts = self.beside.texts(stages.first().map(|(first, _)| first))?;
+        let merged = match &self.what {
+            What::Model | What::Adapter { .. } => Vec::new(),
+            What::Merged { frozen } => merged(stages, frozen)?,
+        };
+        let stages = if merged.is_empty() { stages } else { &merged };
+        match (&self.what, &self.gguf) {
+            (What::Model | What::Merged { .. }, Some(name)) => {
+                let path = dir.join(format!("{name}.gguf"));
+                Ok(gguf::write_gguf(&path, name, self.family, stages, &texts, Kept::default())?)
             }
-            What::Merged { frozen } => {
-                let merged = stages.iter().zip(frozen).map(|((adapters, params), (blob, bytes))| {
-                    let model = adapters.frozen().ok_or(BadModel::Adapters { rank: 0, targets: Vec::new() })?;
-                    let mut weights = frozen::decode(&[bytes], model.values(), *blob)?;
-                    lora::merge(adapters, params, &mut weights);
-                    Ok((model.clone(), weights))
-                });
-                self.write_model(dir, &merged.collect::<Result<Vec<_>, SaveError>>()?)
+            (What::Model | What::Merged { .. }, None) => Ok(hf::write_with(dir, self.family, stages, &texts)?),
+            (What::Adapter { base }, _) => {
+                let mut written = hf::write_adapter(dir, base, stages)?;
+                hf::write_texts(dir, &texts, &mut written)?;
+                Ok(written)
             }
         }
     }
-
-    fn write_model(&self, dir: &Path, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, SaveError> {
-        Ok(match &self.beside {
-            Beside::Bytes => hf::write(dir, self.family, stages),
-            Beside::Like(folder) => hf::write_like(dir, folder, self.family, stages),
-            Beside::Files(files) => hf::write_beside(dir, self.family, stages, files_of(files)),
-        }?)
-    }
 }
 
-/// All but the configuration, which is written anew.
-fn files_of(files: &Files) -> Vec<(String, Vec<u8>)> {
-    let files = files.iter().filter(|(name, _)| *name != "config.json");
-    files.map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect()
+/// Adapters added to what stands beside them.
+fn merged(
+    stages: &[(StageModel, Vec<f32>)],
+    frozen: &[(Digest, Bytes)],
+) -> Result<Vec<(StageModel, Vec<f32>)>, SaveError> {
+    let stage = |((adapters, params), (blob, bytes)): (&(StageModel, Vec<f32>), &(Digest, Bytes))| {
+        let model = adapters.frozen().ok_or(BadModel::Adapters { rank: 0, targets: Vec::new() })?;
+        let mut weights = frozen::decode(&[bytes], model.values(), *blob)?;
+        lora::merge(adapters, params, &mut weights);
+        Ok((model.clone(), weights))
+    };
+    stages.iter().zip(frozen).map(stage).collect()
 }
 
 /// Writes the folder `out`, from all stages in order. `overwrite`: files that are there may be replaced.
@@ -186,7 +202,7 @@ mod tests {
     use super::*;
 
     fn form() -> Form {
-        Form { family: Family::Llama, what: What::Model, beside: Beside::Bytes }
+        Form { family: Family::Llama, what: What::Model, beside: Beside::Bytes, gguf: None }
     }
 
     fn stages(value: f32) -> Vec<(StageModel, Vec<f32>)> {

@@ -127,8 +127,14 @@ fn identity(path: &Path) -> (u64, String) {
     let config = fs::read(path.join("config.json")).unwrap_or_default();
     let mut parts = vec![config];
     let mut created = 0;
-    for name in ["config.json", "model.safetensors", "model.safetensors.index.json"] {
-        let Ok(facts) = fs::metadata(path.join(name)) else { continue };
+    let files = match path.is_file() {
+        true => vec![path.to_path_buf()],
+        false => {
+            ["config.json", "model.safetensors", "model.safetensors.index.json"].map(|name| path.join(name)).into()
+        }
+    };
+    for file in files {
+        let Ok(facts) = fs::metadata(file) else { continue };
         let written = facts.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         created = created.max(written.as_secs());
         parts.push([facts.len().to_le_bytes(), (written.as_nanos() as u64).to_le_bytes()].concat());

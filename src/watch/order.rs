@@ -96,6 +96,8 @@ pub enum ExportForm {
     Adapter,
     /// The model with its adapter in it.
     Merged,
+    /// As `Merged`, in one file for llama.cpp.
+    Gguf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -716,3 +716,59 @@ fn an_adapter_becomes_part_of_its_model_and_not_of_another() {
     let said = ask(home.path(), &["model", "merge", &at("qwen3"), &at("lora"), "--out", "other", "--json"]);
     assert_eq!(refusal(&said), (7, "SK403".into()));
 }
+
+#[test]
+fn a_model_goes_into_one_file_and_says_the_same_from_it() {
+    let home = home();
+    model(&home.path().join("model"), 256);
+    let converted = ask(home.path(), &["model", "convert", "./model", "--out", "m.gguf", "--type", "f32", "--json"]);
+    assert_eq!(converted.exit, 0, "{}", converted.stderr);
+    assert_eq!(json(&converted)["bytes"], fs::metadata(home.path().join("m.gguf")).unwrap().len());
+    let prompt =
+        |model: &str| ask(home.path(), &["generate", model, "The fox", "--max-tokens", "20", "--seed", "7"]).stdout;
+    assert_eq!(prompt("m.gguf"), prompt("./model"));
+    let shown = json(&ask(home.path(), &["model", "show", "m.gguf", "--json"]));
+    assert_eq!((&shown["family"], &shown["config"]["vocab"]), (&"llama".into(), &256.into()));
+    fs::write(home.path().join("held.jsonl"), "{\"text\":\"the fox and the stone\"}\n").unwrap();
+    let loss =
+        |model: &str| json(&ask(home.path(), &["eval", model, "--data", "held.jsonl", "--json"]))["loss"].clone();
+    assert_eq!(loss("m.gguf"), loss("./model"));
+    // Back, and not over what is there.
+    let back = ask(home.path(), &["model", "convert", "m.gguf", "--out", "back"]);
+    assert_eq!((back.exit, back.stdout.as_str()), (0, "back\n"), "{}", back.stderr);
+    let weights = |folder: &str| fs::read(home.path().join(folder).join("model.safetensors")).unwrap();
+    assert_eq!(weights("back"), weights("model"));
+    let again = ask(home.path(), &["model", "convert", "./model", "--out", "m.gguf", "--json"]);
+    assert_eq!(refusal(&again), (2, "SK314".into()));
+    let smaller = ask(home.path(), &["model", "convert", "./model", "--out", "m.gguf", "--type", "q8_0", "--force"]);
+    assert_eq!(smaller.exit, 0, "{}", smaller.stderr);
+    assert!(prompt("m.gguf").starts_with("The fox"));
+    fs::write(home.path().join("m.gguf"), b"GGUF\x03").unwrap();
+    assert_eq!(refusal(&ask(home.path(), &["generate", "m.gguf", "Once", "--json"])), (7, "SK403".into()));
+}
+
+#[test]
+fn models_of_the_hub_are_listed_and_removed_and_a_hub_that_is_not_there_is_told() {
+    let home = home();
+    let away = |args: &[&str]| {
+        let said = said(skein(home.path()).env("HF_ENDPOINT", "http://127.0.0.1:9").args(args));
+        refusal(&said)
+    };
+    assert_eq!(away(&["model", "pull", "hf:tiny/model", "--json"]), (5, "SK417".into()));
+    assert_eq!(away(&["generate", "hf:tiny/model", "Once", "--json"]), (5, "SK417".into()));
+    assert_eq!(away(&["model", "pull", "../model", "--json"]).0, 2);
+    assert_eq!(away(&["model", "rm", "hf:tiny/model", "--json"]), (2, "SK421".into()));
+    let here = home.path().join("models/tiny--model@main");
+    fs::create_dir_all(here.parent().unwrap()).unwrap();
+    model(&here, 256);
+    let note = r#"{"id":"tiny/model","revision":"main","commit":"c0ffee","endpoint":"https://hub","began":"2026-01-02T03:04:05Z","bytes":1,"complete":true}"#;
+    fs::write(here.join("skein-source.json"), note).unwrap();
+    let listed = ask(home.path(), &["model", "list"]).stdout;
+    assert!(listed.contains("hf:tiny/model") && listed.contains("llama") && listed.contains("2026-01-02"), "{listed}");
+    // One that is here needs no Hub.
+    assert_eq!(ask(home.path(), &["generate", "hf:tiny/model", "Once", "--max-tokens", "2"]).exit, 0);
+    assert_eq!(away(&["model", "rm", "hf:tiny/model", "--json"]).0, 2, "nobody can be asked");
+    assert!(here.exists());
+    assert_eq!(ask(home.path(), &["model", "rm", "hf:tiny/model", "--yes"]).exit, 0);
+    assert!(!here.exists() && json(&ask(home.path(), &["model", "list", "--json"])).to_string().contains("[]"));
+}

@@ -7,6 +7,7 @@ pub mod bench;
 pub mod candle;
 pub mod cpu;
 pub mod folder;
+pub mod gguf;
 pub mod hf;
 pub mod parity;
 

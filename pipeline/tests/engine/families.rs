@@ -82,7 +82,7 @@ fn an_adapter_merged_into_its_model_gives_what_both_gave() {
     let merged = base.merged(&adapter).unwrap();
     let out = dir.path().join("out");
     std::fs::create_dir(&out).unwrap();
-    hf::write_like(&out, dir.path(), base.family, &[merged]).unwrap();
+    hf::write_with(&out, base.family, &[merged], &hf::texts(dir.path()).unwrap()).unwrap();
     assert_eq!(std::fs::read(out.join("tokenizer.model")).unwrap(), b"not ours");
     let mut reference = Reference::read(&folder("lora").join("reference.json")).unwrap();
     // The gradients are those of the adapter.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 #[cfg(feature = "compute")]
 use skein_pipeline::compute::candle::{Candle, Precision};
 use skein_pipeline::{
-    exact::{Engine, EngineError, Exact, IGNORE, Settings, StageInput},
+    exact::{Engine, EngineError, Exact, IGNORE, Settings, StageInput, StageWeights},
     job::{Coding, Done, Job},
     model::{StageModel, init},
     worker::{Blobs, Encoder, Engines, SaveError, Saves, Worker},
@@ -143,7 +143,7 @@ fn far(a: &[f32], b: &[f32]) -> f32 {
 
 type Make = fn(StageModel, Settings, Vec<f32>) -> Box<dyn Engine>;
 
-fn by_hand(model: StageModel, settings: Settings, params: Vec<f32>) -> Box<dyn Engine> {
+fn by_hand(model: StageModel, settings: Settings, params: impl Into<StageWeights>) -> Box<dyn Engine> {
     Box::new(Exact::new(model, settings, params).unwrap())
 }
 
@@ -284,9 +284,9 @@ impl Engines for ByHand {
         &mut self,
         manifest: &Manifest,
         model: StageModel,
-        params: Vec<f32>,
+        weights: StageWeights,
     ) -> Result<Box<dyn Engine>, EngineError> {
-        Ok(by_hand(model, Settings::of(manifest), params))
+        Ok(by_hand(model, Settings::of(manifest), weights))
     }
 }
 
@@ -327,7 +327,7 @@ fn a_worker_refuses_records_that_begin_where_none_can() {
     let hidden = (0..16 * manifest.model.config.hidden).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect::<Vec<_>>();
     let hidden: Bytes = codec::encode(&hidden, manifest.codecs.forward[0], false).into();
     for stage in [0, 1, last] {
-        assert_eq!(run(Job::Create { stage }, &mut store), Done::Ok);
+        assert_eq!(run(Job::Create { stage, frozen: Vec::new() }, &mut store), Done::Ok);
         let input = store.put(if stage == 0 { tokens.clone() } else { hidden.clone() });
         let labels = store.put(tokens.clone());
         let job = |places: &[u32]| match Starts::from(places.to_vec()) {

@@ -16,7 +16,8 @@ pub struct Train {
     /// Size of the model: tiny, small-124m, 350m, demo
     #[arg(long, value_name = "NAME", conflicts_with = "run")]
     pub preset: Option<String>,
-    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it
+    /// Go on training this model, all of it, instead of beginning from nothing: a folder as Hugging Face tools write it, a GGUF
+    /// file, or hf:OWNER/NAME
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub model: Option<PathBuf>,
     #[command(flatten)]
@@ -34,7 +35,7 @@ Examples
   skein finetune --run chats-model --data mine.jsonl     of a delegate: data of one's own, after skein join
   skein export chats-model --out ./adapter               what was learned, as PEFT reads it")]
 pub struct Finetune {
-    /// A model to adapt: a folder as Hugging Face tools write it; none with --run
+    /// A model to adapt: a folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME; none with --run
     #[arg(value_name = "MODEL", required_unless_present = "run", conflicts_with = "run")]
     pub model: Option<PathBuf>,
     /// Rank of the matrices that are trained
@@ -65,7 +66,7 @@ pub struct Finetune {
 /// What is trained on, for how long, and what this machine gives for it.
 #[derive(Clone, Debug, Args)]
 pub struct Course {
-    /// Files, folders or patterns: .txt, .md, .jsonl; with a model also conversations and prompts with completions
+    /// Files, folders or patterns: .txt, .md, .jsonl, .parquet; with a model also conversations and prompts with completions
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// Leave out what cannot be read and count it, instead of stopping at the first

@@ -10,6 +10,7 @@ use crate::{
         petname,
     },
     config::nearest,
+    hub::PREFIX,
     node::{base::Words, signed},
     talk::{Limits, Model, OpenError, Sampling},
     watch::{Client, RunState, State},
@@ -18,10 +19,10 @@ use crate::{
 /// That many requests wait beyond those that are answered.
 const WAITING_MAX: usize = 32;
 
-/// The folder that is meant, if it is none of a run: it is there, or is written as a path.
+/// The folder or file that is meant, if it is no run: it is there, or is written as a path or as a model of the Hub.
 pub fn folder(named: &str) -> Option<&Path> {
     let path = Path::new(named);
-    (path.is_dir() || named.contains(['/', '\\', '.'])).then_some(path)
+    (path.exists() || named.contains(['/', '\\', '.']) || named.starts_with(PREFIX)).then_some(path)
 }
 
 /// A folder with its weights, or the run of the peer that runs here, to answer `most` at a time.
@@ -51,6 +52,7 @@ pub fn model(named: &str, name: Option<String>, most: usize, context: &Context) 
 /// # Errors
 /// See [`model`].
 pub fn open(folder: &Path, name: String, most: usize, context: &Context) -> Result<Model, Report> {
+    let folder = &*super::hub::local(folder, context)?;
     let give = &context.node.give;
     let memory = give.memory_bytes(&context.machine);
     // The weights, and once more as products read them.

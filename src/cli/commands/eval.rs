@@ -14,7 +14,7 @@ use skein_pipeline::{
 };
 use skein_protocol::run::Arithmetic;
 
-use super::{model::unread, train::unusable};
+use super::{hub, model::unread, train::unusable};
 use crate::{
     cli::{
         args,
@@ -29,7 +29,8 @@ use crate::{
 };
 
 pub fn run(args: &args::Eval, context: &Context) -> Result<u8, Report> {
-    let folder = std::path::absolute(&args.model).unwrap_or_else(|_| args.model.clone());
+    let model = hub::local(&args.model, context)?;
+    let folder = std::path::absolute(&model).unwrap_or_else(|_| model.to_path_buf());
     let checkpoint = Checkpoint::open(&folder).map_err(|error| unread(&args.model, error))?;
     let words = Words::fitting(&checkpoint, &folder).map_err(|error| unusable(&args.model, error))?;
     let sequence = args.sequence.unwrap_or(512).min(checkpoint.config.context) as usize;
@@ -94,7 +95,7 @@ fn made(
     sequence: usize,
     threads: usize,
 ) -> Result<Box<dyn Engine>, Report> {
-    let (model, weights) = checkpoint.whole().map_err(|error| unread(checkpoint.dir(), error))?;
+    let (model, weights) = checkpoint.whole().map_err(|error| unread(checkpoint.path(), error))?;
     let (model, weights) = match adapter {
         None => (model, weights.into()),
         Some(folder) => {

@@ -31,10 +31,11 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
     })?;
     let mut done = None;
     let mut progress: Option<Progress> = None;
-    let form = match (args.adapter, args.merge) {
-        (true, _) => ExportForm::Adapter,
-        (_, true) => ExportForm::Merged,
-        (false, false) => ExportForm::Best,
+    let form = match (args.adapter, args.merge, args.gguf) {
+        (true, ..) => ExportForm::Adapter,
+        (_, true, _) => ExportForm::Merged,
+        (.., true) => ExportForm::Gguf,
+        (false, false, false) => ExportForm::Best,
     };
     let request = ExportRequest { out: out.clone(), overwrite: args.force, form };
     client.export(&request, |note| match note {

@@ -9,6 +9,7 @@ mod eval;
 mod explain;
 mod export;
 mod generate;
+mod hub;
 mod invite;
 mod join;
 mod key;

@@ -1,5 +1,7 @@
 //! `skein model`: what a folder with a model holds, and whether it is computed here as its makers' library computes it.
 
+mod convert;
+
 use std::{fs, path::Path};
 
 use serde_json::json;
@@ -13,6 +15,7 @@ use skein_pipeline::{
 };
 use skein_protocol::run::RopeScaling;
 
+use super::hub;
 use crate::{
     cli::{
         args,
@@ -29,6 +32,10 @@ pub fn run(args: &args::Model, context: &Context) -> Result<u8, Report> {
         args::Model::Show { folder } => show(folder, context),
         args::Model::Check(args) => check(args, context),
         args::Model::Merge(args) => merge(args, context),
+        args::Model::Convert(args) => convert::run(args, context),
+        args::Model::Pull { source } => hub::pull(source, context),
+        args::Model::List => hub::list(context),
+        args::Model::Rm { source, yes } => hub::remove(source, *yes, context),
     }
 }
 
@@ -36,12 +43,12 @@ pub fn run(args: &args::Model, context: &Context) -> Result<u8, Report> {
 pub fn unread(folder: &Path, error: HfError) -> Report {
     let path = folder.display().to_string();
     match error {
-        HfError::Io { .. } | HfError::Unreadable { .. } if !folder.is_dir() => {
-            let why = if folder.exists() { "it is not a folder" } else { "there is no such folder" };
-            Failure::NotAModel { path, why: why.into() }.into()
+        HfError::Io { .. } | HfError::Unreadable { .. } if !folder.exists() => {
+            Failure::NotAModel { path, why: "there is no such folder or file".into() }.into()
         }
         HfError::NoTokenizer(files) => Failure::NoTokenizer { path, files: files.join(", ") }.into(),
         HfError::Family(name) => Failure::UnknownFamily { name, supported: SUPPORTED.join(", ") }.into(),
+        HfError::Words { why, .. } => Failure::WordsUnknown { path, why }.into(),
         HfError::Pickle(file) => Failure::Pickle { file: file.display().to_string(), path }.into(),
         other => {
             let why = other.to_string();
@@ -51,6 +58,7 @@ pub fn unread(folder: &Path, error: HfError) -> Report {
 }
 
 fn show(folder: &Path, context: &Context) -> Result<u8, Report> {
+    let folder = &*hub::local(folder, context)?;
     let checkpoint = Checkpoint::open(folder).map_err(|error| unread(folder, error))?;
     let whole = StageModel::whole(checkpoint.config.clone()).map_err(|error| unread(folder, error.into()))?;
     let (config, parameters) = (&checkpoint.config, whole.values() as u64);
@@ -88,7 +96,8 @@ fn show(folder: &Path, context: &Context) -> Result<u8, Report> {
 }
 
 fn check(args: &args::ModelCheck, context: &Context) -> Result<u8, Report> {
-    let checkpoint = Checkpoint::open(&args.folder).map_err(|error| unread(&args.folder, error))?;
+    let folder = &*hub::local(&args.folder, context)?;
+    let checkpoint = Checkpoint::open(folder).map_err(|error| unread(folder, error))?;
     let adapter = args.adapter.as_deref().map(AdapterFolder::open).transpose();
     let adapter = adapter.map_err(|error| unread(args.adapter.as_deref().unwrap_or(&args.folder), error))?;
     let threads = context.node.give.thread_count(&context.machine).into();
@@ -113,12 +122,14 @@ fn merge(args: &args::ModelMerge, context: &Context) -> Result<u8, Report> {
     if fs::read_dir(&args.out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Failure::NotEmpty { path }.into());
     }
-    let checkpoint = Checkpoint::open(&args.folder).map_err(|error| unread(&args.folder, error))?;
+    let folder = &*hub::local(&args.folder, context)?;
+    let checkpoint = Checkpoint::open(folder).map_err(|error| unread(folder, error))?;
     let adapter = AdapterFolder::open(&args.adapter).map_err(|error| unread(&args.adapter, error))?;
     let merged = checkpoint.merged(&adapter).map_err(|error| unread(&args.adapter, error))?;
     let needed = 4 * merged.1.len() as u64;
     fs::create_dir_all(&args.out).map_err(|error| refused(&args.out, needed, error))?;
-    let written = hf::write_like(&args.out, checkpoint.dir(), checkpoint.family, &[merged]);
+    let texts = checkpoint.texts().map_err(|error| unread(&args.folder, error))?;
+    let written = hf::write_with(&args.out, checkpoint.family, &[merged], &texts);
     let written = written.map_err(|error| match error {
         HfError::Io { path, source } => refused(&path, needed, source).into(),
         other => unread(&args.folder, other),

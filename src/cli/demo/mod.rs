@@ -224,7 +224,7 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
 
     let after = voice.speak(&desk.orders).await;
     let model = folder.path.join("model");
-    let form = Form { family: desk.manifest.model.family, what: What::Model, beside: Beside::Bytes };
+    let form = Form { family: desk.manifest.model.family, what: What::Model, beside: Beside::Bytes, gguf: None };
     let exported =
         session::collect_and_write(&desk.orders, form, &model, true, |missed| out.warn(&missed.to_string())).await;
     out.note("everybody leaves: finishing what is open, a last round, goodbye");

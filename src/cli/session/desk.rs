@@ -180,14 +180,15 @@ impl Desk {
                 let of_base = self.base.as_ref().map(|base| base.folder.display().to_string());
                 save::What::Adapter { base: of_base.or(sources.first().cloned()).unwrap_or_default() }
             }
-            (ExportForm::Merged, Some(_)) => save::What::Merged { frozen: self.frozen()? },
-            (ExportForm::Best, None) => save::What::Model,
+            (ExportForm::Merged | ExportForm::Gguf, Some(_)) => save::What::Merged { frozen: self.frozen()? },
+            (ExportForm::Best | ExportForm::Gguf, None) => save::What::Model,
             (ExportForm::Adapter | ExportForm::Merged, None) => {
                 let why = "this run trains all weights of its model: there is no adapter, and nothing to merge";
                 return Err(Refusal::Other { why: why.into() });
             }
         };
-        Ok(save::Form { family: model.family, what, beside })
+        let gguf = (form == ExportForm::Gguf).then(|| self.manifest.run.name.clone());
+        Ok(save::Form { family: model.family, what, beside, gguf })
     }
 
     /// Of each stage its frozen weights, as they lie on the shelf.

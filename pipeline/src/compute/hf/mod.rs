@@ -1,5 +1,6 @@
 //! Hugging Face folders: a model in, to train and to generate from, and a model out, for other programs. In: a folder, or stages
-//! and their weights. Out: the weights of a stage, or `config.json`, `model.safetensors` and tokenizer files.
+//! and their weights. Out: the weights of a stage, or `config.json`, `model.safetensors` and tokenizer files. A GGUF file stands for
+//! a folder.
 //!
 //! A family is what `config` says of it: all of them are one block with switches. Of a folder's tensors only those of the stage
 //! asked for are read.
@@ -24,9 +25,10 @@ use skein_protocol::{
 use self::tensors::Tensors;
 pub use self::{
     adapter::{AdapterFolder, write_adapter},
-    write::{Written, beside, write, write_beside, write_files, write_like},
+    write::{Texts, Written, byte_texts, texts, write, write_texts, write_with},
 };
-use crate::model::{BadModel, EMBEDDING, HEAD, StageModel, lora};
+use super::gguf::Gguf;
+use crate::model::{BadModel, EMBEDDING, HEAD, Param, StageModel, lora};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -54,6 +56,9 @@ pub enum HfError {
         .0.display(), .0.parent().unwrap_or(Path::new(".")).display()
     )]
     Pickle(PathBuf),
+    /// A tokenizer that cannot be carried over between a folder and a GGUF file.
+    #[error("{}: its tokenizer: {why}", path.display())]
+    Words { path: PathBuf, why: String },
     /// The files that are there instead.
     #[error("no byte-level tokenizer.json among {0:?}")]
     NoTokenizer(Vec<String>),
@@ -66,35 +71,60 @@ pub enum HfError {
 /// What `model_type` may be.
 pub const SUPPORTED: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
-/// A folder whose configuration and headers were read and fit each other. Its weights are still on the disk.
+/// A folder or a GGUF file whose configuration and headers were read and fit each other. Its weights are still on the disk.
 #[derive(Debug)]
 pub struct Checkpoint {
-    dir: PathBuf,
+    path: PathBuf,
     pub family: Family,
     pub config: ModelConfig,
-    tensors: Tensors,
+    store: Store,
+}
+
+/// Where the weights lie.
+#[derive(Debug)]
+enum Store {
+    Folder(Tensors),
+    File(Gguf),
 }
 
 impl Checkpoint {
     /// # Errors
     /// Files that are missing, damaged or cut off; another family; tensors that are missing or of other shapes.
-    pub fn open(dir: &Path) -> Result<Self, HfError> {
-        let path = dir.join(CONFIG);
-        let (family, config) = config::read(&json(&path, CONFIG_MAX)?, &path)?;
-        let tensors = Tensors::open(dir)?;
+    pub fn open(path: &Path) -> Result<Self, HfError> {
+        if path.is_file() {
+            let (file, family, config) = Gguf::open(path)?;
+            return Ok(Checkpoint { path: path.into(), family, config, store: Store::File(file) });
+        }
+        let file = path.join(CONFIG);
+        let (family, config) = config::read(&json(&file, CONFIG_MAX)?, &file)?;
+        let tensors = Tensors::open(path)?;
         let whole = StageModel::whole(config.clone())?;
         for param in whole.params() {
             tensors.check(&param.name, &param.shape)?;
         }
-        Ok(Checkpoint { dir: dir.into(), family, config, tensors })
+        Ok(Checkpoint { path: path.into(), family, config, store: Store::Folder(tensors) })
     }
 
     /// The flat buffer of a stage of this model: nothing else of the files is read.
     pub fn read(&self, model: &StageModel) -> Result<Vec<f32>, HfError> {
+        let has_head = match &self.store {
+            Store::Folder(tensors) => tensors.has(HEAD),
+            Store::File(file) => file.has_head(),
+        };
         // A tie over more than one stage is undone: the head begins as a copy of the embedding.
-        let untied = self.config.tie_embeddings && !self.tensors.has(HEAD);
+        let untied = self.config.tie_embeddings && !has_head;
         let name = |name: &str| if untied && name == HEAD { EMBEDDING.into() } else { name.into() };
-        self.tensors.read_stage(model, name)
+        match &self.store {
+            Store::Folder(tensors) => tensors.read_stage(model, name),
+            Store::File(file) => {
+                let mut weights = vec![0.0; model.values()];
+                for param in model.params() {
+                    let named = Param { name: name(&param.name), ..param.clone() };
+                    weights[param.range()].copy_from_slice(&file.read(&named, &self.config, self.family)?);
+                }
+                Ok(weights)
+            }
+        }
     }
 
     /// The model in one stage, and its weights in canonical order.
@@ -104,8 +134,20 @@ impl Checkpoint {
         Ok((model, weights))
     }
 
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    /// The folder, or the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files about text beside the weights, by name, or what stands for them in a GGUF file.
+    ///
+    /// # Errors
+    /// They cannot be read, or are too large; a file's tokenizer is of a kind that is not known here.
+    pub fn texts(&self) -> Result<Texts, HfError> {
+        match &self.store {
+            Store::Folder(_) => texts(&self.path),
+            Store::File(file) => file.texts(),
+        }
     }
 
     /// The model in one stage with an adapter's products added to its matrices: it computes what both do together.
@@ -125,7 +167,10 @@ impl Checkpoint {
         let whole = StageModel::whole(self.config.clone())?;
         let mut digests = Vec::with_capacity(whole.params().len());
         for param in whole.params() {
-            let values = self.tensors.read_one(&param.name, &param.shape)?;
+            let values = match &self.store {
+                Store::Folder(tensors) => tensors.read_one(&param.name, &param.shape)?,
+                Store::File(file) => file.read(param, &self.config, self.family)?,
+            };
             let shape: Vec<u8> = param.shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
             let parts: [&[u8]; 3] = [param.name.as_bytes(), &shape, write::as_bytes(&values)];
             digests.push(hash::keyed("skein tensor 1", &parts));
@@ -133,15 +178,21 @@ impl Checkpoint {
         Ok(hash::keyed("skein weights 1", &digests.iter().map(|digest| &digest.0[..]).collect::<Vec<_>>()))
     }
 
-    /// Refuses a folder whose tokens are not the bytes themselves.
+    /// Refuses a model whose tokens are not the bytes themselves.
     pub fn byte_level(&self) -> Result<(), HfError> {
-        let path = self.dir.join("tokenizer.json");
-        // The file of a large vocabulary is larger than that.
-        let small = fs::metadata(&path).is_ok_and(|facts| facts.len() <= CONFIG_MAX);
-        let read: Option<Value> = small.then(|| serde_json::from_slice(&fs::read(&path).ok()?).ok()).flatten();
+        let path = self.path.join("tokenizer.json");
+        let bytes = match &self.store {
+            // The file of a large vocabulary is larger than that.
+            Store::Folder(_) if fs::metadata(&path).is_ok_and(|facts| facts.len() <= CONFIG_MAX) => {
+                fs::read(&path).ok()
+            }
+            Store::Folder(_) => None,
+            Store::File(file) => file.texts().ok().and_then(|mut texts| texts.remove("tokenizer.json")),
+        };
+        let read: Option<Value> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         match read.is_some_and(|read| read["model"] == tokenizer::bytes()["model"]) {
             true => Ok(()),
-            false => Err(HfError::NoTokenizer(names(&self.dir))),
+            false => Err(HfError::NoTokenizer(names(&self.path))),
         }
     }
 }

@@ -13,11 +13,11 @@ use safetensors::{
     tensor::{Metadata, TensorInfo},
 };
 use serde_json::{Value, json};
-use skein_protocol::run::Family;
+use skein_protocol::run::{Family, ModelConfig};
 
 use super::{CONFIG, HfError, WEIGHTS, config, tokenizer};
 use crate::{
-    compute::folder,
+    compute::{folder, gguf::Gguf},
     model::{HEAD, StageModel},
 };
 
@@ -36,6 +36,9 @@ const BESIDE: [&str; 10] = [
 ];
 const BESIDE_MAX: u64 = 256 << 20;
 
+/// Small files about text, by name.
+pub type Texts = BTreeMap<String, Vec<u8>>;
+
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
@@ -49,35 +52,32 @@ pub struct Written {
 /// # Errors
 /// Disk full, or not writable: no file is left half written.
 pub fn write(dir: &Path, family: Family, stages: &[(StageModel, Vec<f32>)]) -> Result<Written, HfError> {
+    let texts = stages.first().map(|(first, _)| byte_texts(&first.config)).unwrap_or_default();
+    write_with(dir, family, stages, &texts)
+}
+
+/// The files about text of a model whose tokens are bytes.
+pub fn byte_texts(config: &ModelConfig) -> Texts {
     let json = |value: &Value| serde_json::to_vec_pretty(value).expect("plain data");
-    let tokenizer = stages.first().map(|(first, _)| tokenizer::config(&first.config)).unwrap_or_default();
-    let beside = vec![
-        (
-            "generation_config.json".into(),
-            json(&json!({ "_from_model_config": true, "transformers_version": "4.46.0" })),
-        ),
-        ("tokenizer.json".into(), json(&tokenizer::bytes())),
-        ("tokenizer_config.json".into(), json(&tokenizer)),
-    ];
-    write_beside(dir, family, stages, beside)
+    let generation = json!({ "_from_model_config": true, "transformers_version": "4.46.0" });
+    [
+        ("generation_config.json", json(&generation)),
+        ("tokenizer.json", json(&tokenizer::bytes())),
+        ("tokenizer_config.json", json(&tokenizer::config(config))),
+    ]
+    .map(|(name, content)| (name.to_string(), content))
+    .into()
 }
 
-/// As [`write()`], with the tokenizer, templates and defaults of generation that the folder `of` has.
-pub fn write_like(
-    dir: &Path,
-    of: &Path,
-    family: Family,
-    stages: &[(StageModel, Vec<f32>)],
-) -> Result<Written, HfError> {
-    write_beside(dir, family, stages, beside(of)?)
-}
-
-/// What stands beside the weights and the configuration of the folder `of`: names and bytes.
+/// The tokenizer, templates and defaults of generation that a folder has, or what stands for them in a GGUF file.
 ///
 /// # Errors
-/// A file that cannot be read, or is too large for its name.
-pub fn beside(of: &Path) -> Result<Vec<(String, Vec<u8>)>, HfError> {
-    let mut beside = Vec::new();
+/// One of them cannot be read, or is too large to be such a file.
+pub fn texts(of: &Path) -> Result<Texts, HfError> {
+    if of.is_file() {
+        return Gguf::open(of)?.0.texts();
+    }
+    let mut texts = Texts::new();
     for name in BESIDE {
         let path = of.join(name);
         match fs::metadata(&path) {
@@ -85,36 +85,39 @@ pub fn beside(of: &Path) -> Result<Vec<(String, Vec<u8>)>, HfError> {
                 let why = format!("{} bytes are too many for such a file", facts.len());
                 return Err(HfError::Unreadable { path, why });
             }
-            Ok(_) => beside.push((name.to_string(), fs::read(&path).map_err(|source| HfError::Io { path, source })?)),
+            Ok(_) => {
+                let content = fs::read(&path).map_err(|source| HfError::Io { path, source })?;
+                texts.insert(name.into(), content);
+            }
             Err(_) => {}
         }
     }
-    Ok(beside)
+    Ok(texts)
 }
 
-/// Adds files to what was `written` into `dir`.
+/// Adds files about text to what was `written` into `dir`.
 ///
 /// # Errors
 /// Disk full, or not writable: no file is left half written.
-pub fn write_files(dir: &Path, files: Vec<(String, Vec<u8>)>, written: &mut Written) -> Result<(), HfError> {
-    for (name, content) in files {
+pub fn write_texts(dir: &Path, texts: &Texts, written: &mut Written) -> Result<(), HfError> {
+    for (name, content) in texts {
         let path = dir.join(name);
-        folder::write(&path, &content).map_err(|source| HfError::Io { path: path.clone(), source })?;
+        folder::write(&path, content).map_err(|source| HfError::Io { path: path.clone(), source })?;
         written.bytes += content.len() as u64;
         written.files.push(path);
     }
     Ok(())
 }
 
-/// As [`write()`], with these files in the place of the byte tokenizer's.
+/// As [`write()`], with other files about text beside it.
 ///
 /// # Errors
-/// As [`write()`].
-pub fn write_beside(
+/// See [`write()`].
+pub fn write_with(
     dir: &Path,
     family: Family,
     stages: &[(StageModel, Vec<f32>)],
-    beside: Vec<(String, Vec<u8>)>,
+    texts: &Texts,
 ) -> Result<Written, HfError> {
     let Some((first, _)) = stages.first() else {
         return Err(HfError::Tensor { name: HEAD.into(), why: "is missing: there are no stages".into() });
@@ -124,7 +127,8 @@ pub fn write_beside(
     let config = serde_json::to_vec_pretty(&config).expect("plain data");
     let parameters = stages.iter().map(|(model, _)| model.values() as u64).sum();
     let mut written = Written { files: Vec::new(), bytes: 0, parameters };
-    write_files(dir, [(CONFIG.to_string(), config)].into_iter().chain(beside).collect(), &mut written)?;
+    write_texts(dir, &[(CONFIG.to_string(), config)].into(), &mut written)?;
+    write_texts(dir, texts, &mut written)?;
     let path = dir.join(WEIGHTS);
     folder::write_with(&path, |out| weights.write(out)).map_err(|source| HfError::Io { path: path.clone(), source })?;
     written.bytes += weights.len();

@@ -171,6 +171,7 @@ fn signed_manifest(folder: &RunFolder) -> Option<Manifest> {
 /// The model that the run begins with, where it is one in a folder.
 fn base(wish: &Wish<'_>, context: &Context, known: Option<&(&RunFolder, Manifest)>) -> Result<Option<Base>, Report> {
     if let Some(folder) = wish.model {
+        let folder = &*super::hub::local(folder, context)?;
         context.out.note(&format!("reading {}", folder.display()));
         let base = Base::open(folder).map_err(|error| unusable(folder, error))?;
         let parameters = StageModel::whole(base.checkpoint.config.clone()).map_or(0, |model| model.values());
