@@ -252,7 +252,8 @@ fn what_is_left_of_another_commit_is_not_mixed_in() {
 
 #[test]
 fn bytes_that_were_not_announced_are_refused_and_do_not_stay() {
-    let damages: [(&str, fn(&mut Vec<u8>)); 3] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 3] = [
         ("SHA-256", |bytes| bytes[5] ^= 1),
         ("more come", |bytes| bytes.push(0)),
         ("broke off", |bytes| bytes.truncate(200_000)),

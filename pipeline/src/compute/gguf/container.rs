@@ -296,7 +296,9 @@ fn put(out: &mut Vec<u8>, value: &Value) {
 mod tests {
     use super::*;
 
-    fn sample() -> (Vec<(String, Value)>, Vec<(String, Place)>) {
+    type Named<T> = Vec<(String, T)>;
+
+    fn sample() -> (Named<Value>, Named<Place>) {
         let values = [
             ("general.architecture", Value::Text("llama".into())),
             ("a.whole", Value::Whole(7)),
