@@ -55,6 +55,12 @@ impl Circumstances {
             NodeError::NoSuchStage { stage, count } => Failure::Usage {
                 message: format!("stage {stage}: the run has stages 0 to {}", count.saturating_sub(1)),
             },
+            NodeError::OwnersStage { stage, owner } => Failure::Usage {
+                message: format!(
+                    "stage {stage}: its owner {} keeps the first and the last stage to itself, so that no token leaves it",
+                    Peer(*owner)
+                ),
+            },
             NodeError::MayNotFeed { owner, .. } => {
                 Failure::NotYours { run: self.run.clone(), owner: Peer(*owner).to_string() }
             }

@@ -257,10 +257,13 @@ fn check_role(setup: &Setup, key: &Key, manifest: &Manifest) -> Result<(), NodeE
     let need = |stage| cost::memory(manifest, stage).peak();
     let needed = match &role.serve {
         Serve::Nothing => return Ok(()),
-        Serve::Plan => (0..count).map(need).min().unwrap_or(0),
+        Serve::Plan => (0..count).filter(|stage| manifest.may_serve(me, *stage)).map(need).min().unwrap_or(0),
         Serve::Stages(stages) => {
             if let Some(stage) = stages.iter().copied().find(|stage| *stage >= count) {
                 return Err(NodeError::NoSuchStage { stage, count });
+            }
+            if let Some(stage) = stages.iter().copied().find(|stage| !manifest.may_serve(me, *stage)) {
+                return Err(NodeError::OwnersStage { stage, owner: run.owner });
             }
             stages.iter().copied().map(need).sum()
         }

@@ -246,6 +246,8 @@ pub enum NodeError {
     BelowTheRunsLeast { least: u64, give: u64 },
     #[error("stage {stage} does not exist, the run has {count}")]
     NoSuchStage { stage: Stage, count: u16 },
+    #[error("stage {stage} of this run is served by its owner alone, {owner}: no token and no label leaves it")]
+    OwnersStage { stage: Stage, owner: PeerId },
     #[error("{me} may not feed data into this run, its owner is {owner}")]
     MayNotFeed { me: PeerId, owner: PeerId },
     #[error("the event log in {}: {source}", path.display())]

@@ -14,7 +14,7 @@ use skein_gossip::{
 };
 use skein_protocol::{
     Incarnation, Instant, Lane, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version,
-    event::Event,
+    event::{Event, Severity},
     hash::Digest,
     key::Key,
     rng::Streams,
@@ -63,7 +63,7 @@ pub struct Directory {
     news: bool,
     /// Peers that serve what they served, at another speed or version.
     numbers: BTreeSet<PeerId>,
-    stages: Stage,
+    manifest: Arc<Manifest>,
 }
 
 impl Directory {
@@ -86,7 +86,7 @@ impl Directory {
             progress_news: false,
             news: true,
             numbers: BTreeSet::new(),
-            stages: manifest.stages.count,
+            manifest: config.manifest.clone(),
         }
     }
 
@@ -242,7 +242,7 @@ impl Directory {
 
     /// One walk, which ends where every stage has somebody.
     fn note_empty(&mut self, now: Instant, is_gone: impl Fn(PeerId) -> bool) {
-        let mut empty: BTreeSet<Stage> = (0..self.stages).collect();
+        let mut empty: BTreeSet<Stage> = (0..self.manifest.stages.count).collect();
         for (stage, peer, state, _) in self.members.everywhere() {
             if state != State::Draining && empty.contains(&stage) && !is_gone(peer) {
                 empty.remove(&stage);
@@ -251,7 +251,7 @@ impl Directory {
                 }
             }
         }
-        for stage in 0..self.stages {
+        for stage in 0..self.manifest.stages.count {
             self.members.note_empty(now, stage, empty.contains(&stage));
         }
     }
@@ -282,6 +282,12 @@ impl Directory {
         {
             let (version, root) = (held.version, held.root);
             out.push(Output::Emit(Event::Held { version, root, by: author }));
+        }
+        if let What::Offer(offer) = &heard.item.what
+            && let Some(claimed) = offer.stages.iter().find(|claimed| !self.manifest.may_serve(author, claimed.stage))
+        {
+            let why = format!("it claims stage {}, which is the owner's alone", claimed.stage);
+            return out.push(Output::Blame { peer: author, severity: Severity::Wrong, why });
         }
         let (owner, delegates) = (self.owner, &self.delegates);
         let change = self.members.on_item(heard, |peer| peer == owner || delegates.contains(&peer));
@@ -394,7 +400,7 @@ impl Directory {
 
     /// Every stage of the run, with its replicas among these.
     fn by_stage(&self, replicas: impl Iterator<Item = (Stage, PeerId, State, f64)>) -> Serving {
-        let mut stages: Serving = (0..self.stages).map(|stage| (stage, BTreeMap::new())).collect();
+        let mut stages: Serving = (0..self.manifest.stages.count).map(|stage| (stage, BTreeMap::new())).collect();
         for (stage, peer, _, speed) in replicas {
             if let Some(peers) = stages.get_mut(&stage) {
                 peers.entry(peer).or_insert(speed);

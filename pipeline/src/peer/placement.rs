@@ -181,13 +181,18 @@ impl Peer {
 
     fn stage_costs(&self) -> Vec<Cost> {
         let manifest = &self.config.manifest;
-        let of_stage =
-            |stage| Cost { memory: cost::memory(manifest, stage).peak(), flops: cost::stage_flops(manifest, stage) };
+        // What is not this peer's to serve fits nowhere.
+        let memory = |stage| match manifest.may_serve(self.me, stage) {
+            true => cost::memory(manifest, stage).peak(),
+            false => u64::MAX,
+        };
+        let of_stage = |stage| Cost { memory: memory(stage), flops: cost::stage_flops(manifest, stage) };
         (0..manifest.stages.count).map(of_stage).collect()
     }
 
     pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
-        if stage > self.rules.last || self.replicas.contains_key(&stage) || self.drain.is_some() {
+        let may = stage <= self.rules.last && self.config.manifest.may_serve(self.me, stage);
+        if !may || self.replicas.contains_key(&stage) || self.drain.is_some() {
             return;
         }
         out.push(Output::Emit(Event::Joining { stage, why: why.into() }));

@@ -6,6 +6,7 @@ mod generate;
 mod hostile;
 mod one;
 mod parted;
+mod pinned;
 mod shelf;
 mod turns;
 mod world;

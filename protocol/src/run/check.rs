@@ -309,7 +309,12 @@ impl Found {
         }
         self.distinct("train.arithmetic", &train.arithmetic.iter().map(|a| *a as u8).collect::<Vec<_>>());
         if let Some(lora) = &train.lora {
-            self.whole("train.lora.rank", lora.rank, 1..=u64::from(manifest.model.config.hidden.max(1)));
+            let most = lora.rank_max(&manifest.model.config);
+            if u64::from(lora.rank) > most {
+                let what = format!("is {}: the smallest of the matrices has rank {most} itself", lora.rank);
+                self.error("train.lora.rank", what);
+            }
+            self.whole("train.lora.rank", lora.rank, 1..=65_536);
             self.whole("train.lora.alpha", lora.alpha, 1..=65_536);
             self.whole("train.lora.dropout_percent", lora.dropout_percent, 0..=99);
             self.distinct("train.lora.targets", &lora.targets);
@@ -442,6 +447,9 @@ impl Found {
         if stages.pin_ends && stages.count < 3 {
             self.error("stages.pin_ends", "first and last stage on the owner leave nothing to share: stages.count < 3");
         }
+        if stages.pin_ends && !manifest.run.delegates.is_empty() {
+            self.error("run.delegates", "their data would leave them: with stages.pin_ends its tokens go to the owner");
+        }
         match &manifest.model.weights {
             Weights::Seed { .. } if train.method == Method::Lora => {
                 self.error(
@@ -486,12 +494,11 @@ impl Found {
 
     /// What the Manifest can say and this build cannot do yet, one line each.
     fn not_built(&mut self, manifest: &Manifest) {
-        let Manifest { run, stages, averaging, data, admission, privacy, .. } = manifest;
+        let Manifest { run, averaging, data, admission, privacy, .. } = manifest;
         let not_yet = |what: &str| format!("this build cannot do it yet: {what}");
         for (missing, key, what) in [
             (run.starts != "now", "run.starts", "runs start now"),
             (run.ends.until.is_some(), "run.ends.until", "runs end by steps, tokens or loss"),
-            (stages.pin_ends, "stages.pin_ends", "every peer may serve every stage"),
             (
                 manifest.lora().is_some_and(|lora| lora.dropout_percent > 0),
                 "train.lora.dropout_percent",

@@ -400,21 +400,29 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// Values of the adapters of one layer: A `[rank, in]` and B `[out, rank]` of each target.
-    pub fn layer_values(&self, c: &ModelConfig) -> u64 {
+    /// What each target reads and what it gives, in numbers a token.
+    fn sides<'a>(&'a self, c: &ModelConfig) -> impl Iterator<Item = (u64, u64)> + 'a {
         let width = |heads: u32| u64::from(heads).saturating_mul(u64::from(c.head()));
         let (d, f, q, kv) = (u64::from(c.hidden), u64::from(c.ffn), width(c.heads), width(c.kv_heads));
-        let sides = |target: &String| match target.as_str() {
-            "q" => d.saturating_add(q),
-            "k" | "v" => d.saturating_add(kv),
-            "o" => q.saturating_add(d),
-            "gate" | "up" | "down" => d.saturating_add(f),
-            _ => 0,
-        };
-        self.targets
-            .iter()
-            .map(|target| sides(target).saturating_mul(u64::from(self.rank)))
-            .fold(0, u64::saturating_add)
+        self.targets.iter().map(move |target| match target.as_str() {
+            "q" => (d, q),
+            "k" | "v" => (d, kv),
+            "o" => (q, d),
+            "gate" | "up" => (d, f),
+            "down" => (f, d),
+            _ => (0, 0),
+        })
+    }
+
+    /// Values of the adapters of one layer: A `[rank, in]` and B `[out, rank]` of each target.
+    pub fn layer_values(&self, config: &ModelConfig) -> u64 {
+        let each = self.sides(config).map(|(reads, gives)| reads.saturating_add(gives).saturating_mul(self.rank.into()));
+        each.fold(0, u64::saturating_add)
+    }
+
+    /// A larger rank says nothing that the smallest of the targets could not say by itself.
+    pub fn rank_max(&self, config: &ModelConfig) -> u64 {
+        self.sides(config).map(|(reads, gives)| reads.min(gives)).filter(|side| *side > 0).min().unwrap_or(1)
     }
 }
 
@@ -881,6 +889,12 @@ impl Manifest {
 
     pub fn tokens_per_micro_batch(&self) -> u64 {
         u64::from(self.train.micro_batch) * u64::from(self.train.sequence)
+    }
+
+    /// Whether this peer may serve the stage: the first and the last may be the owner's alone.
+    pub fn may_serve(&self, peer: PeerId, stage: crate::Stage) -> bool {
+        let is_end = stage == 0 || stage == self.last_stage();
+        !(self.stages.pin_ends && is_end) || peer == self.run.owner
     }
 
     /// The adapters that are trained; nothing: all weights are.

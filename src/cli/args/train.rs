@@ -93,6 +93,9 @@ pub struct Course {
     /// Stages to cut the model into
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u16).range(1..))]
     pub stages: Option<u16>,
+    /// First and last stage on this machine alone: no token and no label leaves it
+    #[arg(long, conflicts_with = "run")]
+    pub private: bool,
     /// Tokens of one sequence
     #[arg(long, value_name = "N", conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]
     pub sequence: Option<u32>,

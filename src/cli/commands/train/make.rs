@@ -44,9 +44,21 @@ pub(super) fn manifest(
             usage(format!("--stages {stages}: the model has {} layers", manifest.model.config.layers))
         })?;
     }
+    manifest.stages.pin_ends = args.private;
+    if args.private && args.stages.is_none() {
+        let least = manifest.stages.count.max(3);
+        manifest.stages.count = least;
+        manifest.stages.split = partition::of(&manifest, least).ok_or_else(|| {
+            usage(format!("--private needs three stages, the model has {} layers", manifest.model.config.layers))
+        })?;
+    }
     if let Some(sequence) = args.sequence {
+        let context = &mut manifest.model.config.context;
+        if base.is_some() && sequence > *context {
+            return Err(usage(format!("--sequence {sequence}: the model reads {context} tokens")));
+        }
+        *context = (*context).max(sequence);
         manifest.train.sequence = sequence;
-        manifest.model.config.context = manifest.model.config.context.max(sequence);
     }
     if let Some(lr) = args.lr {
         manifest.optimizer.lr = lr;

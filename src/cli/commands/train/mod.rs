@@ -286,12 +286,17 @@ fn serve(course: &args::Course, context: &Context, manifest: &Manifest, owner: b
     }
 }
 
-/// A lone owner serves every stage, so that training starts at once; where they do not all fit, the plan decides.
+/// A lone owner serves every stage, so that training starts at once; where they do not all fit, those that nobody else may serve, or
+/// the plan decides.
 fn all_that_fit(context: &Context, manifest: &Manifest) -> Serve {
     let give = context.node.give.memory_bytes(&context.machine);
     let stages: Vec<u16> = (0..manifest.stages.count).collect();
     let need: u64 = stages.iter().map(|stage| skein_pipeline::model::cost::memory(manifest, *stage).peak()).sum();
-    if need <= give { Serve::Stages(stages) } else { Serve::Plan }
+    match need <= give {
+        true => Serve::Stages(stages),
+        false if manifest.stages.pin_ends => Serve::Stages(vec![0, manifest.last_stage()]),
+        false => Serve::Plan,
+    }
 }
 
 fn usage(message: String) -> Report {
