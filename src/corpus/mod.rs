@@ -4,8 +4,8 @@
 //! `n`-th sample is a pure function of the seed and `n`, so that a feeder that starts again continues where it was. Knows no
 //! run, no peer and no stage.
 //!
-//! Plain text for a model of bytes is one ring in memory. All else is records that stay in their files and are packed into
-//! sequences.
+//! Plain text for a model of bytes is one ring in memory. All else is records that stay in their files, those of Parquet in a temporary
+//! one, and are packed into sequences.
 
 mod error;
 pub mod fables;

@@ -45,6 +45,10 @@ pub(super) fn is_parquet(path: &Path) -> bool {
     if paths::has_extension(path, "parquet") {
         return true;
     }
+    // What comes through a pipe comes once.
+    if !path.is_file() {
+        return false;
+    }
     let mut begin = [0; 4];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
     read.is_ok() && begin == *MAGIC
