@@ -3,7 +3,7 @@
 //! A worker holds one engine a stage, the slow weights and outer momentum of averaging, and what is kept for each forward
 //! under its `key`. Machines decide; a job says everything that the worker needs to know.
 
-use skein_protocol::{Blob, Stage, Version, codec::Sample, hash::Digest, run::Codec};
+use skein_protocol::{Blob, Stage, Version, codec::Sample, hash::Digest, run::Codec, wire::Starts};
 
 /// Name of a forward inside one replica: what the engine keeps for its backward lies under it.
 pub type Key = u64;
@@ -28,11 +28,13 @@ pub enum Job {
         parts: Vec<Blob>,
         root: Digest,
     },
-    /// Forward of `input` (token ids at stage 0, an encoded activation elsewhere). Keeps what backward needs.
+    /// Forward of `input` (token ids at stage 0, an encoded activation elsewhere), whose records begin at `starts`. Keeps what
+    /// backward needs.
     Forward {
         stage: Stage,
         key: Key,
         input: Blob,
+        starts: Starts,
         coding: Coding,
     },
     /// Last stage: forward, loss and backward in one. `weight` 0: the gradient is passed on, not added.
@@ -40,6 +42,7 @@ pub enum Job {
         stage: Stage,
         key: Key,
         input: Blob,
+        starts: Starts,
         labels: Blob,
         weight: f32,
         coding: Coding,

@@ -21,7 +21,10 @@ mod set;
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use jiff::civil::DateTime;
-use skein_protocol::hash;
+use skein_protocol::{
+    hash,
+    wire::{Starts, limits::STARTS_MAX},
+};
 
 pub use error::{CorpusError, Skipped};
 pub use record::{Columns, Kind};
@@ -88,8 +91,20 @@ pub struct Records {
     pub tokens: Vec<u32>,
     pub labels: Vec<u32>,
     /// For each sequence where its records begin, ascending, the first at 0: no token looks back beyond the begin of its record.
-    /// Padding counts as a record.
+    /// Padding counts as a record, but in micro-batches of more sequences than [`STARTS_MAX`].
     pub starts: Vec<Vec<u32>>,
+}
+
+impl Records {
+    /// As engines and frames take them, of sequences of so many tokens. Packing leaves no more than a frame carries.
+    pub fn starts_of(&self, sequence: usize) -> Starts {
+        Starts::of_sequences(self.starts.iter().map(Vec::as_slice), sequence)
+    }
+}
+
+/// Places within one sequence of a micro-batch at which records may begin.
+fn starts_max(micro_batch: usize) -> usize {
+    STARTS_MAX / micro_batch.max(1)
 }
 
 /// What there is to learn from within a sequence, and what is not used.
@@ -187,11 +202,11 @@ impl Corpus {
     }
 
     /// Micro-batches of `epochs` passes; the last may reach into the next pass. Packed records fill a number of sequences that
-    /// depends on their order, and so on the seed.
+    /// depends on their order, and so on the seed; and on `micro_batch` where they are so short that a frame could not name all.
     pub fn micro_batches(&self, seed: u64, epochs: u64, micro_batch: usize, sequence: usize) -> u64 {
         let samples = match &self.data {
             Data::Ring(ring) => ring.samples(sequence).saturating_mul(epochs),
-            Data::Set(set) => set.samples(seed, epochs, sequence),
+            Data::Set(set) => set.samples(seed, epochs, sequence, starts_max(micro_batch)),
         };
         samples.div_ceil(micro_batch.max(1) as u64)
     }
@@ -219,7 +234,7 @@ impl Corpus {
                     records.starts.push(vec![0]);
                 }
                 Data::Set(set) => {
-                    let row = set.sample(seed, n, sequence)?;
+                    let row = set.sample(seed, n, sequence, starts_max(micro_batch))?;
                     records.tokens.extend(row.tokens);
                     records.labels.extend(row.labels);
                     records.starts.push(row.starts);

@@ -41,8 +41,14 @@ impl Size {
     }
 }
 
-/// The packs of a block. `splits`: what is longer than a sequence goes on in the next one; otherwise it is cut.
-pub(super) fn plan(records: impl Iterator<Item = (u32, Size)>, sequence: usize, splits: bool) -> Vec<Vec<Stretch>> {
+/// The packs of a block. `starts_max`: stretches of one pack, for where they begin is named in each frame of a micro-batch; one
+/// stands in each. `splits`: what is longer than a sequence goes on in the next one; otherwise it is cut.
+pub(super) fn plan(
+    records: impl Iterator<Item = (u32, Size)>,
+    sequence: usize,
+    starts_max: usize,
+    splits: bool,
+) -> Vec<Vec<Stretch>> {
     let mut packs: Vec<Vec<Stretch>> = Vec::new();
     let mut room: Vec<u32> = Vec::new();
     for (record, size) in records.filter(|(_, size)| size.reaches(sequence)) {
@@ -51,10 +57,13 @@ pub(super) fn plan(records: impl Iterator<Item = (u32, Size)>, sequence: usize, 
                 Some(pack) => {
                     packs[pack].push(stretch);
                     room[pack] -= stretch.len;
+                    if packs[pack].len() >= starts_max {
+                        room[pack] = 0;
+                    }
                 }
                 None => {
                     packs.push(vec![stretch]);
-                    room.push(sequence as u32 - stretch.len);
+                    room.push(if starts_max > 1 { sequence as u32 - stretch.len } else { 0 });
                 }
             }
         }
@@ -81,7 +90,7 @@ mod tests {
     }
 
     fn lens(tokens: &[u32], splits: bool) -> Vec<Vec<u32>> {
-        let packs = plan(sizes(tokens), 10, splits);
+        let packs = plan(sizes(tokens), 10, usize::MAX, splits);
         packs.iter().map(|pack| pack.iter().map(|stretch| stretch.len).collect()).collect()
     }
 
@@ -98,9 +107,17 @@ mod tests {
     }
 
     #[test]
+    fn no_more_stand_together_than_a_frame_names() {
+        let packs = |most| plan(sizes(&[2; 5]), 10, most, false).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(packs(5), [5]);
+        assert_eq!(packs(2), [2, 2, 1]);
+        assert_eq!((packs(1), packs(0)), (vec![1; 5], vec![1; 5]));
+    }
+
+    #[test]
     fn what_a_sequence_does_not_reach_stands_in_none() {
         let size = |first| Size { tokens: 30, learned: 5, first };
-        assert_eq!(plan([(0, size(11)), (1, size(10))].into_iter(), 10, false).len(), 1);
+        assert_eq!(plan([(0, size(11)), (1, size(10))].into_iter(), 10, usize::MAX, false).len(), 1);
         assert_eq!(Size::of(&[true, false, false]), None);
         assert_eq!(Size::of(&[true, false, true, true]), Some(Size { tokens: 4, learned: 2, first: 2 }));
     }

@@ -34,10 +34,19 @@ pub(super) struct Set {
     plans: Mutex<Plans>,
 }
 
-/// What is known of the epochs of one seed and sequence.
+/// What a plan depends on besides the records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Packing {
+    seed: u64,
+    sequence: usize,
+    /// Places within a sequence at which records may begin.
+    starts_max: usize,
+}
+
+/// What is known of the epochs under one packing.
 #[derive(Debug, Default)]
 struct Plans {
-    of: Option<(u64, usize)>,
+    of: Option<Packing>,
     /// Sequences up to the end of each epoch.
     ends: Vec<u64>,
     /// Of one epoch: sequences up to the end of each block.
@@ -48,6 +57,14 @@ struct Plans {
 }
 
 type Packs = Arc<Vec<Vec<Stretch>>>;
+
+impl Plans {
+    fn begin(&mut self, packing: Packing) {
+        if self.of != Some(packing) {
+            *self = Plans { of: Some(packing), epoch: u64::MAX, ..Plans::default() };
+        }
+    }
+}
 
 impl Set {
     /// Tokenizes every record once, for its length.
@@ -149,47 +166,48 @@ impl Set {
     }
 
     /// Sequences of `epochs` passes.
-    pub fn samples(&self, seed: u64, epochs: u64, sequence: usize) -> u64 {
+    pub fn samples(&self, seed: u64, epochs: u64, sequence: usize, starts_max: usize) -> u64 {
+        let packing = Packing { seed, sequence, starts_max };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        self.begin(&mut plans, seed, sequence);
+        plans.begin(packing);
         while (plans.ends.len() as u64) < epochs {
-            if self.next_epoch(&mut plans, seed, sequence) == 0 {
+            if self.next_epoch(&mut plans, packing) == 0 {
                 return 0;
             }
         }
         epochs.checked_sub(1).map_or(0, |last| plans.ends[last as usize])
     }
 
-    /// Tokens, labels and starts of the `n`-th sequence.
+    /// Tokens, labels and starts of the `n`-th sequence. Within it, records begin at `starts_max` places at most.
     ///
     /// # Errors
     /// A file has changed, or nothing can be learned within a sequence.
-    pub fn sample(&self, seed: u64, n: u64, sequence: usize) -> Result<Row, CorpusError> {
-        let (block, nth) = self.locate(seed, n, sequence)?;
+    pub fn sample(&self, seed: u64, n: u64, sequence: usize, starts_max: usize) -> Result<Row, CorpusError> {
+        let (block, nth) = self.locate(Packing { seed, sequence, starts_max }, n)?;
         let mut row = Row::default();
         for stretch in &block[nth] {
             let example = self.example(&self.records[stretch.record as usize].0)?;
             row.push(&example, stretch);
         }
-        row.pad(sequence, self.reading.tokenizer.ends().first().copied().unwrap_or(0));
+        row.pad(sequence, starts_max, self.reading.tokenizer.ends().first().copied().unwrap_or(0));
         Ok(row)
     }
 
     /// The block that the `n`-th sequence is in, and its place there.
-    fn locate(&self, seed: u64, n: u64, sequence: usize) -> Result<(Packs, usize), CorpusError> {
+    fn locate(&self, packing: Packing, n: u64) -> Result<(Packs, usize), CorpusError> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        self.begin(&mut plans, seed, sequence);
+        plans.begin(packing);
         while plans.ends.last().is_none_or(|end| *end <= n) {
-            if self.next_epoch(&mut plans, seed, sequence) == 0 {
+            if self.next_epoch(&mut plans, packing) == 0 {
                 return Err(CorpusError::NothingLearned {
                     records: self.records.len() as u64,
-                    sequence: Some(sequence),
+                    sequence: Some(packing.sequence),
                 });
             }
         }
         let epoch = plans.ends.partition_point(|end| *end <= n) as u64;
         if plans.epoch != epoch {
-            plans.blocks = self.blocks(seed, epoch, sequence);
+            plans.blocks = self.blocks(packing, epoch);
             plans.epoch = epoch;
         }
         let begin = epoch.checked_sub(1).map_or(0, |before| plans.ends[before as usize]);
@@ -199,7 +217,7 @@ impl Set {
         let packs = match &plans.block {
             Some((of, at, packs)) if (*of, *at) == (epoch, block) => packs.clone(),
             _ => {
-                let packs = Arc::new(self.plan(&self.order(seed, epoch), block, sequence));
+                let packs = Arc::new(self.plan(&self.order(packing.seed, epoch), block, packing));
                 plans.block = Some((epoch, block, packs.clone()));
                 packs
             }
@@ -207,25 +225,19 @@ impl Set {
         Ok((packs, nth as usize))
     }
 
-    fn begin(&self, plans: &mut Plans, seed: u64, sequence: usize) {
-        if plans.of != Some((seed, sequence)) {
-            *plans = Plans { of: Some((seed, sequence)), epoch: u64::MAX, ..Plans::default() };
-        }
-    }
-
     /// Plans one more epoch; how many sequences it has.
-    fn next_epoch(&self, plans: &mut Plans, seed: u64, sequence: usize) -> u64 {
+    fn next_epoch(&self, plans: &mut Plans, packing: Packing) -> u64 {
         plans.epoch = plans.ends.len() as u64;
-        plans.blocks = self.blocks(seed, plans.epoch, sequence);
+        plans.blocks = self.blocks(packing, plans.epoch);
         let count = plans.blocks.last().copied().unwrap_or(0);
         plans.ends.push(plans.ends.last().unwrap_or(&0) + count);
         count
     }
 
-    fn blocks(&self, seed: u64, epoch: u64, sequence: usize) -> Vec<u64> {
-        let order = self.order(seed, epoch);
+    fn blocks(&self, packing: Packing, epoch: u64) -> Vec<u64> {
+        let order = self.order(packing.seed, epoch);
         let blocks = (self.records.len() as u64).div_ceil(BLOCK);
-        let counts = (0..blocks).map(|block| self.plan(&order, block, sequence).len() as u64);
+        let counts = (0..blocks).map(|block| self.plan(&order, block, packing).len() as u64);
         counts
             .scan(0, |sum, count| {
                 *sum += count;
@@ -238,13 +250,13 @@ impl Set {
         Order::new(seed, epoch, self.records.len() as u64)
     }
 
-    fn plan(&self, order: &Order, block: u64, sequence: usize) -> Vec<Vec<Stretch>> {
+    fn plan(&self, order: &Order, block: u64, packing: Packing) -> Vec<Vec<Stretch>> {
         let until = (self.records.len() as u64).min((block + 1) * BLOCK);
         let records = (block * BLOCK..until).map(|n| {
             let record = order.at(n) as usize;
             (record as u32, self.records[record].1)
         });
-        pack::plan(records, sequence, self.splits())
+        pack::plan(records, packing.sequence, packing.starts_max, self.splits())
     }
 
     pub fn summary(&self, sequence: usize) -> Summary {
@@ -337,9 +349,12 @@ impl Row {
         }));
     }
 
-    fn pad(&mut self, sequence: usize, token: u32) {
+    /// Where there is room for it, the padding is a record: it need not be compared with what is before it.
+    fn pad(&mut self, sequence: usize, starts_max: usize, token: u32) {
         if self.tokens.len() < sequence {
-            self.starts.push(self.tokens.len() as u32);
+            if self.starts.len() <= starts_max {
+                self.starts.push(self.tokens.len() as u32);
+            }
             self.tokens.resize(sequence, token);
             self.labels.resize(sequence, IGNORE);
         }

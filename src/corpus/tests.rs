@@ -150,6 +150,22 @@ fn every_record_comes_once_in_an_epoch_whole_and_apart_from_others() {
 }
 
 #[test]
+fn no_micro_batch_has_more_records_than_a_frame_names() {
+    let line = |i: u32| format!("{{\"prompt\":\"{i}\",\"completion\":\"a\"}}\n");
+    let folder = Folder::of(&[("a.jsonl", &(0..400).map(line).collect::<String>())]);
+    let corpus = folder.open(model("byte-level")).unwrap();
+    let sequence = 256;
+    let records = corpus.records(1, 0, 2, sequence).unwrap();
+    assert_eq!(records.starts_of(sequence).check(2 * sequence, sequence), Ok(()));
+    let Data::Set(set) = &corpus.data else { panic!("records are packed") };
+    let most = |starts_max| (0..9).map(|n| set.sample(1, n, sequence, starts_max).unwrap().starts.len()).max().unwrap();
+    assert!(most(starts_max(1)) > 20, "{} short records in a sequence", most(starts_max(1)));
+    assert_eq!((starts_max(1000), most(4)), (4, 5), "four, and padding");
+    assert_eq!((starts_max(STARTS_MAX), most(1)), (1, 2), "one, and padding");
+    assert_eq!((starts_max(STARTS_MAX + 1), most(0)), (0, 1));
+}
+
+#[test]
 fn any_micro_batch_can_be_made_alone_and_in_any_order() {
     let folder = Folder::of(&[("a.jsonl", &chats(2200))]);
     let open = || folder.open(model("sentence-piece")).unwrap();

@@ -108,7 +108,7 @@ mod tests {
     use bytes::Bytes;
     use skein_protocol::{
         Attempt, MicroBatchId, RunId, Stage, Utc,
-        wire::{flow::Forward, limits::CHUNK},
+        wire::{Starts, flow::Forward, limits::CHUNK},
     };
 
     use super::*;
@@ -131,7 +131,15 @@ mod tests {
 
     fn forward(stage: Stage) -> Vec<u8> {
         let id = MicroBatchId { feeder: FROM, incarnation: 1, step: 0, index: 0 };
-        let forward = Forward { id, attempt: Attempt::first(0), stage, samples: 0, close: false, hint: None };
+        let forward = Forward {
+            id,
+            attempt: Attempt::first(0),
+            stage,
+            samples: 0,
+            close: false,
+            hint: None,
+            starts: Starts::default(),
+        };
         Frame::Flow(flow::Frame::Forward(forward)).encode()
     }
 

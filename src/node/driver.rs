@@ -635,13 +635,21 @@ fn answer_of(frame: Frame, code: Code) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skein_protocol::{Attempt, MicroBatchId};
+    use skein_protocol::{Attempt, MicroBatchId, wire::Starts};
 
     #[test]
     fn a_refused_forward_is_a_decline_of_the_same_attempt() {
         let id = MicroBatchId { feeder: PeerId([1; 32]), incarnation: 1, step: 2, index: 3 };
         let attempt = Attempt::first(4).hop(5);
-        let forward = flow::Forward { id, attempt: attempt.clone(), stage: 6, samples: 7, close: false, hint: None };
+        let forward = flow::Forward {
+            id,
+            attempt: attempt.clone(),
+            stage: 6,
+            samples: 7,
+            close: false,
+            hint: None,
+            starts: Starts::default(),
+        };
         let frame = Frame::Flow(flow::Frame::Forward(forward));
         for (code, why) in [(Code::Busy, flow::Why::Busy), (Code::NotWanted, flow::Why::NotServing)] {
             let declined = flow::Declined { id, attempt: attempt.clone(), stage: 6, why };

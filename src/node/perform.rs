@@ -80,10 +80,10 @@ impl Driver {
 
     fn records(&mut self, request: u64, index: u64) {
         let fact = match self.parts.feed.as_ref().and_then(|feed| feed.records(index)) {
-            Some((tokens, labels)) => {
+            Some((tokens, labels, starts)) => {
                 let (tokens, labels) =
                     (self.parts.blobs.put(tokens, Kind::Work), self.parts.blobs.put(labels, Kind::Work));
-                Input::Records { request, tokens, labels }
+                Input::Records { request, tokens, labels, starts }
             }
             None => Input::RecordsEnded,
         };

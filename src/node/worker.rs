@@ -255,7 +255,7 @@ mod tests {
         job::Coding,
         model::StageModel,
     };
-    use skein_protocol::{RunId, run::Codec};
+    use skein_protocol::{RunId, run::Codec, wire::Starts};
 
     #[test]
     fn a_panic_keeps_its_words() {
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(told(&mut ran).await, (1, Ok(Done::Ok)));
         let input = blobs.put(vec![0; 2 * 16 * 4].into(), Kind::Work);
         let coding = Coding { codec: Codec::F32, zstd: false };
-        thread.assign(JobId(2), Job::Forward { stage: 0, key: 1, input, coding });
+        thread.assign(JobId(2), Job::Forward { stage: 0, key: 1, input, starts: Starts::default(), coding });
         thread.assign(JobId(3), Job::Create { stage: 1 });
         let (job, done) = told(&mut ran).await;
         let Ok(Done::Forwarded { output, raw: 4096, .. }) = done else { panic!("{job}: {done:?}") };

@@ -47,17 +47,28 @@ fn blocks(t: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..t.div_ceil(BLOCK)).rev().map(move |i| i * BLOCK..t.min((i + 1) * BLOCK))
 }
 
-/// What the tokens of a sequence see: themselves and what is before them, as far back as a window reaches.
+/// What the tokens of sequences see: themselves and what is before them, as far back as a window reaches and their record begins.
+///
+/// Positions go on through a sequence, for records as well: scores depend on how far apart two tokens of a record stand, and not
+/// on where it does.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sight {
+pub struct Sight<'a> {
     /// Tokens, itself among them; nothing: all.
     pub window: Option<usize>,
+    /// Of each token the place in its sequence at which its record begins; empty: each sequence is one record.
+    pub begins: &'a [u32],
 }
 
-impl Sight {
-    /// The first that the token at `position` sees.
+impl Sight<'_> {
+    /// Of the `s`-th sequence of `t` tokens alone.
+    fn of(self, s: usize, t: usize) -> Self {
+        Sight { begins: self.begins.get(s * t..(s + 1) * t).unwrap_or_default(), ..self }
+    }
+
+    /// The first that the token at `position` of a sequence sees. It never falls from one token to the next.
     fn first(self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        let window = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        self.begins.get(position).map_or(window, |begin| window.max(*begin as usize))
     }
 }
 
@@ -70,14 +81,14 @@ pub struct Head<'a> {
     pub stride: usize,
 }
 
-/// One block of queries, at most [`BLOCK`], which stand at `first` and after. `p`: their probabilities, a row `p_stride` wide;
+/// One block of queries, at most [`BLOCK`], which stand at `first` and after in the sequence of `sight`. `p`: their probabilities, a row `p_stride` wide;
 /// what lies before the first key that any of them sees is not written. `out`: `[n, head]` in rows `out_stride` wide.
 #[allow(clippy::too_many_arguments)]
 pub fn attend<P: Product>(
     product: &mut P,
     head: &Head<'_>,
     first: usize,
-    sight: Sight,
+    sight: Sight<'_>,
     scale: f32,
     p: &mut [f32],
     p_stride: usize,
@@ -98,10 +109,18 @@ pub fn attend<P: Product>(
 }
 
 /// `out [rows, heads * head]` and the probabilities, from `qkv [rows, qkv]`.
-pub fn forward<P: Product>(product: &mut P, shape: &Shape, sight: Sight, qkv: &[f32], p: &mut [f32], out: &mut [f32]) {
+pub fn forward<P: Product>(
+    product: &mut P,
+    shape: &Shape,
+    sight: Sight<'_>,
+    qkv: &[f32],
+    p: &mut [f32],
+    out: &mut [f32],
+) {
     let (dims, t) = (&shape.dims, shape.t);
     let (width, hd, od) = (dims.qkv(), dims.head, dims.q());
     for s in 0..shape.sequences {
+        let sight = sight.of(s, t);
         let qkv = &qkv[s * t * width..][..t * width];
         for head in 0..dims.heads {
             let (q, k, v) = columns(dims, head);
@@ -123,7 +142,7 @@ pub fn forward<P: Product>(product: &mut P, shape: &Shape, sight: Sight, qkv: &[
 pub fn backward<P: Product>(
     product: &mut P,
     shape: &Shape,
-    sight: Sight,
+    sight: Sight<'_>,
     qkv: &[f32],
     p: &[f32],
     dout: &[f32],
@@ -132,9 +151,10 @@ pub fn backward<P: Product>(
 ) {
     let (dims, t) = (&shape.dims, shape.t);
     let (width, hd, od) = (dims.qkv(), dims.head, dims.q());
-    // Where no block sees every key, nothing is written to all of their gradients.
-    let partial = sight.first(t - 1) > 0;
     for s in 0..shape.sequences {
+        let sight = sight.of(s, t);
+        // Where no block sees every key, nothing is written to all of their gradients.
+        let partial = sight.first(t - 1) > 0;
         let qkv = &qkv[s * t * width..][..t * width];
         let dqkv = &mut dqkv[s * t * width..][..t * width];
         if partial {
@@ -177,14 +197,21 @@ mod tests {
         let shape = Shape { dims, sequences: 2, t: 130 };
         let width = dims.qkv();
         let qkv: Vec<f32> = (0..shape.rows() * width).map(|i| ((i * 7919) % 1000) as f32 / 400.0 - 1.2).collect();
-        for window in [None, Some(1), Some(7), Some(100), Some(130)] {
+        // Records that begin within a block, at one, and one after the other.
+        let begin = |i: usize| [0, 5, 64, 65, 128].into_iter().rfind(|begin| *begin <= i % 130).unwrap_or(0);
+        let records: Vec<u32> = (0..260).map(|i| if i < 130 { begin(i) as u32 } else { 0 }).collect();
+        for (window, begins) in [None, Some(1), Some(7), Some(100), Some(130)]
+            .into_iter()
+            .flat_map(|window| [(window, &[][..]), (window, &records)])
+        {
             let mut p = vec![f32::NAN; shape.probabilities()];
             let mut out = vec![f32::NAN; shape.rows() * 16];
-            forward(&mut FixedProduct::default(), &shape, Sight { window }, &qkv, &mut p, &mut out);
-            for (s, head, i) in [(0, 0, 0), (0, 3, 64), (1, 1, 129), (1, 2, 63)] {
+            forward(&mut FixedProduct::default(), &shape, Sight { window, begins }, &qkv, &mut p, &mut out);
+            for (s, head, i) in [(0, 0, 0), (0, 3, 64), (0, 2, 63), (0, 1, 100), (0, 0, 129), (1, 1, 129), (1, 2, 63)] {
                 let (q, k, v) = columns(&dims, head);
                 let row = |t: usize, c: usize| &qkv[(s * 130 + t) * width + c..][..4];
                 let first = window.map_or(0, |window| (i + 1usize).saturating_sub(window));
+                let first = first.max(begins.get(s * 130 + i).map_or(0, |begin| *begin as usize));
                 let scores: Vec<f64> = (first..=i)
                     .map(|j| row(i, q).iter().zip(row(j, k)).map(|(a, b)| f64::from(a * b)).sum::<f64>() / 2.0)
                     .map(f64::exp)
@@ -193,7 +220,11 @@ mod tests {
                 for c in 0..4 {
                     let weighted = scores.iter().zip(first..).map(|(score, j)| score / sum * f64::from(row(j, v)[c]));
                     let (wanted, got) = (weighted.sum::<f64>(), f64::from(out[(s * 130 + i) * 16 + head * 4 + c]));
-                    assert!((got - wanted).abs() < 1e-5, "{window:?} {s} {head} {i} {c}: {got} {wanted}");
+                    assert!(
+                        (got - wanted).abs() < 1e-5,
+                        "{window:?} {} {s} {head} {i} {c}: {got} {wanted}",
+                        begins.len()
+                    );
                 }
             }
         }

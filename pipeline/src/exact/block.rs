@@ -171,7 +171,8 @@ pub struct Weights<'a> {
     pub qkv_bias: Option<&'a [f32]>,
     /// Of q's heads, then of k's.
     pub qk_norm: Option<&'a [f32]>,
-    pub sight: Sight,
+    /// How many tokens each sees, itself among them; nothing: all.
+    pub window: Option<usize>,
     pub output: Weight<'a>,
     pub mlp_norm: &'a [f32],
     pub gate_up: Weight<'a>,
@@ -190,7 +191,7 @@ impl<'a> Weights<'a> {
             qkv: params.weight(at.qkv, dims.qkv(), dims.hidden),
             qkv_bias: at.qkv_bias.map(|at| &params.flat[at..][..dims.qkv()]),
             qk_norm: at.qk_norm.map(|at| &params.flat[at..][..2 * dims.head]),
-            sight: Sight { window: at.window },
+            window: at.window,
             output: params.weight(at.output, dims.hidden, dims.q()),
             mlp_norm: &params.flat[at.mlp_norm..][..dims.hidden],
             gate_up: params.weight(at.gate_up, 2 * dims.ffn, dims.hidden),
@@ -282,12 +283,14 @@ fn heads_of(d: &Dims) -> [Heads; 2] {
     [Heads { width, first: 0, count: d.heads }, Heads { width, first: d.q(), count: d.kv_heads }]
 }
 
-/// `out [rows, hidden]` from the input that lies in `tape.x`. `rope`: the angles of positions `0..t`.
+/// `out [rows, hidden]` from the input that lies in `tape.x`. `rope`: the angles of positions `0..t`. `begins`: [`Sight::begins`].
+#[allow(clippy::too_many_arguments)]
 pub fn forward<P: Product>(
     product: &mut P,
     shape: &Shape,
     w: &Weights<'_>,
     rope: &[f32],
+    begins: &[u32],
     tape: &mut Tape<'_>,
     out: &mut [f32],
     scratch: &mut Scratch,
@@ -301,7 +304,7 @@ pub fn forward<P: Product>(
     let [low_qkv, low_output, low_gate_up, low_down] = &mut tape.low;
     product.product(tape.qkv, d.qkv(), false, Matrix::new(h, rows, hidden), w.qkv.forward(), 1.0);
     turn(product, d, w, rope, h, tape.qkv, &mut tape.heads, low_qkv);
-    attention::forward(product, shape, w.sight, tape.qkv, tape.p, tape.att);
+    attention::forward(product, shape, Sight { window: w.window, begins }, tape.qkv, tape.p, tape.att);
     tape.mid.copy_from_slice(tape.x);
     product.product(tape.mid, hidden, true, Matrix::new(tape.att, rows, att), w.output.forward(), 1.0);
     w.adapt(product, Site::Output, tape.att, low_output, tape.mid, hidden);
@@ -323,6 +326,7 @@ pub fn backward<P: Product>(
     shape: &Shape,
     w: &Weights<'_>,
     rope: &[f32],
+    begins: &[u32],
     tape: &Tape<'_>,
     train: bool,
     scratch: &mut Scratch,
@@ -352,7 +356,8 @@ pub fn backward<P: Product>(
     let da = &mut scratch.wide[..rows * att];
     product.product(da, att, false, Matrix::new(dmid, rows, hidden), w.output.backward(), 1.0);
     w.adapt_back(product, Site::Output, dmid, hidden, &mut scratch.dlow[dlow(Site::Output)], da);
-    attention::backward(product, shape, w.sight, tape.qkv, tape.p, da, dqkv, &mut scratch.ds);
+    let sight = Sight { window: w.window, begins };
+    attention::backward(product, shape, sight, tape.qkv, tape.p, da, dqkv, &mut scratch.ds);
     kernel::rope(dqkv, d.qkv(), d.heads + d.kv_heads, d.head / 2, rope, -1.0);
     if let Some((q, k)) = w.qk_norm.map(|norm| norm.split_at(d.head)) {
         let [of_q, of_k] = heads_of(d);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use skein_protocol::{
     Manifest,
     run::{Optimizer, OptimizerKind, Recompute, Schedule},
+    wire::Starts,
 };
 
 use crate::model::StageModel;
@@ -162,8 +163,14 @@ pub trait Engine: Send {
     }
 
     /// Runs the stage's layers. Returns the hidden states, or nothing at the last stage (its loss or its logits come from
-    /// [`loss_backward`](Engine::loss_backward) and [`infer`](Engine::infer)). A key that is kept already is replaced.
-    fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError>;
+    /// [`loss_backward`](Engine::loss_backward) and [`infer`](Engine::infer)). A key that is kept already is replaced. `starts`:
+    /// where records begin in the sequences; each record is computed as if it stood alone, forward and backward.
+    fn forward_packed(&mut self, key: u64, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError>;
+
+    /// [`forward_packed`](Engine::forward_packed) of sequences that are one record each.
+    fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
+        self.forward_packed(key, input, &Starts::default())
+    }
 
     /// Last stage: loss of the kept forward against `targets` (one a token, or [`IGNORE`]), then its backward.
     /// `weight` as in [`backward`](Engine::backward).

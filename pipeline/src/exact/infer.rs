@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{
-    attention::{BLOCK, Head, attend},
+    attention::{BLOCK, Head, Sight, attend},
     block::{self, HeadTape, Weights, grow},
     engine::{EngineError, Piece, StageInput},
     head,
@@ -299,7 +299,8 @@ fn attention<P: Product>(
             let (keys, values) = (&session.keys[layer][group..], &session.values[layer][group..]);
             let head_of = Head { queries, keys, values, stride: kv };
             let scale = 1.0 / (hd as f32).sqrt();
-            attend(&mut product, &head_of, *first, w.sight, scale, p, seen, &mut out[head * hd..], att);
+            let sight = Sight { window: w.window, begins: &[] };
+            attend(&mut product, &head_of, *first, sight, scale, p, seen, &mut out[head * hd..], att);
         }
     });
 }

@@ -1,5 +1,7 @@
 //! What may come into an engine: inputs, targets and parameters, checked before anything is computed with them.
 
+use skein_protocol::wire::Starts;
+
 use super::{
     engine::{EngineError, IGNORE, Settings, StageInput},
     kernel,
@@ -8,7 +10,13 @@ use super::{
 use crate::model::StageModel;
 
 /// The input of a kept forward.
-pub enum Input {
+pub struct Input {
+    pub rows: Rows,
+    /// Of each token the place in its sequence at which its record begins; empty: each sequence is one record.
+    pub begins: Vec<u32>,
+}
+
+pub enum Rows {
     Tokens(Vec<u32>),
     /// `[tokens, hidden]`
     Hidden(Vec<f32>),
@@ -18,25 +26,27 @@ impl Input {
     /// A copy of an input that is what this stage takes, and its sequences.
     ///
     /// # Errors
-    /// [`EngineError::BadInput`]: of another stage, outside the vocabulary, not finite, or not whole sequences.
+    /// [`EngineError::BadInput`]: of another stage, outside the vocabulary, not finite, not whole sequences, or with records that
+    /// begin where none can.
     pub fn checked(
         model: &StageModel,
         settings: &Settings,
         input: StageInput<'_>,
+        starts: &Starts,
     ) -> Result<(Self, usize), EngineError> {
         let (t, max) = (settings.sequence, settings.micro_batch);
         let dims = model.dims();
-        let (tokens, whole, input) = match input {
+        let (tokens, whole, rows) = match input {
             StageInput::Tokens(tokens) if model.embedding => {
                 check_tokens(tokens, dims.vocab)?;
-                (tokens.len(), true, Input::Tokens(tokens.to_vec()))
+                (tokens.len(), true, Rows::Tokens(tokens.to_vec()))
             }
             StageInput::Hidden(x) if !model.embedding => {
                 if !kernel::finite(x) {
                     return Err(EngineError::BadInput("the activation is not finite".into()));
                 }
                 let tokens = x.len() / dims.hidden;
-                (tokens, x.len() == tokens * dims.hidden, Input::Hidden(x.to_vec()))
+                (tokens, x.len() == tokens * dims.hidden, Rows::Hidden(x.to_vec()))
             }
             StageInput::Tokens(_) => return Err(EngineError::BadInput("token ids go to the first stage only".into())),
             StageInput::Hidden(_) => return Err(EngineError::BadInput("the first stage takes token ids".into())),
@@ -46,16 +56,37 @@ impl Input {
             let text = format!("{tokens} tokens are not 1 to {max} sequences of {t}");
             return Err(EngineError::BadInput(text));
         }
-        Ok((input, sequences))
+        starts.check(tokens, t).map_err(|error| EngineError::BadInput(error.to_string()))?;
+        Ok((Input { rows, begins: begins(starts, tokens, t) }, sequences))
+    }
+
+    /// [`Input::begins`] of some sequences of `t` tokens each.
+    pub(super) fn begins(&self, sequences: std::ops::Range<usize>, t: usize) -> &[u32] {
+        self.begins.get(sequences.start * t..sequences.end * t).unwrap_or_default()
     }
 
     /// Some sequences of it, of `t` tokens each.
     pub(super) fn part(&self, sequences: std::ops::Range<usize>, t: usize, hidden: usize) -> Part<'_> {
-        match self {
-            Input::Tokens(tokens) => Part::Tokens(&tokens[sequences.start * t..sequences.end * t]),
-            Input::Hidden(x) => Part::Hidden(&x[sequences.start * t * hidden..sequences.end * t * hidden]),
+        match &self.rows {
+            Rows::Tokens(tokens) => Part::Tokens(&tokens[sequences.start * t..sequences.end * t]),
+            Rows::Hidden(x) => Part::Hidden(&x[sequences.start * t * hidden..sequences.end * t * hidden]),
         }
     }
+}
+
+/// [`Input::begins`] of `starts`, which were checked.
+fn begins(starts: &Starts, tokens: usize, t: usize) -> Vec<u32> {
+    if starts.is_empty() {
+        return Vec::new();
+    }
+    let mut begins = vec![0; tokens];
+    for (n, &start) in starts.places().iter().enumerate() {
+        let start = start as usize;
+        let next = starts.places().get(n + 1).map_or(tokens, |next| *next as usize);
+        let end = next.min((start / t + 1) * t);
+        begins[start..end].fill((start % t) as u32);
+    }
+    begins
 }
 
 pub fn check_settings(settings: &Settings) -> Result<(), EngineError> {

@@ -81,8 +81,17 @@ impl<P: Product> Lane<P> {
         Lane { product, block: block::Scratch::default(), head: head::Scratch::default() }
     }
 
-    /// Runs all layers; the output is the last `rows * hidden` values of the tape.
-    pub fn forward(&mut self, plan: &Plan, shape: &Shape, params: Params<'_>, input: Part<'_>, tape: &mut [f32]) {
+    /// Runs all layers; the output is the last `rows * hidden` values of the tape. `begins`:
+    /// [`Sight::begins`](super::attention::Sight::begins).
+    pub fn forward(
+        &mut self,
+        plan: &Plan,
+        shape: &Shape,
+        params: Params<'_>,
+        input: Part<'_>,
+        begins: &[u32],
+        tape: &mut [f32],
+    ) {
         let d = shape.dims.hidden;
         let (len, x) = (Tape::values(shape), shape.rows() * d);
         self.block.reserve(shape, false);
@@ -99,7 +108,7 @@ impl<P: Product> Lane<P> {
             let weights = Weights::new(&shape.dims, at, plan.adapters.get(n), params);
             let mut layer = Tape::over(shape, here);
             let out = &mut next[..x];
-            block::forward(&mut self.product, shape, &weights, &plan.rope, &mut layer, out, &mut self.block);
+            block::forward(&mut self.product, shape, &weights, &plan.rope, begins, &mut layer, out, &mut self.block);
         }
     }
 
@@ -130,10 +139,20 @@ impl<P: Product> Lane<P> {
     }
 
     /// Backward of layer `n`.
-    pub fn layer(&mut self, plan: &Plan, n: usize, shape: &Shape, params: Params<'_>, tape: &mut [f32], train: bool) {
+    #[allow(clippy::too_many_arguments)]
+    pub fn layer(
+        &mut self,
+        plan: &Plan,
+        n: usize,
+        shape: &Shape,
+        params: Params<'_>,
+        begins: &[u32],
+        tape: &mut [f32],
+        train: bool,
+    ) {
         let len = Tape::values(shape);
         let weights = Weights::new(&shape.dims, &plan.layers[n], plan.adapters.get(n), params);
         let layer = Tape::over(shape, &mut tape[n * len..][..len]);
-        block::backward(&mut self.product, shape, &weights, &plan.rope, &layer, train, &mut self.block);
+        block::backward(&mut self.product, shape, &weights, &plan.rope, begins, &layer, train, &mut self.block);
     }
 }

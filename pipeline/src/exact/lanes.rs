@@ -24,18 +24,20 @@ pub struct Share<'a, P> {
     lane: &'a mut Lane<P>,
     shape: Shape,
     input: Part<'a>,
+    /// Of each token of its sequences where its record begins.
+    begins: &'a [u32],
     tape: &'a mut [f32],
 }
 
 impl<'a, P: Product> Share<'a, P> {
-    pub fn new(lane: &'a mut Lane<P>, shape: Shape, input: Part<'a>, tape: &'a mut [f32]) -> Self {
-        Share { lane, shape, input, tape }
+    pub fn new(lane: &'a mut Lane<P>, shape: Shape, input: Part<'a>, begins: &'a [u32], tape: &'a mut [f32]) -> Self {
+        Share { lane, shape, input, begins, tape }
     }
 }
 
 /// Runs all layers over every share's input into its tape.
 pub fn forward<P: Product>(pool: &P, plan: &Plan, params: Params<'_>, shares: &mut [Share<'_, P>]) {
-    pool.each(shares, |s| s.lane.forward(plan, &s.shape, params, s.input, s.tape));
+    pool.each(shares, |s| s.lane.forward(plan, &s.shape, params, s.input, s.begins, s.tape));
 }
 
 /// Runs all layers backward over the tapes of a forward. `from`: of each share. `out` becomes the input's gradient where there
@@ -67,7 +69,7 @@ pub fn backward<P: Product>(
         None => 0.0,
     };
     for (n, at) in plan.layers.iter().enumerate().rev() {
-        pool.each(shares, |s| s.lane.layer(plan, n, &s.shape, params, s.tape, train));
+        pool.each(shares, |s| s.lane.layer(plan, n, &s.shape, params, s.begins, s.tape, train));
         if let Some(grad) = grad.as_deref_mut() {
             let places = match plan.adapters.get(n) {
                 Some(adapters) => Tensor::adapters(adapters),

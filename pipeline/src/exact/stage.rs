@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use skein_protocol::run::Recompute;
+use skein_protocol::{run::Recompute, wire::Starts};
 
 use super::{
     attention::Shape,
@@ -284,7 +284,7 @@ fn shares<'a, P: Product>(
         let shape = Shape { dims, sequences: range.len(), t };
         let (tape, left) = std::mem::take(&mut rest).split_at_mut(plan.tape(&shape));
         rest = left;
-        Share::new(lane, shape, input.part(range.clone(), t, dims.hidden), tape)
+        Share::new(lane, shape, input.part(range.clone(), t, dims.hidden), input.begins(range.clone(), t), tape)
     };
     lanes.iter_mut().zip(cut).map(share).collect()
 }
@@ -331,8 +331,8 @@ impl<P: Product> Engine for StageEngine<P> {
         4 * self.panels.values() as u64
     }
 
-    fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
-        let (input, sequences) = Input::checked(&self.model, &self.settings, input)?;
+    fn forward_packed(&mut self, key: u64, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError> {
+        let (input, sequences) = Input::checked(&self.model, &self.settings, input, starts)?;
         self.drop_kept(key);
         let held = self.held.clone();
         let tape = self.run(&held, &input, sequences);

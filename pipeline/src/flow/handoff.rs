@@ -9,7 +9,10 @@ use std::{collections::BTreeSet, time::Duration};
 use skein_protocol::{
     Attempt, Blob, Instant, Lane, MicroBatchId, PeerId, Stage,
     event::Event,
-    wire::flow::{About, Accepted, Forward, Frame, Why},
+    wire::{
+        Starts,
+        flow::{About, Accepted, Forward, Frame, Why},
+    },
 };
 
 use super::Desk;
@@ -53,6 +56,8 @@ pub struct Cargo {
     pub id: MicroBatchId,
     pub samples: u64,
     pub close: bool,
+    /// Where its records begin.
+    pub starts: Starts,
     /// Attempt under which the holder has it; nothing for the feeder.
     pub attempt: Option<Attempt>,
 }
@@ -195,7 +200,8 @@ impl Handoff {
         let attempt = cargo.attempt_with(self.counter);
         self.sent = Some((cargo.id, attempt.clone()));
         let Cargo { id, samples, close, .. } = *cargo;
-        let forward = Forward { id, attempt, stage: self.stage, samples, close, hint: self.onward };
+        let (stage, hint, starts) = (self.stage, self.onward, cargo.starts.clone());
+        let forward = Forward { id, attempt, stage, samples, close, hint, starts };
         desk.send(to, Lane::Activation, Frame::Forward(forward), Some(body));
         true
     }
@@ -388,6 +394,7 @@ mod tests {
             id: MicroBatchId { feeder: me, incarnation, step: 0, index },
             samples: 0,
             close: false,
+            starts: Starts::default(),
             attempt: None,
         };
         let mut handoffs: Vec<Handoff> = (0..3).map(|_| Handoff::new(1, false)).collect();
@@ -419,7 +426,7 @@ mod tests {
             act(&mut Desk { now, me, out: &mut out, jobs: &mut jobs, route: &mut route, uplink: &mut uplink });
         };
         let id = MicroBatchId { feeder: me, incarnation: 1, step: 0, index: 0 };
-        let cargo = Cargo { id, samples: 0, close: false, attempt: None };
+        let cargo = Cargo { id, samples: 0, close: false, starts: Starts::default(), attempt: None };
         let mut handoff = Handoff::new(1, false);
         at(0, &mut |desk| assert!(handoff.choose(desk) && handoff.send(desk, &cargo, Blob { id: 1, len: 1 })));
         at(50, &mut |desk| handoff.on_tick(desk));

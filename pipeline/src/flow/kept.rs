@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use skein_protocol::{Attempt, Blob, Instant, MicroBatchId, PeerId, Stage, wire::flow::Hop};
+use skein_protocol::{
+    Attempt, Blob, Instant, MicroBatchId, PeerId, Stage,
+    wire::{Starts, flow::Hop},
+};
 
 use super::handoff::{Cargo, Handoff};
 use crate::job::{Coding, Key};
@@ -32,6 +35,8 @@ pub struct Kept {
     pub attempt: Attempt,
     pub samples: u64,
     pub close: bool,
+    /// Where its records begin: for my forward, and for whoever it is sent to.
+    pub starts: Starts,
     pub work: Work,
     /// Last stage: upstream has heard that it is here, and will not take it back.
     pub confirmed: bool,
@@ -61,7 +66,8 @@ pub struct Kept {
 
 impl Kept {
     pub fn cargo(&self, id: MicroBatchId) -> Cargo {
-        Cargo { id, samples: self.samples, close: self.close, attempt: Some(self.attempt.clone()) }
+        let (starts, attempt) = (self.starts.clone(), Some(self.attempt.clone()));
+        Cargo { id, samples: self.samples, close: self.close, starts, attempt }
     }
 
     /// Handles that it owns.

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, time::Duration};
 use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Manifest, MicroBatchId, PeerId, Stage,
     event::{Event, Severity},
-    wire::flow::{About, Accepted, Declined, Frame, Hop, Returned, Void},
+    wire::{
+        Starts,
+        flow::{About, Accepted, Declined, Frame, Hop, Returned, Void},
+    },
 };
 
 use super::{
@@ -27,17 +30,25 @@ const RECORDS_AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Open {
-    tokens: Blob,
-    labels: Blob,
+    ready: Ready,
     samples: u64,
     minted: Instant,
     handoff: Handoff,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// One micro-batch of data.
+#[derive(Clone, Debug)]
 struct Ready {
     tokens: Blob,
     labels: Blob,
+    /// Where its records begin.
+    starts: Starts,
+}
+
+impl Ready {
+    fn blobs(&self) -> [Blob; 2] {
+        [self.tokens, self.labels]
+    }
 }
 
 /// What the feeder tells the run: all below `low` is over, and so are the set bits above it.
@@ -187,8 +198,7 @@ impl Source {
             let position = self.next;
             self.next += 1;
             let handoff = Handoff::new(0, false);
-            let Ready { tokens, labels } = ready;
-            self.open.insert(position, Open { tokens, labels, samples: run_samples, minted: desk.now, handoff });
+            self.open.insert(position, Open { ready, samples: run_samples, minted: desk.now, handoff });
             desk.emit(Event::Minted { id: self.id(position), samples: run_samples });
             self.push(desk, position);
         }
@@ -210,10 +220,10 @@ impl Source {
         }
     }
 
-    pub fn on_records(&mut self, desk: &mut Desk<'_>, request: u64, tokens: Blob, labels: Blob) {
+    pub fn on_records(&mut self, desk: &mut Desk<'_>, request: u64, tokens: Blob, labels: Blob, starts: Starts) {
         match self.asked.remove(&request) {
             Some((position, _)) if position >= self.next && !self.ready.contains_key(&position) => {
-                self.ready.insert(position, Ready { tokens, labels });
+                self.ready.insert(position, Ready { tokens, labels, starts });
             }
             _ => desk.release_all([tokens, labels]),
         }
@@ -221,19 +231,20 @@ impl Source {
 
     /// Routes and sends one id if that is the next thing to do with it.
     fn push(&mut self, desk: &mut Desk<'_>, position: u64) {
-        let cargo = self.cargo(position);
+        let Some(cargo) = self.cargo(position) else { return };
         let Some(open) = self.open.get_mut(&position) else { return };
         if open.handoff.is_spent() {
             return self.void(desk, position, 0, "given up after 255 attempts");
         }
         open.handoff.choose(desk);
-        open.handoff.send(desk, &cargo, open.tokens);
+        open.handoff.send(desk, &cargo, open.ready.tokens);
     }
 
-    fn cargo(&self, position: u64) -> Cargo {
-        let samples = self.open.get(&position).map_or(0, |open| open.samples);
+    fn cargo(&self, position: u64) -> Option<Cargo> {
+        let Open { ready, samples, .. } = self.open.get(&position)?;
         let close = position % self.per_step == self.per_step - 1;
-        Cargo { id: self.id(position), samples, close, attempt: None }
+        let starts = ready.starts.clone();
+        Some(Cargo { id: self.id(position), samples: *samples, close, starts, attempt: None })
     }
 
     pub fn on_delivered(&mut self, desk: &mut Desk<'_>, to: PeerId, about: &About) {
@@ -258,7 +269,7 @@ impl Source {
 
     pub fn on_want_labels(&mut self, desk: &mut Desk<'_>, from: PeerId, id: MicroBatchId) {
         let Some(open) = self.position(&id).and_then(|p| self.open.get(&p)) else { return };
-        desk.send(from, Lane::Activation, Frame::Labels(id), Some(open.labels));
+        desk.send(from, Lane::Activation, Frame::Labels(id), Some(open.ready.labels));
     }
 
     /// Stage 0 says that an id is through. The first complete path is accepted.
@@ -307,7 +318,7 @@ impl Source {
 
     fn end(&mut self, desk: &mut Desk<'_>, position: u64) {
         let Some(open) = self.open.remove(&position) else { return };
-        desk.release_all([open.tokens, open.labels]);
+        desk.release_all(open.ready.blobs());
         self.over.insert(position, ());
         while self.over.remove(&self.low).is_some() {
             self.low += 1;
@@ -354,10 +365,10 @@ impl Source {
     pub fn on_fenced(&mut self, desk: &mut Desk<'_>, incarnation: Incarnation) {
         for (_, mut open) in std::mem::take(&mut self.open) {
             open.handoff.abandon(desk);
-            desk.release_all([open.tokens, open.labels]);
+            desk.release_all(open.ready.blobs());
         }
         for (_, ready) in std::mem::take(&mut self.ready) {
-            desk.release_all([ready.tokens, ready.labels]);
+            desk.release_all(ready.blobs());
         }
         self.feed_from = self.feed_next();
         self.incarnation = incarnation;

@@ -208,6 +208,7 @@ impl StageFlow {
                 attempt: forward.attempt,
                 samples: forward.samples,
                 close: forward.close,
+                starts: forward.starts,
                 work: Work::Queued { input: body },
                 confirmed: false,
                 labels: None,

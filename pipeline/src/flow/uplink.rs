@@ -162,7 +162,10 @@ impl Uplink {
 mod tests {
     use std::collections::BTreeSet;
 
-    use skein_protocol::{rng::Streams, wire::flow::Forward};
+    use skein_protocol::{
+        rng::Streams,
+        wire::{Starts, flow::Forward},
+    };
 
     use super::*;
 
@@ -186,7 +189,15 @@ mod tests {
         fn push(&mut self, to: u8, lane: Lane, size: u64) -> Blob {
             self.next += 1;
             let id = MicroBatchId { feeder: PeerId([9; 32]), incarnation: 1, step: self.next as u32, index: 0 };
-            let forward = Forward { id, attempt: Attempt::first(0), stage: 1, samples: 0, close: false, hint: None };
+            let forward = Forward {
+                id,
+                attempt: Attempt::first(0),
+                stage: 1,
+                samples: 0,
+                close: false,
+                hint: None,
+                starts: Starts::default(),
+            };
             let body = Blob { id: self.next, len: size };
             self.uplink.push(PeerId([to; 32]), lane, flow::Frame::Forward(forward), body);
             body

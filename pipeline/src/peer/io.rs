@@ -4,7 +4,7 @@ use skein_protocol::{
     Blob, Incarnation, JobId, Lane, PeerId, Stage, Utc, Version,
     event::{Event, Severity},
     hash::Digest,
-    wire::{Frame, flow::About},
+    wire::{Frame, Starts, flow::About},
 };
 
 use crate::{
@@ -41,11 +41,12 @@ pub enum Input {
         job: JobId,
         done: Done,
     },
-    /// Records of samples that `Output::Records` asked for: token ids and labels of one micro-batch.
+    /// Records of samples that `Output::Records` asked for: token ids and labels of one micro-batch, and where its records begin.
     Records {
         request: u64,
         tokens: Blob,
         labels: Blob,
+        starts: Starts,
     },
     /// There is no more data (an epoch limit, an empty source).
     RecordsEnded,

@@ -9,7 +9,7 @@ use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Outbox, PeerId, Stage, Utc,
     event::{Event, Severity},
     run::PROTOCOL,
-    wire::{self, flow, hello},
+    wire::{self, Starts, flow, hello},
 };
 
 use super::{
@@ -57,7 +57,9 @@ impl Peer {
             Input::PeerLost { peer, why } => self.on_connection_lost(now, peer, &why, out),
             Input::Found { peers, .. } => self.on_found(now, peers, out),
             Input::Done { job, done } => self.on_done(now, job, done, out),
-            Input::Records { request, tokens, labels } => self.on_records(now, request, tokens, labels, out),
+            Input::Records { request, tokens, labels, starts } => {
+                self.on_records(now, request, (tokens, labels, starts), out)
+            }
             Input::RecordsEnded => self.on_records_ended(),
             Input::Incarnated { incarnation } => self.on_incarnated(now, incarnation, out),
             Input::Measured { peer, link } => self.on_measured(peer, link),
@@ -544,8 +546,14 @@ impl Peer {
         self.push_snapshot_if_due(stage);
     }
 
-    fn on_records(&mut self, now: Instant, request: u64, tokens: Blob, labels: Blob, out: &mut Outbox<Output>) {
-        let taken = self.with_source(now, out, |source, desk| source.on_records(desk, request, tokens, labels));
+    fn on_records(
+        &mut self,
+        now: Instant,
+        request: u64,
+        (tokens, labels, starts): (Blob, Blob, Starts),
+        out: &mut Outbox<Output>,
+    ) {
+        let taken = self.with_source(now, out, |source, desk| source.on_records(desk, request, tokens, labels, starts));
         if taken.is_none() {
             out.push(Output::Release { blob: tokens });
             out.push(Output::Release { blob: labels });

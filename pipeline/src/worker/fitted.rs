@@ -10,6 +10,8 @@ use std::{
     ops::{Deref, DerefMut, Range},
 };
 
+use skein_protocol::wire::Starts;
+
 use crate::{
     exact::{Engine, EngineError, IGNORE, Lost, StageInput},
     job::Key,
@@ -67,15 +69,22 @@ impl Fitted {
         self.engine.kept().len() - more
     }
 
-    /// As [`Engine::forward`].
-    pub fn forward(&mut self, key: Key, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
-        self.smaller(|fitted| fitted.forward_in_pieces(key, input))
+    /// As [`Engine::forward_packed`].
+    pub fn forward(&mut self, key: Key, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError> {
+        self.smaller(|fitted| fitted.forward_in_pieces(key, input, starts))
     }
 
-    /// [`Engine::forward`] and [`Engine::loss_backward`] at the last stage.
-    pub fn loss(&mut self, key: Key, input: StageInput<'_>, targets: &[u32], weight: f32) -> Result<Lost, EngineError> {
+    /// [`Engine::forward_packed`] and [`Engine::loss_backward`] at the last stage.
+    pub fn loss(
+        &mut self,
+        key: Key,
+        input: StageInput<'_>,
+        starts: &Starts,
+        targets: &[u32],
+        weight: f32,
+    ) -> Result<Lost, EngineError> {
         self.smaller(|fitted| {
-            fitted.forward_in_pieces(key, input)?;
+            fitted.forward_in_pieces(key, input, starts)?;
             fitted.loss_in_pieces(key, targets, weight)
         })
     }
@@ -127,10 +136,10 @@ impl Fitted {
         smaller
     }
 
-    fn forward_in_pieces(&mut self, key: Key, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
+    fn forward_in_pieces(&mut self, key: Key, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError> {
         self.drop_kept(key);
         if self.pieces == 1 {
-            return self.engine.forward(key, input);
+            return self.engine.forward_packed(key, input, starts);
         }
         let t = self.engine.settings().sequence;
         let a_sequence = t * self.engine.model().config.hidden as usize;
@@ -146,7 +155,8 @@ impl Fitted {
             };
             self.next += 1;
             let piece = self.next;
-            let made = self.engine.forward(piece, part).inspect_err(|_| self.drop_kept(key))?;
+            let starts = starts.part(range.start * t..range.end * t);
+            let made = self.engine.forward_packed(piece, part, &starts).inspect_err(|_| self.drop_kept(key))?;
             self.cut.entry(key).or_default().push(piece);
             output.extend_from_slice(&made);
             self.engine.reuse(made);
@@ -305,12 +315,17 @@ mod tests {
             self.engine.set_packed(packed);
         }
 
-        fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>, EngineError> {
+        fn forward_packed(
+            &mut self,
+            key: u64,
+            input: StageInput<'_>,
+            starts: &Starts,
+        ) -> Result<Vec<f32>, EngineError> {
             self.check(match input {
                 StageInput::Tokens(ids) => ids.len(),
                 StageInput::Hidden(values) => values.len() / self.model().config.hidden as usize,
             })?;
-            self.engine.forward(key, input)
+            self.engine.forward_packed(key, input, starts)
         }
 
         fn loss_backward(&mut self, key: u64, targets: &[u32], weight: f32) -> Result<Lost, EngineError> {
@@ -386,6 +401,11 @@ mod tests {
         Fitted::new(Box::new(Narrow { engine, device, keeps: false, backwards: 0 }))
     }
 
+    /// Records that begin in the first, the third and the last sequence.
+    fn starts() -> Starts {
+        Starts::from([3, 5, 2 * T + 1, 4 * T - 1].map(|at| at as u32).to_vec())
+    }
+
     fn values(fitted: &Fitted, scale: f32) -> Vec<f32> {
         let count = SEQUENCES * T * fitted.model().config.hidden as usize;
         (0..count).map(|i| scale * ((i * 37 % 101) as f32 - 50.0) / 50.0).collect()
@@ -408,7 +428,8 @@ mod tests {
         for room in [3, 2, 1] {
             let mut narrow = fitted(0, Device { room, ..PLENTY });
             for (key, weight) in [(1, 1.0), (2, 0.5)] {
-                let [a, b] = [&mut whole, &mut narrow].map(|it| it.forward(key, StageInput::Tokens(&ids)).unwrap());
+                let [a, b] =
+                    [&mut whole, &mut narrow].map(|it| it.forward(key, StageInput::Tokens(&ids), &starts()).unwrap());
                 assert!(near(&a, &b), "room for {room}");
                 assert_eq!((narrow.kept_whole(), narrow.kept().len() > key as usize), (key as usize, true));
                 let [a, b] = [&mut whole, &mut narrow].map(|it| it.backward(key, &gradient, weight).unwrap());
@@ -434,7 +455,8 @@ mod tests {
         // Pieces with many, with few and with no tokens that count.
         let target = |i: usize| if (T + 3..3 * T).contains(&i) { IGNORE } else { i as u32 };
         let targets: Vec<u32> = (0..SEQUENCES * T).map(target).collect();
-        let [a, b] = [&mut whole, &mut narrow].map(|it| it.loss(1, StageInput::Hidden(&input), &targets, 1.0).unwrap());
+        let input_of = || StageInput::Hidden(&input);
+        let [a, b] = [&mut whole, &mut narrow].map(|it| it.loss(1, input_of(), &starts(), &targets, 1.0).unwrap());
         assert_eq!((a.tokens, b.tokens), (19, 19));
         assert!((a.loss - b.loss).abs() < 1e-4 * a.loss && near(&b.gradient, &a.gradient));
         let [a, b] = [&mut whole, &mut narrow].map(stepped);
@@ -442,7 +464,7 @@ mod tests {
         let (mut whole, mut narrow) = (fitted(1, PLENTY), fitted(1, Device { room: 1, ..PLENTY }));
         let gradient = values(&whole, 1e-2);
         let [a, b] = [&mut whole, &mut narrow].map(|it| {
-            it.forward(1, StageInput::Hidden(&input)).unwrap();
+            it.forward(1, StageInput::Hidden(&input), &starts()).unwrap();
             it.backward(1, &gradient, 1.0).unwrap()
         });
         assert!(near(&b, &a));
@@ -453,7 +475,7 @@ mod tests {
         let mut narrow = fitted(1, Device { shared: true, ..PLENTY });
         narrow.allow(1 << 30);
         let input = values(&narrow, 1.0);
-        narrow.forward(1, StageInput::Hidden(&input)).unwrap();
+        narrow.forward(1, StageInput::Hidden(&input), &starts()).unwrap();
         assert_eq!((narrow.kept(), narrow.kept_bytes_max()), (vec![1], 1 << 29));
     }
 
@@ -462,7 +484,7 @@ mod tests {
         let mut narrow = fitted(1, Device { room: 2, fails_at: 2, ..PLENTY });
         narrow.allow(0);
         let (input, gradient) = (values(&narrow, 1.0), values(&narrow, 1e-2));
-        narrow.forward(1, StageInput::Hidden(&input)).unwrap();
+        narrow.forward(1, StageInput::Hidden(&input), &starts()).unwrap();
         assert!(matches!(narrow.backward(1, &gradient, 1.0), Err(EngineError::Device(_))));
         assert_eq!((narrow.sum_weight(), narrow.kept().len()), (0.0, 2), "it can be asked again");
         narrow.backward(1, &gradient, 1.0).unwrap();
@@ -473,7 +495,7 @@ mod tests {
     fn what_does_not_fit_in_any_piece_fails_and_leaves_nothing() {
         let mut narrow = fitted(1, Device { room: 0, ..PLENTY });
         let input = values(&narrow, 1.0);
-        assert!(matches!(narrow.forward(1, StageInput::Hidden(&input)), Err(EngineError::Device(_))));
+        assert!(matches!(narrow.forward(1, StageInput::Hidden(&input), &starts()), Err(EngineError::Device(_))));
         assert!(narrow.kept().is_empty());
     }
 }

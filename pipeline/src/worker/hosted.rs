@@ -9,6 +9,7 @@ use skein_protocol::{
     codec::{self, Sample},
     hash::Digest,
     run::{Codec, Recompute},
+    wire::Starts,
 };
 
 use super::{
@@ -151,12 +152,12 @@ impl Hosted {
         saves: &mut dyn Saves,
     ) -> Result<Left, Done> {
         let done = match job {
-            Job::Forward { stage, key, input, coding } => {
-                let values = self.forward(manifest, key, input, blobs)?;
+            Job::Forward { stage, key, input, starts, coding } => {
+                let values = self.forward(manifest, key, input, &starts, blobs)?;
                 return Ok(Left::Encoding(Unencoded { stage, values, coding, what: What::Output }));
             }
-            Job::Loss { stage, key, input, labels, weight, coding } => {
-                let lost = self.loss(manifest, key, input, labels, weight, blobs)?;
+            Job::Loss { stage, key, input, starts, labels, weight, coding } => {
+                let lost = self.loss(manifest, key, (input, &starts), labels, weight, blobs)?;
                 return Ok(self.gradient(stage, coding, lost));
             }
             Job::Backward { stage, key, gradient, weight, coding } => {
@@ -226,9 +227,17 @@ impl Hosted {
         done.map(Left::Nothing)
     }
 
-    fn forward(&mut self, manifest: &Manifest, key: Key, input: Blob, blobs: &dyn Blobs) -> Result<Vec<f32>, Done> {
+    fn forward(
+        &mut self,
+        manifest: &Manifest,
+        key: Key,
+        input: Blob,
+        starts: &Starts,
+        blobs: &dyn Blobs,
+    ) -> Result<Vec<f32>, Done> {
+        check_starts(manifest, starts)?;
         let input = self.input(manifest, input, blobs)?;
-        let output = self.engine.forward(key, input.as_input())?;
+        let output = self.engine.forward(key, input.as_input(), starts)?;
         self.used(input);
         self.is_ahead(key);
         Ok(output)
@@ -238,14 +247,15 @@ impl Hosted {
         &mut self,
         manifest: &Manifest,
         key: Key,
-        input: Blob,
+        (input, starts): (Blob, &Starts),
         labels: Blob,
         weight: f32,
         blobs: &dyn Blobs,
     ) -> Result<Lost, Done> {
+        check_starts(manifest, starts)?;
         let targets = ids(&bytes_of(labels, blobs)?, manifest.tokens_per_micro_batch())?;
         let input = self.input(manifest, input, blobs)?;
-        let lost = self.engine.loss(key, input.as_input(), &targets, weight)?;
+        let lost = self.engine.loss(key, input.as_input(), starts, &targets, weight)?;
         self.used(input);
         self.summed += u32::from(weight > 0.0);
         Ok(lost)
@@ -374,6 +384,12 @@ fn joined(parts: &[Blob], blobs: &dyn Blobs) -> Result<Bytes, Done> {
         all.extend_from_slice(&bytes_of(*part, blobs)?);
     }
     Ok(all.into())
+}
+
+/// Before anything is cut by them: a micro-batch in pieces is refused for what the whole is refused for.
+fn check_starts(manifest: &Manifest, starts: &Starts) -> Result<(), Done> {
+    let tokens = usize::try_from(manifest.tokens_per_micro_batch()).map_err(bad)?;
+    starts.check(tokens, manifest.train.sequence as usize).map_err(bad)
 }
 
 /// Token ids or labels of one micro-batch: `count` little-endian u32.

@@ -12,6 +12,7 @@ mod gradients;
 mod lock_step;
 #[cfg(feature = "compute")]
 mod oracle;
+mod packed;
 #[cfg(feature = "compute")]
 mod reference;
 mod support;

@@ -12,7 +12,7 @@ mod world;
 use std::time::Duration;
 
 use skein_protocol::event::Event;
-use world::{World, manifest};
+use world::{World, manifest, starts};
 
 #[test]
 fn a_lone_peer_trains_all_stages() {
@@ -48,6 +48,31 @@ fn a_swarm_trains_and_goes_on_when_a_peer_dies() {
         let rounds = world.count(|event| matches!(event, Event::Round { .. }));
         assert!(rounds > 3, "seed {seed}: {rounds} rounds");
     }
+}
+
+/// Every stage is told where the records of an id begin, whoever dies and to whomever it is sent again.
+#[test]
+fn all_stages_hear_where_records_begin_also_when_an_id_is_sent_again() {
+    let mut again = 0;
+    for seed in 0..12 {
+        let mut world = World::new(manifest(3, 4), 7, seed);
+        for peer in 1..7 {
+            world.command_host(peer, ((peer - 1) % 3) as u16);
+        }
+        world.command_feed(0);
+        world.run(Duration::from_secs(3));
+        world.kill(1 + (seed as usize % 6));
+        world.run(Duration::from_secs(4));
+        let resent = |event: &Event| matches!(event, Event::Resent { .. });
+        again += world.count(resent);
+        let times = |index| [0, 1, 2].map(|stage| world.forwards(stage, &starts(index)));
+        assert_eq!(times(0), [1; 3], "seed {seed}: only the first id is not packed");
+        let minted = world.count(|event| matches!(event, Event::Minted { .. }));
+        let through = (0..minted as u64).filter(|index| times(*index).iter().all(|times| *times > 0)).count();
+        let completed = world.count(|event| matches!(event, Event::Completed { .. }));
+        assert!(through >= completed && completed > 50, "seed {seed}: {through} of {completed}");
+    }
+    assert!(again > 20, "only {again} ids were sent again");
 }
 
 #[test]

@@ -22,7 +22,7 @@ use skein_protocol::{
     key::Key,
     run::{Codec, PROTOCOL},
     wire::{
-        Frame, flow, hello,
+        Frame, Starts, flow, hello,
         membership::{Held, Item, Offer, Progress, StageOffer, Stamp, State, What},
         spread, state,
     },
@@ -47,7 +47,7 @@ pub fn batch(index: u16) -> MicroBatchId {
 /// A forward of an honest sender.
 pub fn forward(index: u16, stage: Stage) -> flow::Forward {
     let attempt = (0..stage).fold(Attempt::first(0), |attempt, _| attempt.hop(0));
-    flow::Forward { id: batch(index), attempt, stage, samples: 0, close: false, hint: None }
+    flow::Forward { id: batch(index), attempt, stage, samples: 0, close: false, hint: None, starts: Starts::default() }
 }
 
 pub struct One {
@@ -253,7 +253,7 @@ impl One {
                 Output::Compute { job, job_spec } => self.jobs.push_back((job, job_spec)),
                 Output::Records { request, .. } => {
                     let (tokens, labels) = (self.blob(128), self.blob(128));
-                    mine.push(Input::Records { request, tokens, labels });
+                    mine.push(Input::Records { request, tokens, labels, starts: Starts::default() });
                 }
                 Output::Slice { new, .. } => drop(self.held.insert(new.id, new.len)),
                 Output::Release { blob } => {

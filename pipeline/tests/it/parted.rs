@@ -105,17 +105,22 @@ fn an_answer_is_kept_as_long_as_its_feeder_is_there() {
 fn handed_on() -> One {
     let mut one = One::serving(manifest(4, 4), 2, &[1, 3, 4, 5, 6, 7], &[1]);
     one.offers(4, 2, State::Serving, 0, 0);
-    let offer = forward(0, 1);
+    let offer = flow::Forward { starts: vec![5, 20].into(), ..forward(0, 1) };
     one.hear_flow(3, flow::Frame::Forward(offer.clone()), Some(1000));
     let attempt = offer.attempt;
     let confirmed = flow::Accepted { id: batch(0), attempt: attempt.clone(), stage: 1, next: Some(id(4)) };
     one.hear_flow(3, flow::Frame::Confirmed(confirmed), None);
+    let asked = one.jobs.iter().find_map(|(_, job)| match job {
+        Job::Forward { starts, .. } => Some(starts.places().to_vec()),
+        _ => None,
+    });
+    assert_eq!(asked, Some(vec![5, 20]), "its worker knows where the records begin");
     one.work();
     let accepted = flow::Accepted { id: batch(0), attempt: attempt.hop(0), stage: 2, next: Some(id(5)) };
     one.hear_flow(4, flow::Frame::Accepted(accepted), None);
     one.offers(7, 2, State::Serving, 0, 0);
     // Whoever sent it here is gone; its successor was told that peer 2 may have it.
-    let again = flow::Forward { attempt: skein_protocol::Attempt::first(1).hop(0), hint: Some(id(2)), ..forward(0, 1) };
+    let again = flow::Forward { attempt: skein_protocol::Attempt::first(1).hop(0), hint: Some(id(2)), ..offer };
     one.hear_flow(6, flow::Frame::Forward(again), Some(1000));
     one.said.clear();
     one
@@ -128,11 +133,11 @@ fn who_takes_over_from_a_dead_replica_hears_whom_that_one_had_named() {
     let attempt = skein_protocol::Attempt::first(1).hop(0);
     let confirmed = flow::Accepted { id: batch(0), attempt, stage: 1, next: Some(id(7)) };
     one.hear_flow(6, flow::Frame::Confirmed(confirmed), None);
-    let hint = one.said_to(7).find_map(|frame| match frame {
-        Frame::Flow(flow::Frame::Forward(forward)) => Some(forward.hint),
+    let told = one.said_to(7).find_map(|frame| match frame {
+        Frame::Flow(flow::Frame::Forward(forward)) => Some((forward.hint, forward.starts.places().to_vec())),
         _ => None,
     });
-    assert_eq!(hint, Some(Some(id(5))));
+    assert_eq!(told, Some((Some(id(5)), vec![5, 20])), "and where the records begin");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use skein_pipeline::{
 };
 use skein_protocol::{
     Blob, Instant, JobId, Machine, Manifest, MicroBatchId, Outbox, PeerId, RunId, Stage, Utc, Version, codec::Sample,
-    event::Event, hash::Digest, key::Key, run::Codec,
+    event::Event, hash::Digest, key::Key, run::Codec, wire::Starts,
 };
 
 const DELAY: Duration = Duration::from_millis(2);
@@ -82,8 +82,16 @@ struct Node {
     /// Stopped by the system until then: inputs wait.
     suspended: Option<Instant>,
     events: Vec<Event>,
+    /// Stage of each forward that its worker was asked for, and where its records begin.
+    forwards: Vec<(Stage, Starts)>,
     /// What its device makes of a job, where it is not what it should.
     fault: Option<Fault>,
+}
+
+/// Where records begin in the `index`-th micro-batch of a feeder: no two are alike, and the first is not packed.
+pub fn starts(index: u64) -> Starts {
+    let places = (0..30u32).filter(|bit| index >> bit & 1 == 1).map(|bit| bit + 1 + bit / 15);
+    Starts::from(places.collect::<Vec<_>>())
 }
 
 /// Takes the place of the answer to a job.
@@ -143,6 +151,7 @@ impl World {
                 awake: true,
                 suspended: None,
                 events: Vec::new(),
+                forwards: Vec::new(),
                 fault: None,
             });
             world.after(Duration::from_millis(i as u64), i, What::Tick);
@@ -306,10 +315,10 @@ impl World {
                 self.after(DELAY, other, What::Deliver { from: me, input: Input::Frame { from: me, frame, body } });
             }
             Output::Compute { job, job_spec } => self.compute(node, job, job_spec),
-            Output::Records { request, .. } => {
+            Output::Records { request, index } => {
                 let len = 2 * 16 * 4;
                 let (tokens, labels) = (self.blob(node, len), self.blob(node, len));
-                let input = Input::Records { request, tokens, labels };
+                let input = Input::Records { request, tokens, labels, starts: starts(index) };
                 self.after(Duration::from_millis(1), node, What::Deliver { from: me, input });
             }
             Output::Incarnation => {
@@ -346,6 +355,9 @@ impl World {
 
     fn compute(&mut self, node: usize, job: JobId, spec: Job) {
         let (coding, sample) = (Coding { codec: Codec::Bf16, zstd: false }, Sample::default());
+        if let Job::Forward { stage, starts, .. } | Job::Loss { stage, starts, .. } = &spec {
+            self.nodes[node].forwards.push((*stage, starts.clone()));
+        }
         let fault = self.nodes[node].fault.and_then(|fault| fault(&spec));
         let (ms, done) = match spec {
             _ if fault.is_some() => (5, fault.unwrap_or(Done::Ok)),
@@ -372,6 +384,12 @@ impl World {
         let end = start + Duration::from_millis(ms);
         self.nodes[node].free = end;
         self.after(end.since(self.now), node, What::Finish { job, done });
+    }
+
+    /// How often the workers of a stage were asked for a forward whose records begin at `starts`.
+    pub fn forwards(&self, stage: Stage, starts: &Starts) -> usize {
+        let all = self.nodes.iter().flat_map(|node| &node.forwards);
+        all.filter(|(of, at)| *of == stage && at == starts).count()
     }
 
     /// Nobody holds more blobs than the window explains.

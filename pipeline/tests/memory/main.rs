@@ -20,6 +20,7 @@ use skein_protocol::{
     Blob, Manifest, Version, codec,
     hash::Digest,
     run::{Codec, preset},
+    wire::Starts,
 };
 
 /// Bytes in use, and the most that ever were.
@@ -139,9 +140,17 @@ fn measure(manifest: &Manifest, stage: u16, memory: u64) -> Measured {
             let job = match last {
                 true => {
                     let labels = store.put(tokens().into());
-                    Job::Loss { stage, key: key(step, i), input, labels, weight: 1.0, coding }
+                    Job::Loss {
+                        stage,
+                        key: key(step, i),
+                        input,
+                        starts: Starts::default(),
+                        labels,
+                        weight: 1.0,
+                        coding,
+                    }
                 }
-                false => Job::Forward { stage, key: key(step, i), input, coding },
+                false => Job::Forward { stage, key: key(step, i), input, starts: Starts::default(), coding },
             };
             run(job, &mut store, &mut worker);
             store.0.insert(input.id, Bytes::new());

@@ -5,7 +5,10 @@
 
 use minicbor::{Decode, Encode};
 
-use super::limits::{self, STAGES_MAX};
+use super::{
+    Starts,
+    limits::{self, STAGES_MAX, STARTS_MAX},
+};
 use crate::id::{Attempt, Incarnation, MicroBatchId, PeerId, Stage};
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -78,6 +81,27 @@ pub struct Forward {
     /// A replica of the stage after the receiver's that may already hold this id: to be tried first.
     #[n(5)]
     pub hint: Option<PeerId>,
+    /// Places of tokens in `[micro_batch, sequence]`, each above the one before, at which a record begins other than where its
+    /// sequence begins: no token looks back beyond the begin of its record. Empty: each sequence is one record.
+    #[n(6)]
+    #[cbor(encode_with = "put_starts", decode_with = "take_starts", is_nil = "Starts::is_empty", nil = "no_starts")]
+    pub starts: Starts,
+}
+
+fn put_starts<Ctx, W: minicbor::encode::Write>(
+    starts: &Starts,
+    e: &mut minicbor::Encoder<W>,
+    ctx: &mut Ctx,
+) -> Result<(), minicbor::encode::Error<W::Error>> {
+    limits::encode_list(starts.places(), e, ctx)
+}
+
+fn take_starts<'b, Ctx>(d: &mut minicbor::Decoder<'b>, ctx: &mut Ctx) -> Result<Starts, minicbor::decode::Error> {
+    limits::list::<Ctx, u32, STARTS_MAX>(d, ctx).map(Starts::from)
+}
+
+fn no_starts() -> Option<Starts> {
+    Some(Starts::default())
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -15,6 +15,9 @@ pub const BODY_MAX: u64 = 512 << 20;
 pub const CHUNK: u64 = 4 << 20;
 /// Stages of a run.
 pub const STAGES_MAX: usize = 256;
+/// Places within the sequences of one micro-batch at which records begin: a third of a frame at most. Who packs records packs no
+/// more into a sequence than its share of these.
+pub const STARTS_MAX: usize = 4096;
 /// Bytes of a canonical manifest.
 pub const MANIFEST_MAX: usize = 32 << 10;
 /// Bytes of the state of one stage.

@@ -1,5 +1,5 @@
 //! Frames: what peers say to each other, one file per conversation. CBOR arrays with explicit indices (RFC 8949);
-//! a field added later is an `Option`, an index is never used again.
+//! a field added later is an `Option` or has a value that is not written, an index is never used again.
 
 pub mod average;
 pub mod flow;
@@ -8,9 +8,12 @@ pub mod hello;
 pub mod limits;
 pub mod membership;
 pub mod spread;
+pub mod starts;
 pub mod state;
 
 use minicbor::{Decode, Encode};
+
+pub use starts::Starts;
 
 /// Everything that one peer says to another. A tensor that belongs to a frame travels behind it as the message's body.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]

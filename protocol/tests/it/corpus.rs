@@ -12,14 +12,17 @@ use skein_protocol::{
 use crate::{
     decoders,
     replay::{Seeds, replay},
-    samples::{Draw, FRAMES, frame},
+    samples::{Draw, FRAMES, frame, packed},
 };
 
 /// What a target starts from: names and bytes.
 pub fn seeds(target: &str) -> Seeds {
     let named = |name: &str, bytes: Vec<u8>| (name.to_string(), bytes);
     match target {
-        "frame" => (0..FRAMES).map(|n| (format!("{n:02}"), frame(n, &mut Draw::new(n as u64)).encode())).collect(),
+        "frame" => {
+            let all = (0..FRAMES).map(|n| (format!("{n:02}"), frame(n, &mut Draw::new(n as u64)).encode()));
+            all.chain([named("packed", packed(9, vec![3, 300, 70_000]).encode())]).collect()
+        }
         "item" => (0..6).map(|n| (n.to_string(), minicbor::to_vec(Draw::new(n).signed()).unwrap())).collect(),
         "manifest" => {
             PRESETS.iter().map(|name| named(name, minicbor::to_vec(preset(name).unwrap()).unwrap())).collect()

@@ -9,7 +9,7 @@ use skein_protocol::{
     run::{Codec, preset},
     wire::{
         BadFrame, Frame, exact, flow,
-        limits::FRAME_MAX,
+        limits::{FRAME_MAX, STARTS_MAX},
         membership::{ITEM_MAX, Item},
     },
 };
@@ -17,7 +17,7 @@ use skein_protocol::{
 use crate::{
     allocation::largest_block,
     decoders,
-    samples::{Draw, FRAMES, frame},
+    samples::{Draw, FRAMES, frame, packed},
 };
 
 /// A decoder may ask for blocks of this many times the bytes it reads, and a little besides: values in memory are larger than
@@ -59,6 +59,19 @@ proptest! {
             bytes[at] = byte;
         }
         assert_frugal(&bytes, decoders::frame);
+    }
+
+    #[test]
+    fn where_records_begin_is_written_last_and_only_if_somewhere(seed: u64, places in proptest::collection::vec(any::<u32>(), 1..200)) {
+        let (plain, named) = (packed(seed, vec![]).encode(), packed(seed, places.clone()));
+        let bytes = named.encode();
+        // Without them the array is as long as ever: five elements, or six with a hint.
+        prop_assert!([0x85, 0x86].contains(&plain[6]) && bytes[6] == 0x87);
+        prop_assert!(bytes[..6] == plain[..6] && bytes[7..].starts_with(&plain[7..]));
+        prop_assert_eq!(Frame::decode(&bytes), Ok(named));
+        // An empty list says the same as nothing.
+        let at = bytes.len() - minicbor::to_vec(&places).unwrap().len();
+        prop_assert_eq!(Frame::decode(&[&bytes[..at], &[0x80]].concat()), Frame::decode(&plain));
     }
 
     #[test]
@@ -257,4 +270,18 @@ fn an_invite_with_a_changed_character_is_refused() {
         changed[at] = if changed[at] == b'a' { b'b' } else { b'a' };
         assert!(Invite::decode(&String::from_utf8(changed).unwrap()).is_err(), "character {at}");
     }
+}
+
+#[test]
+fn no_more_places_are_read_than_a_micro_batch_may_have() {
+    let most = packed(1, (0..STARTS_MAX as u32).map(|at| u32::MAX - at).collect());
+    let bytes = most.encode();
+    assert!(bytes.len() < FRAME_MAX / 2, "{} bytes", bytes.len());
+    assert_eq!(Frame::decode(&bytes), Ok(most));
+    let more = packed(1, vec![7; STARTS_MAX + 1]).encode();
+    assert!(matches!(Frame::decode(&more), Err(BadFrame::Malformed(_))));
+    // A list that only says that it is longer.
+    let one = packed(1, vec![7]).encode();
+    let lying = [&one[..one.len() - 2], &[0x9b, 0, 0, 0, 1, 0, 0, 0, 0]].concat();
+    assert_frugal(&lying, |bytes| assert!(Frame::decode(bytes).is_err()));
 }

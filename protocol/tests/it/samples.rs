@@ -204,6 +204,7 @@ pub fn frame(n: usize, draw: &mut Draw) -> Frame {
             samples: draw.u64(),
             close: draw.below(2) == 1,
             hint: draw.maybe(Draw::peer),
+            starts: draw.maybe(|draw| draw.list(5, Draw::u32)).unwrap_or_default().into(),
         })),
         10 => Frame::Flow(flow::Frame::Accepted(draw.accepted())),
         11 => Frame::Flow(flow::Frame::Confirmed(draw.accepted())),
@@ -251,4 +252,12 @@ pub fn frame(n: usize, draw: &mut Draw) -> Frame {
         36 => Frame::Generate(generate::Frame::Lost(draw.session())),
         _ => Frame::Generate(generate::Frame::Close(draw.session())),
     }
+}
+
+/// The `Flow Forward` of a seed, of a micro-batch whose records begin at these places.
+pub fn packed(seed: u64, places: Vec<u32>) -> Frame {
+    let Frame::Flow(flow::Frame::Forward(forward)) = frame(9, &mut Draw::new(seed)) else {
+        unreachable!("9 is a forward")
+    };
+    Frame::Flow(flow::Frame::Forward(flow::Forward { starts: places.into(), ..forward }))
 }

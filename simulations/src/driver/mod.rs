@@ -803,9 +803,9 @@ impl<P: Process> Simulation<P> {
             Fact::Frame { from, frame, body, .. } => {
                 Input::Frame { from, frame, body: body.map(|body| life.store.insert(body)) }
             }
-            Fact::Records { request, tokens, labels } => {
+            Fact::Records { request, tokens, labels, starts } => {
                 let (tokens, labels) = (life.store.insert(tokens), life.store.insert(labels));
-                Input::Records { request, tokens, labels }
+                Input::Records { request, tokens, labels, starts }
             }
             Fact::Done { job, done } => Input::Done { job, done },
         };

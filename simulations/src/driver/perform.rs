@@ -65,8 +65,10 @@ impl<P: Process> Simulation<P> {
                 let fact = match self.setup.records {
                     Some(records) if index >= records => Fact::Input(Input::RecordsEnded),
                     _ => {
-                        let (tokens, labels) = self.setup.corpus.records(&self.manifest, index);
-                        Fact::Records { request, tokens, labels }
+                        let corpus = &self.setup.corpus;
+                        let (tokens, labels) = corpus.records(&self.manifest, index);
+                        let starts = corpus.starts(&self.manifest);
+                        Fact::Records { request, tokens, labels, starts }
                     }
                 };
                 self.fact_after(peer, READ, fact);

@@ -11,7 +11,7 @@ use skein_pipeline::{
 };
 use skein_protocol::{
     Incarnation, Instant, JobId, Lane, Machine, Outbox, PeerId,
-    wire::{Frame, flow::About},
+    wire::{Frame, Starts, flow::About},
 };
 
 use crate::{
@@ -49,6 +49,7 @@ pub(super) enum Fact {
         request: u64,
         tokens: Payload,
         labels: Payload,
+        starts: Starts,
     },
     Done {
         job: JobId,

@@ -1,9 +1,9 @@
-//! What a feeder feeds: the tokens and labels of its n-th micro-batch.
+//! What a feeder feeds: the tokens and labels of its n-th micro-batch, and where its records begin.
 
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use skein_protocol::{Manifest, hash};
+use skein_protocol::{Manifest, hash, wire::Starts};
 
 use super::payload::Payload;
 
@@ -13,6 +13,8 @@ pub enum Corpus {
     Modelled,
     /// A cycle of symbols with seeded slips: its entropy is far below a uniform guess, so that learning shows quickly.
     Cycle { period: u32 },
+    /// The same, as records of `record` tokens that are packed into the sequences.
+    Packed { period: u32, record: u32 },
 }
 
 impl Corpus {
@@ -22,7 +24,7 @@ impl Corpus {
         let len = 4 * u64::from(rows) * u64::from(columns);
         match self {
             Corpus::Modelled => (Payload::plain(len), Payload::plain(len)),
-            Corpus::Cycle { period } => {
+            Corpus::Cycle { period } | Corpus::Packed { period, .. } => {
                 let mut tokens = Vec::with_capacity(len as usize);
                 let mut labels = Vec::with_capacity(len as usize);
                 for row in 0..rows {
@@ -35,6 +37,14 @@ impl Corpus {
                 (Payload::Real(Bytes::from(tokens)), Payload::Real(Bytes::from(labels)))
             }
         }
+    }
+
+    /// Where the records of any micro-batch begin.
+    pub fn starts(&self, manifest: &Manifest) -> Starts {
+        let Corpus::Packed { record, .. } = self else { return Starts::default() };
+        let sequence = manifest.train.sequence;
+        let of_one: Vec<u32> = (0..sequence).step_by(*record as usize).collect();
+        Starts::of_sequences((0..manifest.train.micro_batch).map(|_| &of_one[..]), sequence as usize)
     }
 }
 

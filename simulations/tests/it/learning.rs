@@ -21,8 +21,13 @@ use skein_simulations::{
 
 use crate::common::{assert_sound, seconds, swarm};
 
+const CYCLE: Corpus = Corpus::Cycle { period: 11 };
+
 fn learning(seed: u64, manifest: Manifest, peers: Vec<Plan>) -> Simulation {
-    let corpus = Corpus::Cycle { period: 11 };
+    learning_from(CYCLE, seed, manifest, peers)
+}
+
+fn learning_from(corpus: Corpus, seed: u64, manifest: Manifest, peers: Vec<Plan>) -> Simulation {
     Simulation::new(Setup { corpus, make_worker: Learning::make(), ..Setup::new(seed, manifest, peers) })
 }
 
@@ -37,10 +42,10 @@ fn lone(stages: u16) -> Vec<Plan> {
 type Learned = (BTreeMap<(u32, u16), u32>, Vec<u32>);
 
 /// Trains 50 steps in lock-step; `hosts[stage]` serves that stage.
-fn lock_step(stages: u16, peers: Vec<Plan>, hosts: &[usize]) -> Learned {
+fn lock_step(corpus: Corpus, stages: u16, peers: Vec<Plan>, hosts: &[usize]) -> Learned {
     let mut manifest = Small { hidden: 32, ..Small::tiny(stages) }.lock_step().manifest();
     manifest.run.ends.steps = Some(50);
-    let mut sim = learning(5, manifest, peers);
+    let mut sim = learning_from(corpus, 5, manifest, peers);
     assert!(sim.run_completed(seconds(600), 200), "{:#?}", sim.summary());
     sim.run_for(seconds(5));
     let summary = assert_sound(&sim, "lock-step");
@@ -58,13 +63,23 @@ fn lock_step(stages: u16, peers: Vec<Plan>, hosts: &[usize]) -> Learned {
 
 #[test]
 fn in_lock_step_three_peers_three_stages_and_one_stage_give_the_same_bits() {
-    let whole = lock_step(1, lone(1), &[0]);
-    let split = lock_step(3, lone(3), &[0, 0, 0]);
-    let spread = lock_step(3, swarm(3, 1), &[1, 2, 3]);
+    let whole = lock_step(CYCLE, 1, lone(1), &[0]);
+    let split = lock_step(CYCLE, 3, lone(3), &[0, 0, 0]);
+    let spread = lock_step(CYCLE, 3, swarm(3, 1), &[1, 2, 3]);
     let losses: Vec<f32> = whole.0.values().map(|bits| f32::from_bits(*bits)).collect();
     assert!(losses[196] < losses[0] - 0.5, "it learns: {} to {}", losses[0], losses[196]);
     assert!(whole == split, "three stages in one peer differ from one stage");
     assert!(split == spread, "three peers differ from one");
+}
+
+#[test]
+fn of_packed_records_all_stages_know_where_they_begin() {
+    let packed = || Corpus::Packed { period: 11, record: 5 };
+    let whole = lock_step(packed(), 1, lone(1), &[0]);
+    let spread = lock_step(packed(), 3, swarm(3, 1), &[1, 2, 3]);
+    assert!(whole == spread, "three peers differ from one");
+    let (joined, apart) = (lock_step(CYCLE, 1, lone(1), &[0]), whole);
+    assert_ne!(joined.0[&(0, 0)], apart.0[&(0, 0)], "the same tokens, as one record a sequence");
 }
 
 // ---- alone, then joined --------------------------------------------------------------------------------------------------
@@ -81,7 +96,7 @@ fn loss_of(manifest: &Manifest, params: &[f32]) -> f64 {
     };
     let (mut loss, mut tokens) = (0.0, 0);
     for index in 0..16 {
-        let (input, labels) = Corpus::Cycle { period: 11 }.records(manifest, 1_000_000 + index);
+        let (input, labels) = CYCLE.records(manifest, 1_000_000 + index);
         engine.forward(index, StageInput::Tokens(&words(input))).unwrap();
         let lost = engine.loss_backward(index, &words(labels), 0.0).unwrap();
         (loss, tokens) = (loss + lost.loss, tokens + lost.tokens);

@@ -6,7 +6,7 @@ use std::{cell::Cell, rc::Rc, time::Duration};
 use skein_pipeline::peer::io::Command;
 use skein_protocol::{
     Stage,
-    wire::{Frame, average, flow, hello, state},
+    wire::{Frame, Starts, average, flow, hello, state},
 };
 use skein_simulations::{
     Fault, Moment, Plan, Role, Setup, Simulation, Small, What, worker::modelled::Device, world::Access,
@@ -115,7 +115,15 @@ fn every_frame_of_a_micro_batch_and_of_a_round_has_its_moments() {
     let about = flow::About { id, attempt: attempt.clone(), stage };
     let accepted = flow::Accepted { id, attempt: attempt.clone(), stage, next };
     let declined = flow::Declined { id, attempt: attempt.clone(), stage, why: flow::Why::Busy };
-    let forward = flow::Forward { id, attempt: attempt.clone(), stage, samples: 0, close: false, hint: None };
+    let forward = flow::Forward {
+        id,
+        attempt: attempt.clone(),
+        stage,
+        samples: 0,
+        close: false,
+        hint: None,
+        starts: Starts::default(),
+    };
     let returned = flow::Returned { id, attempt, stage, path: vec![], loss: 0.0, tokens: 0, waited_us: 0 };
     use flow::Frame as F;
     let flows = [

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::ops;
 
 use super::{
@@ -64,7 +64,7 @@ pub struct Places {
     /// Also scales by `1 / sqrt(head)`.
     queries: Angles,
     keys: Angles,
-    /// By window, `[t, seen]`: what is added to the scores.
+    /// By window, `[t, seen]`, or `[sequences, 1, t, seen]` of packed ones: what is added to the scores.
     masks: BTreeMap<Option<usize>, Tensor>,
 }
 
@@ -88,6 +88,20 @@ impl Places {
             queries: keys.scaled(1.0 / (dims.head as f64).sqrt())?,
             keys,
             masks: windows.map(mask).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Of packed sequences. `begins`: of each of their tokens the place in its sequence at which its record begins. Positions go
+    /// on through a sequence: scores depend on how far apart two tokens of a record stand, and not on where it does.
+    pub fn packed(&self, begins: &[u32], t: usize, device: &Device) -> Result<Self> {
+        let begins = Tensor::from_slice(begins, (begins.len() / t, 1, t, 1), device)?;
+        let keys = Tensor::arange(0, t as u32, device)?.reshape((1, 1, 1, t))?;
+        let before = begins.broadcast_gt(&keys)?.to_dtype(DType::F32)?.affine(f64::from(MASKED), 0.0)?;
+        let mask = |(window, mask): (&Option<usize>, &Tensor)| Ok((*window, before.broadcast_add(mask)?));
+        Ok(Places {
+            queries: self.queries.clone(),
+            keys: self.keys.clone(),
+            masks: self.masks.iter().map(mask).collect::<Result<_>>()?,
         })
     }
 }
@@ -154,7 +168,13 @@ pub fn forward(shape: &Shape, places: &Places, w: &Layer<'_>, qkv: Tensor, seen:
     }
     let width = k.dim(1)?;
     let mask = places.masks.get(&w.places.window).expect("there is a mask for the window of every layer");
-    let scores = product(&q, &k.t()?)?.reshape((b * d.heads, t, width))?.broadcast_add(mask)?;
+    let scores = product(&q, &k.t()?)?;
+    // No more dimensions than the mask has use for: a device finds its way through each of them for every score.
+    let scores = match mask.rank() {
+        2 => scores.reshape((b * d.heads, t, width))?,
+        _ => scores.reshape((b, d.heads, t, width))?,
+    };
+    let scores = scores.broadcast_add(mask)?;
     let p = ops::softmax_last_dim(&scores)?.reshape((b * d.kv_heads, shape.group() * t, width))?;
     let p = shape.precision.operand(&p)?;
     let out = shape.precision.operand(&shape.rows(&p.matmul(&v)?)?)?;

@@ -6,7 +6,7 @@
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 use candle_core::{Device, Tensor};
-use skein_protocol::run::Recompute;
+use skein_protocol::{run::Recompute, wire::Starts};
 
 use super::{
     Result,
@@ -24,7 +24,8 @@ use crate::{
         Engine, EngineError, Lost, Settings, StageInput, StageWeights, StepReport, TrainState,
         infer::pinned,
         input::{
-            Input, check_gradient, check_params, check_rate, check_settings, check_targets, check_tokens, check_weights,
+            Input, Rows, check_gradient, check_params, check_rate, check_settings, check_targets, check_tokens,
+            check_weights,
         },
         kernel,
     },
@@ -157,13 +158,21 @@ impl Candle {
     }
 
     /// Runs all layers over `input`, at the weights in use.
-    fn run(&self, input: StageInput<'_>, sequences: usize) -> Result<Tape> {
+    fn run(&self, input: &Input, sequences: usize) -> Result<Tape> {
         let shape = self.shape(sequences, self.settings.sequence);
         let weights = self.weights.clone();
-        let mut y = self.enter(&weights, input)?;
+        let packed;
+        let places = match input.begins.is_empty() {
+            true => &self.places,
+            false => {
+                packed = self.places.packed(&input.begins, shape.t, &self.device)?;
+                &packed
+            }
+        };
+        let mut y = self.enter(&weights, kept_input(input))?;
         let mut layers = Vec::with_capacity(self.model.layers as usize);
         for n in 0..self.model.layers as usize {
-            let (out, tape) = block::forward(&shape, &self.places, &weights.layer(&self.layout, n), y, None)?;
+            let (out, tape) = block::forward(&shape, places, &weights.layer(&self.layout, n), y, None)?;
             layers.push(tape);
             y = out;
         }
@@ -185,7 +194,7 @@ impl Candle {
             (Some(tape), false) => tape,
             (old, _) => {
                 drop(old);
-                self.run(kept_input(&input), sequences)?
+                self.run(&input, sequences)?
             }
         };
         let before = (self.sum_weight != 0.0).then_some(&self.sum[..]);
@@ -204,7 +213,7 @@ impl Candle {
             let layer = weights.layer(&self.layout, layers.len());
             g = block::backward(&shape, &self.places, &layer, &tape, &g, gradients.as_mut())?;
         }
-        if let (Input::Tokens(tokens), Some(gradients)) = (&*input, gradients.as_mut()) {
+        if let (Rows::Tokens(tokens), Some(gradients)) = (&input.rows, gradients.as_mut()) {
             gradients.add_rows(0, &Tensor::new(&tokens[..], &self.device)?, &g)?;
         }
         let next = gradients.map(Gradients::finish).transpose()?;
@@ -271,9 +280,9 @@ impl Candle {
 }
 
 fn kept_input(input: &Input) -> StageInput<'_> {
-    match input {
-        Input::Tokens(tokens) => StageInput::Tokens(tokens),
-        Input::Hidden(x) => StageInput::Hidden(x),
+    match &input.rows {
+        Rows::Tokens(tokens) => StageInput::Tokens(tokens),
+        Rows::Hidden(x) => StageInput::Hidden(x),
     }
 }
 
@@ -305,10 +314,10 @@ impl Engine for Candle {
     }
 
     /// Only where there is an output does the host wait for it. At the last stage what is not finite shows in the loss.
-    fn forward(&mut self, key: u64, input: StageInput<'_>) -> Result<Vec<f32>> {
-        let (kept, sequences) = Input::checked(&self.model, &self.settings, input)?;
+    fn forward_packed(&mut self, key: u64, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>> {
+        let (kept, sequences) = Input::checked(&self.model, &self.settings, input, starts)?;
         self.kept.remove(&key);
-        let tape = self.run(input, sequences)?;
+        let tape = self.run(&kept, sequences)?;
         let output = match self.model.head {
             true => Vec::new(),
             false => self.reader.read(&[&tape.y])?.concat(),

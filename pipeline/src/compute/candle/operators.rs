@@ -105,6 +105,7 @@ pub fn softmax_back(p: &Tensor, g: &Tensor) -> Result<Tensor> {
 }
 
 /// Cosines and sines of some positions, `[positions, head / 2]`.
+#[derive(Clone)]
 pub struct Angles {
     cos: Tensor,
     sin: Tensor,

@@ -93,12 +93,13 @@ impl StageFlow {
         }
         let coding = self.coding_for(desk, &id, last);
         let Some(kept) = self.kept.get_mut(&id) else { return false };
+        let starts = kept.starts.clone();
         let job = match labels.filter(|_| last) {
             Some(labels) => {
                 kept.returning_asked = true;
-                Job::Loss { stage, key: kept.key, input, labels, weight: 1.0, coding }
+                Job::Loss { stage, key: kept.key, input, starts, labels, weight: 1.0, coding }
             }
-            None => Job::Forward { stage, key: kept.key, input, coding },
+            None => Job::Forward { stage, key: kept.key, input, starts, coding },
         };
         kept.work = Work::Running { input };
         kept.asked = desk.now;

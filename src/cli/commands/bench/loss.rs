@@ -9,7 +9,7 @@ use skein_pipeline::{
     job::{Coding, Done, Job, RoundPartner},
     worker::{Blobs, Encoder, Engines, SaveError, Saves, Worker},
 };
-use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest, run::Codec};
+use skein_protocol::{Blob, Manifest, Stage, Version, hash::Digest, run::Codec, wire::Starts};
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,13 +121,13 @@ impl<M: Engines> Replica<M> {
         let last = self.manifest.last_stage();
         let (mut input, labels) = (self.blobs.put(tokens), self.blobs.put(labels));
         for stage in 0..last {
-            let coding = self.forward;
-            let done = self.run(Job::Forward { stage, key: KEY, input, coding })?;
+            let (starts, coding) = (Starts::default(), self.forward);
+            let done = self.run(Job::Forward { stage, key: KEY, input, starts, coding })?;
             let Done::Forwarded { output, .. } = done else { return Err(format!("{done:?}")) };
             input = output;
         }
-        let coding = self.backward;
-        let mut done = self.run(Job::Loss { stage: last, key: KEY, input, labels, weight: 1.0, coding })?;
+        let (starts, coding) = (Starts::default(), self.backward);
+        let mut done = self.run(Job::Loss { stage: last, key: KEY, input, starts, labels, weight: 1.0, coding })?;
         let Done::Backed { loss, tokens, .. } = done else { return Err(format!("{done:?}")) };
         for stage in (0..last).rev() {
             let Done::Backed { gradient: Some(gradient), .. } = done else { return Err(format!("{done:?}")) };

@@ -18,7 +18,7 @@ use skein_protocol::{
     Blob, JobId, Lane, Manifest, Outbox, PeerId, RunId, Stage,
     event::RoundOutcome,
     run::Codec,
-    wire::{Frame, average},
+    wire::{Frame, Starts, average},
 };
 use tokio::sync::mpsc;
 
@@ -191,7 +191,8 @@ impl Replica {
         let input = self.blobs.put(ids(u64::from(step)), Kind::Work);
         let labels = self.blobs.put(ids(u64::from(step) + 31), Kind::Work);
         let coding = Coding { codec: Codec::F32, zstd: false };
-        self.work(Job::Loss { stage: STAGE, key: KEY, input, labels, weight: 1.0, coding }).await?;
+        let starts = Starts::default();
+        self.work(Job::Loss { stage: STAGE, key: KEY, input, starts, labels, weight: 1.0, coding }).await?;
         self.work(Job::Step { stage: STAGE, samples: u64::from(step) + 1 }).await?;
         for blob in [input, labels] {
             self.blobs.release(blob).map_err(other)?;
