@@ -291,7 +291,7 @@ fn refusals_have_their_reason() {
         let told = pulled(&hub, models.path(), None).unwrap_err().to_string();
         assert!(told.contains(said), "{told}");
     }
-    *hub.listing.lock().unwrap() = json!(["not the Hub"]);
+    *hub.listing.lock().unwrap() = json!("not the Hub");
     assert!(matches!(pulled(&hub, models.path(), None), Err(HubError::Unreachable { .. })));
     let nobody = Client::new(Endpoint { url: "http://127.0.0.1:9".into(), token: None });
     assert!(matches!(nobody.list(&source()), Err(HubError::Unreachable { .. })));
