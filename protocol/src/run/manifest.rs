@@ -416,7 +416,8 @@ impl Lora {
 
     /// Values of the adapters of one layer: A `[rank, in]` and B `[out, rank]` of each target.
     pub fn layer_values(&self, config: &ModelConfig) -> u64 {
-        let each = self.sides(config).map(|(reads, gives)| reads.saturating_add(gives).saturating_mul(self.rank.into()));
+        let each =
+            self.sides(config).map(|(reads, gives)| reads.saturating_add(gives).saturating_mul(self.rank.into()));
         each.fold(0, u64::saturating_add)
     }
 

@@ -55,7 +55,7 @@ fn four_peers(seed: u64) -> Simulation {
 
 fn losses(sim: &Simulation) -> Vec<f64> {
     let of = |line: &Line| match &line.record.event {
-        Event::Completed { loss, tokens, .. } => Some(f64::from(*loss) / f64::from((*tokens).max(1))),
+        Event::Completed { loss, .. } => Some(f64::from(*loss)),
         _ => None,
     };
     sim.lines().iter().filter_map(of).collect()
