@@ -187,6 +187,7 @@ mod tests {
             micro_batches_per_s: 0.0,
             rounds: 0,
             rounds_rolled_back: 0,
+            fetched: None,
         };
         View { mine: stages.iter().map(mine).collect(), ..View::default() }
     }

@@ -108,6 +108,9 @@ pub struct MyStage {
     pub tokens_per_s: f64,
     pub rounds: u64,
     pub rounds_rolled_back: u64,
+    /// How much of its weights is here, while they are fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_percent: Option<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +235,7 @@ impl State {
                 tokens_per_s: mine.micro_batches_per_s * tokens_per_micro_batch,
                 rounds: mine.rounds,
                 rounds_rolled_back: mine.rounds_rolled_back,
+                fetched_percent: mine.fetched.map(|(here, all)| (u64::from(here) * 100 / u64::from(all).max(1)) as u8),
             })
             .collect();
         self.given.micro_batches = self.mine.iter().map(|mine| mine.micro_batches).sum();

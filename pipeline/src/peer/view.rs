@@ -45,6 +45,8 @@ pub struct MineView {
     pub micro_batches_per_s: f64,
     pub rounds: u64,
     pub rounds_rolled_back: u64,
+    /// Chunks of its weights that are here, and all of them, while they are fetched.
+    pub fetched: Option<(u32, u32)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +110,7 @@ impl Peer {
                     StageView { stage, first_layer, layers, replicas: self.route.replicas(stage).collect() }
                 })
                 .collect(),
-            mine: self.replicas.values().map(|replica| mine(replica, self.frozen_progress(replica.stage))).collect(),
+            mine: self.replicas.values().map(|replica| self.mine(replica)).collect(),
             peers: self.peer_views(),
             feeding: self.source.as_ref().map(|source| FeedView {
                 open: source.open_len(),
@@ -152,24 +154,28 @@ impl Peer {
             })
             .collect()
     }
-}
 
-/// `frozen`: chunks of its frozen weights that are here, and all of them, while these are fetched.
-fn mine(replica: &Replica, frozen: Option<(u32, u32)>) -> MineView {
-    let flow = replica.flow();
-    MineView {
-        stage: replica.stage,
-        state: match replica.phase {
-            Phase::Looking { .. } if frozen.is_some() => MyState::Fetching,
-            Phase::Looking { .. } => MyState::Looking,
-            Phase::Fetching { .. } => MyState::Fetching,
-            Phase::Loading { .. } => MyState::Loading,
-            Phase::Serving(_) => MyState::Serving,
-        },
-        version: flow.map(|flow| flow.version()),
-        micro_batches: flow.map_or(0, |flow| flow.busy.done),
-        micro_batches_per_s: flow.map_or(0.0, |flow| flow.busy.speed()),
-        rounds: replica.average.rounds,
-        rounds_rolled_back: replica.average.rolled_back,
+    fn mine(&self, replica: &Replica) -> MineView {
+        let frozen = self.frozen_progress(replica.stage);
+        let flow = replica.flow();
+        MineView {
+            stage: replica.stage,
+            state: match replica.phase {
+                Phase::Looking { .. } if frozen.is_some() => MyState::Fetching,
+                Phase::Looking { .. } => MyState::Looking,
+                Phase::Fetching { .. } => MyState::Fetching,
+                Phase::Loading { .. } => MyState::Loading,
+                Phase::Serving(_) => MyState::Serving,
+            },
+            version: flow.map(|flow| flow.version()),
+            micro_batches: flow.map_or(0, |flow| flow.busy.done),
+            micro_batches_per_s: flow.map_or(0.0, |flow| flow.busy.speed()),
+            rounds: replica.average.rounds,
+            rounds_rolled_back: replica.average.rolled_back,
+            fetched: match replica.phase {
+                Phase::Fetching { ticket } => self.transfer.progress(ticket),
+                _ => frozen,
+            },
+        }
     }
 }

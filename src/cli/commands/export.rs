@@ -58,7 +58,14 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
     }
     let (parameters, size) = (Count(parameters), Bytes(bytes));
     context.out.done(&format!("{} at step {}: {parameters} parameters, {size}", run.name, Count(step)));
-    context.out.note(&format!("try it:  skein generate {} \"The fox\"", out.display()));
+    let written =
+        |end: &str| files.iter().find(|file| file.ends_with(end) || file.extension().is_some_and(|e| e == end));
+    let shown = out.display();
+    context.out.note(&match (written("adapter_config.json"), written("gguf")) {
+        (Some(_), _) => format!("the model with it:  skein model merge MODEL {shown} --out ./merged"),
+        (_, Some(file)) => format!("try it:  skein generate {} \"The fox\"", file.display()),
+        (None, None) => format!("try it:  skein generate {shown} \"The fox\""),
+    });
     context.out.print(&out.display().to_string());
     Ok(0)
 }

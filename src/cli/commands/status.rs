@@ -217,11 +217,12 @@ fn me(state: &State) -> Vec<String> {
     let line = |(i, mine): (usize, &MyStage)| {
         let stage = state.stages.iter().find(|stage| stage.stage == mine.stage);
         let replicas = stage.map_or(1, |stage| stage.replicas.len());
-        let what = match mine.state {
-            MyStageState::Looking => "looking for its weights",
-            MyStageState::Fetching => "fetching its weights",
-            MyStageState::Loading => "loading",
-            MyStageState::Serving => "serving",
+        let what = match (mine.state, mine.fetched_percent) {
+            (MyStageState::Looking, _) => "looking for its weights".to_string(),
+            (MyStageState::Fetching, Some(percent)) => format!("fetching its weights, {percent} % are here"),
+            (MyStageState::Fetching, None) => "fetching its weights".into(),
+            (MyStageState::Loading, _) => "loading".into(),
+            (MyStageState::Serving, _) => "serving".into(),
         };
         let who = if i == 0 { format!("me     {name}") } else { " ".repeat(7 + name.chars().count()) };
         format!(
@@ -237,11 +238,13 @@ fn me(state: &State) -> Vec<String> {
 
 /// What is held in memory, by what it is for, beside what was given; nothing while nothing is served.
 fn memory(account: &Account) -> Option<String> {
-    let Account { parameters, gradients, optimizer, averaging, kept, scratch, passing, blobs, network, .. } = *account;
+    let Account { frozen, parameters, gradients, optimizer, averaging, kept, scratch, passing, blobs, network, .. } =
+        *account;
     if parameters == 0 {
         return None;
     }
     let parts = [
+        ("frozen", frozen),
         ("parameters", parameters),
         ("gradients", gradients),
         ("optimizer", optimizer),
@@ -251,7 +254,9 @@ fn memory(account: &Account) -> Option<String> {
         ("blobs", blobs),
         ("network", network),
     ];
-    let parts: Vec<String> = parts.iter().map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
+    // Only beside adapters anything is frozen.
+    let parts = parts.iter().filter(|(name, bytes)| *name != "frozen" || *bytes > 0);
+    let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
     let (total, budget) = (Bytes(account.total()), Bytes(account.budget));
     let resident = match account.resident {
         0 => String::new(),
@@ -307,6 +312,7 @@ mod tests {
                 tokens_per_s: 640.0,
                 rounds: 3,
                 rounds_rolled_back: 0,
+                fetched_percent: None,
             }],
             given: Given { duration_ms: 11_520_000, tokens: 6_800_000, bytes_up: 10_500_000_000, ..Given::default() },
             warnings: vec!["stage 0 has one replica: if it leaves, training waits.".into()],

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use skein_protocol::{
     Lane, Manifest,
     event::{Event, Record, Severity},
+    hash::Digest,
 };
 
 use super::trouble::Troubles;
@@ -28,6 +29,8 @@ pub struct Story {
     out: Out,
     troubles: Troubles,
     first_layers: Vec<(u32, u32)>,
+    /// Of each stage's frozen weights, where such are beside adapters.
+    frozen: Vec<Option<Digest>>,
     bar: Option<ProgressBar>,
     line_at: Instant,
     advised: Option<String>,
@@ -45,6 +48,7 @@ impl Story {
             out: out.clone(),
             troubles: Troubles::new(manifest),
             first_layers: (0..manifest.stages.count).map(|stage| manifest.layers_of(stage)).collect(),
+            frozen: (0..manifest.stages.count).map(|stage| manifest.frozen(stage)).collect(),
             bar,
             line_at: Instant::now(),
             advised: None,
@@ -64,6 +68,10 @@ impl Story {
             }
             Event::Joining { stage, why } => {
                 out.say(Mark::Note, &format!("taking {}: {why}", self.stage(*stage)), &[("stage", stage)]);
+            }
+            Event::Shelved { blob, from, bytes } => {
+                let what = self.of_blob(*blob);
+                out.say(Mark::Done, &format!("{what} from {}, {}", Peer(*from), Bytes(*bytes)), &[("bytes", bytes)]);
             }
             Event::Fetched { from: Some(from), bytes, .. } => {
                 out.say(Mark::Done, &format!("weights from {}, {}", Peer(*from), Bytes(*bytes)), &[("bytes", bytes)]);
@@ -141,6 +149,10 @@ impl Story {
             let since = Span::from(state.utc_ms.saturating_sub(waiting.since_utc_ms));
             return format!("waiting for {} since {since}", waiting.what);
         }
+        let fetching = state.mine.iter().find_map(|mine| Some((mine.stage, mine.fetched_percent?)));
+        if let Some((stage, percent)) = fetching {
+            return format!("{percent} % of the weights of {} are here", self.stage(stage));
+        }
         let end = state.steps_end.map_or(String::new(), |end| format!("/{end}"));
         let mut text = format!("step {}{end}", Count(state.step));
         if let Some(loss) = state.loss {
@@ -171,6 +183,14 @@ impl Story {
         if long && !self.troubles.said_empty() && self.advised.as_ref() != Some(&waiting.what) {
             self.advised = Some(waiting.what.clone());
             self.out.warn(&format!("still waiting for {}. Another peer helps: skein invite", waiting.what));
+        }
+    }
+
+    /// What the manifest means by a hash.
+    fn of_blob(&self, blob: Digest) -> String {
+        match self.frozen.iter().position(|frozen| *frozen == Some(blob)) {
+            Some(stage) => format!("frozen weights of {}", self.stage(stage as u16)),
+            None => "tokenizer".into(),
         }
     }
 

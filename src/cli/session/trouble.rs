@@ -343,6 +343,7 @@ mod tests {
             tokens_per_s: 0.0,
             rounds: 0,
             rounds_rolled_back: 0,
+            fetched_percent: None,
         }];
         assert!(troubles.see(&fetching).is_empty());
         fetching.utc_ms = 30_000;
