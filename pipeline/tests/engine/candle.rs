@@ -1,12 +1,14 @@
 //! The engine on candle's tensors against the one by hand and the oracle, on the CPU and on whatever card is here.
 
+use std::sync::Arc;
+
 use candle_core::Device;
 use skein_pipeline::{
     compute::candle::{Candle, Precision},
-    exact::{Engine, EngineError, Exact, IGNORE, Settings, StageInput},
+    exact::{Engine, EngineError, Exact, IGNORE, Settings, StageInput, StageWeights},
     model::{StageModel, cost, init},
 };
-use skein_protocol::run::{ModelConfig, OptimizerKind, RopeScaling, Window};
+use skein_protocol::run::{Lora, ModelConfig, OptimizerKind, RopeScaling, Window};
 
 use crate::{
     oracle::{From, oracle},
@@ -68,6 +70,7 @@ impl Draw {
 }
 
 /// A stage, its weights, and what goes through it.
+#[derive(Clone)]
 struct Case {
     model: StageModel,
     params: Vec<f32>,
@@ -192,6 +195,52 @@ fn every_gradient_is_that_of_the_oracle_and_of_the_engine_by_hand() {
                     assert!(b.iter().any(|&g| g != 0.0), "{seed}: {} has no gradient", param.name);
                 }
             }
+        }
+    }
+}
+
+/// Adapters beside the weights of a drawn case, away from their beginning, at which the B's are 0.
+fn with_adapters(seed: u64) -> (Case, StageWeights) {
+    const TARGETS: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
+    let mut draw = Draw(seed + 1000);
+    let case = Case::drawn(seed);
+    let first = draw.below(7) as usize;
+    let chosen = |(i, _): &(usize, &&str)| *i == first || draw.below(2) == 0;
+    let targets: Vec<String> =
+        TARGETS.iter().enumerate().filter(chosen).map(|(_, target)| target.to_string()).collect();
+    let lora = Lora { rank: draw.from(1, 3), alpha: 5, targets, dropout_percent: 0 };
+    let model = StageModel::adapted(case.model.clone(), lora).unwrap();
+    let mut params = init::initial(&model, seed);
+    params.iter_mut().enumerate().for_each(|(i, v)| *v += ((i * 29) % 13) as f32 / 30.0 - 0.2);
+    (Case { model, ..case.clone() }, StageWeights { params, frozen: Some(Arc::new(case.params)) })
+}
+
+#[test]
+fn adapters_have_the_gradients_of_the_engine_by_hand_and_what_is_frozen_has_none() {
+    for seed in 0..36 {
+        let (case, weights) = with_adapters(seed);
+        let settings = plain(case.sequence, case.sequences);
+        let mut hand = Exact::new(case.model.clone(), settings.clone(), weights.clone()).unwrap();
+        let wanted = case.through(&mut hand);
+        for device in devices() {
+            let candle = Candle::new(case.model.clone(), settings.clone(), weights.clone(), Precision::F32, &device);
+            let mut candle = candle.unwrap();
+            let (output, loss, input, params) = case.through(&mut candle);
+            assert!((loss - wanted.1).abs() <= 1e-5 * wanted.1, "{seed}: {loss} {}, {}", wanted.1, case.name());
+            assert!(case.model.head || far(&wanted.0, &output) < 2e-5, "{seed}: output, {}", case.name());
+            assert!(case.model.embedding || far(&wanted.2, &input) < 1e-4, "{seed}: input, {}", case.name());
+            for param in case.model.params() {
+                let (a, b) = (&wanted.3[param.range()], &params[param.range()]);
+                // One token sees itself alone, whatever its query is.
+                let of_scores = ["q_proj", "k_proj"].iter().any(|name| param.name.contains(name));
+                match case.sequence == 1 && of_scores {
+                    true => assert!(b.iter().all(|g| g.abs() < 1e-6), "{seed}: {}", param.name),
+                    false => assert!(far(a, b) < 1e-4, "{seed}: {} {}, {}", param.name, far(a, b), case.name()),
+                }
+            }
+            // Generation reads them too.
+            let (a, b) = (hand.infer(3, 0, case.input()), candle.infer(3, 0, case.input()));
+            assert!(far(&a.unwrap(), &b.unwrap()) < 1e-4, "{seed}: generation, {}", case.name());
         }
     }
 }

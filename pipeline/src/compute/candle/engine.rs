@@ -17,7 +17,7 @@ use super::{
     optimizer::Optimizer,
     read::ReadBack,
     sum::Gradients,
-    weights::{Layout, Weights},
+    weights::{Frozen, Layout, Reading, Weights},
 };
 use crate::{
     exact::{
@@ -81,6 +81,8 @@ pub struct Candle {
     precision: Precision,
     device: Device,
     layout: Layout,
+    /// What stays as it is, where adapters are trained.
+    frozen: Option<Frozen>,
     /// Of a training sequence.
     places: Places,
     weights: Arc<Weights>,
@@ -112,13 +114,19 @@ impl Candle {
         check_settings(&settings)?;
         let StageWeights { params, frozen } = weights.into();
         check_weights(&model, &params, frozen.as_deref().map(|v| &**v))?;
-        if model.frozen().is_some() {
-            let why = "adapters are trained on the processor in this build: --device cpu";
-            return Err(EngineError::Device(why.into()));
-        }
         let (dims, layout) = (model.dims(), Layout::of(&model));
+        let frozen = match (model.frozen(), &frozen) {
+            (Some(of), Some(values)) => {
+                let layout = Layout::of(of);
+                let weights = Weights::upload(&layout, 0, values, precision, device)?;
+                Some(Frozen { layout, weights })
+            }
+            _ => None,
+        };
+        let base = frozen.as_ref().map_or(&layout, |frozen| &frozen.layout);
         Ok(Candle {
-            places: Places::new(&dims, layout.windows(), 0, settings.sequence, device)?,
+            places: Places::new(&dims, base.windows(), 0, settings.sequence, device)?,
+            frozen,
             weights: Arc::new(Weights::upload(&layout, 0, &params, precision, device)?),
             optimizer: Optimizer::new(&settings, &layout, device)?,
             on_host: Arc::new(params).into(),
@@ -141,16 +149,22 @@ impl Candle {
         Shape { dims: self.dims, precision: self.precision, sequences, t }
     }
 
-    fn head<'a>(&self, weights: &'a Weights) -> Option<Head<'a>> {
-        let places = self.layout.head?;
-        let (norm, matrix) = weights.head(places);
+    fn reading<'a>(&'a self, weights: &'a Weights) -> Reading<'a> {
+        Reading { layout: &self.layout, weights, frozen: self.frozen.as_ref(), precision: self.precision }
+    }
+
+    fn head<'a>(&'a self, weights: &'a Weights) -> Option<Head<'a>> {
+        let (places, (norm, matrix)) = self.reading(weights).head()?;
         Some(Head { norm, matrix, places, eps: self.dims.eps, precision: self.precision })
     }
 
     /// What comes into the first layer, `[rows, hidden]`.
     fn enter(&self, weights: &Weights, input: StageInput<'_>) -> Result<Tensor> {
         match input {
-            StageInput::Tokens(tokens) => Ok(weights.master[0].index_select(&Tensor::new(tokens, &self.device)?, 0)?),
+            StageInput::Tokens(tokens) => {
+                let ids = Tensor::new(tokens, &self.device)?;
+                Ok(self.reading(weights).embedding().index_select(&ids, 0)?)
+            }
             StageInput::Hidden(x) => {
                 Ok(Tensor::from_slice(x, (x.len() / self.dims.hidden, self.dims.hidden), &self.device)?)
             }
@@ -172,7 +186,7 @@ impl Candle {
         let mut y = self.enter(&weights, kept_input(input))?;
         let mut layers = Vec::with_capacity(self.model.layers as usize);
         for n in 0..self.model.layers as usize {
-            let (out, tape) = block::forward(&shape, places, &weights.layer(&self.layout, n), y, None)?;
+            let (out, tape) = block::forward(&shape, places, &self.reading(&weights).layer(n), y, None)?;
             layers.push(tape);
             y = out;
         }
@@ -201,7 +215,8 @@ impl Candle {
         let mut gradients = (weight != 0.0).then(|| Gradients::new(&self.layout, before, weight));
         let (losses, mut g) = match (from, self.head(&weights)) {
             (From::Targets(targets, scale), Some(head)) => {
-                let (losses, g) = head.loss(&y, targets, scale, gradients.as_mut())?;
+                let of_head = gradients.as_mut().filter(|_| self.frozen.is_none());
+                let (losses, g) = head.loss(&y, targets, scale, of_head)?;
                 (Some(losses), g)
             }
             (From::Targets(..), None) => return Err(no_loss()),
@@ -210,10 +225,11 @@ impl Candle {
         drop(y);
         let shape = self.shape(sequences, self.settings.sequence);
         while let Some(tape) = layers.pop() {
-            let layer = weights.layer(&self.layout, layers.len());
+            let layer = self.reading(&weights).layer(layers.len());
             g = block::backward(&shape, &self.places, &layer, &tape, &g, gradients.as_mut())?;
         }
-        if let (Rows::Tokens(tokens), Some(gradients)) = (&input.rows, gradients.as_mut()) {
+        let of_embedding = gradients.as_mut().filter(|_| self.frozen.is_none());
+        if let (Rows::Tokens(tokens), Some(gradients)) = (&input.rows, of_embedding) {
             gradients.add_rows(0, &Tensor::new(&tokens[..], &self.device)?, &g)?;
         }
         let next = gradients.map(Gradients::finish).transpose()?;
@@ -446,7 +462,8 @@ impl Engine for Candle {
             None => pinned(&self.weights, self.sessions.values().map(|s| &s.weights), |w| w.number),
         };
         let shape = self.shape(1, n);
-        let places = Places::new(&self.dims, self.layout.windows(), position, n, &self.device)?;
+        let windows = self.reading(&weights).base().0.windows();
+        let places = Places::new(&self.dims, windows, position, n, &self.device)?;
         let mut x = self.enter(&weights, input)?;
         let mut cache = Vec::with_capacity(self.model.layers as usize);
         for layer in 0..self.model.layers as usize {
@@ -454,7 +471,8 @@ impl Engine for Candle {
                 Some(session) if position > 0 => Some(session.cache[layer].before(position)?),
                 _ => None,
             };
-            let (out, tape) = block::forward(&shape, &places, &weights.layer(&self.layout, layer), x, before.as_ref())?;
+            let (out, tape) =
+                block::forward(&shape, &places, &self.reading(&weights).layer(layer), x, before.as_ref())?;
             cache.push(tape.cache());
             x = out;
         }

@@ -5,6 +5,7 @@
 //! [`Precision::Bf16`] rounds operands and results of matrix products, and nothing else. Work is queued: the host waits once where a forward or a
 //! backward hands its result over, and once a step for the norms.
 
+mod adapters;
 mod attention;
 mod block;
 #[cfg(feature = "cuda")]

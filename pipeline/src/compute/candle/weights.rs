@@ -1,4 +1,5 @@
-//! One version of the weights on the device: a tensor of f32 for each matrix and vector, and what products read of them.
+//! One version of the weights on the device: a tensor of f32 for each matrix and vector, and what products read of them. Where
+//! adapters are what is trained, these are the version, and all versions share what is frozen beside them.
 //!
 //! q, k and v lie next to each other in the canonical order, as do their biases, the norms of q's and k's heads, and gate and up:
 //! each group is one tensor. Tensors are never written again, so whoever refers to a version computes with what it was.
@@ -7,8 +8,12 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 
-use super::{Result, operators::Precision};
-use crate::model::StageModel;
+use super::{
+    Result,
+    adapters::{Site, SitePlaces},
+    operators::Precision,
+};
+use crate::model::{StageModel, lora};
 
 /// One tensor: a slice of the flat buffer.
 pub struct Place {
@@ -43,14 +48,54 @@ impl Place {
 pub struct Layout {
     pub places: Vec<Place>,
     pub embedding: Option<usize>,
-    /// Of each layer.
+    /// Of each layer; none, where the places are those of adapters.
     layers: Vec<LayerPlaces>,
+    /// Of each layer, one a [`lora::Site`]; none, where all weights are trained.
+    adapters: Vec<[Option<SitePlaces>; 4]>,
     /// Final norm, and the matrix of the head (the embedding, where the two are tied).
     pub head: Option<(usize, usize)>,
 }
 
 impl Layout {
+    /// Of what is trained.
     pub fn of(model: &StageModel) -> Self {
+        match model.frozen() {
+            None => Self::of_all(model),
+            Some(_) => Self::of_adapters(model),
+        }
+    }
+
+    /// The A's of a site are one matrix, each B is one.
+    fn of_adapters(model: &StageModel) -> Self {
+        let mut places: Vec<Place> = Vec::new();
+        for layer in 0..model.layers as usize {
+            let sites = model.adapters(layer).expect("a model with adapters");
+            for adapter in sites.iter().flatten() {
+                let block = |at: usize| {
+                    let of = model.params().iter().find(|param| param.offset == at);
+                    of.expect("a tensor begins there").block
+                };
+                let shape = vec![adapter.ranks(), adapter.input];
+                places.push(Place { offset: adapter.a, shape, block: block(adapter.a) });
+                let b = |part: &lora::Part| Place {
+                    offset: part.b,
+                    shape: vec![part.width, adapter.rank],
+                    block: block(part.b),
+                };
+                places.extend(adapter.parts.iter().map(b));
+            }
+        }
+        let place_of = |offset: usize| places.partition_point(|place| place.offset < offset);
+        let site = |adapter: &lora::Adapter| SitePlaces::of(adapter, place_of);
+        let layer = |n: usize| {
+            let sites = model.adapters(n).expect("a model with adapters");
+            sites.each_ref().map(|adapter| adapter.as_ref().map(site))
+        };
+        let adapters = (0..model.layers as usize).map(layer).collect();
+        Layout { embedding: None, layers: Vec::new(), adapters, head: None, places }
+    }
+
+    fn of_all(model: &StageModel) -> Self {
         // Each of these goes on where the tensor before it ends.
         const JOINED: [&str; 6] =
             ["k_proj.weight", "v_proj.weight", "k_proj.bias", "v_proj.bias", "k_norm.weight", "up_proj.weight"];
@@ -80,7 +125,7 @@ impl Layout {
         let layers = (0..model.layers as usize).map(layer).collect();
         let head = model.head_offsets().filter(|_| model.head);
         let head = head.map(|(norm, matrix)| (place_of(norm), place_of(matrix)));
-        Layout { embedding: model.embedding.then_some(0), layers, head, places }
+        Layout { embedding: model.embedding.then_some(0), layers, adapters: Vec::new(), head, places }
     }
 
     /// What the tokens of each layer see.
@@ -111,10 +156,54 @@ impl Layout {
 
 pub struct Weights {
     pub number: u64,
-    /// f32.
+    /// f32, of what is trained.
     pub master: Vec<Tensor>,
     /// What products read; elsewhere the master.
     operands: Vec<Tensor>,
+}
+
+/// What stays as it is beside adapters.
+pub struct Frozen {
+    pub layout: Layout,
+    pub weights: Weights,
+}
+
+/// Weights as a forward or a backward reads them.
+#[derive(Clone, Copy)]
+pub struct Reading<'a> {
+    pub layout: &'a Layout,
+    pub weights: &'a Weights,
+    pub frozen: Option<&'a Frozen>,
+    pub precision: Precision,
+}
+
+impl<'a> Reading<'a> {
+    /// Where the layers' own tensors are.
+    pub fn base(self) -> (&'a Layout, &'a Weights) {
+        self.frozen.map_or((self.layout, self.weights), |frozen| (&frozen.layout, &frozen.weights))
+    }
+
+    /// The matrix of the embedding, in f32.
+    pub fn embedding(self) -> &'a Tensor {
+        &self.base().1.master[0]
+    }
+
+    pub fn layer(self, n: usize) -> Layer<'a> {
+        let (layout, weights) = self.base();
+        let site = |places: &'a Option<SitePlaces>| {
+            let (operands, precision) = (&self.weights.operands[..], self.precision);
+            places.as_ref().map(|places| Site { places, operands, precision })
+        };
+        let adapters = self.layout.adapters.get(n).map_or([None; 4], |sites| sites.each_ref().map(site));
+        Layer { adapters, ..weights.layer(layout, n) }
+    }
+
+    /// Where final norm and head are, and the two.
+    pub fn head(self) -> Option<((usize, usize), (&'a Tensor, &'a Tensor))> {
+        let (layout, weights) = self.base();
+        let places = layout.head?;
+        Some((places, (&weights.operands[places.0], &weights.operands[places.1])))
+    }
 }
 
 /// Where the tensors of one layer lie among the places.
@@ -144,6 +233,19 @@ pub struct Layer<'a> {
     pub mlp_norm: &'a Tensor,
     pub gate_up: &'a Tensor,
     pub down: &'a Tensor,
+    /// Beside them, one a [`lora::Site`]: then these alone are trained.
+    pub adapters: [Option<Site<'a>>; 4],
+}
+
+impl<'a> Layer<'a> {
+    pub fn site(&self, site: lora::Site) -> Option<Site<'a>> {
+        self.adapters[site as usize]
+    }
+
+    /// Whether its own matrices are trained.
+    pub fn is_trained(&self) -> bool {
+        self.adapters.iter().all(Option::is_none)
+    }
 }
 
 impl Weights {
@@ -161,7 +263,7 @@ impl Weights {
         Self::new(layout, number, master, precision)
     }
 
-    pub fn layer(&self, layout: &Layout, n: usize) -> Layer<'_> {
+    fn layer(&self, layout: &Layout, n: usize) -> Layer<'_> {
         let places = layout.layers[n];
         let w = |place: usize| &self.operands[place];
         Layer {
@@ -174,11 +276,7 @@ impl Weights {
             mlp_norm: w(places.mlp_norm),
             gate_up: w(places.gate_up),
             down: w(places.down),
+            adapters: [None; 4],
         }
-    }
-
-    /// Final norm and matrix of a head.
-    pub fn head(&self, (norm, matrix): (usize, usize)) -> (&Tensor, &Tensor) {
-        (&self.operands[norm], &self.operands[matrix])
     }
 }
