@@ -130,6 +130,7 @@ fn manifest(refused: &Refused, peer: &str) -> Failure {
         Refused::OtherRun { expected, got } => {
             Failure::ManifestMismatch { expected: expected.to_string(), found: got.to_string(), peer: peer.into() }
         }
+        Refused::Invalid(why) => Failure::BadManifest { path: "the manifest of the run".into(), problems: why.clone() },
         Refused::Protocol { run, mine } => Failure::Versions { run: format!("protocol {run}"), build: *mine },
         // The owner's own bytes, as their hash shows, in a form that this build does not know.
         Refused::Unreadable(why) => {

@@ -65,12 +65,17 @@ pub fn make_dir(dir: &Path) -> Result<(), HomeError> {
     builder.create(dir).map_err(|error| refused(dir, 0, error))
 }
 
+/// Whether a file is one that is being written, or was when its writer died.
+pub fn is_unfinished(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(UNFINISHED.as_bytes())
+}
+
 /// Removes what a crash left half written directly in `dir`, and names what it would have become.
 pub fn sweep(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.as_os_str().as_encoded_bytes().ends_with(UNFINISHED.as_bytes()))
+        .filter(|path| is_unfinished(path))
         .filter(|path| fs::remove_file(path).is_ok())
         .collect();
     found.sort();

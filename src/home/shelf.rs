@@ -5,7 +5,8 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -26,6 +27,10 @@ impl Shelf {
         Shelf { dir }
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     fn path(&self, blob: Digest) -> PathBuf {
         self.dir.join(blob.to_hex())
     }
@@ -37,10 +42,15 @@ impl Shelf {
     pub fn put(&self, blob: Digest, pieces: &[&[u8]]) -> Result<(), HomeError> {
         let path = self.path(blob);
         let len = pieces.iter().map(|piece| piece.len() as u64).sum();
-        if fs::metadata(&path).is_ok_and(|there| there.len() == len) {
+        if path.exists() && self.get(blob).is_ok_and(|there| there.is_some()) {
             return Ok(());
         }
         file::write_with(&path, len, Reader::Anyone, |file| pieces.iter().try_for_each(|piece| file.write_all(piece)))
+    }
+
+    /// Whether something lies there by this name; its bytes are not looked at.
+    pub fn has(&self, blob: Digest) -> bool {
+        self.path(blob).exists()
     }
 
     /// What has this hash. Nothing: it is not there, or was damaged and is so no more.
@@ -62,22 +72,33 @@ impl Shelf {
             return Ok(Some(mapped));
         }
         tracing::warn!(path = %path.display(), "it does not have the hash that is its name: it is fetched again");
+        // Some systems remove nothing that somebody has mapped.
+        drop((mapped, file));
         fs::remove_file(&path).map_err(denied)?;
         Ok(None)
     }
 
-    /// Removes what is none of `wanted`, and what a crash left half written: how many files.
+    /// Removes what is none of `wanted`, and what a crash left half written: how many files. What is younger than a day may be of a
+    /// run that is being made, and stays.
     pub fn sweep(&self, wanted: &BTreeSet<Digest>) -> usize {
-        let unfinished = file::sweep(&self.dir).len();
-        let Ok(entries) = fs::read_dir(&self.dir) else { return unfinished };
+        self.sweep_older(wanted, DAY)
+    }
+
+    fn sweep_older(&self, wanted: &BTreeSet<Digest>, age: Duration) -> usize {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return 0 };
         let is_over = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| Digest::from_hex(name.to_str()?));
-            name.is_some_and(|blob| !wanted.contains(&blob))
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_of_none = Digest::from_hex(name).is_some_and(|blob| !wanted.contains(&blob));
+            let written = fs::metadata(path).and_then(|facts| facts.modified()).ok();
+            let is_old = written.and_then(|at| at.elapsed().ok()).is_some_and(|since| since >= age);
+            (is_of_none || file::is_unfinished(path)) && is_old
         };
         let over = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_over);
-        unfinished + over.filter(|path| fs::remove_file(path).is_ok()).count()
+        over.filter(|path| fs::remove_file(path).is_ok()).count()
     }
 }
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[cfg(test)]
 mod tests {
@@ -106,7 +127,8 @@ mod tests {
         shelf.put(one, &[b"1"]).unwrap();
         shelf.put(two, &[b"2"]).unwrap();
         fs::write(dir.path().join("notes.txt"), b"of a person").unwrap();
-        assert_eq!(shelf.sweep(&[two].into()), 1);
+        assert_eq!(shelf.sweep(&[two].into()), 0, "a run that is being made may name it");
+        assert_eq!(shelf.sweep_older(&[two].into(), Duration::ZERO), 1);
         assert_eq!((shelf.get(one).unwrap(), shelf.get(two).unwrap().is_some()), (None, true));
         assert!(dir.path().join("notes.txt").exists());
     }

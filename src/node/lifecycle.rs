@@ -314,7 +314,7 @@ fn build<M: Engines + 'static>(
     let store = Store::new(checkpoints(&setup, &folder, key.peer()), setup.give.keep_versions);
     let held = Store::held(&folder);
     let (saved, remarks) = found_on_disk(&[&store, &held], &blobs);
-    let shelf = on_the_shelf(&setup, &manifest, &blobs)?;
+    let shelf = on_the_shelf(&setup, &manifest, &blobs);
     let unsaved = store.unsaved();
     let mark = Mark::of(&folder);
     let log = Log::open(&folder.path, key.peer(), setup.events_keep)
@@ -420,7 +420,7 @@ fn found_on_disk(stores: &[&Store], blobs: &Blobs) -> (Vec<SavedState>, Vec<Rema
 }
 
 /// What lies here of that which the manifest names by its hash. What no run of this home names any more goes.
-fn on_the_shelf(setup: &Setup, manifest: &Manifest, blobs: &Blobs) -> Result<Vec<(Digest, Blob)>, NodeError> {
+fn on_the_shelf(setup: &Setup, manifest: &Manifest, blobs: &Blobs) -> Vec<(Digest, Blob)> {
     let shelf = setup.home.shelf();
     let of_run = |folder: RunFolder| signed::open(&folder.manifest().ok()??, folder.run).ok();
     let known = setup.home.runs().list();
@@ -431,9 +431,12 @@ fn on_the_shelf(setup: &Setup, manifest: &Manifest, blobs: &Blobs) -> Result<Vec
     }
     let mut found = Vec::new();
     for blob in manifest.blobs() {
-        found.extend(shelf.get(blob)?.map(|bytes| (blob, blobs.put(bytes, Kind::File))));
+        match shelf.get(blob) {
+            Ok(bytes) => found.extend(bytes.map(|bytes| (blob, blobs.put(bytes, Kind::File)))),
+            Err(error) => tracing::warn!(%error, "what lies on the shelf cannot be read: it is fetched again"),
+        }
     }
-    Ok(found)
+    found
 }
 
 /// Where this peer's checkpoints of the run lie. A place that others may share has a folder for each peer.

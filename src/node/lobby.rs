@@ -222,7 +222,7 @@ impl<'a> Lobby<'a> {
         match signed::open(bytes, self.invited.run) {
             Ok(manifest) => Ok(Some(Entered { signed: bytes.to_vec(), manifest, from })),
             // The hash is the invite's, so these are the run's own bytes.
-            Err(refused @ (Refused::Protocol { .. } | Refused::Unreadable(_))) => {
+            Err(refused @ (Refused::Protocol { .. } | Refused::Unreadable(_) | Refused::Invalid(_))) => {
                 Err(LobbyError::OtherVersion(refused))
             }
             Err(refused) => {

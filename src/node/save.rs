@@ -7,7 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
 use skein_pipeline::{
     compute::{
         gguf::{self, Kept},
@@ -24,7 +23,7 @@ use skein_protocol::{hash::Digest, run::Family};
 pub use hf::Written;
 
 use crate::{
-    home::{HomeError, file},
+    home::{HomeError, Shelf, file},
     text::Files,
 };
 
@@ -44,6 +43,8 @@ pub enum SaveError {
     Model(#[from] BadModel),
     #[error("the frozen weights: {0}")]
     Frozen(#[from] BadFrozen),
+    #[error(transparent)]
+    Home(#[from] HomeError),
 }
 
 /// Where the tokenizer of a model is from.
@@ -62,8 +63,15 @@ pub enum What {
     Model,
     /// Their weights are adapters beside the model that is called so.
     Adapter { base: String },
-    /// As before, and each is added to the frozen weights of its stage: their hash, their bytes.
-    Merged { frozen: Vec<(Digest, Bytes)> },
+    /// As before, and each is added to the frozen weights of its stage.
+    Merged { frozen: OnShelf },
+}
+
+/// The frozen weights of each stage, in order.
+#[derive(Clone, Debug)]
+pub struct OnShelf {
+    pub shelf: Shelf,
+    pub blobs: Vec<Digest>,
 }
 
 /// How a model is written.
@@ -115,17 +123,15 @@ impl Form {
 }
 
 /// Adapters added to what stands beside them.
-fn merged(
-    stages: &[(StageModel, Vec<f32>)],
-    frozen: &[(Digest, Bytes)],
-) -> Result<Vec<(StageModel, Vec<f32>)>, SaveError> {
-    let stage = |((adapters, params), (blob, bytes)): (&(StageModel, Vec<f32>), &(Digest, Bytes))| {
+fn merged(stages: &[(StageModel, Vec<f32>)], frozen: &OnShelf) -> Result<Vec<(StageModel, Vec<f32>)>, SaveError> {
+    let stage = |((adapters, params), blob): (&(StageModel, Vec<f32>), &Digest)| {
         let model = adapters.frozen().ok_or(BadModel::Adapters { rank: 0, targets: Vec::new() })?;
-        let mut weights = frozen::decode(&[bytes], model.values(), *blob)?;
+        let bytes = frozen.shelf.get(*blob)?.ok_or(BadFrozen::Hash)?;
+        let mut weights = frozen::decode(&[&bytes], model.values(), *blob)?;
         lora::merge(adapters, params, &mut weights);
         Ok((model.clone(), weights))
     };
-    stages.iter().zip(frozen).map(stage).collect()
+    stages.iter().zip(&frozen.blobs).map(stage).collect()
 }
 
 /// Writes the folder `out`, from all stages in order. `overwrite`: files that are there may be replaced.

@@ -5,7 +5,10 @@ use skein_protocol::{
     Manifest, PeerId, RunId,
     hash::keyed,
     key::{Key, Signed},
-    run::PROTOCOL,
+    run::{
+        PROTOCOL,
+        check::{self, Severity},
+    },
     wire::{exact, limits::MANIFEST_MAX},
 };
 
@@ -26,6 +29,8 @@ pub enum Refused {
     Protocol { run: u16, mine: u16 },
     #[error("this build cannot read it: {0}")]
     Unreadable(String),
+    #[error("it is not valid: {0}")]
+    Invalid(String),
 }
 
 /// The run's identity, and its manifest signed by the owner.
@@ -68,7 +73,12 @@ pub fn open(signed: &[u8], run: RunId) -> Result<Manifest, Refused> {
     if signed.by != manifest.run.owner || !signed.verify(DOMAIN) {
         return Err(Refused::NotByOwner);
     }
-    Ok(manifest)
+    // What its owner could not have started nobody joins either: sizes that come from it are believed from here on.
+    let problems = check::check(&manifest).into_iter().filter(|problem| problem.severity == Severity::Error);
+    match problems.map(|problem| format!("{} {}", problem.key, problem.what)).next() {
+        None => Ok(manifest),
+        Some(problem) => Err(Refused::Invalid(problem)),
+    }
 }
 
 fn envelope(signed: &[u8]) -> Result<Signed, Refused> {
@@ -101,6 +111,14 @@ mod tests {
         other.run.name = "other".into();
         let (got, bytes) = sign(&other, &key(1));
         assert_eq!(open(&bytes, run), Err(Refused::OtherRun { expected: run, got }));
+    }
+
+    #[test]
+    fn a_run_that_is_not_valid_is_refused_whoever_signed_it() {
+        let mut wild = manifest();
+        wild.train.micro_batch = u32::MAX;
+        let (run, bytes) = sign(&wild, &key(1));
+        assert!(matches!(open(&bytes, run), Err(Refused::Invalid(why)) if why.starts_with("train.micro_batch")));
     }
 
     #[test]

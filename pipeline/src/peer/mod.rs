@@ -160,6 +160,8 @@ pub struct Peer {
     saving: BTreeMap<Stage, Version>,
     next_ticket: u64,
     sought: BTreeMap<Digest, shelf::Sought>,
+    /// The stage that is moved to once its frozen weights are here.
+    fetch_ahead: Option<Stage>,
     /// What was asked for by its hash, beside the weights of stages.
     asked: BTreeSet<Digest>,
     /// Stages that were said to be without a replica.
@@ -242,6 +244,7 @@ impl Peer {
             saving: BTreeMap::new(),
             next_ticket: 0,
             sought: BTreeMap::new(),
+            fetch_ahead: None,
             asked: BTreeSet::new(),
             empty: BTreeSet::new(),
             active: Vec::new(),

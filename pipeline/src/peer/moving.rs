@@ -74,6 +74,7 @@ impl Peer {
     /// All who see the same name the same peers, who go once the need has lasted. Who is named and does not go (it is pinned,
     /// it has no room, it cannot finish what it has) is passed over after a while.
     pub(super) fn consider_moving(&mut self, now: Instant, swarm: &Swarm, costs: &[Cost], out: &mut Outbox<Output>) {
+        self.fetch_ahead = None;
         let since = match self.moving {
             None => None,
             Some(Moving::Wanted { what, since, replicas }) => Some((what, since, replicas)),
@@ -103,6 +104,10 @@ impl Peer {
         let Some(what) = self.foresight.move_of(own, costs, passes) else { return };
         if !self.makes_sense(what) {
             return;
+        }
+        // Frozen weights take long: the stage is served on until those of the next are here.
+        if self.frozen_parts(what.to).is_err() {
+            return self.fetch_ahead = Some(what.to);
         }
         self.set_standing(now, what.from, Standing::Draining, out);
         self.moving = Some(Moving::Finishing { what, since: now });

@@ -15,6 +15,8 @@ use crate::model::{cost, frozen};
 
 /// Nobody had it: all are asked again.
 const AGAIN: Duration = Duration::from_secs(2);
+/// While nobody has it a person is told so this often.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 /// Bytes of what is no stage's: the files of a tokenizer.
 const FILES_MAX: u64 = 160 << 20;
 
@@ -32,8 +34,12 @@ struct Wanted {
 pub(super) struct Sought {
     progress: Progress,
     tried: BTreeSet<PeerId>,
+    /// Who began to give it since its chunks were last thrown away: one alone can be blamed for them.
+    donors: BTreeSet<PeerId>,
+    /// Whose bytes had another hash: they are not asked again.
+    liars: BTreeSet<PeerId>,
     again_at: Instant,
-    told: bool,
+    told_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -82,18 +88,25 @@ impl Peer {
         };
         let asked = self.asked.iter().map(|blob| Wanted { blob: *blob, stage: None, bytes_max: FILES_MAX });
         let mine = self.replicas.values().filter(|replica| !replica.is_serving()).map(|replica| replica.stage);
+        let mine = mine.chain(self.fetch_ahead);
         let is_missing = |wanted: &Wanted| self.transfer.shelved(wanted.blob).is_none();
         let wanted: Vec<Wanted> = asked.chain(mine.filter_map(of_stage)).filter(is_missing).collect();
         if !wanted.is_empty() || self.drain.is_some() {
             return wanted;
         }
-        let room = self.config.disk.saturating_sub(self.transfer.held_bytes());
-        let held = self.transfer.held().filter_map(|held| of_stage(held.version.stage));
+        let room = self.config.disk.saturating_sub(self.transfer.held_bytes() + self.transfer.shelved_bytes());
+        let may = |stage: &Stage| {
+            let fits = cost::memory(manifest, *stage).peak() <= self.config.memory;
+            fits && manifest.may_serve(self.me, *stage)
+        };
+        let held = self.transfer.held().map(|held| held.version.stage).filter(may).filter_map(of_stage);
         held.filter(|wanted| is_missing(wanted) && wanted.bytes_max <= room).take(1).collect()
     }
 
     /// Looks for what is needed and not here.
     pub(super) fn seek(&mut self, now: Instant, out: &mut Outbox<Output>) {
+        // What is here need not be looked for.
+        self.shelve_found(now, out);
         let wanted = self.wanted();
         let is_over = |blob: &Digest, sought: &Sought| {
             !matches!(sought.progress, Progress::Checking { .. }) && wanted.iter().all(|wanted| wanted.blob != *blob)
@@ -101,11 +114,13 @@ impl Peer {
         let over: Vec<Digest> =
             self.sought.iter().filter(|(blob, sought)| is_over(blob, sought)).map(|(blob, _)| *blob).collect();
         for blob in over {
-            if let Some(Sought { progress: Progress::Fetching { ticket }, .. }) = self.sought.remove(&blob) {
+            let ended = self.sought.remove(&blob);
+            let mut desk = desk!(self, now, out);
+            if let Some(Sought { progress: Progress::Fetching { ticket }, .. }) = ended {
                 self.tickets.remove(&ticket);
-                let mut desk = desk!(self, now, out);
                 self.transfer.cancel(&mut desk, ticket);
             }
+            self.transfer.forget(&mut desk, blob);
         }
         for wanted in wanted {
             self.seek_one(now, wanted, out);
@@ -113,7 +128,14 @@ impl Peer {
     }
 
     fn seek_one(&mut self, now: Instant, wanted: Wanted, out: &mut Outbox<Output>) {
-        let fresh = || Sought { progress: Progress::Looking, tried: BTreeSet::new(), again_at: now, told: false };
+        let fresh = || Sought {
+            progress: Progress::Looking,
+            tried: BTreeSet::new(),
+            donors: BTreeSet::new(),
+            liars: BTreeSet::new(),
+            again_at: now,
+            told_at: None,
+        };
         let sought = self.sought.entry(wanted.blob).or_insert_with(fresh);
         if !matches!(sought.progress, Progress::Looking) || now < sought.again_at {
             return;
@@ -122,10 +144,11 @@ impl Peer {
             let Some(sought) = self.sought.get_mut(&wanted.blob) else { return };
             sought.tried.clear();
             sought.again_at = now + AGAIN;
-            if !std::mem::replace(&mut sought.told, true) {
+            if sought.told_at.is_none_or(|at| now.since(at) >= TELL_EVERY) {
+                sought.told_at = Some(now);
                 let what = match wanted.stage {
-                    Some(stage) => format!("the frozen weights of stage {stage}: nobody who is here gave them yet"),
-                    None => "files of the run: nobody who is here gave them yet".into(),
+                    Some(stage) => format!("somebody who has the frozen weights of stage {stage}, as the owner does"),
+                    None => "somebody who has the tokenizer, as the owner does".into(),
                 };
                 out.push(Output::Emit(Event::Waiting { what }));
             }
@@ -135,6 +158,7 @@ impl Peer {
         self.tickets.insert(ticket, Ticket::Blob { blob: wanted.blob });
         if let Some(sought) = self.sought.get_mut(&wanted.blob) {
             sought.progress = Progress::Fetching { ticket };
+            sought.donors.insert(from);
         }
         let mut desk = desk!(self, now, out);
         self.transfer.fetch_blob(&mut desk, ticket, from, wanted.blob, wanted.bytes_max);
@@ -142,15 +166,15 @@ impl Peer {
 
     /// Of those who were not asked yet: who serves the stage, who holds a snapshot of it, who began the run, anybody.
     fn who_has(&self, wanted: Wanted) -> Option<PeerId> {
-        let tried = self.sought.get(&wanted.blob).map(|sought| &sought.tried);
+        let sought = self.sought.get(&wanted.blob);
+        let was_asked =
+            |peer: &PeerId| sought.is_some_and(|sought| sought.tried.contains(peer) || sought.liars.contains(peer));
         let stage = |of: &dyn Fn(Stage) -> Vec<PeerId>| wanted.stage.map(of).unwrap_or_default();
         let serve = stage(&|stage| self.directory.replicas(stage).iter().map(|(peer, _)| *peer).collect());
         let hold = stage(&|stage| self.directory.held(stage).iter().map(|(peer, _)| *peer).collect());
         let run = &self.config.manifest.run;
         let began = [run.owner].into_iter().chain(run.delegates.iter().copied());
-        let is_good = |peer: &PeerId| {
-            *peer != self.me && self.neighbours.is_up(*peer) && tried.is_none_or(|tried| !tried.contains(peer))
-        };
+        let is_good = |peer: &PeerId| *peer != self.me && self.neighbours.is_up(*peer) && !was_asked(peer);
         serve.into_iter().chain(hold).chain(began).chain(self.neighbours.up()).find(is_good)
     }
 
@@ -179,10 +203,14 @@ impl Peer {
             return;
         };
         if !is_right {
-            sought.tried.insert(from);
             parts.into_iter().for_each(|blob| out.push(Output::Release { blob }));
-            let why = format!("what it gave for {} has another hash", blob.short(8));
-            out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+            let donors = std::mem::take(&mut sought.donors);
+            // Of several any may have lied: each is asked for all of it before it is blamed.
+            if donors.len() == 1 {
+                sought.liars.insert(from);
+                let why = format!("what it gave for {} has another hash", blob.short(8));
+                out.push(Output::Blame { peer: from, severity: Severity::Wrong, why });
+            }
             return self.seek(now, out);
         }
         self.sought.remove(&blob);

@@ -30,6 +30,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 const BEGINNING: Duration = Duration::from_secs(300);
 /// States that one peer serves at a time.
 const SERVED_MAX: usize = 8;
+/// Of them at most so many are blobs, which take long and can be had elsewhere, and so many for one peer.
+const BLOBS_MAX: usize = 5;
+const BLOBS_EACH: usize = 2;
 /// A version that claims more rounds or steps than this is a lie; counters go on from it without overflow.
 pub const COUNT_MAX: u32 = 1 << 30;
 /// Requests that a peer invents for others to ask with have this bit: they never meet those that the others invent.
@@ -89,7 +92,9 @@ struct Fetch {
     most: u64,
     is: Option<Is>,
     parts: BTreeMap<u32, Blob>,
+    /// The first chunk that was not asked for yet, and how many that were are still to come.
     asked: u32,
+    coming: u32,
     heard: Instant,
 }
 
@@ -120,11 +125,20 @@ impl What {
     }
 }
 
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Served {
+    /// `whole`: everything that a replica needs, as opposed to what an export does.
+    State {
+        version: Version,
+        whole: bool,
+    },
+    Blob,
+}
+
 #[derive(Debug)]
 struct Serve {
-    version: Version,
-    /// Everything that a replica needs, as opposed to what an export does.
-    whole: bool,
+    what: Served,
     parts: Parts,
     heard: Instant,
 }
@@ -152,6 +166,13 @@ struct Shelved {
     parts: Vec<Blob>,
 }
 
+/// A part of a blob.
+#[derive(Debug)]
+struct Begun {
+    len: u64,
+    parts: BTreeMap<u32, Blob>,
+}
+
 #[derive(Debug, Default)]
 pub struct Transfer {
     next: u64,
@@ -160,6 +181,8 @@ pub struct Transfer {
     serves: BTreeMap<(PeerId, u64), Serve>,
     held: BTreeMap<Stage, Held>,
     shelf: BTreeMap<Digest, Shelved>,
+    /// Chunks of blobs that came from donors who went before the last: any donor's are the same.
+    begun: BTreeMap<Digest, Begun>,
     /// Handles made by slicing live in a range of their own.
     next_slice: u64,
 }
@@ -209,7 +232,7 @@ impl Transfer {
 
     fn begin(&mut self, now: Instant, ticket: u64, from: PeerId, what: What, most: u64) -> u64 {
         self.next += 1;
-        let fetch = Fetch { ticket, what, most, is: None, parts: BTreeMap::new(), asked: 0, heard: now };
+        let fetch = Fetch { ticket, what, most, is: None, parts: BTreeMap::new(), asked: 0, coming: 0, heard: now };
         self.fetches.insert((from, self.next), fetch);
         self.next
     }
@@ -231,6 +254,14 @@ impl Transfer {
             return self.give_up(desk, key, "it offered another state than was asked for");
         }
         fetch.heard = desk.now;
+        if let What::Blob(blob) = fetch.what
+            && let Some(begun) = self.begun.remove(&blob)
+        {
+            match begun.len == is.len {
+                true => fetch.parts = begun.parts,
+                false => desk.release_all(begun.parts.into_values()),
+            }
+        }
         fetch.is = Some(is);
         self.ask_ahead(desk, key);
         None
@@ -240,10 +271,13 @@ impl Transfer {
         let Some(fetch) = self.fetches.get_mut(&key) else { return };
         let Some(is) = &fetch.is else { return };
         let count = chunks(is.len);
-        while fetch.asked < count && fetch.asked < fetch.parts.len() as u32 + AHEAD {
+        while fetch.asked < count && fetch.coming < AHEAD {
             let chunk = Chunk { request: key.1, index: fetch.asked };
             fetch.asked += 1;
-            send(desk, key.0, Lane::Control, Frame::WantChunk(chunk), None);
+            if !fetch.parts.contains_key(&chunk.index) {
+                fetch.coming += 1;
+                send(desk, key.0, Lane::Control, Frame::WantChunk(chunk), None);
+            }
         }
     }
 
@@ -260,6 +294,7 @@ impl Transfer {
             return self.give_up(desk, key, "a chunk of a wrong length");
         }
         fetch.parts.insert(chunk.index, body);
+        fetch.coming = fetch.coming.saturating_sub(1);
         fetch.heard = desk.now;
         if fetch.parts.len() as u32 == chunks(len) {
             let fetch = self.fetches.remove(&key)?;
@@ -281,7 +316,12 @@ impl Transfer {
 
     fn fail(&mut self, desk: &mut Desk<'_>, key: (PeerId, u64), why: &str) -> Option<Fact> {
         let fetch = self.fetches.remove(&key)?;
-        desk.release_all(fetch.parts.into_values());
+        match (fetch.what, fetch.is) {
+            (What::Blob(blob), Some(is)) if !self.begun.contains_key(&blob) => {
+                self.begun.insert(blob, Begun { len: is.len, parts: fetch.parts });
+            }
+            _ => desk.release_all(fetch.parts.into_values()),
+        }
         Some(Fact::Failed { ticket: fetch.ticket, from: key.0, why: why.into() })
     }
 
@@ -290,6 +330,13 @@ impl Transfer {
         let fact = self.fail(desk, key, why)?;
         send(desk, key.0, Lane::Control, Frame::None(key.1), None);
         Some(fact)
+    }
+
+    /// Forgets what was begun of a blob that nobody wants any more.
+    pub fn forget(&mut self, desk: &mut Desk<'_>, blob: Digest) {
+        if let Some(begun) = self.begun.remove(&blob) {
+            desk.release_all(begun.parts.into_values());
+        }
     }
 
     /// Ends a fetch that nobody waits for any more; its ticket never comes back.
@@ -328,7 +375,8 @@ impl Transfer {
                     Some(held) => {
                         let is = Is { request: want.request, version, len: held.len, root: held.root };
                         let parts = Parts::Held(held.parts.clone());
-                        let serve = Serve { version, whole: true, parts, heard: desk.now };
+                        let what = Served::State { version, whole: true };
+                        let serve = Serve { what, parts, heard: desk.now };
                         self.serves.insert((from, want.request), serve);
                         send(desk, from, Lane::Control, Frame::Is(is), None);
                     }
@@ -339,13 +387,23 @@ impl Transfer {
     }
 
     fn on_want_blob(&mut self, desk: &mut Desk<'_>, from: PeerId, WantBlob { request, blob }: WantBlob) {
-        let room = self.has_room(0) && !self.serves.contains_key(&(from, request));
+        let blobs = |of: Option<PeerId>| {
+            let serves = self
+                .serves
+                .iter()
+                .filter(|((to, _), serve)| serve.what == Served::Blob && of.is_none_or(|of| of == *to));
+            serves.count()
+        };
+        let room = self.has_room(0)
+            && blobs(None) < BLOBS_MAX
+            && blobs(Some(from)) < BLOBS_EACH
+            && !self.serves.contains_key(&(from, request));
         match self.shelf.get(&blob).filter(|_| room) {
             None => self.refuse(desk, from, request),
             Some(shelved) => {
-                let version = Version::default();
                 let (len, parts) = (shelved.len, Parts::Held(shelved.parts.clone()));
-                self.serves.insert((from, request), Serve { version, whole: false, parts, heard: desk.now });
+                self.serves.insert((from, request), Serve { what: Served::Blob, parts, heard: desk.now });
+                let version = Version::default();
                 send(desk, from, Lane::Control, Frame::Is(Is { request, version, len, root: blob }), None);
             }
         }
@@ -363,7 +421,7 @@ impl Transfer {
         blob: Blob,
         root: Digest,
     ) {
-        let serve = Serve { version, whole, parts: Parts::Whole(blob), heard: desk.now };
+        let serve = Serve { what: Served::State { version, whole }, parts: Parts::Whole(blob), heard: desk.now };
         if let Some(old) = self.serves.insert((to, request), serve) {
             old.parts.release(desk);
         }
@@ -372,12 +430,12 @@ impl Transfer {
 
     /// Whether somebody is fetching a state from me: whoever stops asking for chunks is not for long.
     pub fn is_serving(&self) -> bool {
-        !self.serves.is_empty()
+        self.serving() > 0
     }
 
-    /// States that others are fetching from me.
+    /// States that others are fetching from me. Whoever fetches a blob finds another who has it, and goes on where it was.
     pub fn serving(&self) -> usize {
-        self.serves.len()
+        self.serves.values().filter(|serve| serve.what != Served::Blob).count()
     }
 
     pub fn refuse(&mut self, desk: &mut Desk<'_>, to: PeerId, request: u64) {
@@ -415,8 +473,8 @@ impl Transfer {
     pub fn offer(&mut self, desk: &mut Desk<'_>, to: PeerId, version: Version, blob: Blob, root: Digest) {
         self.next += 1;
         let request = self.next | INVENTED;
-        let serve = Serve { version, whole: true, parts: Parts::Whole(blob), heard: desk.now };
-        self.serves.insert((to, request), serve);
+        let what = Served::State { version, whole: true };
+        self.serves.insert((to, request), Serve { what, parts: Parts::Whole(blob), heard: desk.now });
         send(desk, to, Lane::Control, Frame::Keep(Is { request, version, len: blob.len, root }), None);
     }
 
@@ -437,7 +495,7 @@ impl Transfer {
             return false;
         }
         let (what, parts, heard) = (What::State { stage, version: Some(is.version) }, BTreeMap::new(), desk.now);
-        let fetch = Fetch { ticket, what, most, is: Some(is), parts, asked: 0, heard };
+        let fetch = Fetch { ticket, what, most, is: Some(is), parts, asked: 0, coming: 0, heard };
         self.fetches.insert(key, fetch);
         self.ask_ahead(desk, key);
         true
@@ -454,7 +512,7 @@ impl Transfer {
     /// Holds a fetched snapshot, in the place of an older one of the same stage.
     pub fn hold(&mut self, desk: &mut Desk<'_>, version: Version, root: Digest, len: u64, parts: Vec<Blob>) {
         if let Some(old) = self.held.insert(version.stage, Held { version, root, len, parts }) {
-            self.serves.retain(|_, serve| serve.version != old.version || matches!(serve.parts, Parts::Whole(_)));
+            self.serves.retain(|_, serve| !serve.is_of(old.version) || matches!(serve.parts, Parts::Whole(_)));
             desk.release_all(old.parts);
         }
     }
@@ -462,7 +520,7 @@ impl Transfer {
     /// No longer holds a snapshot of a stage: its bytes are not what they were said to be.
     pub fn discard(&mut self, desk: &mut Desk<'_>, stage: Stage) {
         if let Some(held) = self.held.remove(&stage) {
-            self.serves.retain(|_, serve| serve.version != held.version || matches!(serve.parts, Parts::Whole(_)));
+            self.serves.retain(|_, serve| !serve.is_of(held.version) || matches!(serve.parts, Parts::Whole(_)));
             desk.release_all(held.parts);
         }
     }
@@ -503,6 +561,12 @@ impl Transfer {
     pub fn shelve_whole(&mut self, desk: &mut Desk<'_>, blob: Digest, bytes: Blob) {
         let parts = self.cut(desk, bytes);
         self.shelve(desk, blob, parts);
+    }
+
+    /// Bytes on the shelf, and of what is begun.
+    pub fn shelved_bytes(&self) -> u64 {
+        let begun = self.begun.values().flat_map(|begun| begun.parts.values()).map(|part| part.len);
+        self.shelf.values().map(|shelved| shelved.len).chain(begun).fold(0, u64::saturating_add)
     }
 
     /// Where it lies on the shelf, in order: handles that stay the transfer's.
@@ -551,7 +615,7 @@ impl Transfer {
             // Both sides count their requests from one on: what I asked for comes first.
             Frame::None(request) => self.fail(desk, (from, request), "it has none").or_else(|| {
                 let offered = self.serves.get(&(from, request)).filter(|_| request & INVENTED != 0);
-                let stage = offered.map(|serve| serve.version.stage);
+                let stage = offered.and_then(|serve| serve.version()).map(|version| version.stage);
                 self.drop_serve(desk, (from, request));
                 Some(match stage {
                     Some(stage) => Fact::NotKept { by: from, stage },
@@ -559,8 +623,10 @@ impl Transfer {
                 })
             }),
             Frame::Thanks(request) => {
-                let serve = self.serves.get(&(from, request)).filter(|serve| serve.whole);
-                let version = serve.map(|serve| serve.version);
+                let version = match self.serves.get(&(from, request)).map(|serve| serve.what) {
+                    Some(Served::State { version, whole: true }) => Some(version),
+                    Some(Served::State { .. } | Served::Blob) | None => None,
+                };
                 self.drop_serve(desk, (from, request));
                 version.map(|version| Fact::Copied { to: from, version })
             }
@@ -607,6 +673,19 @@ impl Transfer {
         }
         let late: Vec<_> = self.fetches.iter().filter_map(|(key, fetch)| Some((*key, fetch.late(now)?))).collect();
         late.into_iter().filter_map(|(key, why)| self.give_up(desk, key, &why)).collect()
+    }
+}
+
+impl Serve {
+    fn version(&self) -> Option<Version> {
+        match self.what {
+            Served::State { version, .. } => Some(version),
+            Served::Blob => None,
+        }
+    }
+
+    fn is_of(&self, version: Version) -> bool {
+        self.version() == Some(version)
     }
 }
 
@@ -711,6 +790,45 @@ mod tests {
         // The other side of that word: what waits for the worker is not needed.
         let none = |transfer: &mut Transfer, desk: &mut Desk<'_>| transfer.on_frame(desk, OTHER, Frame::None(9), None);
         assert_eq!(world.at(302, none).0, Some(Fact::Unwanted { from: OTHER, request: 9 }));
+    }
+
+    #[test]
+    fn a_blob_goes_on_at_another_donor_where_the_first_left_off() {
+        const THIRD: PeerId = PeerId([3; 32]);
+        let (mut world, blob) = (World::new(), Digest([8; 32]));
+        let mut out = Outbox::new();
+        let is = |request| Is { request, version: Version::default(), len: 6 * CHUNK, root: blob };
+        let mut act = |seconds: u64, act: &mut dyn FnMut(&mut Transfer, &mut Desk<'_>)| {
+            let now = Instant::ZERO + Duration::from_secs(seconds);
+            let World { transfer, jobs, route } = &mut world;
+            let mut desk = Desk { now, me: ME, out: &mut out, jobs, route, uplink: &mut Uplink::default() };
+            act(transfer, &mut desk);
+            let (mut asked, mut released) = (Vec::new(), 0);
+            while let Some(output) = out.pop() {
+                match output {
+                    Output::Send { frame: wire::Frame::State(Frame::WantChunk(chunk)), .. } => asked.push(chunk.index),
+                    Output::Release { .. } => released += 1,
+                    _ => {}
+                }
+            }
+            (asked, released)
+        };
+        let chunk = |from, request, index| {
+            move |transfer: &mut Transfer, desk: &mut Desk<'_>| {
+                let body = Blob { id: u64::from(index) + 10, len: CHUNK };
+                transfer.on_frame(desk, from, Frame::Chunk(Chunk { request, index }), Some(body));
+            }
+        };
+        act(0, &mut |transfer, desk| transfer.fetch_blob(desk, 7, OTHER, blob, 1 << 30));
+        act(0, &mut |transfer, desk| drop(transfer.on_frame(desk, OTHER, Frame::Is(is(1)), None)));
+        act(1, &mut chunk(OTHER, 1, 0));
+        act(1, &mut chunk(OTHER, 1, 2));
+        assert_eq!(act(2, &mut |transfer, desk| drop(transfer.on_lost(desk, OTHER))), (vec![], 0), "its chunks stay");
+        act(3, &mut |transfer, desk| transfer.fetch_blob(desk, 8, THIRD, blob, 1 << 30));
+        let (asked, _) = act(3, &mut |transfer, desk| drop(transfer.on_frame(desk, THIRD, Frame::Is(is(2)), None)));
+        assert_eq!(asked, [1, 3, 4, 5], "only what is missing");
+        act(4, &mut |transfer, desk| transfer.cancel(desk, 8));
+        assert_eq!(act(4, &mut |transfer, desk| transfer.forget(desk, blob)), (vec![], 2), "nobody wants it any more");
     }
 
     #[test]

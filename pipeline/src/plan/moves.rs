@@ -67,7 +67,7 @@ impl Own<'_> {
 }
 
 fn memory(stages: &[Stage], costs: &[Cost]) -> u64 {
-    stages.iter().map(|stage| costs[usize::from(*stage)].memory).sum()
+    stages.iter().map(|stage| costs[usize::from(*stage)].memory).fold(0, u64::saturating_add)
 }
 
 /// The swarm's moves, as far as one peer can tell: of others it knows only who was named and did not go. It looks often, and
@@ -223,7 +223,8 @@ impl Search<'_> {
     }
 
     fn may(&self, alike: &Alike<'_>, from: Stage, to: Stage) -> bool {
-        if alike.served.contains(&to) {
+        // What this peer may not serve it plans for nobody.
+        if alike.served.contains(&to) || self.costs[usize::from(to)].memory == u64::MAX {
             return false;
         }
         let Some(own) = self.own.filter(|_| alike.is_me) else { return true };

@@ -32,11 +32,13 @@ Examples
   skein finetune ./model --data chats.jsonl              a new run; prints the invite for others
   skein finetune ./model --data chats.jsonl --dry-run    what would be learned, and what it takes
   skein finetune --run chats-model --data chats.jsonl    go on where it stopped
+  skein finetune --run my.toml ./model --data chats.jsonl    a run of your own making (--dry-run prints one)
   skein finetune --run chats-model --data mine.jsonl     of a delegate: data of one's own, after skein join
   skein export chats-model --out ./adapter               what was learned, as PEFT reads it")]
 pub struct Finetune {
-    /// A model to adapt: a folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME; none with --run
-    #[arg(value_name = "MODEL", required_unless_present = "run", conflicts_with = "run")]
+    /// A model to adapt: a folder as Hugging Face tools write it, a GGUF file, or hf:OWNER/NAME; with --run
+    /// only where it lies elsewhere now
+    #[arg(value_name = "MODEL", required_unless_present = "run")]
     pub model: Option<PathBuf>,
     /// Rank of the matrices that are trained
     #[arg(long, value_name = "N", default_value_t = 16, conflicts_with = "run", value_parser = clap::value_parser!(u32).range(1..))]

@@ -6,7 +6,6 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
 use libp2p::Multiaddr;
 use skein_protocol::{Manifest, PeerId, RunId, hash::Digest, run};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -177,8 +176,7 @@ impl Desk {
         };
         let what = match (form, self.manifest.lora()) {
             (ExportForm::Best | ExportForm::Adapter, Some(_)) => {
-                let of_base = self.base.as_ref().map(|base| base.folder.display().to_string());
-                save::What::Adapter { base: of_base.or(sources.first().cloned()).unwrap_or_default() }
+                save::What::Adapter { base: sources.first().cloned().unwrap_or_default() }
             }
             (ExportForm::Merged | ExportForm::Gguf, Some(_)) => save::What::Merged { frozen: self.frozen()? },
             (ExportForm::Best | ExportForm::Gguf, None) => save::What::Model,
@@ -191,21 +189,19 @@ impl Desk {
         Ok(save::Form { family: model.family, what, beside, gguf })
     }
 
-    /// Of each stage its frozen weights, as they lie on the shelf.
-    fn frozen(&self) -> Result<Vec<(Digest, Bytes)>, Refusal> {
-        let stage = |stage| {
-            let other = |why: String| Refusal::Other { why };
-            let blob = self.manifest.frozen(stage).ok_or_else(|| other(format!("stage {stage} has no hash")))?;
-            let bytes = self.shelf.get(blob).map_err(|error| other(error.to_string()))?;
-            let missing = || {
-                other(format!(
+    /// Where the frozen weights of each stage lie.
+    fn frozen(&self) -> Result<save::OnShelf, Refusal> {
+        let stages = 0..self.manifest.stages.count;
+        let blobs: Vec<Digest> = stages.filter_map(|stage| self.manifest.frozen(stage)).collect();
+        match blobs.iter().position(|blob| !self.shelf.has(*blob)) {
+            None => Ok(save::OnShelf { shelf: self.shelf.clone(), blobs }),
+            Some(stage) => Err(Refusal::Other {
+                why: format!(
                     "the frozen weights of stage {stage} are not on this machine, but on that of the owner: export there, or \
                      here without --merge, then skein model merge"
-                ))
-            };
-            Ok((blob, bytes.ok_or_else(missing)?))
-        };
-        (0..self.manifest.stages.count).map(stage).collect()
+                ),
+            }),
+        }
     }
 
     fn no_replica(&self) -> Refusal {

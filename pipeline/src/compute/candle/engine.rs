@@ -154,7 +154,7 @@ impl Candle {
     }
 
     fn head<'a>(&'a self, weights: &'a Weights) -> Option<Head<'a>> {
-        let (places, (norm, matrix)) = self.reading(weights).head()?;
+        let (places, [norm, matrix]) = self.reading(weights).head()?;
         Some(Head { norm, matrix, places, eps: self.dims.eps, precision: self.precision })
     }
 

@@ -199,10 +199,10 @@ impl<'a> Reading<'a> {
     }
 
     /// Where final norm and head are, and the two.
-    pub fn head(self) -> Option<((usize, usize), (&'a Tensor, &'a Tensor))> {
+    pub fn head(self) -> Option<((usize, usize), [&'a Tensor; 2])> {
         let (layout, weights) = self.base();
         let places = layout.head?;
-        Some((places, (&weights.operands[places.0], &weights.operands[places.1])))
+        Some((places, [places.0, places.1].map(|place| &weights.operands[place])))
     }
 }
 

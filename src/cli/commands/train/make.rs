@@ -5,11 +5,12 @@ use std::path::Path;
 use skein_pipeline::{model::StageModel, plan::partition};
 use skein_protocol::{
     Manifest, PeerId,
+    hash::Digest,
     run::{Ends, Loss, Method, Weights, preset},
 };
 
 use super::{FINETUNE, Wish, no_preset, unusable, usage};
-use crate::{cli::failure::Report, home::Shelf, node::base::Base};
+use crate::{cli::failure::Report, home::Shelf, hub::PREFIX, node::base::Base};
 
 /// Size of the model where nothing is said.
 const PRESET: &str = "tiny";
@@ -73,12 +74,20 @@ pub(super) fn manifest(
         }
     }
     if let (Some(base), Some(_)) = (base, manifest.lora()) {
+        // Gigabytes are not hashed for a run that would not be valid.
+        let unknown = vec![Digest::default(); usize::from(manifest.stages.count)];
+        name_frozen(&mut manifest, unknown);
+        super::refuse_problems(&manifest, None)?;
         let frozen = base.frozen(&manifest, shelf).map_err(|error| unusable(&base.folder, error))?;
-        if let Weights::Blob { stages, .. } = &mut manifest.model.weights {
-            *stages = frozen;
-        }
+        name_frozen(&mut manifest, frozen);
     }
     Ok(manifest)
+}
+
+fn name_frozen(manifest: &mut Manifest, of_stages: Vec<Digest>) {
+    if let Weights::Blob { stages, .. } = &mut manifest.model.weights {
+        *stages = of_stages;
+    }
 }
 
 /// Makes a manifest one that goes on training a model, or adapters beside it.
@@ -87,7 +96,9 @@ fn begin_with(manifest: &mut Manifest, base: &Base, wish: &Wish<'_>) -> Result<(
     let config = &base.checkpoint.config;
     manifest.model.family = base.checkpoint.family;
     manifest.model.config = config.clone();
-    let of = name_of_base(base);
+    // A name of the Hub says where from; of a folder what it is called is enough, and where it lies is nobody's business.
+    let hub = wish.model.and_then(|model| model.to_str()?.strip_prefix(PREFIX));
+    let of = hub.map_or_else(|| name_of_base(base), str::to_string);
     let sources = vec![of.clone()];
     manifest.model.weights = Weights::Blob { blob: base.weights, sources, stages: Vec::new() };
     manifest.model.tokenizer = base.tokenizer();

@@ -10,7 +10,7 @@ use skein_protocol::{
     Manifest, PeerId,
     hash::Digest,
     run::{
-        Lora, Weights,
+        Lora, Loss, Weights,
         check::{self, Severity},
         preset::PRESETS,
         text,
@@ -60,7 +60,7 @@ pub fn train(args: &args::Train, context: &Context) -> Result<u8, Report> {
 }
 
 pub fn finetune(args: &args::Finetune, context: &Context) -> Result<u8, Report> {
-    let alpha = args.lora_alpha.unwrap_or(2 * args.lora_rank);
+    let alpha = args.lora_alpha.unwrap_or(args.lora_rank.saturating_mul(2));
     let lora = Lora { rank: args.lora_rank, alpha, targets: args.targets.clone(), dropout_percent: 0 };
     let peer = |text: &String| text.parse().map_err(|error| usage(format!("--delegate {text}: {error}")));
     let wish = Wish {
@@ -74,16 +74,39 @@ pub fn finetune(args: &args::Finetune, context: &Context) -> Result<u8, Report> 
     run(&wish, context)
 }
 
+/// A run that was made before.
+struct Existing {
+    /// Where this home keeps it, if it was in it.
+    folder: Option<RunFolder>,
+    manifest: Manifest,
+    signed: Vec<u8>,
+}
+
 fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     let (out, course) = (&context.out, wish.course);
-    let known = course.run.as_deref().and_then(|run| context.home.runs().named(run));
-    let known = known.as_ref().and_then(|folder| Some((folder, signed_manifest(folder)?)));
-    let base = base(wish, context, known.as_ref())?;
-    let words = words(context, base.as_ref(), known.as_ref())?;
+    if let Some(path) = &course.out
+        && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+    {
+        return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
+    }
+    let identity = {
+        let _lock = context.home.lock()?;
+        context.home.identity()?
+    };
+    let me = identity.key.peer();
+    let existing = course.run.as_deref().map(|run| existing(context, run, me, &identity.key)).transpose()?;
+    let base = base(wish, context, existing.as_ref())?;
+    if let Some(Existing { manifest, .. }) = &existing {
+        refuse_another_base(manifest, base.as_ref())?;
+    }
+    let words = words(context, base.as_ref(), existing.as_ref())?;
     let reads_bytes = words.as_ref().is_none_or(|words| words.tokenizer.is_bytes());
-    // Plain text for a model of bytes is one ring; adapters are trained on whatever records there are.
-    let words = words.filter(|words| wish.command == FINETUNE || !words.tokenizer.is_bytes());
-    let corpus = read(course, words)?;
+    // Plain text for a model of bytes is one ring, unless of records only a part is learned.
+    let has_records = match &existing {
+        Some(Existing { manifest, .. }) => manifest.train.loss == Loss::CompletionOnly,
+        None => wish.command == FINETUNE,
+    };
+    let corpus = read(course, words.filter(|_| has_records || !reads_bytes))?;
     out.done(&format!(
         "data  {} {} from {}{}",
         About(corpus.len() as f64),
@@ -100,13 +123,9 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
         false => format!("begins, with what is learned in [brackets]: {}", marked(&pieces)),
     });
 
-    let identity = {
-        let _lock = context.home.lock()?;
-        context.home.identity()?
-    };
-    let me = identity.key.peer();
-    let (manifest, signed) = match &course.run {
-        Some(run) => existing(context, run, me, &identity.key)?,
+    let folder = existing.as_ref().and_then(|existing| existing.folder.clone());
+    let (manifest, signed) = match existing {
+        Some(Existing { manifest, signed, .. }) => (manifest, signed),
         None => {
             let shelf = context.home.shelf();
             let manifest = make::manifest(wish, me, base.as_ref(), (!course.dry_run).then_some(&shelf))?;
@@ -115,7 +134,6 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
         }
     };
     refuse_problems(&manifest, course.run.as_deref())?;
-    refuse_another_base(context, &manifest, base.as_ref())?;
     let run = signed::run_of(&signed).map_err(|error| Failure::Other { message: error.to_string() })?;
     describe(context, &manifest);
     if course.dry_run {
@@ -126,11 +144,6 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
         }
         return Ok(0);
     }
-    if let Some(path) = &course.out
-        && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
-    {
-        return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
-    }
     if let Some(base) = &base {
         base.shelve_words(&context.home.shelf())?;
     }
@@ -138,6 +151,11 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     let owner = manifest.run.owner == me;
     let serve = serve(course, context, &manifest, owner);
     let all = matches!(&serve, Serve::Stages(stages) if stages.len() == usize::from(manifest.stages.count));
+    let ends = |stages: &[u16]| stages.contains(&0) && stages.contains(&manifest.last_stage());
+    if manifest.stages.pin_ends && owner && !matches!(&serve, Serve::Stages(stages) if ends(stages)) {
+        let what = "the first and the last stage of a private run are its owner's alone: it has to serve both";
+        return Err(usage(what.into()));
+    }
     if base.is_some() && manifest.lora().is_none() && !all {
         return Err(usage(
             "--model: who owns the first weights serves all stages at the start, so that others can copy them; \
@@ -145,7 +163,7 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
                 .into(),
         ));
     }
-    let invited = known.as_ref().filter(|_| !owner).and_then(|(folder, _)| super::join::invited(folder));
+    let invited = folder.filter(|_| !owner).and_then(|folder| super::join::invited(&folder));
     session::run(
         context,
         Plan {
@@ -164,58 +182,75 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     )
 }
 
-fn signed_manifest(folder: &RunFolder) -> Option<Manifest> {
-    signed::open(&folder.manifest().ok()??, folder.run).ok()
-}
-
-/// The model that the run begins with, where it is one in a folder.
-fn base(wish: &Wish<'_>, context: &Context, known: Option<&(&RunFolder, Manifest)>) -> Result<Option<Base>, Report> {
-    if let Some(folder) = wish.model {
-        let folder = &*super::hub::local(folder, context)?;
-        context.out.note(&format!("reading {}", folder.display()));
-        let base = Base::open(folder).map_err(|error| unusable(folder, error))?;
-        let parameters = StageModel::whole(base.checkpoint.config.clone()).map_or(0, |model| model.values());
-        context.out.done(&format!(
-            "model {} parameters of the family {}, {}",
-            About(parameters as f64),
-            format!("{:?}", base.checkpoint.family).to_lowercase(),
-            if base.words.tokenizer.is_bytes() { "its tokens are bytes" } else { "with its tokenizer" },
-        ));
-        return Ok(Some(base));
-    }
-    let Some((folder, manifest)) = known else { return Ok(None) };
+/// The model that the run begins with, where it is one in a folder. Beside adapters what it is needed for is laid on the shelf.
+fn base(wish: &Wish<'_>, context: &Context, existing: Option<&Existing>) -> Result<Option<Base>, Report> {
     let shelf = context.home.shelf();
-    let unusable = |error| unusable(&folder.path, error);
+    let base = match wish.model {
+        Some(folder) => Some(opened(folder, context)?),
+        None => match existing {
+            Some(existing) if existing.manifest.lora().is_none() => noted(existing)?,
+            _ => None,
+        },
+    };
+    let Some(existing) = existing.filter(|existing| existing.manifest.lora().is_some()) else { return Ok(base) };
+    let manifest = &existing.manifest;
     let is_here = |blob: &Digest| shelf.get(*blob).is_ok_and(|bytes| bytes.is_some());
-    if manifest.lora().is_some() && manifest.blobs().iter().all(is_here) {
-        return Ok(None);
+    if manifest.blobs().iter().all(is_here) {
+        return Ok(base);
     }
-    let base = Base::of_run(folder, manifest).map_err(unusable)?;
-    if let Some(base) = base.as_ref().filter(|_| manifest.lora().is_some()) {
-        context.out.note("the weights of its stages are not on this disk any more: they are made anew");
-        base.frozen(manifest, Some(&shelf)).map_err(unusable)?;
+    let base = match base {
+        Some(base) => Some(base),
+        None => noted(existing).unwrap_or_else(|report| {
+            context.out.warn(&format!("{} What this disk lacks comes from the others.", report.failure.what()));
+            None
+        }),
+    };
+    match &base {
+        Some(base) if base.is_of(manifest) => {
+            context.out.note("the weights of its stages are not all on this disk: they are made anew");
+            base.frozen(manifest, Some(&shelf)).map_err(|error| unusable(&base.folder, error))?;
+            base.shelve_words(&shelf)?;
+        }
+        None if existing.folder.is_none() => {
+            return Err(usage("the run begins with a model that is not here: skein finetune MODEL --run FILE".into()));
+        }
+        Some(_) | None => {}
     }
     Ok(base)
 }
 
+fn opened(folder: &Path, context: &Context) -> Result<Base, Report> {
+    let local = super::hub::local(folder, context)?;
+    context.out.note(&format!("reading {}", local.display()));
+    let base = Base::open(&local).map_err(|error| unusable(&local, error))?;
+    let parameters = StageModel::whole(base.checkpoint.config.clone()).map_or(0, |model| model.values());
+    context.out.done(&format!(
+        "model {} parameters of the family {}, {}",
+        About(parameters as f64),
+        format!("{:?}", base.checkpoint.family).to_lowercase(),
+        if base.words.tokenizer.is_bytes() { "its tokens are bytes" } else { "with its tokenizer" },
+    ));
+    Ok(base)
+}
+
+/// That which the folder of the run notes.
+fn noted(existing: &Existing) -> Result<Option<Base>, Report> {
+    let Some(folder) = &existing.folder else { return Ok(None) };
+    Base::of_run(folder, &existing.manifest).map_err(|error| unusable(&folder.path, error))
+}
+
 /// How the model of the run reads, where it began with one.
-fn words(
-    context: &Context,
-    base: Option<&Base>,
-    known: Option<&(&RunFolder, Manifest)>,
-) -> Result<Option<Words>, Report> {
-    let words = match (base, known) {
-        (Some(base), _) => Some(base.words.clone()),
-        (None, Some((folder, manifest))) => {
-            let words = Words::of_run(&context.home.shelf(), manifest);
-            let words = words.map_err(|error| unusable(&folder.path, error))?;
-            Some(words.ok_or_else(|| {
-                usage("the tokenizer of this run is not here yet: skein join it once, until it has arrived".into())
-            })?)
+fn words(context: &Context, base: Option<&Base>, existing: Option<&Existing>) -> Result<Option<Words>, Report> {
+    match (base, existing) {
+        (Some(base), _) => Ok(Some(base.words.clone())),
+        (None, Some(existing)) => {
+            let shelf = context.home.shelf();
+            let words = Words::of_run(&shelf, &existing.manifest).map_err(|error| unusable(shelf.dir(), error))?;
+            let missing = "the tokenizer of this run is not here yet: skein join it once, until it has arrived";
+            words.ok_or_else(|| usage(missing.into())).map(Some)
         }
-        (None, None) => None,
-    };
-    Ok(words)
+        (None, None) => Ok(None),
+    }
 }
 
 pub fn unusable(folder: &Path, error: BaseError) -> Report {
@@ -240,20 +275,19 @@ fn read(course: &args::Course, words: Option<Words>) -> Result<Corpus, Report> {
 }
 
 /// Weights that are not those the run was signed with would train another model.
-fn refuse_another_base(context: &Context, manifest: &Manifest, base: Option<&Base>) -> Result<(), Report> {
+fn refuse_another_base(manifest: &Manifest, base: Option<&Base>) -> Result<(), Report> {
     match (&manifest.model.weights, base) {
         (Weights::Seed { .. }, None) => Ok(()),
         (Weights::Blob { .. }, Some(base)) if base.is_of(manifest) => Ok(()),
         (Weights::Blob { .. }, Some(base)) => {
-            Err(usage(format!("--model {}: the run began with other weights", base.folder.display())))
+            Err(usage(format!("{}: the run began with other weights", base.folder.display())))
         }
         // Beside adapters they lie on the shelf, or come from whoever has them.
         (Weights::Blob { .. }, None) if manifest.lora().is_some() => Ok(()),
-        (Weights::Blob { .. }, None) => {
-            let signed = context.home.runs().list().iter().filter_map(signed_manifest).any(|known| known == *manifest);
-            let hint = if signed { "--model DIR says where that lies now" } else { "give it with --model DIR" };
-            Err(usage(format!("the run began with a model in a folder: {hint}")))
-        }
+        (Weights::Blob { .. }, None) => Err(usage(
+            "the run began with a model in a folder: skein train --model DIR --run NAME says where that lies now"
+                .into(),
+        )),
         (Weights::Seed { .. }, Some(_)) => Err(usage("--model: the weights of this run are drawn from a seed".into())),
     }
 }
@@ -310,12 +344,7 @@ pub fn no_preset(name: &str) -> Report {
 }
 
 /// A manifest file, or the name of a run that is known here.
-fn existing(
-    context: &Context,
-    run: &str,
-    me: PeerId,
-    key: &skein_protocol::key::Key,
-) -> Result<(Manifest, Vec<u8>), Report> {
+fn existing(context: &Context, run: &str, me: PeerId, key: &skein_protocol::key::Key) -> Result<Existing, Report> {
     if let Some(folder) = context.home.runs().named(run)
         && let Some(signed) = folder.manifest()?
     {
@@ -323,7 +352,7 @@ fn existing(
             path: folder.path.join("manifest").display().to_string(),
             why: error.to_string(),
         })?;
-        return Ok((manifest, signed));
+        return Ok(Existing { folder: Some(folder), manifest, signed });
     }
     if !Path::new(run).exists() {
         return Err(super::unknown_run(context, run));
@@ -335,8 +364,9 @@ fn existing(
         let owner = crate::cli::show::Peer(parsed.manifest.run.owner);
         return Err(Failure::NotYours { run: run.into(), owner: owner.to_string() }.into());
     }
-    let (_, signed) = signed::sign(&parsed.manifest, key);
-    Ok((parsed.manifest, signed))
+    let (id, signed) = signed::sign(&parsed.manifest, key);
+    let folder = context.home.runs().list().into_iter().find(|folder| folder.run == id);
+    Ok(Existing { folder, manifest: parsed.manifest, signed })
 }
 
 /// `source`: the file or the run it came from; nothing where the flags made it.
