@@ -127,6 +127,9 @@ pub(super) struct Parts {
     pub state: watch::Sender<Option<State>>,
 }
 
+/// What was compared with its hash, and whether it has it.
+type Compared = (Digest, bool);
+
 pub(super) struct Driver {
     pub(super) parts: Parts,
     pub(super) out: Outbox<Output>,
@@ -158,8 +161,8 @@ pub(super) struct Driver {
     marking: Option<JoinHandle<()>>,
     /// Snapshots of others, and what goes on the shelf, on their way to the disk.
     pub(super) laying: Vec<JoinHandle<()>>,
-    /// What was compared with its hash, and whether it has it.
-    pub(super) compared: (mpsc::UnboundedSender<(Digest, bool)>, mpsc::UnboundedReceiver<(Digest, bool)>),
+    /// From the threads that compare.
+    pub(super) compared: (mpsc::UnboundedSender<Compared>, mpsc::UnboundedReceiver<Compared>),
     marked: Instant,
 }
 

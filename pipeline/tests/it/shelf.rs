@@ -37,11 +37,11 @@ fn beside_frozen() -> skein_protocol::Manifest {
 
 /// Whom it asked last for a blob, and by which number.
 fn asked(one: &One) -> Option<(u8, WantBlob)> {
-    let wants = one.said.iter().filter_map(|(to, frame)| match frame {
+    let mut wants = one.said.iter().filter_map(|(to, frame)| match frame {
         Frame::State(state::Frame::WantBlob(want)) => Some((to, *want)),
         _ => None,
     });
-    let (to, want) = wants.last()?;
+    let (to, want) = wants.next_back()?;
     Some(((1..9).find(|n| id(*n) == *to)?, want))
 }
 

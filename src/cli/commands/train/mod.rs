@@ -9,6 +9,7 @@ use skein_pipeline::model::StageModel;
 use skein_protocol::{
     Manifest, PeerId,
     hash::Digest,
+    key::Key,
     run::{
         Lora, Loss, Weights,
         check::{self, Severity},
@@ -89,12 +90,12 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     {
         return Err(Failure::NotEmpty { path: path.display().to_string() }.into());
     }
-    let identity = {
+    // A new run leaves nothing behind before its data was read.
+    let key = || -> Result<Key, Report> {
         let _lock = context.home.lock()?;
-        context.home.identity()?
+        Ok(context.home.identity()?.key)
     };
-    let me = identity.key.peer();
-    let existing = course.run.as_deref().map(|run| existing(context, run, me, &identity.key)).transpose()?;
+    let existing = course.run.as_deref().map(|run| existing(context, run, &key()?)).transpose()?;
     let base = base(wish, context, existing.as_ref())?;
     if let Some(Existing { manifest, .. }) = &existing {
         refuse_another_base(manifest, base.as_ref())?;
@@ -123,13 +124,15 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
         false => format!("begins, with what is learned in [brackets]: {}", marked(&pieces)),
     });
 
+    let key = key()?;
+    let me = key.peer();
     let folder = existing.as_ref().and_then(|existing| existing.folder.clone());
     let (manifest, signed) = match existing {
         Some(Existing { manifest, signed, .. }) => (manifest, signed),
         None => {
             let shelf = context.home.shelf();
             let manifest = make::manifest(wish, me, base.as_ref(), (!course.dry_run).then_some(&shelf))?;
-            let (_, signed) = signed::sign(&manifest, &identity.key);
+            let (_, signed) = signed::sign(&manifest, &key);
             (manifest, signed)
         }
     };
