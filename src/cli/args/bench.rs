@@ -94,6 +94,9 @@ pub struct BenchFinetune {
     /// Matrices with adapters: some of q, k, v, o, gate, up, down
     #[arg(long, default_value = "q,k,v,o", value_name = "WHICH", value_delimiter = ',')]
     pub targets: Vec<String>,
+    /// Of the products: f32, bf16x3, bf16 or repeatable
+    #[arg(long, default_value = "f32", value_name = "WHICH", value_parser = arithmetic_named)]
+    pub arithmetic: Arithmetic,
     /// Micro-batches, a step each; the last half of them are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,

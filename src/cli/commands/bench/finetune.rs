@@ -29,6 +29,7 @@ struct Measured {
     params: u64,
     trained: u64,
     threads: u16,
+    arithmetic: Arithmetic,
     tokens_per_s: f64,
     forward_ms: f64,
     backward_ms: f64,
@@ -53,7 +54,7 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
     let trained = model.values() as u64;
     let adapters = StageWeights { params: init::initial(&model, 1), frozen: Some(weights) };
     let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
-    let mut engine = engine(device, Arithmetic::F32, model, Settings::of(&manifest), adapters).map_err(other)?;
+    let mut engine = engine(device, args.arithmetic, model, Settings::of(&manifest), adapters).map_err(other)?;
     let speed = bench::stage(engine.as_mut(), args.steps as usize, None).map_err(other)?;
     let theirs = match &args.torch {
         Some(python) => {
@@ -74,6 +75,7 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         params,
         trained,
         threads: args.threads.max(1),
+        arithmetic: args.arithmetic,
         tokens_per_s: speed.tokens_per_s,
         forward_ms: speed.forward_ms,
         backward_ms: speed.backward_ms,

@@ -347,7 +347,8 @@ pub fn no_preset(name: &str) -> Report {
 }
 
 /// A manifest file, or the name of a run that is known here.
-fn existing(context: &Context, run: &str, me: PeerId, key: &skein_protocol::key::Key) -> Result<Existing, Report> {
+fn existing(context: &Context, run: &str, key: &Key) -> Result<Existing, Report> {
+    let me = key.peer();
     if let Some(folder) = context.home.runs().named(run)
         && let Some(signed) = folder.manifest()?
     {
