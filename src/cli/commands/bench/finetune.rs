@@ -89,24 +89,39 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         context.out.document("bench", &measured);
         return Ok(0);
     }
-    let names =
-        ["MODEL", "PARAMETERS", "TRAINED", "THREADS", "FORWARD", "BACKWARD", "STEP", "TOGETHER", "A ROUND", "MEMORY"];
-    let mut table = Table::new(names.map(Column::Left).to_vec());
-    table.row(vec![
+    let names = [
+        "MODEL",
+        "PARAMETERS",
+        "TRAINED",
+        "THREADS",
+        "ARITHMETIC",
+        "FORWARD",
+        "BACKWARD",
+        "STEP",
+        "TOGETHER",
+        "A ROUND",
+        "MEMORY",
+    ];
+    let beside = measured.torch_tokens_per_s.zip(measured.ratio_percent);
+    let of_theirs: &[&str] = if beside.is_some() { &["PEFT", "OF IT"] } else { &[] };
+    let mut table = Table::new(names.iter().chain(of_theirs).copied().map(Column::Left).collect());
+    let mut row = vec![
         measured.model.clone(),
         Count(params).to_string(),
         Count(trained).to_string(),
         measured.threads.to_string(),
+        format!("{:?}", measured.arithmetic).to_lowercase(),
         format!("{:.1} ms", speed.forward_ms),
         format!("{:.1} ms", speed.backward_ms),
         format!("{:.1} ms", speed.step_ms),
         show::tokens_per_s(speed.tokens_per_s),
         Bytes(measured.adapter_bytes).to_string(),
         measured.peak_rss_bytes.map_or("-".into(), |most| Bytes(most).to_string()),
-    ]);
-    context.out.table(&table);
-    if let (Some(theirs), Some(ratio)) = (measured.torch_tokens_per_s, measured.ratio_percent) {
-        context.out.note(&format!("{ratio:.0} % of PEFT, which trains {}", show::tokens_per_s(theirs)));
+    ];
+    if let Some((theirs, ratio)) = beside {
+        row.extend([show::tokens_per_s(theirs), format!("{ratio:.0} %")]);
     }
+    table.row(row);
+    context.out.table(&table);
     Ok(0)
 }

@@ -101,12 +101,14 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
     }
     let names =
         ["MODEL", "PARAMETERS", "THREADS", "PROMPT", "FIRST TOKEN", "ANSWER", "READERS", "ALL ANSWERS", "MEMORY"];
-    let mut table = Table::new(names.map(Column::Left).to_vec());
+    // Theirs in the same order: prompts, answers, all answers.
+    let of_theirs: &[&str] =
+        if measured.beside.is_some() { &["PROMPT OF IT", "ANSWER OF IT", "ALL OF IT"] } else { &[] };
+    let mut table = Table::new(names.iter().chain(of_theirs).copied().map(Column::Left).collect());
     let of = measured.beside.as_ref().map(|Beside { theirs, of }| {
-        let of = of.map(|percent| format!("{percent:.0} %"));
-        format!("{} of torch {} in prompts, {} in answers, {} in all answers", of[0], theirs.torch, of[1], of[2])
+        (format!("IT is torch {}", theirs.torch), of.map(|percent| format!("{percent:.0} %")))
     });
-    table.row(vec![
+    let mut row = vec![
         measured.model,
         Count(params).to_string(),
         measured.threads.to_string(),
@@ -116,10 +118,12 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
         args.clients.to_string(),
         show::tokens_per_s(together),
         measured.peak_rss_bytes.map_or("-".into(), |most| Bytes(most).to_string()),
-    ]);
+    ];
+    row.extend(of.iter().flat_map(|(_, of)| of.iter().cloned()));
+    table.row(row);
     context.out.table(&table);
-    if let Some(of) = of {
-        context.out.note(&of);
+    if let Some((theirs, _)) = of {
+        context.out.note(&theirs);
     }
     Ok(0)
 }

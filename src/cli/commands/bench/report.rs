@@ -51,6 +51,26 @@ const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "finetune",
+        title: "Fine-tuning, beside PEFT",
+        lead: "LoRA of rank 16 beside frozen weights, one process, the same threads; PEFT right after, in f32. bf16x3 is the first choice of \
+               a run. A round is what one replica sends to another in f32, before its codec. The aim is 120 %.",
+        runs: &[
+            "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic f32 --torch PYTHON",
+            "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic bf16x3 --torch PYTHON",
+            "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic bf16x3 --targets q,k,v,o,gate,up,down --torch PYTHON",
+        ],
+    },
+    Section {
+        name: "generate",
+        title: "Reading and answering, beside transformers",
+        lead: "One process that reads a prompt, answers one reader, and sixteen at once; IT is `transformers` with the same threads, right \
+               after. The aim is 120 %, and sixteen at once at four times one.",
+        runs: &[
+            "bench generate --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --threads 2 --torch PYTHON",
+        ],
+    },
+    Section {
         name: "codec",
         title: "Codecs",
         lead: "One core, 16 MiB of normal values. GB/s count the f32 side and stand beside a plain copy of it; decoding includes the \
