@@ -180,6 +180,12 @@ impl Base {
         }
     }
 
+    /// Where the model of a run lay when it was last started.
+    pub fn place(folder: &crate::home::RunFolder) -> Option<PathBuf> {
+        let path = String::from_utf8(folder.read(NOTE).ok()??).ok()?;
+        Some(PathBuf::from(path.trim_end()))
+    }
+
     /// That of a run whose folder notes where it lies; nothing where it notes none.
     ///
     /// # Errors
@@ -188,10 +194,8 @@ impl Base {
         if !matches!(manifest.model.weights, Weights::Blob { .. }) {
             return Ok(None);
         }
-        let Some(path) = folder.read(NOTE).ok().flatten().and_then(|path| String::from_utf8(path).ok()) else {
-            return Ok(None);
-        };
-        let base = Base::open(Path::new(path.trim_end()))?;
+        let Some(path) = Base::place(folder) else { return Ok(None) };
+        let base = Base::open(&path)?;
         match base.is_of(manifest) {
             true => Ok(Some(base)),
             false => Err(BaseError::Changed(base.folder)),

@@ -239,7 +239,8 @@ fn opened(folder: &Path, context: &Context) -> Result<Base, Report> {
 /// That which the folder of the run notes.
 fn noted(existing: &Existing) -> Result<Option<Base>, Report> {
     let Some(folder) = &existing.folder else { return Ok(None) };
-    Base::of_run(folder, &existing.manifest).map_err(|error| unusable(&folder.path, error))
+    let place = Base::place(folder).unwrap_or_else(|| folder.path.clone());
+    Base::of_run(folder, &existing.manifest).map_err(|error| unusable(&place, error))
 }
 
 /// How the model of the run reads, where it began with one.
@@ -249,7 +250,8 @@ fn words(context: &Context, base: Option<&Base>, existing: Option<&Existing>) ->
         (None, Some(existing)) => {
             let shelf = context.home.shelf();
             let words = Words::of_run(&shelf, &existing.manifest).map_err(|error| unusable(shelf.dir(), error))?;
-            let missing = "the tokenizer of this run is not here yet: skein join it once, until it has arrived";
+            let missing = "the tokenizer of this run is not here: skein join it once, until it has arrived, or say where its model \
+                           lies (skein finetune MODEL --run NAME)";
             words.ok_or_else(|| usage(missing.into())).map(Some)
         }
         (None, None) => Ok(None),
