@@ -14,6 +14,7 @@ use std::{
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
+use skein_pipeline::compute::hf::BESIDE;
 
 use super::{
     HubError, Source,
@@ -21,21 +22,6 @@ use super::{
     shelf::Note,
 };
 
-/// Beside the weights.
-const SMALL: [&str; 12] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "LICENSE",
-];
 const WHOLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PIECE: usize = 1 << 20;
@@ -112,7 +98,8 @@ fn wanted(source: &Source, listing: &Listing) -> Result<Vec<Sibling>, HubError> 
     let unfit = |why: String| Err(HubError::Unfit { model: source.to_string(), why });
     let all = &listing.siblings;
     let named = |name: &str| all.iter().find(|file| file.name == name);
-    let mut files: Vec<Sibling> = SMALL.iter().filter_map(|name| named(name)).cloned().collect();
+    let mut files: Vec<Sibling> =
+        BESIDE.iter().chain(&["config.json", "LICENSE"]).filter_map(|name| named(name)).cloned().collect();
     if named("config.json").is_none() {
         return unfit("has no config.json: it is no model that is computed here".into());
     }

@@ -112,7 +112,7 @@ impl Gguf {
         Ok((name, place))
     }
 
-    /// One parameter, its rows in our order. `interleaved`: see [`facts::architecture`].
+    /// One parameter, its rows in our order. `interleaved`: see `facts::architecture`.
     pub fn read(&self, param: &Param, config: &ModelConfig, family: Family) -> Result<Vec<f32>, HfError> {
         let (name, place) = self.place(param)?;
         let values = self.values(&name, place)?;

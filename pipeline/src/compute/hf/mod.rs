@@ -25,7 +25,7 @@ use skein_protocol::{
 use self::tensors::Tensors;
 pub use self::{
     adapter::{AdapterFolder, write_adapter},
-    write::{Texts, Written, byte_texts, texts, write, write_texts, write_with},
+    write::{BESIDE, Texts, Written, byte_texts, texts, write, write_texts, write_with},
 };
 use super::gguf::Gguf;
 use crate::model::{BadModel, EMBEDDING, HEAD, Param, StageModel, lora};

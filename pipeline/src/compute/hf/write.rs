@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What may stand beside weights and configuration, and is none of ours.
-const BESIDE: [&str; 10] = [
+pub const BESIDE: [&str; 10] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
