@@ -19,28 +19,12 @@ use skein_pipeline::{
 use skein_protocol::run::{Family, ModelConfig};
 use ureq::{Agent, Body, http::Response};
 
-use crate::{deadline, process::Skein};
+use crate::{deadline, model::small, process::Skein};
 
 /// A model with the tokenizer and the chat template of the golden tests, and weights of a seed.
 fn model(dir: &Path, context: u32) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/golden/byte-level");
-    let config = ModelConfig {
-        hidden: 32,
-        layers: 2,
-        heads: 2,
-        kv_heads: 1,
-        ffn: 64,
-        vocab: Tokenizer::open(&golden).unwrap().vocabulary() as u32,
-        context,
-        rope_theta: 10_000.0,
-        tie_embeddings: false,
-        norm_eps: 1e-5,
-        head: None,
-        rope_scaling: None,
-        window: None,
-        qkv_bias: false,
-        qk_norm: false,
-    };
+    let config = ModelConfig { context, ..small(Tokenizer::open(&golden).unwrap().vocabulary()) };
     let model = StageModel::whole(config).unwrap();
     let weights = init::initial(&model, 3);
     fs::create_dir_all(dir).unwrap();

@@ -17,7 +17,10 @@ use skein_protocol::{
     run::{Arithmetic, Family, ModelConfig, Optimizer, OptimizerKind, Schedule},
 };
 
-use crate::process::{Skein, alone, invite, manifest_of};
+use crate::{
+    model::small,
+    process::{Skein, alone, invite, manifest_of},
+};
 
 const KEYS: usize = 16;
 const VALUES: u8 = 8;
@@ -40,23 +43,7 @@ fn prompt(n: usize) -> String {
 
 /// A small model of bytes that has learned the first table: what a base is to those who adapt it.
 fn base(folder: &Path) {
-    let config = ModelConfig {
-        hidden: 64,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        ffn: 128,
-        vocab: 256,
-        context: 64,
-        rope_theta: 10_000.0,
-        tie_embeddings: false,
-        norm_eps: 1e-5,
-        head: None,
-        rope_scaling: None,
-        window: None,
-        qkv_bias: false,
-        qk_norm: false,
-    };
+    let config = ModelConfig { hidden: 64, heads: 4, kv_heads: 2, ffn: 128, ..small(256) };
     let model = StageModel::whole(config).unwrap();
     let optimizer = Optimizer {
         kind: OptimizerKind::Adamw,

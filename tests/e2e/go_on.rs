@@ -14,6 +14,7 @@ use skein_protocol::run::{Family, ModelConfig};
 
 use crate::{
     api,
+    model::small,
     process::{Skein, alone, invite, text},
 };
 
@@ -22,21 +23,16 @@ fn model(folder: &Path) -> Vec<f32> {
     let tokenizer = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/text/golden/byte-level");
     fs::create_dir(folder).unwrap();
     let config = ModelConfig {
-        hidden: 32,
         layers: 3,
         heads: 4,
         kv_heads: 2,
         ffn: 48,
-        vocab: Tokenizer::open(&tokenizer).unwrap().vocabulary() as u32,
         context: 128,
-        rope_theta: 10_000.0,
         tie_embeddings: true,
         norm_eps: 1e-6,
         head: Some(16),
-        rope_scaling: None,
-        window: None,
-        qkv_bias: false,
         qk_norm: true,
+        ..small(Tokenizer::open(&tokenizer).unwrap().vocabulary())
     };
     let model = StageModel::whole(config).unwrap();
     let weights = init::initial(&model, 3);

@@ -7,6 +7,7 @@ mod finetune;
 mod go_on;
 mod live;
 mod lock_step;
+mod model;
 #[cfg(unix)]
 mod pause;
 mod process;

@@ -48,8 +48,6 @@ pub struct Directory {
     me: PeerId,
     key: Key,
     run: RunId,
-    owner: PeerId,
-    delegates: Vec<PeerId>,
     disk: u64,
     addresses: Vec<String>,
     stamp: Stamp,
@@ -73,8 +71,6 @@ impl Directory {
             me: config.me(),
             key: config.key.clone(),
             run: config.run,
-            owner: manifest.run.owner,
-            delegates: manifest.run.delegates.clone(),
             disk: config.disk,
             addresses: config.addresses.clone(),
             stamp: Stamp { incarnation: config.incarnation, sequence: 0 },
@@ -289,8 +285,8 @@ impl Directory {
             let why = format!("it claims stage {}, which is the owner's alone", claimed.stage);
             return out.push(Output::Blame { peer: author, severity: Severity::Wrong, why });
         }
-        let (owner, delegates) = (self.owner, &self.delegates);
-        let change = self.members.on_item(heard, |peer| peer == owner || delegates.contains(&peer));
+        let run = &self.manifest.run;
+        let change = self.members.on_item(heard, |peer| peer == run.owner || run.delegates.contains(&peer));
         match change {
             Change::Offer(_) => self.news = true,
             Change::Numbers(peer) => {

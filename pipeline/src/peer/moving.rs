@@ -106,7 +106,7 @@ impl Peer {
             return;
         }
         // Frozen weights take long: the stage is served on until those of the next are here.
-        if self.frozen_parts(what.to).is_err() {
+        if self.frozen_parts(what.to).is_none() {
             return self.fetch_ahead = Some(what.to);
         }
         self.set_standing(now, what.from, Standing::Draining, out);

@@ -56,10 +56,12 @@ enum Progress {
 }
 
 impl Peer {
-    /// Where the frozen weights of a stage lie. An error: they are not here yet.
-    pub(super) fn frozen_parts(&self, stage: Stage) -> Result<Vec<Blob>, Digest> {
-        let Some(blob) = self.config.manifest.frozen(stage) else { return Ok(Vec::new()) };
-        self.transfer.shelved(blob).map(<[Blob]>::to_vec).ok_or(blob)
+    /// Where the frozen weights of a stage lie, if it has any. Nothing: they are not here yet.
+    pub(super) fn frozen_parts(&self, stage: Stage) -> Option<Vec<Blob>> {
+        match self.config.manifest.frozen(stage) {
+            None => Some(Vec::new()),
+            Some(blob) => self.transfer.shelved(blob).map(<[Blob]>::to_vec),
+        }
     }
 
     /// Chunks that are here of a stage's frozen weights, and how many they have, while they are fetched.
@@ -71,7 +73,7 @@ impl Peer {
     }
 
     /// Takes what was found on this disk.
-    pub(super) fn shelve_found(&mut self, now: Instant, out: &mut Outbox<Output>) {
+    fn shelve_found(&mut self, now: Instant, out: &mut Outbox<Output>) {
         for (blob, bytes) in std::mem::take(&mut self.config.shelf) {
             let mut desk = desk!(self, now, out);
             self.transfer.shelve_whole(&mut desk, blob, bytes);
@@ -224,7 +226,7 @@ impl Peer {
 
     /// Stages whose frozen weights are awaited stay at the beginning of their search: what they find then is the newest.
     pub(super) fn hold_back(&mut self, now: Instant, stage: Stage) -> bool {
-        let waits = self.frozen_parts(stage).is_err();
+        let waits = self.frozen_parts(stage).is_none();
         if waits && let Some(replica) = self.replicas.get_mut(&stage) {
             replica.phase = Phase::Looking { since: now };
         }

@@ -758,7 +758,6 @@ impl Peer {
         if self.silent {
             return;
         }
-        self.shelve_found(now, out);
         self.hold_saved(now, out);
         let neighbours = &self.neighbours;
         self.directory.on_tick(now, utc, |peer| neighbours.is_gone(peer), out);

@@ -9,7 +9,7 @@ use skein_protocol::{
     run::{Ends, Loss, Method, Weights, preset},
 };
 
-use super::{FINETUNE, Wish, no_preset, unusable, usage};
+use super::{Wish, no_preset, unusable, usage};
 use crate::{cli::failure::Report, home::Shelf, hub::PREFIX, node::base::Base};
 
 /// Size of the model where nothing is said.
@@ -112,7 +112,7 @@ fn begin_with(manifest: &mut Manifest, base: &Base, wish: &Wish<'_>) -> Result<(
         manifest.train.method = Method::Lora;
         manifest.train.lora = Some(lora.clone());
     }
-    if !base.words.tokenizer.is_bytes() || wish.command == FINETUNE {
+    if !base.words.tokenizer.is_bytes() || wish.records {
         manifest.train.loss = Loss::CompletionOnly;
     }
     manifest.train.sequence = SEQUENCE.min(config.context);

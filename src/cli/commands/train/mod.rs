@@ -41,9 +41,6 @@ use crate::{
 /// Text of the first record that is shown.
 const PREVIEW: usize = 160;
 
-const TRAIN: &str = "train";
-const FINETUNE: &str = "finetune";
-
 /// What is asked for.
 struct Wish<'a> {
     command: &'static str,
@@ -52,12 +49,15 @@ struct Wish<'a> {
     /// Adapters beside the model, instead of all its weights.
     lora: Option<Lora>,
     delegates: Vec<PeerId>,
+    /// The data are records of which only a part may be learned, also where tokens are bytes.
+    records: bool,
     course: &'a args::Course,
 }
 
 pub fn train(args: &args::Train, context: &Context) -> Result<u8, Report> {
     let (preset, model) = (args.preset.as_deref(), args.model.as_deref());
-    run(&Wish { command: TRAIN, preset, model, lora: None, delegates: Vec::new(), course: &args.course }, context)
+    let (delegates, course) = (Vec::new(), &args.course);
+    run(&Wish { command: "train", preset, model, lora: None, delegates, records: false, course }, context)
 }
 
 pub fn finetune(args: &args::Finetune, context: &Context) -> Result<u8, Report> {
@@ -65,11 +65,12 @@ pub fn finetune(args: &args::Finetune, context: &Context) -> Result<u8, Report> 
     let lora = Lora { rank: args.lora_rank, alpha, targets: args.targets.clone(), dropout_percent: 0 };
     let peer = |text: &String| text.parse().map_err(|error| usage(format!("--delegate {text}: {error}")));
     let wish = Wish {
-        command: FINETUNE,
+        command: "finetune",
         preset: None,
         model: args.model.as_deref(),
         lora: (!args.full).then_some(lora),
         delegates: args.delegate.iter().map(peer).collect::<Result<_, _>>()?,
+        records: true,
         course: &args.course,
     };
     run(&wish, context)
@@ -105,7 +106,7 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     // Plain text for a model of bytes is one ring, unless of records only a part is learned.
     let has_records = match &existing {
         Some(Existing { manifest, .. }) => manifest.train.loss == Loss::CompletionOnly,
-        None => wish.command == FINETUNE,
+        None => wish.records,
     };
     let corpus = read(course, words.filter(|_| has_records || !reads_bytes))?;
     out.done(&format!(
