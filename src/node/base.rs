@@ -158,8 +158,8 @@ impl Base {
     pub fn frozen(&self, manifest: &Manifest, shelf: Option<&Shelf>) -> Result<Vec<Digest>, BaseError> {
         let stage = |stage| {
             let model = StageModel::of(manifest, stage).map_err(HfError::from)?;
-            let Some(model) = model.frozen() else { return Ok(Digest::default()) };
-            let bytes = frozen::encode(&self.checkpoint.read(model)?);
+            let (Some(model), Some(lora)) = (model.frozen(), manifest.lora()) else { return Ok(Digest::default()) };
+            let bytes = frozen::encode(model, &self.checkpoint.read(model)?, lora.base);
             let blob = hash::blob(&[&bytes]);
             if let Some(shelf) = shelf {
                 shelf.put(blob, &[&bytes])?;

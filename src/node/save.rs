@@ -14,7 +14,7 @@ use skein_pipeline::{
     },
     model::{
         BadModel, StageModel,
-        frozen::{self, BadFrozen},
+        frozen::{BadFrozen, Frozen},
         lora,
     },
 };
@@ -126,8 +126,9 @@ impl Form {
 fn merged(stages: &[(StageModel, Vec<f32>)], frozen: &OnShelf) -> Result<Vec<(StageModel, Vec<f32>)>, SaveError> {
     let stage = |((adapters, params), blob): (&(StageModel, Vec<f32>), &Digest)| {
         let model = adapters.frozen().ok_or(BadModel::Adapters { rank: 0, targets: Vec::new() })?;
+        let base = adapters.lora().map(|lora| lora.base).unwrap_or_default();
         let bytes = frozen.shelf.get(*blob)?.ok_or(BadFrozen::Hash)?;
-        let mut weights = frozen::decode(&[&bytes], model.values(), *blob)?;
+        let mut weights = Frozen::open(model, base, vec![bytes], *blob)?.flat();
         lora::merge(adapters, params, &mut weights);
         Ok((model.clone(), weights))
     };

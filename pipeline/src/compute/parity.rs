@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use skein_protocol::run::Arithmetic;
+use skein_protocol::run::{Arithmetic, BasePrecision};
 
 use super::{
     Device, engine,
@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights, likeliest},
-    model::{BadModel, EMBEDDING, HEAD, StageModel},
+    model::{
+        BadModel, EMBEDDING, HEAD, StageModel,
+        frozen::{BadFrozen, Frozen},
+    },
 };
 
 /// A longer file is no reference.
@@ -79,6 +82,8 @@ pub enum ParityError {
     Folder(#[from] HfError),
     #[error(transparent)]
     Model(#[from] BadModel),
+    #[error("the weights of the checkpoint: {0}")]
+    Weights(#[from] BadFrozen),
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -137,9 +142,10 @@ pub fn compare(
         let (model, weights) = match adapter {
             None => (model, weights.into()),
             Some(adapter) => {
+                let frozen = Frozen::of(&model, &weights, BasePrecision::AsIs)?;
                 let model = StageModel::adapted(model, adapter.lora.clone())?;
                 let params = adapter.read(&model)?;
-                (model, StageWeights { params, frozen: Some(Arc::new(weights)) })
+                (model, StageWeights { params, frozen: Some(Arc::new(frozen)) })
             }
         };
         engines.push(engine(device, Arithmetic::F32, model, settings.clone(), weights)?);

@@ -128,6 +128,8 @@ pub struct Scratch {
     ds: Vec<f32>,
     /// Gradients of what the A's gave, one site after the other.
     dlow: Vec<f32>,
+    /// Of a frozen matrix.
+    tile: Vec<f32>,
     /// Gradients of the two norms' weights, and of those of q's and k's heads, of this lane's rows.
     norms: Vec<f32>,
 }
@@ -187,13 +189,13 @@ impl<'a> Weights<'a> {
         Weights {
             adapters,
             adapter_params: params.adapters,
-            input_norm: &params.flat[at.input_norm..][..dims.hidden],
+            input_norm: params.vector(at.input_norm, dims.hidden),
             qkv: params.weight(at.qkv, dims.qkv(), dims.hidden),
-            qkv_bias: at.qkv_bias.map(|at| &params.flat[at..][..dims.qkv()]),
-            qk_norm: at.qk_norm.map(|at| &params.flat[at..][..2 * dims.head]),
+            qkv_bias: at.qkv_bias.map(|at| params.vector(at, dims.qkv())),
+            qk_norm: at.qk_norm.map(|at| params.vector(at, 2 * dims.head)),
             window: at.window,
             output: params.weight(at.output, dims.hidden, dims.q()),
-            mlp_norm: &params.flat[at.mlp_norm..][..dims.hidden],
+            mlp_norm: params.vector(at.mlp_norm, dims.hidden),
             gate_up: params.weight(at.gate_up, 2 * dims.ffn, dims.hidden),
             down: params.weight(at.down, dims.hidden, dims.ffn),
         }
@@ -296,25 +298,26 @@ pub fn forward<P: Product>(
     scratch: &mut Scratch,
 ) {
     let (d, rows) = (&shape.dims, shape.rows());
-    let (hidden, att, f) = (d.hidden, d.q(), d.ffn);
+    let (hidden, f) = (d.hidden, d.ffn);
     let h = &mut scratch.h1[..rows * hidden];
     let act = &mut scratch.act[..rows * f];
+    let tile = &mut scratch.tile;
 
     kernel::rms(tape.x, w.input_norm, d.eps, h, tape.inv1);
     let [low_qkv, low_output, low_gate_up, low_down] = &mut tape.low;
-    product.product(tape.qkv, d.qkv(), false, Matrix::new(h, rows, hidden), w.qkv.forward(), 1.0);
+    w.qkv.forward(product, tape.qkv, false, h, tile);
     turn(product, d, w, rope, h, tape.qkv, &mut tape.heads, low_qkv);
     attention::forward(product, shape, Sight { window: w.window, begins }, tape.qkv, tape.p, tape.att);
     tape.mid.copy_from_slice(tape.x);
-    product.product(tape.mid, hidden, true, Matrix::new(tape.att, rows, att), w.output.forward(), 1.0);
+    w.output.forward(product, tape.mid, true, tape.att, tile);
     w.adapt(product, Site::Output, tape.att, low_output, tape.mid, hidden);
 
     kernel::rms(tape.mid, w.mlp_norm, d.eps, h, tape.inv2);
-    product.product(tape.gu, 2 * f, false, Matrix::new(h, rows, hidden), w.gate_up.forward(), 1.0);
+    w.gate_up.forward(product, tape.gu, false, h, tile);
     w.adapt(product, Site::GateUp, h, low_gate_up, tape.gu, 2 * f);
     kernel::swiglu(tape.gu, f, act);
     out.copy_from_slice(tape.mid);
-    product.product(out, hidden, true, Matrix::new(act, rows, f), w.down.forward(), 1.0);
+    w.down.forward(product, out, true, act, tile);
     w.adapt(product, Site::Down, act, low_down, out, hidden);
 }
 
@@ -343,18 +346,19 @@ pub fn backward<P: Product>(
     let (norm2, norm_heads) = norms.split_at_mut(hidden);
     let (h1, h2) = (&mut scratch.h1[..rows * hidden], &mut scratch.h2[..rows * hidden]);
     let dlow = |site| at_site(&d.ranks, rows, site);
+    let tile = &mut scratch.tile;
 
     let da = &mut scratch.wide[..rows * f];
-    product.product(da, f, false, Matrix::new(dout, rows, hidden), w.down.backward(), 1.0);
+    w.down.backward(product, da, dout, tile);
     w.adapt_back(product, Site::Down, dout, hidden, &mut scratch.dlow[dlow(Site::Down)], da);
     kernel::swiglu_back(tape.gu, f, da, dgu, &mut scratch.act[..rows * f]);
-    product.product(dh, hidden, false, Matrix::new(dgu, rows, 2 * f), w.gate_up.backward(), 1.0);
+    w.gate_up.backward(product, dh, dgu, tile);
     w.adapt_back(product, Site::GateUp, dgu, 2 * f, &mut scratch.dlow[dlow(Site::GateUp)], dh);
     let trained = train.then_some(NormBack { out: h2, weight: &mut norm2[..hidden] });
     kernel::rms_back(tape.mid, w.mlp_norm, tape.inv2, dh, dout, dmid, trained);
 
     let da = &mut scratch.wide[..rows * att];
-    product.product(da, att, false, Matrix::new(dmid, rows, hidden), w.output.backward(), 1.0);
+    w.output.backward(product, da, dmid, tile);
     w.adapt_back(product, Site::Output, dmid, hidden, &mut scratch.dlow[dlow(Site::Output)], da);
     let sight = Sight { window: w.window, begins };
     attention::backward(product, shape, sight, tape.qkv, tape.p, da, dqkv, &mut scratch.ds);
@@ -365,7 +369,7 @@ pub fn backward<P: Product>(
         kernel::rms_heads_back(dqkv, of_q, q, tape.heads.q, tape.heads.q_inv, train.then_some(dq));
         kernel::rms_heads_back(dqkv, of_k, k, tape.heads.k, tape.heads.k_inv, train.then_some(dk));
     }
-    product.product(dh, hidden, false, Matrix::new(dqkv, rows, d.qkv()), w.qkv.backward(), 1.0);
+    w.qkv.backward(product, dh, dqkv, tile);
     w.adapt_back(product, Site::Qkv, dqkv, d.qkv(), &mut scratch.dlow[dlow(Site::Qkv)], dh);
     let trained = train.then_some(NormBack { out: h1, weight: norm1 });
     kernel::rms_back(tape.x, w.input_norm, tape.inv1, dh, dmid, &mut scratch.dx[..rows * hidden], trained);

@@ -11,8 +11,8 @@ use skein_protocol::{
     wire::Starts,
 };
 
-use crate::model::StageModel;
 pub use crate::model::state::TrainState;
+use crate::model::{StageModel, frozen::Frozen};
 
 /// A target that is not counted in the loss.
 pub const IGNORE: u32 = u32::MAX;
@@ -73,7 +73,7 @@ pub struct StageWeights {
     /// What is trained: the flat buffer of the stage's model, as [`crate::model::init::initial`] makes it.
     pub params: Vec<f32>,
     /// That of [`StageModel::frozen`], where the parameters are adapters; engines on one machine share it.
-    pub frozen: Option<Arc<Vec<f32>>>,
+    pub frozen: Option<Arc<Frozen>>,
 }
 
 impl From<Vec<f32>> for StageWeights {

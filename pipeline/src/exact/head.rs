@@ -25,6 +25,8 @@ pub struct Scratch {
     dh: Vec<f32>,
     logits: Vec<f32>,
     zeros: Vec<f32>,
+    /// Of a frozen matrix.
+    tile: Vec<f32>,
     norm: Vec<f32>,
     /// Of the last chunk.
     rows: usize,
@@ -67,7 +69,7 @@ pub fn loss<P: Product>(
     scratch: &mut Scratch,
 ) -> f64 {
     let (d, v) = (dims.hidden, dims.vocab);
-    let norm = &params.flat[at.norm..][..d];
+    let norm = params.vector(at.norm, d);
     let matrix = params.weight(at.matrix, v, d);
     let n = chunk_rows(v, targets.len());
     let Some(targets) = targets.chunks(n).nth(chunk) else {
@@ -82,7 +84,7 @@ pub fn loss<P: Product>(
     let inv = &mut scratch.inv[..rows];
     let logits = &mut scratch.logits[..rows * v];
     kernel::rms(x, norm, dims.eps, h, inv);
-    product.product(logits, v, false, Matrix::new(h, rows, d), matrix.forward(), 1.0);
+    matrix.forward(product, logits, false, h, &mut scratch.tile);
     let mut loss = 0.0;
     for (row, &target) in logits.chunks_exact_mut(v).zip(targets) {
         match target {
@@ -90,7 +92,7 @@ pub fn loss<P: Product>(
             target => loss += kernel::cross_entropy(row, target as usize, scale),
         }
     }
-    product.product(dh, d, false, Matrix::new(logits, rows, v), matrix.backward(), 1.0);
+    matrix.backward(product, dh, logits, &mut scratch.tile);
     let trained = train.then_some(NormBack { out: h, weight: &mut scratch.norm[..d] });
     kernel::rms_back(x, norm, inv, dh, &scratch.zeros[..rows * d], dx, trained);
     loss

@@ -102,7 +102,9 @@ impl<P: Product> StageEngine<P> {
             let first = x.len() / d;
             match piece.input {
                 StageInput::Tokens(tokens) => {
-                    tokens.iter().for_each(|&id| x.extend_from_slice(&params.flat[id as usize * d..][..d]));
+                    x.resize(x.len() + tokens.len() * d, 0.0);
+                    let rows = x[first * d..].chunks_exact_mut(d);
+                    rows.zip(tokens).for_each(|(row, &id)| params.embedding(id, row));
                 }
                 StageInput::Hidden(hidden) => x.extend_from_slice(hidden),
             }
@@ -312,18 +314,14 @@ fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
     const PARTS: usize = 8;
     /// Fewer rows than these leave a product waiting for the weights.
     const ROWS: usize = 48;
-    let w = w.forward();
-    let (input, cols) = (w.matrix.rows, w.matrix.cols);
+    let (input, cols) = (w.cols, w.rows);
     let rows = x.len() / input;
     if rows >= 2 * ROWS {
         let step = rows.div_ceil(PARTS).max(ROWS);
         let mut parts: Vec<_> = out.chunks_mut(step * cols).zip(x.chunks(step * input)).collect();
-        product.each(&mut parts, |(out, x)| {
-            product.clone().product(out, cols, false, Matrix::new(x, x.len() / input, input), w, 1.0);
-        });
+        product.each(&mut parts, |(out, x)| w.forward(&mut product.clone(), out, false, x, &mut Vec::new()));
         return;
     }
-    let x = Matrix::new(x, rows, input);
     let step = cols.div_ceil(PARTS).next_multiple_of(COLUMNS);
     let part = |start: usize| {
         let cols = start..cols.min(start + step);
@@ -331,7 +329,9 @@ fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
         (cols, buffer)
     };
     let mut parts: Vec<_> = (0..cols).step_by(step).map(part).collect();
-    product.each(&mut parts, |(cols, part)| product.clone().columns(part, x, w, cols.clone()));
+    product.each(&mut parts, |(cols, part)| {
+        w.columns(&mut product.clone(), part, x, cols.clone(), &mut Vec::new());
+    });
     for (cols_of, part) in parts {
         for (out, part) in out.chunks_exact_mut(cols).zip(part.chunks_exact(cols_of.len())) {
             out[cols_of.clone()].copy_from_slice(part);
@@ -342,7 +342,7 @@ fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
 /// Logits of the rows of `x`, `[rows, vocab]`.
 fn logits<P: Product>(product: &P, d: &Dims, at: head::Offsets, params: Params<'_>, x: &[f32]) -> Vec<f32> {
     let (mut h, mut inv) = (vec![0.0; x.len()], vec![0.0; x.len() / d.hidden]);
-    kernel::rms(x, &params.flat[at.norm..][..d.hidden], d.eps, &mut h, &mut inv);
+    kernel::rms(x, params.vector(at.norm, d.hidden), d.eps, &mut h, &mut inv);
     let mut out = vec![0.0; x.len() / d.hidden * d.vocab];
     wide(product, &mut out, &h, params.weight(at.matrix, d.vocab, d.hidden));
     out

@@ -7,7 +7,7 @@ use super::{
     kernel,
     lane::Part,
 };
-use crate::model::StageModel;
+use crate::model::{StageModel, frozen::Frozen};
 
 /// The input of a kept forward.
 pub struct Input {
@@ -134,12 +134,16 @@ pub fn check_params(model: &StageModel, params: &[f32]) -> Result<(), EngineErro
     Ok(())
 }
 
-/// As [`check_params`], of what is frozen beside them too.
-pub fn check_weights(model: &StageModel, params: &[f32], frozen: Option<&[f32]>) -> Result<(), EngineError> {
+/// As [`check_params`], of what is frozen beside them too, whose values were looked at when they were opened.
+pub fn check_weights(model: &StageModel, params: &[f32], frozen: Option<&Frozen>) -> Result<(), EngineError> {
     check_params(model, params)?;
     match (model.frozen(), frozen) {
         (None, None) => Ok(()),
-        (Some(model), Some(frozen)) => check_params(model, frozen),
+        (Some(model), Some(frozen)) if frozen.values() == model.values() => Ok(()),
+        (Some(model), Some(frozen)) => {
+            let text = format!("{} frozen weights were given, the stage has {}", frozen.values(), model.values());
+            Err(EngineError::BadInput(text))
+        }
         (Some(_), None) => Err(EngineError::BadInput("adapters without the weights beside them".into())),
         (None, Some(_)) => Err(EngineError::BadInput("frozen weights of a stage that trains its own".into())),
     }

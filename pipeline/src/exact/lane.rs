@@ -99,7 +99,7 @@ impl<P: Product> Lane<P> {
             Part::Hidden(hidden) => tape[..x].copy_from_slice(hidden),
             Part::Tokens(tokens) => {
                 for (row, &token) in tape[..x].chunks_exact_mut(d).zip(tokens) {
-                    row.copy_from_slice(&params.flat[token as usize * d..][..d]);
+                    params.embedding(token, row);
                 }
             }
         }

@@ -24,6 +24,7 @@ pub use engine::{
 };
 pub use product::{Bf16Instructions, Bf16Product, Bf16x3Product, FixedProduct, Instructions, Matrix, Operand, Product};
 pub use stage::StageEngine;
+pub use weights::TILE_VALUES;
 
 /// The engine whose bits are equal everywhere.
 pub type Exact = StageEngine<FixedProduct>;

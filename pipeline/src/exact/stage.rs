@@ -17,9 +17,9 @@ use super::{
     lanes::{self, Share},
     optimizer::Master,
     product::Product,
-    weights::{Panels, Params},
+    weights::{Panels, Params, Source},
 };
-use crate::model::{Dims, StageModel, cost};
+use crate::model::{Dims, StageModel, cost, frozen::Frozen};
 
 /// Results that are kept for their memory: one is made while the one before it is encoded.
 const RESULTS: usize = 2;
@@ -58,7 +58,7 @@ pub struct StageEngine<P> {
     pub(super) product: P,
     master: Master,
     /// What is not trained, where the parameters are adapters.
-    pub(super) frozen: Option<Arc<Vec<f32>>>,
+    pub(super) frozen: Option<Arc<Frozen>>,
     pub(super) held: Arc<Held>,
     retired: Vec<Arc<Held>>,
     kept: BTreeMap<u64, Kept>,
@@ -86,7 +86,7 @@ impl<P: Product> StageEngine<P> {
     ) -> Result<Self, EngineError> {
         check_settings(&settings)?;
         let StageWeights { params, frozen } = weights.into();
-        check_weights(&model, &params, frozen.as_deref().map(|v| &**v))?;
+        check_weights(&model, &params, frozen.as_deref())?;
         let (dims, plan) = (model.dims(), Plan::new(&model, settings.sequence));
         Ok(StageEngine {
             dims,
@@ -126,9 +126,11 @@ impl<P: Product> StageEngine<P> {
     /// Has the version in use packed, where memory was given for that.
     pub(super) fn prepare(&mut self, held: &Held) {
         match &self.frozen {
-            Some(frozen) if self.packed => self.panels.fill(&self.product, frozen, FROZEN),
+            Some(frozen) if self.packed && !frozen.in_blocks() => {
+                self.panels.fill(&self.product, Source::Frozen(frozen), FROZEN);
+            }
             None if self.packed && held.number == self.held.number => {
-                self.panels.fill(&self.product, &held.params, held.number);
+                self.panels.fill(&self.product, Source::Flat(&held.params), held.number);
             }
             _ => {}
         }
@@ -261,12 +263,12 @@ impl<P: Product> StageEngine<P> {
 /// The version of panels of what is never changed.
 const FROZEN: u64 = u64::MAX;
 
-pub(super) fn params<'a>(held: &'a Held, frozen: Option<&'a Vec<f32>>, panels: &'a Panels) -> Params<'a> {
-    let (flat, adapters, version) = match frozen {
-        Some(frozen) => (&frozen[..], &held.params[..], FROZEN),
-        None => (&held.params[..], &[][..], held.number),
+pub(super) fn params<'a>(held: &'a Held, frozen: Option<&'a Frozen>, panels: &'a Panels) -> Params<'a> {
+    let (source, adapters, version) = match frozen {
+        Some(frozen) => (Source::Frozen(frozen), &held.params[..], FROZEN),
+        None => (Source::Flat(&held.params), &[][..], held.number),
     };
-    Params { flat, panels: Some(panels).filter(|panels| panels.holds(version)), adapters }
+    Params { source, panels: Some(panels).filter(|panels| panels.holds(version)), adapters }
 }
 
 /// Each lane with its sequences of the input and its part of the tape.
@@ -327,8 +329,12 @@ impl<P: Product> Engine for StageEngine<P> {
         }
     }
 
+    /// Nothing where the weights are in blocks: whoever chose that has no memory for them in f32.
     fn packed_bytes(&self) -> u64 {
-        4 * self.panels.values() as u64
+        match &self.frozen {
+            Some(frozen) if frozen.in_blocks() => 0,
+            _ => 4 * self.panels.values() as u64,
+        }
     }
 
     fn forward_packed(&mut self, key: u64, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError> {

@@ -5,6 +5,9 @@ use skein_protocol::{
     run::{AveragingRule, Codec, ModelConfig, OptimizerKind, Recompute},
 };
 
+use super::frozen::form_of;
+use crate::exact::TILE_VALUES;
+
 /// f32.
 const VALUE: u64 = 4;
 
@@ -57,6 +60,24 @@ pub fn frozen_parameters(manifest: &Manifest, stage: Stage) -> u64 {
     manifest.lora().map_or(0, |_| stage_weights(manifest, stage))
 }
 
+/// Bytes of these at most, as they travel and are held.
+pub fn frozen_bytes(manifest: &Manifest, stage: Stage) -> u64 {
+    let Some(lora) = manifest.lora() else { return 0 };
+    let config = &manifest.model.config;
+    let (d, f, (q, kv)) = (u64::from(config.hidden), u64::from(config.ffn), columns(config));
+    let bytes = |values: u64, width: u64, is_table| form_of(lora.base, width as usize, is_table).bytes(values);
+    let matrix = |values: u64, width: u64| bytes(values, width, false);
+    let matrices = [matrix(d.saturating_mul(q + 2 * kv + 2 * f), d), matrix(d * q, q), matrix(d * f, f)];
+    let vectors = bytes(layer_values(config).saturating_sub(d.saturating_mul(2 * q + 2 * kv + 3 * f)), 1, false);
+    let layer = matrices.into_iter().fold(vectors, u64::saturating_add);
+    let layers = u64::from(manifest.layers_of(stage).1).saturating_mul(layer);
+    let norm = if stage == manifest.last_stage() { d } else { 0 };
+    let tables = stage_weights(manifest, stage)
+        .saturating_sub(u64::from(manifest.layers_of(stage).1).saturating_mul(layer_values(config)))
+        .saturating_sub(norm);
+    layers.saturating_add(bytes(norm, 1, false)).saturating_add(bytes(tables, d, true))
+}
+
 /// Weights of a stage, the embedding and the final norm with head included where they are.
 fn stage_weights(manifest: &Manifest, stage: Stage) -> u64 {
     let config = &manifest.model.config;
@@ -99,7 +120,7 @@ pub fn input_bytes(manifest: &Manifest, stage: Stage) -> u64 {
 /// Bytes of a stage at one replica: its engine, what averaging holds beside it, and the bodies of its micro-batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// The weights that stay as they are, beside adapters.
+    /// The weights that stay as they are, beside adapters; on a disk, they are shared with other processes that use them.
     pub frozen: u64,
     /// Two versions: the one in use, and the one that a step or an adoption writes or that a backward still uses.
     pub parameters: u64,
@@ -172,7 +193,9 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     let rows = tokens * (6 * d + f + f.max(q) + q + 2 * kv + 2 * f) + lanes * (64 * t + norms + PACKED);
     let chunk = ((1 << 20) / v.max(1)).max(16).min(tokens.div_ceil(lanes));
     let logits = if last { lanes * (chunk * (v + 3 * d + 1) + d) } else { 0 };
-    let scratch = VALUE * (rows + logits + 4 * tokens * d);
+    // Frozen matrices that are not packed are read by tiles: a lane's layers have one, and its head.
+    let tiles = if manifest.lora().is_some() { lanes * (1 + u64::from(last)) * TILE_VALUES as u64 } else { 0 };
+    let scratch = VALUE * (rows + logits + tiles + 4 * tokens * d);
     // A state is collected (20 bytes a parameter), then encoded (20 more).
     let state = bytes(40);
     // The body of a round (d, phi, a sample of the momentum, all coded) is here twice, mine and the partner's. The theta that
@@ -183,7 +206,7 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
         _ => bytes(4 * VALUE).saturating_add(round_bytes(manifest, stage).saturating_mul(2)),
     };
     Memory {
-        frozen: frozen_parameters(manifest, stage).saturating_mul(VALUE),
+        frozen: frozen_bytes(manifest, stage),
         parameters: bytes(VALUE * 2),
         gradients: bytes(VALUE * 2),
         optimizer: bytes(VALUE * moments),
@@ -253,8 +276,11 @@ pub fn stage_flops(manifest: &Manifest, stage: Stage) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{StageModel, tests::tiny};
-    use skein_protocol::run::preset::{PRESETS, preset};
+    use crate::model::{StageModel, frozen, init, tests::tiny};
+    use skein_protocol::run::{
+        BasePrecision, Lora, Method,
+        preset::{PRESETS, preset},
+    };
 
     #[test]
     fn lanes_follow_from_shapes() {
@@ -282,13 +308,17 @@ mod tests {
         let mut manifest = preset("demo").unwrap();
         let whole = (0..3).map(|stage| stage_parameters(&manifest, stage)).collect::<Vec<_>>();
         let targets = ["q", "k", "v", "o", "gate", "up", "down"].map(str::to_string).to_vec();
-        manifest.train.method = skein_protocol::run::Method::Lora;
-        manifest.train.lora = Some(skein_protocol::run::Lora { rank: 3, alpha: 6, targets, dropout_percent: 0 });
-        for (stage, whole) in (0..3).zip(whole) {
-            let model = StageModel::of(&manifest, stage).unwrap();
-            assert_eq!(stage_parameters(&manifest, stage), model.values() as u64);
-            assert_eq!(frozen_parameters(&manifest, stage), model.frozen().unwrap().values() as u64);
-            assert_eq!((frozen_parameters(&manifest, stage), memory(&manifest, stage).frozen), (whole, 4 * whole));
+        manifest.train.method = Method::Lora;
+        for base in BasePrecision::ALL {
+            manifest.train.lora = Some(Lora { rank: 3, alpha: 6, targets: targets.clone(), dropout_percent: 0, base });
+            for (stage, whole) in (0..3).zip(&whole) {
+                let model = StageModel::of(&manifest, stage).unwrap();
+                assert_eq!(stage_parameters(&manifest, stage), model.values() as u64);
+                let (frozen, held) = (model.frozen().unwrap(), memory(&manifest, stage).frozen);
+                assert_eq!((frozen_parameters(&manifest, stage), *whole), (frozen.values() as u64, *whole));
+                let travels = frozen::encode(frozen, &init::initial(frozen, 3), base).len() as u64;
+                assert_eq!(travels, frozen::bytes_max(held), "{base:?}");
+            }
         }
     }
 

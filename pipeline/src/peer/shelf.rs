@@ -85,7 +85,7 @@ impl Peer {
         let manifest = &self.config.manifest;
         let of_stage = |stage: Stage| {
             let blob = manifest.frozen(stage)?;
-            let bytes_max = frozen::bytes_max(cost::frozen_parameters(manifest, stage));
+            let bytes_max = frozen::bytes_max(cost::frozen_bytes(manifest, stage));
             Some(Wanted { blob, stage: Some(stage), bytes_max })
         };
         let asked = self.asked.iter().map(|blob| Wanted { blob: *blob, stage: None, bytes_max: FILES_MAX });

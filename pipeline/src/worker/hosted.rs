@@ -22,7 +22,7 @@ use super::{
 use crate::{
     exact::{Engine, Lost, StageInput, StageWeights},
     job::{Coding, Done, Job, Key},
-    model::{StageModel, cost, frozen, schedule, state::StageState},
+    model::{StageModel, cost, frozen::Frozen, schedule, state::StageState},
 };
 
 pub struct Hosted {
@@ -392,12 +392,11 @@ fn unfrozen(
     model: &StageModel,
     parts: &[Blob],
     blobs: &dyn Blobs,
-) -> Result<Option<Arc<Vec<f32>>>, Done> {
-    let Some(of) = model.frozen() else { return Ok(None) };
+) -> Result<Option<Arc<Frozen>>, Done> {
+    let (Some(of), Some(lora)) = (model.frozen(), manifest.lora()) else { return Ok(None) };
     let hash = manifest.frozen(stage).ok_or_else(|| failed("the run does not name the weights of the stage"))?;
     let pieces = parts.iter().map(|part| bytes_of(*part, blobs)).collect::<Result<Vec<_>, _>>()?;
-    let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
-    frozen::decode(&pieces, of.values(), hash).map(|values| Some(Arc::new(values))).map_err(bad)
+    Frozen::open(of, lora.base, pieces, hash).map(|weights| Some(Arc::new(weights))).map_err(bad)
 }
 
 fn joined(parts: &[Blob], blobs: &dyn Blobs) -> Result<Bytes, Done> {

@@ -127,6 +127,10 @@ impl Product for Threads {
         self.0.product(c, stride, add, a, b, scale);
     }
 
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: std::ops::Range<usize>) {
+        self.0.columns(c, a, b, cols);
+    }
+
     fn packed_len(&self, rows: usize, cols: usize) -> usize {
         self.0.packed_len(rows, cols)
     }

@@ -6,9 +6,9 @@ use candle_core::Device;
 use skein_pipeline::{
     compute::candle::{Candle, Precision},
     exact::{Engine, EngineError, Exact, IGNORE, Settings, StageInput, StageWeights},
-    model::{StageModel, cost, init},
+    model::{StageModel, cost, frozen::Frozen, init},
 };
-use skein_protocol::run::{Lora, ModelConfig, OptimizerKind, RopeScaling, Window};
+use skein_protocol::run::{BasePrecision, Lora, ModelConfig, OptimizerKind, RopeScaling, Window};
 
 use crate::{
     oracle::{From, oracle},
@@ -208,11 +208,12 @@ fn with_adapters(seed: u64) -> (Case, StageWeights) {
     let chosen = |(i, _): &(usize, &&str)| *i == first || draw.below(2) == 0;
     let targets: Vec<String> =
         TARGETS.iter().enumerate().filter(chosen).map(|(_, target)| target.to_string()).collect();
-    let lora = Lora { rank: draw.from(1, 3), alpha: 5, targets, dropout_percent: 0 };
+    let lora = Lora { rank: draw.from(1, 3), alpha: 5, targets, dropout_percent: 0, base: Default::default() };
     let model = StageModel::adapted(case.model.clone(), lora).unwrap();
     let mut params = init::initial(&model, seed);
     params.iter_mut().enumerate().for_each(|(i, v)| *v += ((i * 29) % 13) as f32 / 30.0 - 0.2);
-    (Case { model, ..case.clone() }, StageWeights { params, frozen: Some(Arc::new(case.params)) })
+    let frozen = Frozen::of(&case.model, &case.params, BasePrecision::AsIs).unwrap();
+    (Case { model, ..case }, StageWeights { params, frozen: Some(Arc::new(frozen)) })
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use skein_pipeline::{
     exact::{Engine, EngineError, Exact, IGNORE, StageInput, StageWeights},
-    model::{StageModel, init},
+    model::{StageModel, frozen::Frozen, init},
 };
-use skein_protocol::run::{Lora, ModelConfig, RopeScaling, Window};
+use skein_protocol::run::{BasePrecision, Lora, ModelConfig, RopeScaling, Window};
 
 use crate::support::{batch, config, plain, train, whole};
 
@@ -109,9 +109,10 @@ fn adapters_have_right_gradients_and_nothing_else_has_any() {
         (ModelConfig { qk_norm: true, head: Some(6), ..config() }, &["q", "o", "down"]),
     ] {
         let frozen = StageModel::whole(config.clone()).unwrap();
-        let weights = Arc::new(crooked(&frozen));
+        let weights = Arc::new(Frozen::of(&frozen, &crooked(&frozen), BasePrecision::AsIs).unwrap());
         let targets = targets.iter().map(|target| target.to_string()).collect();
-        let model = StageModel::adapted(frozen, Lora { rank: 3, alpha: 6, targets, dropout_percent: 0 }).unwrap();
+        let lora = Lora { rank: 3, alpha: 6, targets, dropout_percent: 0, base: BasePrecision::AsIs };
+        let model = StageModel::adapted(frozen, lora).unwrap();
         let mut params = init::initial(&model, 7);
         params.iter_mut().enumerate().for_each(|(i, v)| *v = *v / 2.0 + ((i * 29) % 13) as f32 / 60.0 - 0.1);
         let weights = StageWeights { params, frozen: Some(weights) };

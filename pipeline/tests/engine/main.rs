@@ -7,6 +7,7 @@ mod candle;
 mod families;
 #[cfg(feature = "compute")]
 mod folder;
+mod frozen;
 mod generation;
 mod gradients;
 mod lock_step;

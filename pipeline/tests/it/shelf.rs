@@ -30,7 +30,8 @@ fn beside_frozen() -> skein_protocol::Manifest {
     let mut manifest = manifest(2, 4);
     manifest.run.owner = key(1).peer();
     manifest.train.method = Method::Lora;
-    manifest.train.lora = Some(Lora { rank: 2, alpha: 4, targets: vec!["q".into()], dropout_percent: 0 });
+    manifest.train.lora =
+        Some(Lora { rank: 2, alpha: 4, targets: vec!["q".into()], dropout_percent: 0, base: Default::default() });
     manifest.model.weights = Weights::Blob { blob: Digest([7; 32]), sources: vec![], stages: FROZEN.to_vec() };
     manifest
 }

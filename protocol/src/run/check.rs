@@ -578,7 +578,8 @@ mod tests {
 
     #[test]
     fn the_contradictions_that_people_will_write_are_named() {
-        let lora = || Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent: 0 };
+        let lora =
+            || Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent: 0, base: Default::default() };
         assert!(errors(|m| m.averaging.every = m.checkpoint.every as u32 + 1).contains(&"averaging.every"));
         assert!(errors(|m| m.train.sequence = m.model.config.context + 1).contains(&"train.sequence"));
         let too_many = |m: &mut Manifest| {
@@ -660,7 +661,13 @@ mod tests {
             errors(|m| {
                 m.model.weights = Weights::Blob { blob, sources: vec![], stages: vec![blob; named] };
                 m.train.method = Method::Lora;
-                m.train.lora = Some(Lora { rank: 4, alpha: 8, targets: vec!["q".into()], dropout_percent });
+                m.train.lora = Some(Lora {
+                    rank: 4,
+                    alpha: 8,
+                    targets: vec!["q".into()],
+                    dropout_percent,
+                    base: Default::default(),
+                });
             })
         };
         let stages = usize::from(preset("demo").unwrap().stages.count);

@@ -234,29 +234,32 @@ pub struct Window {
     pub from: u32,
 }
 
-/// Flags that a model need not have: unset, they are absent from what is signed.
+/// What is not set is absent from what is signed.
 mod unset {
     use minicbor::{
-        Decoder, Encoder,
+        Decode, Decoder, Encode, Encoder,
         decode::Error,
         encode::{self as writing, Write},
     };
 
-    pub fn encode<C, W: Write>(flag: &bool, e: &mut Encoder<W>, _: &mut C) -> Result<(), writing::Error<W::Error>> {
-        e.bool(*flag)?;
-        Ok(())
+    pub fn encode<C, T: Encode<C>, W: Write>(
+        value: &T,
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), writing::Error<W::Error>> {
+        value.encode(e, context)
     }
 
-    pub fn decode<C>(d: &mut Decoder<'_>, _: &mut C) -> Result<bool, Error> {
-        d.bool()
+    pub fn decode<'b, C, T: Decode<'b, C>>(d: &mut Decoder<'b>, context: &mut C) -> Result<T, Error> {
+        T::decode(d, context)
     }
 
-    pub fn is_nil(flag: &bool) -> bool {
-        !flag
+    pub fn is_nil<T: Default + PartialEq>(value: &T) -> bool {
+        *value == T::default()
     }
 
-    pub fn nil() -> Option<bool> {
-        Some(false)
+    pub fn nil<T: Default>() -> Option<T> {
+        Some(T::default())
     }
 }
 
@@ -397,6 +400,44 @@ pub struct Lora {
     #[n(3)]
     #[serde(default)]
     pub dropout_percent: u8,
+    /// In what peers give the weights beside the adapters to each other, and compute with.
+    #[cbor(n(4), with = "unset", has_nil)]
+    #[serde(default)]
+    pub base: BasePrecision,
+}
+
+/// In what the weights beside adapters are held. Sums, adapters and their optimizer are f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[cbor(index_only)]
+pub enum BasePrecision {
+    /// In the fewest bits that hold every value: 16 or 32.
+    #[default]
+    #[n(0)]
+    AsIs,
+    #[n(1)]
+    Bf16,
+    /// 8.5 bits a value: blocks of 32 that share a scale.
+    #[n(2)]
+    Int8,
+    /// 4.5 bits; embedding and head as in [`Int8`](BasePrecision::Int8).
+    #[n(3)]
+    Int4,
+}
+
+impl BasePrecision {
+    pub const ALL: [BasePrecision; 4] =
+        [BasePrecision::AsIs, BasePrecision::Bf16, BasePrecision::Int8, BasePrecision::Int4];
+
+    /// As manifests and people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            BasePrecision::AsIs => "as-is",
+            BasePrecision::Bf16 => "bf16",
+            BasePrecision::Int8 => "int8",
+            BasePrecision::Int4 => "int4",
+        }
+    }
 }
 
 impl Lora {

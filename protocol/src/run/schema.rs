@@ -95,6 +95,7 @@ pub const KEYS: &[Key] = &[
     need("train.lora.alpha", U32),
     need("train.lora.targets", Kind::Texts),
     may("train.lora.dropout_percent", U8),
+    may("train.lora.base", Kind::Word(&["as-is", "bf16", "int8", "int4"])),
     need("train.sequence", U32),
     need("train.micro_batch", U32),
     need("train.micro_batches_per_step", U32),

@@ -342,8 +342,9 @@ impl Writer {
                 format!("alpha = {}", lora.alpha),
                 format!("targets = {}", list(&lora.targets)),
                 format!("dropout_percent = {}", lora.dropout_percent),
+                format!("base = {}", word(&lora.base)),
             ];
-            self.line("lora", table(fields), "");
+            self.line("lora", table(fields), "base, of what stands beside: as-is | bf16 | int8 | int4");
         }
         self.line("sequence", train.sequence, "tokens, 8 to context");
         self.line("micro_batch", train.micro_batch, "sequences");
@@ -531,7 +532,13 @@ mod tests {
         m.run.delegates = vec![PeerId([4; 32]), PeerId([5; 32])];
         m.run.ends = Ends { steps: Some(9000), tokens: Some(1 << 40), until: None, loss: Some(1.25) };
         m.model.weights = Weights::Seed { init_seed: u64::MAX };
-        m.train.lora = Some(Lora { rank: 8, alpha: 16, targets: vec!["q".into(), "v".into()], dropout_percent: 5 });
+        m.train.lora = Some(Lora {
+            rank: 8,
+            alpha: 16,
+            targets: vec!["q".into(), "v".into()],
+            dropout_percent: 5,
+            base: BasePrecision::Int4,
+        });
         m.train.arithmetic = vec![Arithmetic::F32, Arithmetic::Repeatable];
         m.optimizer.eps = 1e-20;
         m.admission.members = vec![PeerId([6; 32])];

@@ -8,7 +8,7 @@ use skein_protocol::{
     Manifest, PeerId,
     event::Event,
     hash::{self, Digest},
-    run::{Lora, Method, Weights},
+    run::{BasePrecision, Lora, Method, Weights},
 };
 use skein_simulations::{
     Fault, Plan, Role, Setup, Simulation, Small,
@@ -24,11 +24,12 @@ fn beside_frozen(stages: u16) -> (Manifest, Vec<(Digest, Payload)>) {
     let mut manifest = Small { hidden: 32, ..Small::tiny(stages) }.manifest();
     manifest.train.method = Method::Lora;
     let targets = ["q", "v", "gate", "up", "down"].map(str::to_string).to_vec();
-    manifest.train.lora = Some(Lora { rank: 4, alpha: 8, targets, dropout_percent: 0 });
+    manifest.train.lora = Some(Lora { rank: 4, alpha: 8, targets, dropout_percent: 0, base: BasePrecision::Int8 });
     let mut shelf = Vec::new();
     for stage in 0..stages {
         let model = StageModel::of(&manifest, stage).unwrap();
-        let bytes = frozen::encode(&init::initial(model.frozen().expect("adapters stand beside something"), 9));
+        let beside = model.frozen().expect("adapters stand beside something");
+        let bytes = frozen::encode(beside, &init::initial(beside, 9), BasePrecision::Int8);
         shelf.push((hash::blob(&[&bytes]), Payload::Real(bytes.into())));
     }
     let hashes = shelf.iter().map(|(blob, _)| *blob).collect();
@@ -73,7 +74,7 @@ fn friends_get_the_frozen_weights_train_adapters_and_lose_none_of_them_in_a_kill
         }
     }
     assert_eq!(shelved.len(), 3, "each friend fetched what stands beside its adapters: {shelved:?}");
-    let whole: u64 = (0..3).map(|stage| frozen::bytes_max(cost::frozen_parameters(sim.manifest(), stage))).sum();
+    let whole: u64 = (0..3).map(|stage| frozen::bytes_max(cost::frozen_bytes(sim.manifest(), stage))).sum();
     assert!(
         shelved.values().all(|bytes| *bytes <= whole),
         "none fetched a stage twice, the killed one either: {shelved:?}"

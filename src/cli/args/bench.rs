@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use skein_protocol::run::Arithmetic;
+use skein_protocol::run::{Arithmetic, BasePrecision};
 
+use super::train::base_precision;
 use crate::config::Device;
 
 #[derive(Clone, Debug, Subcommand)]
@@ -97,6 +98,9 @@ pub struct BenchFinetune {
     /// Of the products: f32, bf16x3, bf16 or repeatable
     #[arg(long, default_value = "f32", value_name = "WHICH", value_parser = arithmetic_named)]
     pub arithmetic: Arithmetic,
+    /// Of what stands beside the adapters: as-is, bf16, int8 or int4
+    #[arg(long, default_value = "as-is", value_name = "PRECISION", value_parser = base_precision)]
+    pub base_precision: BasePrecision,
     /// Micro-batches, a step each; the last half of them are measured
     #[arg(long, default_value_t = 20, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,

@@ -3,8 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use skein_protocol::run::BasePrecision;
 
 use super::Give;
+
+/// In what a model's own weights are held beside adapters, by name.
+pub(super) fn base_precision(name: &str) -> Result<BasePrecision, String> {
+    let known = BasePrecision::ALL.into_iter().find(|known| known.name() == name);
+    known.ok_or_else(|| format!("there are {}", BasePrecision::ALL.map(BasePrecision::name).join(", ")))
+}
 
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
@@ -55,8 +62,11 @@ pub struct Finetune {
         conflicts_with = "run"
     )]
     pub targets: Vec<String>,
+    /// In what the model's own weights are sent and held: as-is, bf16, int8 (8.5 bits a value) or int4 (4.5 bits, less exact)
+    #[arg(long, value_name = "PRECISION", default_value = "as-is", conflicts_with = "run", value_parser = base_precision)]
+    pub base_precision: BasePrecision,
     /// Train all weights of the model instead
-    #[arg(long, conflicts_with_all = ["run", "lora_rank", "lora_alpha", "targets"])]
+    #[arg(long, conflicts_with_all = ["run", "lora_rank", "lora_alpha", "targets", "base_precision"])]
     pub full: bool,
     /// A peer that may add data of its own, by its id (skein key show); may be repeated
     #[arg(long, value_name = "PEER", conflicts_with = "run")]

@@ -10,9 +10,9 @@ use skein_pipeline::{
         hf::{AdapterFolder, Checkpoint},
     },
     exact::{Engine, EngineError, IGNORE, Settings, StageInput, StageWeights, likeliest},
-    model::StageModel,
+    model::{StageModel, frozen::Frozen},
 };
-use skein_protocol::run::Arithmetic;
+use skein_protocol::run::{Arithmetic, BasePrecision};
 
 use super::{hub, model::unread, train::unusable};
 use crate::{
@@ -103,7 +103,9 @@ fn made(
             let unfit = |error| unread(folder, error);
             let model = StageModel::adapted(model, adapter.lora.clone()).map_err(|error| unfit(error.into()))?;
             let params = adapter.read(&model).map_err(unfit)?;
-            (model, StageWeights { params, frozen: Some(Arc::new(weights)) })
+            let frozen = Frozen::of(model.frozen().unwrap_or(&model), &weights, BasePrecision::AsIs);
+            let frozen = frozen.map_err(|error| Failure::Other { message: error.to_string() })?;
+            (model, StageWeights { params, frozen: Some(Arc::new(frozen)) })
         }
     };
     let settings = Settings::still(sequence, 1);

@@ -190,6 +190,8 @@ fn uncompared(folder: &Path, error: ParityError) -> Report {
         ParityError::Folder(error) => unread(folder, error),
         ParityError::Model(error) => unread(folder, error.into()),
         ParityError::Reference { path, why } => Failure::DataUnreadable { path, error: why }.into(),
-        ParityError::Engine(error) => Failure::Other { message: error.to_string() }.into(),
+        error @ (ParityError::Weights(_) | ParityError::Engine(_)) => {
+            Failure::Other { message: error.to_string() }.into()
+        }
     }
 }

@@ -48,14 +48,14 @@ pub fn forward(
 ) -> Result<(Tensor, Tape)> {
     let (eps, precision) = (shape.dims.eps, shape.precision);
     let h = precision.operand(&rms(&x, w.input_norm, eps)?)?;
-    let qkv = adapters::add(w.site(Site::Qkv), product(&h, &w.qkv.t()?)?, &h)?;
+    let qkv = adapters::add(w.site(Site::Qkv), product(&h, &w.qkv.read()?.t()?)?, &h)?;
     let attention = attention::forward(shape, places, w, qkv, seen)?;
-    let attended = product(&attention.out, &w.output.t()?)?;
+    let attended = product(&attention.out, &w.output.read()?.t()?)?;
     let mid = (&x + adapters::add(w.site(Site::Output), attended, &attention.out)?)?;
     let h = precision.operand(&rms(&mid, w.mlp_norm, eps)?)?;
-    let gu = adapters::add(w.site(Site::GateUp), product(&h, &w.gate_up.t()?)?, &h)?;
+    let gu = adapters::add(w.site(Site::GateUp), product(&h, &w.gate_up.read()?.t()?)?, &h)?;
     let act = precision.operand(&swiglu(&gu)?)?;
-    let out = (&mid + adapters::add(w.site(Site::Down), product(&act, &w.down.t()?)?, &act)?)?;
+    let out = (&mid + adapters::add(w.site(Site::Down), product(&act, &w.down.read()?.t()?)?, &act)?)?;
     Ok((out, Tape { x, attention, mid, gu }))
 }
 
@@ -71,17 +71,17 @@ pub fn backward(
 ) -> Result<Tensor> {
     let (eps, precision, train) = (shape.dims.eps, shape.precision, gradients.is_some());
     let dout_ = precision.operand(dout)?;
-    let (dact, down) = adapters::pull(w.site(Site::Down), product(&dout_, w.down)?, &dout_)?;
+    let (dact, down) = adapters::pull(w.site(Site::Down), product(&dout_, &w.down.read()?)?, &dout_)?;
     let (dgu, act) = swiglu_back(&tape.gu, &dact)?;
     let dgu = precision.operand(&dgu)?;
-    let (dh, gate_up) = adapters::pull(w.site(Site::GateUp), product(&dgu, w.gate_up)?, &dgu)?;
+    let (dh, gate_up) = adapters::pull(w.site(Site::GateUp), product(&dgu, &w.gate_up.read()?)?, &dgu)?;
     let mlp = rms_back(&tape.mid, w.mlp_norm, eps, &dh, train)?;
     let dmid = (dout + mlp.x)?;
     let dmid_ = precision.operand(&dmid)?;
-    let (dheads, output) = adapters::pull(w.site(Site::Output), product(&dmid_, w.output)?, &dmid_)?;
+    let (dheads, output) = adapters::pull(w.site(Site::Output), product(&dmid_, &w.output.read()?)?, &dmid_)?;
     let heads = attention::backward(shape, places, w, &tape.attention, &dheads, train)?;
     let dqkv = precision.operand(&heads.qkv)?;
-    let (dh, qkv) = adapters::pull(w.site(Site::Qkv), product(&dqkv, w.qkv)?, &dqkv)?;
+    let (dh, qkv) = adapters::pull(w.site(Site::Qkv), product(&dqkv, &w.qkv.read()?)?, &dqkv)?;
     let input = rms_back(&tape.x, w.input_norm, eps, &dh, train)?;
     let dx = (dmid + input.x)?;
     let (Some(to), Some((h1, input_norm)), Some((h2, mlp_norm))) = (gradients, input.trained, mlp.trained) else {

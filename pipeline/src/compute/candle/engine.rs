@@ -12,12 +12,13 @@ use super::{
     Result,
     attention::{Cache, Places, Shape},
     block,
+    frozen::Frozen,
     head::Head,
     operators::Precision,
     optimizer::Optimizer,
     read::ReadBack,
     sum::Gradients,
-    weights::{Frozen, Layout, Reading, Weights},
+    weights::{Layout, Reading, Weights},
 };
 use crate::{
     exact::{
@@ -113,14 +114,10 @@ impl Candle {
     ) -> Result<Self> {
         check_settings(&settings)?;
         let StageWeights { params, frozen } = weights.into();
-        check_weights(&model, &params, frozen.as_deref().map(|v| &**v))?;
+        check_weights(&model, &params, frozen.as_deref())?;
         let (dims, layout) = (model.dims(), Layout::of(&model));
         let frozen = match (model.frozen(), &frozen) {
-            (Some(of), Some(values)) => {
-                let layout = Layout::of(of);
-                let weights = Weights::upload(&layout, 0, values, precision, device)?;
-                Some(Frozen { layout, weights })
-            }
+            (Some(of), Some(weights)) => Some(Frozen::upload(Layout::of(of), weights, precision, device)?),
             _ => None,
         };
         let base = frozen.as_ref().map_or(&layout, |frozen| &frozen.layout);
@@ -154,7 +151,9 @@ impl Candle {
     }
 
     fn head<'a>(&'a self, weights: &'a Weights) -> Option<Head<'a>> {
-        let (places, [norm, matrix]) = self.reading(weights).head()?;
+        let reading = self.reading(weights);
+        let places = reading.base().head?;
+        let (norm, matrix) = (reading.vector(places.0), reading.matrix(places.1));
         Some(Head { norm, matrix, places, eps: self.dims.eps, precision: self.precision })
     }
 
@@ -163,7 +162,7 @@ impl Candle {
         match input {
             StageInput::Tokens(tokens) => {
                 let ids = Tensor::new(tokens, &self.device)?;
-                Ok(self.reading(weights).embedding().index_select(&ids, 0)?)
+                self.reading(weights).embed(&ids)
             }
             StageInput::Hidden(x) => {
                 Ok(Tensor::from_slice(x, (x.len() / self.dims.hidden, self.dims.hidden), &self.device)?)
@@ -462,7 +461,7 @@ impl Engine for Candle {
             None => pinned(&self.weights, self.sessions.values().map(|s| &s.weights), |w| w.number),
         };
         let shape = self.shape(1, n);
-        let windows = self.reading(&weights).base().0.windows();
+        let windows = self.reading(&weights).base().windows();
         let places = Places::new(&self.dims, windows, position, n, &self.device)?;
         let mut x = self.enter(&weights, input)?;
         let mut cache = Vec::with_capacity(self.model.layers as usize);

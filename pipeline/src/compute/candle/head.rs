@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 
 use super::{
     Result,
+    frozen::Operand,
     operators::{Precision, product, rms, rms_back, weight_gradient},
     sum::Gradients,
 };
@@ -15,7 +16,7 @@ const LOGITS_MAX: usize = 1 << 24;
 /// Final norm, the matrix `[vocab, hidden]`, and how they are read.
 pub struct Head<'a> {
     pub norm: &'a Tensor,
-    pub matrix: &'a Tensor,
+    pub matrix: Operand<'a>,
     /// Where the gradients of the two are added.
     pub places: (usize, usize),
     pub eps: f32,
@@ -25,7 +26,7 @@ pub struct Head<'a> {
 impl Head<'_> {
     /// Logits of the rows of `x [rows, hidden]`.
     pub fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        product(&self.precision.operand(&rms(x, self.norm, self.eps)?)?, &self.matrix.t()?)
+        product(&self.precision.operand(&rms(x, self.norm, self.eps)?)?, &self.matrix.read()?.t()?)
     }
 
     /// The loss of every row of `x` against its target, `[rows]`, nats (0 where the target is [`IGNORE`]), and `scale` times the
@@ -37,7 +38,7 @@ impl Head<'_> {
         scale: f32,
         mut gradients: Option<&mut Gradients<'_>>,
     ) -> Result<(Tensor, Tensor)> {
-        let n = (LOGITS_MAX / self.matrix.dim(0)?).max(16);
+        let n = (LOGITS_MAX / self.matrix.rows()?).max(16);
         let (mut losses, mut dx) = (Vec::new(), Vec::new());
         for (i, targets) in targets.chunks(n).enumerate() {
             let x = x.narrow(0, i * n, targets.len())?;
@@ -72,7 +73,7 @@ impl Head<'_> {
         let dlogits = exp.broadcast_mul(&(&pull / sum)?)?;
         dlogits.scatter_add_set(&ids, &pull.neg()?, 1)?;
         let dlogits = self.precision.operand(&dlogits)?;
-        let dh = product(&dlogits, self.matrix)?;
+        let dh = product(&dlogits, &self.matrix.read()?)?;
         let back = rms_back(x, self.norm, self.eps, &dh, gradients.is_some())?;
         if let (Some(to), Some((h, norm))) = (gradients, back.trained) {
             to.add(self.places.0, norm)?;

@@ -11,6 +11,7 @@ mod block;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod engine;
+mod frozen;
 mod head;
 mod operators;
 mod optimizer;

@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use super::{
     Result,
     adapters::{Site, SitePlaces},
+    frozen::{Frozen, Operand},
     operators::Precision,
 };
 use crate::model::{StageModel, lora};
@@ -27,6 +28,10 @@ pub struct Place {
 impl Place {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.shape.iter().product::<usize>()
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
     }
 
     /// Matrices decay, vectors (norms) do not.
@@ -148,7 +153,7 @@ impl Layout {
     }
 
     /// Whether products read this tensor: of vectors and of an embedding that is no head they do not.
-    fn multiplied(&self, place: usize) -> bool {
+    pub fn multiplied(&self, place: usize) -> bool {
         let looked_up = self.embedding == Some(place) && self.head.is_none_or(|(_, matrix)| matrix != place);
         self.places[place].is_matrix() && !looked_up
     }
@@ -162,12 +167,6 @@ pub struct Weights {
     operands: Vec<Tensor>,
 }
 
-/// What stays as it is beside adapters.
-pub struct Frozen {
-    pub layout: Layout,
-    pub weights: Weights,
-}
-
 /// Weights as a forward or a backward reads them.
 #[derive(Clone, Copy)]
 pub struct Reading<'a> {
@@ -179,30 +178,47 @@ pub struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     /// Where the layers' own tensors are.
-    pub fn base(self) -> (&'a Layout, &'a Weights) {
-        self.frozen.map_or((self.layout, self.weights), |frozen| (&frozen.layout, &frozen.weights))
+    pub fn base(self) -> &'a Layout {
+        self.frozen.map_or(self.layout, |frozen| &frozen.layout)
     }
 
-    /// The matrix of the embedding, in f32.
-    pub fn embedding(self) -> &'a Tensor {
-        &self.base().1.master[0]
+    pub fn vector(self, place: usize) -> &'a Tensor {
+        self.frozen.map_or_else(|| &self.weights.operands[place], |frozen| frozen.vector(place))
+    }
+
+    pub fn matrix(self, place: usize) -> Operand<'a> {
+        match self.frozen {
+            Some(frozen) => frozen.matrix(place, self.precision),
+            None => Operand::Tensor(&self.weights.operands[place]),
+        }
+    }
+
+    /// The rows of the embedding for `ids [n]`, `[n, hidden]` in f32.
+    pub fn embed(self, ids: &Tensor) -> Result<Tensor> {
+        match self.frozen {
+            Some(frozen) => frozen.embed(ids),
+            None => Ok(self.weights.master[0].index_select(ids, 0)?),
+        }
     }
 
     pub fn layer(self, n: usize) -> Layer<'a> {
-        let (layout, weights) = self.base();
+        let places = self.base().layers[n];
         let site = |places: &'a Option<SitePlaces>| {
             let (operands, precision) = (&self.weights.operands[..], self.precision);
             places.as_ref().map(|places| Site { places, operands, precision })
         };
-        let adapters = self.layout.adapters.get(n).map_or([None; 4], |sites| sites.each_ref().map(site));
-        Layer { adapters, ..weights.layer(layout, n) }
-    }
-
-    /// Where final norm and head are, and the two.
-    pub fn head(self) -> Option<((usize, usize), [&'a Tensor; 2])> {
-        let (layout, weights) = self.base();
-        let places = layout.head?;
-        Some((places, [places.0, places.1].map(|place| &weights.operands[place])))
+        Layer {
+            places,
+            input_norm: self.vector(places.input_norm),
+            qkv: self.matrix(places.qkv),
+            qkv_bias: places.qkv_bias.map(|place| self.vector(place)),
+            qk_norm: places.qk_norm.map(|place| self.vector(place)),
+            output: self.matrix(places.output),
+            mlp_norm: self.vector(places.mlp_norm),
+            gate_up: self.matrix(places.gate_up),
+            down: self.matrix(places.down),
+            adapters: self.layout.adapters.get(n).map_or([None; 4], |sites| sites.each_ref().map(site)),
+        }
     }
 }
 
@@ -225,14 +241,14 @@ pub struct LayerPlaces {
 pub struct Layer<'a> {
     pub places: LayerPlaces,
     pub input_norm: &'a Tensor,
-    pub qkv: &'a Tensor,
+    pub qkv: Operand<'a>,
     pub qkv_bias: Option<&'a Tensor>,
     /// `[2 head]`: of q's heads, then of k's.
     pub qk_norm: Option<&'a Tensor>,
-    pub output: &'a Tensor,
+    pub output: Operand<'a>,
     pub mlp_norm: &'a Tensor,
-    pub gate_up: &'a Tensor,
-    pub down: &'a Tensor,
+    pub gate_up: Operand<'a>,
+    pub down: Operand<'a>,
     /// Beside them, one a [`lora::Site`]: then these alone are trained.
     pub adapters: [Option<Site<'a>>; 4],
 }
@@ -261,22 +277,5 @@ impl Weights {
     pub fn upload(layout: &Layout, number: u64, params: &[f32], precision: Precision, device: &Device) -> Result<Self> {
         let master = layout.places.iter().map(|place| place.upload(params, device)).collect::<Result<_>>()?;
         Self::new(layout, number, master, precision)
-    }
-
-    fn layer(&self, layout: &Layout, n: usize) -> Layer<'_> {
-        let places = layout.layers[n];
-        let w = |place: usize| &self.operands[place];
-        Layer {
-            places,
-            input_norm: w(places.input_norm),
-            qkv: w(places.qkv),
-            qkv_bias: places.qkv_bias.map(w),
-            qk_norm: places.qk_norm.map(w),
-            output: w(places.output),
-            mlp_norm: w(places.mlp_norm),
-            gate_up: w(places.gate_up),
-            down: w(places.down),
-            adapters: [None; 4],
-        }
     }
 }

@@ -216,7 +216,13 @@ fn damaged_files_are_told() {
     }
     let adapted = StageModel::adapted(
         StageModel::whole(config).unwrap(),
-        skein_protocol::run::Lora { rank: 2, alpha: 2, targets: vec!["q".into()], dropout_percent: 0 },
+        skein_protocol::run::Lora {
+            rank: 2,
+            alpha: 2,
+            targets: vec!["q".into()],
+            dropout_percent: 0,
+            base: Default::default(),
+        },
     )
     .unwrap();
     let weights = vec![0.0; adapted.values()];

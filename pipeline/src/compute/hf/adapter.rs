@@ -99,7 +99,7 @@ fn lora(fields: &Fields<'_>) -> Result<Lora, HfError> {
     if list.is_some_and(|list| list.len() != targets.len()) || targets.is_empty() {
         return unsupported("target_modules", named.unwrap_or(&Value::Null), "some of q_proj to down_proj, by name");
     }
-    Ok(Lora { rank, alpha, targets, dropout_percent: 0 })
+    Ok(Lora { rank, alpha, targets, dropout_percent: 0, base: Default::default() })
 }
 
 /// Writes the adapters of one model, stages in order, each with its flat buffer, into `dir`, which exists. `base`: what the model
@@ -152,7 +152,7 @@ mod tests {
 
     fn stages(targets: &[&str]) -> Vec<(StageModel, Vec<f32>)> {
         let targets = targets.iter().map(|target| target.to_string()).collect();
-        let lora = Lora { rank: 3, alpha: 6, targets, dropout_percent: 0 };
+        let lora = Lora { rank: 3, alpha: 6, targets, dropout_percent: 0, base: Default::default() };
         let stage = |first, layers, embedding, head| {
             let frozen = StageModel::new(tiny(), first, layers, embedding, head).unwrap();
             let model = StageModel::adapted(frozen, lora.clone()).unwrap();

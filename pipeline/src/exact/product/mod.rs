@@ -53,16 +53,45 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// The second operand of a product, and its panels where [`Product::pack`] made them.
+/// The second operand of a product.
 #[derive(Clone, Copy, Debug)]
-pub struct Operand<'a> {
-    pub matrix: Matrix<'a>,
-    pub panels: Option<&'a [f32]>,
+pub enum Operand<'a> {
+    Matrix(Matrix<'a>),
+    /// What [`Product::pack`] made of a matrix of so many rows and columns.
+    Packed {
+        rows: usize,
+        cols: usize,
+        panels: &'a [f32],
+    },
 }
 
 impl<'a> From<Matrix<'a>> for Operand<'a> {
     fn from(matrix: Matrix<'a>) -> Self {
-        Operand { matrix, panels: None }
+        Operand::Matrix(matrix)
+    }
+}
+
+impl Operand<'_> {
+    pub fn rows(&self) -> usize {
+        match self {
+            Operand::Matrix(matrix) => matrix.rows,
+            Operand::Packed { rows, .. } => *rows,
+        }
+    }
+
+    pub fn cols(&self) -> usize {
+        match self {
+            Operand::Matrix(matrix) => matrix.cols,
+            Operand::Packed { cols, .. } => *cols,
+        }
+    }
+
+    fn fits(&self) -> bool {
+        match self {
+            Operand::Matrix(matrix) => matrix.fits(),
+            // The product that made them knows their length.
+            Operand::Packed { .. } => true,
+        }
     }
 }
 
@@ -81,10 +110,7 @@ pub trait Product: Clone + Send + Sync + 'static {
 
     /// The columns `cols` of [`product`](Product::product) with scale 1, `c = (a b)[.., cols]` without gaps. `cols` begins at a
     /// multiple of [`COLUMNS`]. The bits are those of the whole product.
-    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
-        let matrix = Matrix { data: &b.matrix.data[cols.start * b.matrix.col_stride..], cols: cols.len(), ..b.matrix };
-        self.product(c, cols.len(), false, a, matrix, 1.0);
-    }
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>);
 
     /// Values of the panels of a second operand of so many rows and columns.
     fn packed_len(&self, rows: usize, cols: usize) -> usize;
@@ -98,15 +124,18 @@ pub trait Product: Clone + Send + Sync + 'static {
     }
 }
 
-/// Checks the shapes of a product, and writes that of nothing. False: no sums are left to compute.
-fn begun(c: &mut [f32], stride: usize, add: bool, a: &Matrix<'_>, b: &Matrix<'_>) -> bool {
-    assert!(a.cols == b.rows && a.fits() && b.fits(), "shapes of a product match");
-    if a.rows == 0 || b.cols == 0 {
+/// Checks the shapes of a product, of which the columns `cols` are wanted, and writes that of nothing. False: no sums are left to
+/// compute.
+fn begun(c: &mut [f32], stride: usize, add: bool, a: &Matrix<'_>, b: &Operand<'_>, cols: &Range<usize>) -> bool {
+    assert!(a.cols == b.rows() && a.fits() && b.fits(), "shapes of a product match");
+    assert!(cols.start.is_multiple_of(COLUMNS) && cols.end <= b.cols(), "the columns are some of b's");
+    if a.rows == 0 || cols.is_empty() {
         return false;
     }
-    assert!((a.rows - 1) * stride + b.cols <= c.len() && stride >= b.cols, "the result holds the product");
+    let width = cols.len();
+    assert!((a.rows - 1) * stride + width <= c.len() && stride >= width, "the result holds the product");
     if a.cols == 0 && !add {
-        c.chunks_mut(stride).take(a.rows).for_each(|row| row[..b.cols].fill(0.0));
+        c.chunks_mut(stride).take(a.rows).for_each(|row| row[..width].fill(0.0));
     }
     a.cols > 0
 }
@@ -235,18 +264,11 @@ impl Product for FixedProduct {
         scale: f32,
     ) {
         let b = b.into();
-        if begun(c, stride, add, &a, &b.matrix) {
-            self.over(c, stride, add, a, b, scale, 0..b.matrix.cols);
-        }
+        self.over(c, stride, add, a, b, scale, 0..b.cols());
     }
 
     fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
-        let (stride, part) = (cols.len(), Matrix { cols: cols.len(), ..b.matrix });
-        assert!(cols.start.is_multiple_of(COLUMNS) && cols.end <= b.matrix.cols, "a part of the panels");
-        assert!(b.matrix.fits(), "all of b is there");
-        if begun(c, stride, false, &a, &part) {
-            self.over(c, stride, false, a, b, 1.0, cols);
-        }
+        self.over(c, cols.len(), false, a, b, 1.0, cols);
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> usize {
@@ -269,7 +291,7 @@ impl Product for FixedProduct {
 }
 
 impl FixedProduct {
-    /// The columns `cols` of the product, whose shapes were checked; c holds them alone.
+    /// The columns `cols` of the product; c holds them alone.
     #[allow(clippy::too_many_arguments)]
     fn over(
         &mut self,
@@ -281,14 +303,21 @@ impl FixedProduct {
         scale: f32,
         cols: Range<usize>,
     ) {
-        let Operand { matrix: b, panels } = b;
+        if !begun(c, stride, add, &a, &b, &cols) {
+            return;
+        }
         let (high, wide) = self.instructions.tile();
-        let padded = padded(b.cols, wide);
-        assert!(panels.is_none_or(|panels| panels.len() == padded * b.rows), "the panels are those of b");
+        let padded = padded(b.cols(), wide);
         // Rows of a that lie apart are read where they are; columns are packed once for all panels.
-        let packed = a.col_stride != 1 && (b.cols > 2 * wide || a.row_stride != 1);
+        let packed = a.col_stride != 1 && (b.cols() > 2 * wide || a.row_stride != 1);
         let rows_max = if packed { PACKED_ROWS / high * high } else { a.rows };
-        let of_panel = if panels.is_none() { DEPTH * 2 * wide } else { 0 };
+        let of_panel = match b {
+            Operand::Matrix(_) => DEPTH * 2 * wide,
+            Operand::Packed { panels, .. } => {
+                assert!(panels.len() == padded * b.rows(), "the panels are those of b");
+                0
+            }
+        };
         let needed = of_panel + if packed { DEPTH * rows_max } else { 0 };
         if self.work.len() < needed {
             self.work.resize(needed, 0.0);
@@ -304,11 +333,11 @@ impl FixedProduct {
                 for col in cols.clone().step_by(2 * wide) {
                     let width = (2 * wide).min(cols.end - col);
                     // The panel may be wider than what is asked of it.
-                    let across = if b.cols - col <= wide { wide } else { 2 * wide };
-                    let panel = match panels {
-                        Some(panels) => &panels[k * padded + col * depth..][..across * depth],
-                        None => {
-                            pack::panel(&b, k, depth, col, width, across, panel);
+                    let across = if b.cols() - col <= wide { wide } else { 2 * wide };
+                    let panel = match &b {
+                        Operand::Packed { panels, .. } => &panels[k * padded + col * depth..][..across * depth],
+                        Operand::Matrix(b) => {
+                            pack::panel(b, k, depth, col, width, across, panel);
                             &panel[..across * depth]
                         }
                     };
@@ -322,7 +351,7 @@ impl FixedProduct {
                         width,
                         depth,
                         panel: panel.as_ptr(),
-                        followed: panels.is_some() && (col + 2 * wide < cols.end || k + DEPTH < a.cols),
+                        followed: of_panel == 0 && (col + 2 * wide < cols.end || k + DEPTH < a.cols),
                         scale,
                         fresh: !add && k == 0,
                     };
@@ -409,7 +438,8 @@ pub(super) mod tests {
                 let mut panels = vec![f32::NAN; product.packed_len(k, n)];
                 product.pack(*b, &mut panels);
                 let mut packed = before.clone();
-                product.product(&mut packed, stride, add, *a, Operand { matrix: *b, panels: Some(&panels) }, 0.5);
+                let panels = Operand::Packed { rows: k, cols: n, panels: &panels };
+                product.product(&mut packed, stride, add, *a, panels, 0.5);
                 assert!(packed == wanted, "{set:?} {m} {k} {n} {add}, packed before");
             }
         }
@@ -425,11 +455,11 @@ pub(super) mod tests {
             product.pack(b, &mut panels);
             let mut whole = vec![f32::NAN; m * n];
             product.product(&mut whole, n, false, a, b, 1.0);
-            for panels in [None, Some(&panels[..])] {
+            for b in [b.into(), Operand::Packed { rows: k, cols: n, panels: &panels }] {
                 for start in (0..n).step_by(COLUMNS) {
                     let cols = start..n.min(start + 2 * COLUMNS);
                     let mut part = vec![f32::NAN; m * cols.len()];
-                    product.columns(&mut part, a, Operand { matrix: b, panels }, cols.clone());
+                    product.columns(&mut part, a, b, cols.clone());
                     for (row, part) in whole.chunks(n).zip(part.chunks(cols.len())) {
                         assert_eq!(row[cols.clone()], *part, "{m} {k} {n} {start}");
                     }

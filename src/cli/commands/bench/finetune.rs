@@ -7,9 +7,9 @@ use serde::Serialize;
 use skein_pipeline::{
     compute::{Device, bench, engine},
     exact::{Settings, StageWeights},
-    model::{StageModel, init},
+    model::{StageModel, frozen::Frozen, init},
 };
-use skein_protocol::run::{Arithmetic, Lora};
+use skein_protocol::run::{Arithmetic, BasePrecision, Lora};
 
 use super::{other, shape, torch};
 use crate::{
@@ -30,6 +30,8 @@ struct Measured {
     trained: u64,
     threads: u16,
     arithmetic: Arithmetic,
+    base: BasePrecision,
+    base_bytes: u64,
     tokens_per_s: f64,
     forward_ms: f64,
     backward_ms: f64,
@@ -47,9 +49,10 @@ struct Measured {
 pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
     let manifest = shape::manifest(&args.shape)?;
     let frozen = StageModel::whole(manifest.model.config.clone()).map_err(other)?;
-    let weights = Arc::new(init::initial(&frozen, 1));
-    let lora = Lora { rank: args.rank, alpha: 2 * args.rank, targets: args.targets.clone(), dropout_percent: 0 };
-    let params = frozen.values() as u64;
+    let (rank, base) = (args.rank, args.base_precision);
+    let weights = Arc::new(Frozen::of(&frozen, &init::initial(&frozen, 1), base).map_err(other)?);
+    let lora = Lora { rank, alpha: 2 * rank, targets: args.targets.clone(), dropout_percent: 0, base };
+    let (params, base_bytes) = (frozen.values() as u64, weights.bytes());
     let model = StageModel::adapted(frozen, lora).map_err(other)?;
     let trained = model.values() as u64;
     let adapters = StageWeights { params: init::initial(&model, 1), frozen: Some(weights) };
@@ -76,6 +79,8 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         trained,
         threads: args.threads.max(1),
         arithmetic: args.arithmetic,
+        base,
+        base_bytes,
         tokens_per_s: speed.tokens_per_s,
         forward_ms: speed.forward_ms,
         backward_ms: speed.backward_ms,
@@ -95,6 +100,7 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         "TRAINED",
         "THREADS",
         "ARITHMETIC",
+        "BASE",
         "FORWARD",
         "BACKWARD",
         "STEP",
@@ -111,6 +117,7 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         Count(trained).to_string(),
         measured.threads.to_string(),
         format!("{:?}", measured.arithmetic).to_lowercase(),
+        format!("{} {}", base.name(), Bytes(base_bytes)),
         format!("{:.1} ms", speed.forward_ms),
         format!("{:.1} ms", speed.backward_ms),
         format!("{:.1} ms", speed.step_ms),

@@ -11,7 +11,7 @@ use skein_protocol::{
     hash::Digest,
     key::Key,
     run::{
-        Lora, Loss, Weights,
+        BasePrecision, Lora, Loss, Weights,
         check::{self, Severity},
         preset::PRESETS,
         text,
@@ -62,7 +62,8 @@ pub fn train(args: &args::Train, context: &Context) -> Result<u8, Report> {
 
 pub fn finetune(args: &args::Finetune, context: &Context) -> Result<u8, Report> {
     let alpha = args.lora_alpha.unwrap_or(args.lora_rank.saturating_mul(2));
-    let lora = Lora { rank: args.lora_rank, alpha, targets: args.targets.clone(), dropout_percent: 0 };
+    let (rank, targets, base) = (args.lora_rank, args.targets.clone(), args.base_precision);
+    let lora = Lora { rank, alpha, targets, dropout_percent: 0, base };
     let peer = |text: &String| text.parse().map_err(|error| usage(format!("--delegate {text}: {error}")));
     let wish = Wish {
         command: "finetune",
@@ -398,12 +399,12 @@ fn describe(context: &Context, manifest: &Manifest) {
         Some(lora) => {
             let frozen: u64 = (0..stages).map(|s| skein_pipeline::model::cost::frozen_parameters(manifest, s)).sum();
             let of = lora.targets.join(",");
-            format!(
-                "LoRA rank {} on {of}: {} parameters of {}",
-                lora.rank,
-                About(parameters as f64),
-                About(frozen as f64)
-            )
+            let held = match lora.base {
+                BasePrecision::AsIs => String::new(),
+                other => format!(" in {}", other.name()),
+            };
+            let (parameters, frozen) = (About(parameters as f64), About(frozen as f64));
+            format!("LoRA rank {} on {of}: {parameters} parameters of {frozen}{held}", lora.rank)
         }
         None => format!("{} parameters", About(parameters as f64)),
     };

@@ -17,6 +17,8 @@ mod rounded;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 
+use std::ops::Range;
+
 use super::{FixedProduct, Instructions, Matrix, Operand, Product};
 use rounded::Rounded;
 #[cfg(target_arch = "x86_64")]
@@ -132,6 +134,14 @@ macro_rules! passed_on {
                 }
             }
 
+            fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
+                match &mut self.0 {
+                    #[cfg(target_arch = "x86_64")]
+                    Kind::Tiled(tiled) => tiled.columns(c, a, b, cols),
+                    Kind::Other(other) => other.columns(c, a, b, cols),
+                }
+            }
+
             fn packed_len(&self, rows: usize, cols: usize) -> usize {
                 match &self.0 {
                     #[cfg(target_arch = "x86_64")]
@@ -156,7 +166,11 @@ passed_on!(Bf16Product);
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::values, rounded::round, *};
+    use super::{
+        super::{COLUMNS, tests::values},
+        rounded::round,
+        *,
+    };
 
     /// Every set of instructions that is here; says which are not.
     fn sets() -> impl Iterator<Item = Bf16Instructions> {
@@ -208,8 +222,32 @@ mod tests {
                     let mut panels = vec![f32::NAN; product.packed_len(k, n)];
                     product.pack(b, &mut panels);
                     let mut packed = before.clone();
-                    product.product(&mut packed, stride, add, a, Operand { matrix: b, panels: Some(&panels) }, scale);
+                    let panels = Operand::Packed { rows: k, cols: n, panels: &panels };
+                    product.product(&mut packed, stride, add, a, panels, scale);
                     assert!(packed == got, "{set:?} {m} {k} {n} {add}: packed before or now, the bits are the same");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn columns_apart_have_the_bits_of_the_whole() {
+        for (set, (m, k, n)) in sets().flat_map(|set| [(1, 600, 200), (3, 40, 64), (14, 270, 129)].map(|s| (set, s))) {
+            let (x, y) = (values(m * k, 1), values(k * n, 2));
+            let (a, b) = (Matrix::new(&x, m, k), Matrix::new(&y, n, k).t());
+            let mut product = Bf16Product::with(set);
+            let mut panels = vec![f32::NAN; product.packed_len(k, n)];
+            product.pack(b, &mut panels);
+            let mut whole = vec![f32::NAN; m * n];
+            product.product(&mut whole, n, false, a, b, 1.0);
+            for b in [b.into(), Operand::Packed { rows: k, cols: n, panels: &panels }] {
+                for start in (0..n).step_by(COLUMNS) {
+                    let cols = start..n.min(start + 2 * COLUMNS);
+                    let mut part = vec![f32::NAN; m * cols.len()];
+                    product.columns(&mut part, a, b, cols.clone());
+                    for (row, part) in whole.chunks(n).zip(part.chunks(cols.len())) {
+                        assert_eq!(row[cols.clone()], *part, "{set:?} {m} {k} {n} {start}");
+                    }
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! The product for every processor: both operands rounded to bf16, then multiplied in the fixed order of f32.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 
 use crate::exact::product::{FixedProduct, Matrix, Operand, Product};
@@ -20,12 +22,28 @@ impl Product for Rounded {
         b: impl Into<Operand<'b>>,
         scale: f32,
     ) {
-        let Operand { matrix: b, panels } = b.into();
-        // Panels hold rounded values.
-        let copy = if panels.is_none() { rounded(&b) } else { Vec::new() };
-        let b = if panels.is_none() { Matrix::new(&copy, b.rows, b.cols) } else { b };
+        let b = b.into();
         let (a, rows, cols) = (rounded(&a), a.rows, a.cols);
-        self.fixed.product(c, stride, add, Matrix::new(&a, rows, cols), Operand { matrix: b, panels }, scale);
+        let a = Matrix::new(&a, rows, cols);
+        match b {
+            Operand::Matrix(b) => {
+                self.fixed.product(c, stride, add, a, Matrix::new(&rounded(&b), b.rows, b.cols), scale);
+            }
+            // Panels hold rounded values.
+            Operand::Packed { .. } => self.fixed.product(c, stride, add, a, b, scale),
+        }
+    }
+
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
+        let (a, rows, deep) = (rounded(&a), a.rows, a.cols);
+        let a = Matrix::new(&a, rows, deep);
+        match b {
+            Operand::Matrix(b) => {
+                let part = Matrix { data: &b.data[cols.start * b.col_stride..], cols: cols.len(), ..b };
+                self.fixed.product(c, part.cols, false, a, Matrix::new(&rounded(&part), part.rows, part.cols), 1.0);
+            }
+            Operand::Packed { .. } => self.fixed.columns(c, a, b, cols),
+        }
     }
 
     fn packed_len(&self, rows: usize, cols: usize) -> usize {

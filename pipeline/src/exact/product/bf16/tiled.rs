@@ -3,6 +3,8 @@
 //! For some hundred values of the sum, up to [`COLS_MAX`] columns of b are packed (unless those were before, see
 //! [`Product::pack`]), then [`LINES_MAX`] rows of a, which are multiplied by as many columns at a time, group by group.
 
+use std::ops::Range;
+
 use super::{
     amx, avx512,
     pack::{self, Form, GROUP, Part},
@@ -140,17 +142,55 @@ impl Product for Tiled {
         b: impl Into<Operand<'b>>,
         scale: f32,
     ) {
-        let Operand { matrix: b, panels } = b.into();
-        if !begun(c, stride, add, &a, &b) {
+        let b = b.into();
+        self.over(c, stride, add, a, b, scale, 0..b.cols());
+    }
+
+    fn columns(&mut self, c: &mut [f32], a: Matrix<'_>, b: Operand<'_>, cols: Range<usize>) {
+        self.over(c, cols.len(), false, a, b, 1.0, cols);
+    }
+
+    fn packed_len(&self, rows: usize, cols: usize) -> usize {
+        self.kernel.words(cols, rows)
+    }
+
+    fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
+        assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
+        let mut rest = words_mut(to);
+        for (k, depth) in parts(b.rows, self.kernel.depth()) {
+            let (here, left) = rest.split_at_mut(self.kernel.words(b.cols, depth));
+            let part = Part { matrix: b.t(), line: 0, lines: b.cols, k, n: depth };
+            // SAFETY: the instructions are here; the columns and values are those of b, which fits.
+            unsafe { pack::groups(&part, Form::Pairs, self.kernel.split(), here) };
+            rest = left;
+        }
+    }
+}
+
+impl Tiled {
+    /// The columns `cols` of the product; c holds them alone. They begin where a group does.
+    #[allow(clippy::too_many_arguments)]
+    fn over(
+        &mut self,
+        c: &mut [f32],
+        stride: usize,
+        add: bool,
+        a: Matrix<'_>,
+        b: Operand<'_>,
+        scale: f32,
+        cols: Range<usize>,
+    ) {
+        if !begun(c, stride, add, &a, &b, &cols) {
             return;
         }
         let (kernel, depth_max) = (self.kernel, self.kernel.depth());
-        let panels = panels.map(words);
-        assert!(panels.is_none_or(|panels| panels.len() == kernel.words(b.cols, b.rows)), "the panels are those of b");
-        // Columns that were packed before are there all at once.
-        let (of_b, cols_max) = match panels {
-            Some(_) => (0, b.cols),
-            None => (kernel.words(COLS_MAX.min(b.cols), depth_max.min(b.rows)), COLS_MAX),
+        let (of_b, cols_max) = match b {
+            Operand::Matrix(b) => (kernel.words(COLS_MAX.min(cols.len()), depth_max.min(b.rows)), COLS_MAX),
+            // Columns that were packed before are there all at once.
+            Operand::Packed { rows, cols: all, panels } => {
+                assert!(panels.len() == kernel.words(all, rows), "the panels are those of b");
+                (0, cols.len())
+            }
         };
         let needed = LINE + of_b + kernel.words(LINES_MAX.min(a.rows), depth_max.min(a.cols));
         if self.work.len() < needed {
@@ -162,11 +202,13 @@ impl Product for Tiled {
         let _tiles = (kernel != Kernel::Avx512).then(amx::Tiles::configured);
         for (k, depth) in parts(a.cols, depth_max) {
             let deep = depth.next_multiple_of(pack::DEEP);
-            for (col, wide) in parts(b.cols, cols_max) {
-                let columns = match panels {
-                    Some(panels) => &panels[kernel.words(b.cols, k)..],
-                    None => {
-                        let part = Part { matrix: b.t(), line: col, lines: wide, k, n: depth };
+            for (col, wide) in parts(cols.len(), cols_max) {
+                let columns = match b {
+                    Operand::Packed { cols: all, panels, .. } => {
+                        &words(panels)[kernel.words(all, k)..][kernel.words(cols.start, deep)..]
+                    }
+                    Operand::Matrix(b) => {
+                        let part = Part { matrix: b.t(), line: cols.start + col, lines: wide, k, n: depth };
                         // SAFETY: the instructions are here; the columns and values are those of b, which fits.
                         unsafe { pack::groups(&part, Form::Pairs, kernel.split(), columns) };
                         &columns[..]
@@ -185,22 +227,6 @@ impl Product for Tiled {
                     }
                 }
             }
-        }
-    }
-
-    fn packed_len(&self, rows: usize, cols: usize) -> usize {
-        self.kernel.words(cols, rows)
-    }
-
-    fn pack(&self, b: Matrix<'_>, to: &mut [f32]) {
-        assert!(b.fits() && to.len() == self.packed_len(b.rows, b.cols), "the panels hold b");
-        let mut rest = words_mut(to);
-        for (k, depth) in parts(b.rows, self.kernel.depth()) {
-            let (here, left) = rest.split_at_mut(self.kernel.words(b.cols, depth));
-            let part = Part { matrix: b.t(), line: 0, lines: b.cols, k, n: depth };
-            // SAFETY: the instructions are here; the columns and values are those of b, which fits.
-            unsafe { pack::groups(&part, Form::Pairs, self.kernel.split(), here) };
-            rest = left;
         }
     }
 }
