@@ -316,7 +316,14 @@ mod tests {
     }
 
     fn progress(low: u64, above: &[u8], samples: u64) -> What {
-        What::Progress(Progress { low, above: above.to_vec().into(), samples, loss_milli: None, open: 0 })
+        What::Progress(Progress {
+            low,
+            above: above.to_vec().into(),
+            samples,
+            loss_milli: None,
+            open: 0,
+            held_out_milli: None,
+        })
     }
 
     #[test]

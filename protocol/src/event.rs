@@ -41,6 +41,13 @@ pub enum Event {
         loss: f32,
         tokens: u32,
     },
+    /// The same of held-out data: nothing was learned from it.
+    Measured {
+        id: MicroBatchId,
+        path: Vec<Hop>,
+        loss: f32,
+        tokens: u32,
+    },
     /// Given up after too many attempts, or voided by a value that is not finite.
     Voided {
         id: MicroBatchId,

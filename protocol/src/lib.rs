@@ -17,6 +17,7 @@ pub mod slip;
 pub mod table;
 pub mod time;
 pub mod unit;
+mod unset;
 pub mod wire;
 
 pub use blob::Blob;

@@ -59,6 +59,7 @@ impl Chronicle {
                 let loss = if self.has_losses { format!(", loss {loss:.3}") } else { String::new() };
                 format!("completes {} by {}: {tokens} tokens{loss}", short(id), path.join(" "))
             }
+            Event::Measured { id, loss, .. } => format!("measures {} of held-out data: loss {loss:.3}", short(id)),
             Event::Voided { id, stage, why } => format!("gives {} up at stage {stage}: {why}", short(id)),
             Event::Resent { id, stage, from, to, why } => {
                 format!("sends {} of stage {stage} again, to {} rather than {}: {why}", short(id), name(to), name(from))

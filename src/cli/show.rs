@@ -123,6 +123,12 @@ pub fn tokens_per_s(rate: f64) -> String {
     if rate >= 100.0 { format!("{} tok/s", Count(rate.round() as u64)) } else { format!("{} tok/s", three(rate)) }
 }
 
+/// `loss 1.234 (1.301 held out)`.
+pub fn losses(learned: Option<f32>, held_out: Option<f32>) -> Option<String> {
+    let held_out = held_out.map_or(String::new(), |loss| format!(" ({loss:.3} held out)"));
+    learned.map(|loss| format!("loss {loss:.3}{held_out}"))
+}
+
 fn scaled(value: f64, base: f64, units: &[&str]) -> String {
     let (mut value, mut unit) = (value, 0);
     // 999.6 would be shown as 1000.

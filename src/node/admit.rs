@@ -139,6 +139,7 @@ mod tests {
             close: false,
             hint: None,
             starts: Starts::default(),
+            held_out: false,
         };
         Frame::Flow(flow::Frame::Forward(forward)).encode()
     }

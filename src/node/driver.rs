@@ -659,6 +659,7 @@ mod tests {
             close: false,
             hint: None,
             starts: Starts::default(),
+            held_out: false,
         };
         let frame = Frame::Flow(flow::Frame::Forward(forward));
         for (code, why) in [(Code::Busy, flow::Why::Busy), (Code::NotWanted, flow::Why::NotServing)] {

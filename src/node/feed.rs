@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use skein_pipeline::flow::held_out::HeldOut;
 use skein_protocol::{Manifest, wire::Starts};
 
 use crate::{corpus::Corpus, home::RunFolder};
@@ -18,6 +19,23 @@ pub struct Data {
     pub corpus: Arc<Corpus>,
     /// Passes over the data; nothing: without end.
     pub epochs: Option<u64>,
+    /// What is measured with, and never learned from.
+    pub held_out: Option<Arc<Corpus>>,
+}
+
+/// Of so many micro-batches one is of data that is held out, where there is such.
+const HELD_OUT_EVERY: u64 = 20;
+
+impl Data {
+    /// What is learned from, without an end.
+    pub fn of(corpus: Corpus) -> Data {
+        Data { corpus: Arc::new(corpus), epochs: None, held_out: None }
+    }
+
+    /// Which of the micro-batches are held out.
+    pub fn which_held_out(&self) -> HeldOut {
+        HeldOut { every: if self.held_out.is_some() { HELD_OUT_EVERY } else { 0 } }
+    }
 }
 
 pub struct Feed {
@@ -38,10 +56,16 @@ impl Feed {
 
     /// Tokens, labels and starts of the `index`-th micro-batch; nothing past the end, and where the data is there no more.
     pub fn records(&self, index: u64) -> Option<(Bytes, Bytes, Starts)> {
-        if self.end.is_some_and(|end| index >= end) {
+        let which = self.data.which_held_out();
+        let learned = which.learned_before(index);
+        if self.end.is_some_and(|end| learned >= end) {
             return None;
         }
-        let records = self.data.corpus.records(self.seed, index, self.micro_batch, self.sequence);
+        let (corpus, index) = match &self.data.held_out {
+            Some(held_out) if which.is(index) => (held_out, which.before(index)),
+            _ => (&self.data.corpus, learned),
+        };
+        let records = corpus.records(self.seed, index, self.micro_batch, self.sequence);
         let records = records.inspect_err(|error| tracing::error!(%error, "the data cannot be read any more")).ok()?;
         Some((bytes_of(&records.tokens), bytes_of(&records.labels), records.starts_of(self.sequence)))
     }
@@ -96,7 +120,10 @@ mod tests {
     use skein_pipeline::exact::IGNORE;
 
     use super::*;
-    use crate::{corpus::Reading, text::Tokenizer};
+    use crate::{
+        corpus::{HoldOut, Reading},
+        text::Tokenizer,
+    };
 
     #[test]
     fn the_mark_is_what_was_written_last_and_0_before() {
@@ -119,7 +146,7 @@ mod tests {
         let (micro_batch, sequence) = (manifest.train.micro_batch as usize, 64);
         let mut manifest = manifest;
         manifest.train.sequence = sequence as u32;
-        let data = Data { corpus: Arc::new(corpus.clone()), epochs: None };
+        let data = Data::of(corpus.clone());
         let (tokens, _, starts) = Feed::new(data, &manifest).records(3).unwrap();
         let records = corpus.records(manifest.train.seed, 3, micro_batch, sequence).unwrap();
         assert_eq!((starts.check(micro_batch * sequence, sequence), starts.is_empty()), (Ok(()), false));
@@ -130,8 +157,31 @@ mod tests {
             let padded = records.labels[at..(at / sequence + 1) * sequence].iter().all(|label| *label == IGNORE);
             assert!(padded || tokens[4 * at..].iter().step_by(4).take(3).eq(b"ask"), "a record begins at {at}");
         }
-        let data = Data { corpus: Arc::new(Corpus::fables(1, 9000)), epochs: None };
+        let data = Data::of(Corpus::fables(1, 9000));
         assert!(Feed::new(data, &manifest).records(3).unwrap().2.is_empty(), "a ring is not packed");
+    }
+
+    #[test]
+    fn what_is_held_out_comes_between_and_what_is_learned_is_as_without_it() {
+        let (learned, held) = Corpus::fables(1, 9000).hold_out(HoldOut::Share(0.1), 3).unwrap();
+        let manifest = super::super::sample_manifest(2);
+        let plain = Feed::new(Data { epochs: Some(2), ..Data::of(learned.clone()) }, &manifest);
+        let held_out = Some(Arc::new(held.clone()));
+        let feed = Feed::new(Data { epochs: Some(2), held_out, ..Data::of(learned) }, &manifest);
+        let of_held = Feed::new(Data::of(held), &manifest);
+        let (mut index, mut n) = (0, 0);
+        while let Some(records) = feed.records(index) {
+            let expected = match index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 {
+                true => of_held.records(index / HELD_OUT_EVERY),
+                false => {
+                    n += 1;
+                    plain.records(n - 1)
+                }
+            };
+            assert_eq!(Some(records), expected, "{index}");
+            index += 1;
+        }
+        assert!(index > HELD_OUT_EVERY && plain.records(n - 1).is_some() && plain.records(n).is_none());
     }
 
     #[test]

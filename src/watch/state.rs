@@ -33,6 +33,8 @@ pub struct State {
     pub tokens: u64,
     /// Mean of the latest micro-batches, nats a token.
     pub loss: Option<f32>,
+    /// Of data that is held out.
+    pub held_out_loss: Option<f32>,
     /// Of the whole run, over the last 20 seconds.
     pub tokens_per_s: Option<f64>,
     pub stages: Vec<StageState>,
@@ -181,6 +183,7 @@ impl State {
             samples: 0,
             tokens: 0,
             loss: None,
+            held_out_loss: None,
             tokens_per_s: None,
             stages: Vec::new(),
             mine: Vec::new(),
@@ -208,6 +211,7 @@ impl State {
         self.steps_end = manifest.run.ends.steps;
         self.tokens = view.samples.saturating_mul(u64::from(manifest.train.sequence));
         self.loss = view.loss;
+        self.held_out_loss = view.held_out_loss;
         self.stages = view
             .stages
             .iter()

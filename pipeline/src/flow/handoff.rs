@@ -58,6 +58,8 @@ pub struct Cargo {
     pub close: bool,
     /// Where its records begin.
     pub starts: Starts,
+    /// Nothing is learned from it.
+    pub held_out: bool,
     /// Attempt under which the holder has it; nothing for the feeder.
     pub attempt: Option<Attempt>,
 }
@@ -199,9 +201,9 @@ impl Handoff {
         desk.route.sent(desk.now, self.stage, to);
         let attempt = cargo.attempt_with(self.counter);
         self.sent = Some((cargo.id, attempt.clone()));
-        let Cargo { id, samples, close, .. } = *cargo;
+        let Cargo { id, samples, close, held_out, .. } = *cargo;
         let (stage, hint, starts) = (self.stage, self.onward, cargo.starts.clone());
-        let forward = Forward { id, attempt, stage, samples, close, hint, starts };
+        let forward = Forward { id, attempt, stage, samples, close, hint, starts, held_out };
         desk.send(to, Lane::Activation, Frame::Forward(forward), Some(body));
         true
     }
@@ -394,6 +396,7 @@ mod tests {
             id: MicroBatchId { feeder: me, incarnation, step: 0, index },
             samples: 0,
             close: false,
+            held_out: false,
             starts: Starts::default(),
             attempt: None,
         };
@@ -426,7 +429,7 @@ mod tests {
             act(&mut Desk { now, me, out: &mut out, jobs: &mut jobs, route: &mut route, uplink: &mut uplink });
         };
         let id = MicroBatchId { feeder: me, incarnation: 1, step: 0, index: 0 };
-        let cargo = Cargo { id, samples: 0, close: false, starts: Starts::default(), attempt: None };
+        let cargo = Cargo { id, samples: 0, close: false, held_out: false, starts: Starts::default(), attempt: None };
         let mut handoff = Handoff::new(1, false);
         at(0, &mut |desk| assert!(handoff.choose(desk) && handoff.send(desk, &cargo, Blob { id: 1, len: 1 })));
         at(50, &mut |desk| handoff.on_tick(desk));

@@ -35,6 +35,8 @@ pub struct Kept {
     pub attempt: Attempt,
     pub samples: u64,
     pub close: bool,
+    /// Its loss is told, and nothing is learned from it.
+    pub held_out: bool,
     /// Where its records begin: for my forward, and for whoever it is sent to.
     pub starts: Starts,
     pub work: Work,
@@ -67,7 +69,7 @@ pub struct Kept {
 impl Kept {
     pub fn cargo(&self, id: MicroBatchId) -> Cargo {
         let (starts, attempt) = (self.starts.clone(), Some(self.attempt.clone()));
-        Cargo { id, samples: self.samples, close: self.close, starts, attempt }
+        Cargo { id, samples: self.samples, close: self.close, starts, held_out: self.held_out, attempt }
     }
 
     /// Handles that it owns.

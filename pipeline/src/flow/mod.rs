@@ -1,11 +1,12 @@
 //! One micro-batch, from the feeder through the stages and back.
 //!
 //! Split by lifetime: [`source`] (the feeder's ids), [`stage`] (one served stage), [`kept`] (one id at one stage), [`handoff`]
-//! (one id on its way to the next peer), [`route`] (who is next, and how fast they are), [`coding`] (how a tensor gets there),
+//! (one id on its way to the next peer), [`held_out`] (which ids only tell their loss), [`route`] (who is next, and how fast they are), [`coding`] (how a tensor gets there),
 //! [`window`] (how many are open), [`schedule`] (jobs of the worker), [`uplink`] (when bodies leave).
 
 pub mod coding;
 pub mod handoff;
+pub mod held_out;
 pub mod kept;
 pub mod route;
 pub mod schedule;

@@ -17,6 +17,7 @@ use skein_protocol::{
 use super::{
     Desk,
     handoff::{Cargo, Handoff},
+    held_out::HeldOut,
     window::Window,
 };
 use crate::peer::io::Output;
@@ -87,18 +88,21 @@ pub struct Source {
     over: BTreeMap<u64, ()>,
     /// Data index of position 0 of this incarnation.
     feed_from: u64,
+    held_out: HeldOut,
     /// Samples completed by this feeder, former starts included: it only grows.
     samples: u64,
     pub completed: u64,
     pub tokens: u64,
     pub voided: u64,
     pub loss: Option<f32>,
+    /// Of data that is held out.
+    pub held_out_loss: Option<f32>,
     /// Something is over that was not told yet.
     pub news: bool,
 }
 
 impl Source {
-    pub fn new(me: PeerId, incarnation: Incarnation, manifest: &Manifest, feed_from: u64) -> Self {
+    pub fn new(me: PeerId, incarnation: Incarnation, manifest: &Manifest, feed_from: u64, held_out: HeldOut) -> Self {
         Source {
             me,
             incarnation,
@@ -120,11 +124,13 @@ impl Source {
             low: 0,
             over: BTreeMap::new(),
             feed_from,
-            samples: feed_from * u64::from(manifest.train.micro_batch),
+            held_out,
+            samples: held_out.learned_before(feed_from) * u64::from(manifest.train.micro_batch),
             completed: 0,
             tokens: 0,
             voided: 0,
             loss: None,
+            held_out_loss: None,
             news: false,
         }
     }
@@ -244,7 +250,12 @@ impl Source {
         let Open { ready, samples, .. } = self.open.get(&position)?;
         let close = position % self.per_step == self.per_step - 1;
         let starts = ready.starts.clone();
-        Some(Cargo { id: self.id(position), samples: *samples, close, starts, attempt: None })
+        let held_out = self.is_held_out(position);
+        Some(Cargo { id: self.id(position), samples: *samples, close, starts, held_out, attempt: None })
+    }
+
+    fn is_held_out(&self, position: u64) -> bool {
+        self.held_out.is(self.feed_from + position)
     }
 
     pub fn on_delivered(&mut self, desk: &mut Desk<'_>, to: PeerId, about: &About) {
@@ -285,12 +296,19 @@ impl Source {
         }
         open.handoff.on_answered(desk, from);
         self.window.on_back(desk.now.since(open.minted), Duration::from_micros(returned.waited_us));
-        let loss = returned.loss / returned.tokens as f32;
-        self.loss = Some(self.loss.map_or(loss, |before| before + 0.05 * (loss - before)));
-        self.completed += 1;
-        self.tokens += u64::from(returned.tokens);
-        self.samples += self.samples_each;
-        desk.emit(Event::Completed { id: returned.id, path: returned.path, loss, tokens: returned.tokens });
+        let Returned { id, path, tokens, .. } = returned;
+        let loss = returned.loss / tokens as f32;
+        let smoothed = |before: Option<f32>, part: f32| before.map_or(loss, |before| before + part * (loss - before));
+        if self.is_held_out(position) {
+            self.held_out_loss = Some(smoothed(self.held_out_loss, 0.25));
+            desk.emit(Event::Measured { id, path, loss, tokens });
+        } else {
+            self.loss = Some(smoothed(self.loss, 0.05));
+            self.completed += 1;
+            self.tokens += u64::from(tokens);
+            self.samples += self.samples_each;
+            desk.emit(Event::Completed { id, path, loss, tokens });
+        }
         self.end(desk, position);
     }
 

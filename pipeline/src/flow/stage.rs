@@ -208,6 +208,7 @@ impl StageFlow {
                 attempt: forward.attempt,
                 samples: forward.samples,
                 close: forward.close,
+                held_out: forward.held_out,
                 starts: forward.starts,
                 work: Work::Queued { input: body },
                 confirmed: false,
@@ -457,8 +458,7 @@ impl StageFlow {
             desk.jobs.disown(|purpose| *purpose == Purpose::Forward { stage, id });
         }
         if desk.jobs.has(|purpose| *purpose == Purpose::Backward { stage, id }) {
-            let Kept { samples, staleness, added, .. } = kept;
-            self.orphans.insert(id, Orphan { samples, staleness, added });
+            self.orphans.insert(id, Orphan::of(&kept));
         }
         if let Some(handoff) = &mut kept.handoff {
             handoff.abandon(desk);

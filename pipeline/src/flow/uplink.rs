@@ -195,6 +195,7 @@ mod tests {
                 stage: 1,
                 samples: 0,
                 close: false,
+                held_out: false,
                 hint: None,
                 starts: Starts::default(),
             };

@@ -31,7 +31,7 @@ use super::{
     replica::{Phase, Replica},
 };
 use crate::{
-    flow::{source::Done, stage::Standing},
+    flow::stage::Standing,
     plan::swarm::{Row, Serving},
 };
 
@@ -155,19 +155,7 @@ impl Directory {
         self.publish(now, utc, LIFE, What::Offer(offer), out);
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub fn publish_progress(
-        &mut self,
-        now: Instant,
-        utc: Utc,
-        done: Done,
-        samples: u64,
-        loss: Option<f32>,
-        open: usize,
-        out: &mut Outbox<Output>,
-    ) {
-        let loss_milli = loss.filter(|loss| loss.is_finite() && *loss >= 0.0).map(|loss| (loss * 1e3) as u64);
-        let progress = Progress { low: done.low, above: done.above.into(), samples, loss_milli, open: open as u32 };
+    pub fn publish_progress(&mut self, now: Instant, utc: Utc, progress: Progress, out: &mut Outbox<Output>) {
         self.progress_said = Some((now, progress.clone()));
         self.publish(now, utc, PROGRESS_LIFE, What::Progress(progress), out);
     }
@@ -353,9 +341,11 @@ impl Directory {
         self.members.feeders().any(|(_, progress)| progress.open > 0)
     }
 
-    /// The smoothed loss that a feeder told last, nats.
-    pub fn loss(&self) -> Option<f32> {
-        self.members.feeders().filter_map(|(_, p)| p.loss_milli).map(|milli| milli as f32 / 1e3).next()
+    /// The smoothed loss that a feeder told last, nats, and that of data that is held out.
+    pub fn losses(&self) -> [Option<f32>; 2] {
+        let first = |of: fn(&Progress) -> Option<u64>| self.members.feeders().find_map(|(_, progress)| of(progress));
+        [first(|progress| progress.loss_milli), first(|progress| progress.held_out_milli)]
+            .map(|milli| milli.map(|milli| milli as f32 / 1e3))
     }
 
     /// Who serves what and how fast they say they are, and who only finishes what it has; of those that are `up` (in the order

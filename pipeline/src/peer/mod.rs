@@ -34,6 +34,7 @@ use crate::{
     flow::{
         Desk,
         coding::Costs,
+        held_out::HeldOut,
         route::Route,
         schedule::{Purpose, Schedule},
         source::Source,
@@ -76,6 +77,8 @@ pub struct PeerConfig {
     pub addresses: Vec<String>,
     /// Index of the first micro-batch to feed, after a restart.
     pub feed_from: u64,
+    /// Which of what it feeds nothing is learned from.
+    pub held_out: HeldOut,
     /// Saved states that the driver found at the start: the newest of each stage, its bytes in the store.
     pub saved: Vec<SavedState>,
     /// What the manifest names by its hash and the driver found at the start, its bytes in the store.

@@ -16,6 +16,8 @@ pub struct View {
     pub step: u64,
     pub samples: u64,
     pub loss: Option<f32>,
+    /// Of data that is held out.
+    pub held_out_loss: Option<f32>,
     pub stages: Vec<StageView>,
     pub mine: Vec<MineView>,
     pub peers: Vec<PeerView>,
@@ -98,12 +100,14 @@ impl Peer {
     pub fn view(&self) -> View {
         let manifest = &self.config.manifest;
         let samples = self.run_samples();
+        let [told, told_held_out] = self.directory.losses();
         View {
             me: self.me,
             incarnation: self.incarnation,
             step: samples / manifest.samples_per_step().max(1),
             samples,
-            loss: self.source.as_ref().and_then(|source| source.loss).or_else(|| self.directory.loss()),
+            loss: self.source.as_ref().and_then(|source| source.loss).or(told),
+            held_out_loss: self.source.as_ref().and_then(|source| source.held_out_loss).or(told_held_out),
             stages: (0..manifest.stages.count)
                 .map(|stage| {
                     let (first_layer, layers) = manifest.layers_of(stage);

@@ -9,7 +9,7 @@ use skein_protocol::{
     Blob, Incarnation, Instant, Lane, Outbox, PeerId, Stage, Utc,
     event::{Event, Severity},
     run::PROTOCOL,
-    wire::{self, Starts, flow, hello},
+    wire::{self, Starts, flow, hello, membership::Progress},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     flow::{
         coding::LinkSpeed,
         schedule::{Finished, Purpose},
-        source::Source,
+        source::{Done as Over, Source},
         stage::{StageFlow, Standing, decline, release_done},
     },
     job::Done,
@@ -596,8 +596,17 @@ impl Peer {
         }
         source.news = false;
         self.published_at = now;
-        let (done, samples, loss, open) = (source.done(), source.samples(), source.loss, source.open_len());
-        self.directory.publish_progress(now, self.utc, done, samples, loss, open, out);
+        let milli = |loss: Option<f32>| loss.filter(|loss| *loss >= 0.0).map(|loss| (loss * 1e3) as u64);
+        let Over { low, above } = source.done();
+        let progress = Progress {
+            low,
+            above: above.into(),
+            samples: source.samples(),
+            loss_milli: milli(source.loss),
+            open: source.open_len() as u32,
+            held_out_milli: milli(source.held_out_loss),
+        };
+        self.directory.publish_progress(now, self.utc, progress, out);
         self.after_directory(now, out);
     }
 
@@ -709,8 +718,9 @@ impl Peer {
             }
             Command::Feed => {
                 let (me, incarnation, manifest) = (self.me, self.incarnation, &self.config.manifest);
-                let feed_from = self.config.feed_from;
-                let source = self.source.get_or_insert_with(|| Source::new(me, incarnation, manifest, feed_from));
+                let (feed_from, held_out) = (self.config.feed_from, self.config.held_out);
+                let made = || Source::new(me, incarnation, manifest, feed_from, held_out);
+                let source = self.source.get_or_insert_with(made);
                 source.feeding = true;
                 source.news = true;
                 self.feed(now, out);

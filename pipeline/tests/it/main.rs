@@ -13,6 +13,7 @@ mod world;
 
 use std::time::Duration;
 
+use skein_pipeline::flow::held_out::HeldOut;
 use skein_protocol::event::Event;
 use world::{World, manifest, starts};
 
@@ -49,6 +50,40 @@ fn a_swarm_trains_and_goes_on_when_a_peer_dies() {
         world.assert_exact();
         let rounds = world.count(|event| matches!(event, Event::Round { .. }));
         assert!(rounds > 3, "seed {seed}: {rounds} rounds");
+    }
+}
+
+/// One micro-batch in five is of held-out data: it tells its loss, counts as no sample, and enters no sum.
+#[test]
+fn what_is_held_out_is_measured_and_never_learned() {
+    for seed in 0..6 {
+        let mut world = World::with_held_out(manifest(3, 4), 7, seed, HeldOut { every: 5 });
+        for peer in 1..7 {
+            world.command_host(peer, ((peer - 1) % 3) as u16);
+        }
+        world.command_feed(0);
+        world.run(Duration::from_secs(8));
+        let kill = seed % 2 == 1;
+        if kill {
+            world.kill(1 + (seed as usize % 6));
+        }
+        world.run(Duration::from_secs(8));
+        world.command_stop_feeding(0);
+        world.run(Duration::from_secs(10));
+        let measured = world.ids(|event| matches!(event, Event::Measured { .. }));
+        let completed = world.ids(|event| matches!(event, Event::Completed { .. }));
+        assert!(measured.len() > 10, "seed {seed}: {}", measured.len());
+        let (part, all) = (measured.len(), measured.len() + completed.len());
+        assert!((all / 5).abs_diff(part) <= 1, "seed {seed}: {part} of {all}");
+        let learned = world.ids(|event| matches!(event, Event::Added { .. } | Event::Refused { .. }));
+        assert!(learned.is_disjoint(&measured), "seed {seed}");
+        assert!(kill || world.weightless == 3 * part, "seed {seed}: {} of {part}", world.weightless);
+        let view = world.view(0);
+        assert_eq!(view.samples, 2 * completed.len() as u64, "seed {seed}");
+        // Whoever lives has heard of it.
+        let hears = if seed == 1 { 3 } else { 2 };
+        assert_eq!([0, hears].map(|peer| world.view(peer).held_out_loss), [Some(1.0); 2], "seed {seed}");
+        world.assert_exact();
     }
 }
 

@@ -47,7 +47,16 @@ pub fn batch(index: u16) -> MicroBatchId {
 /// A forward of an honest sender.
 pub fn forward(index: u16, stage: Stage) -> flow::Forward {
     let attempt = (0..stage).fold(Attempt::first(0), |attempt, _| attempt.hop(0));
-    flow::Forward { id: batch(index), attempt, stage, samples: 0, close: false, hint: None, starts: Starts::default() }
+    flow::Forward {
+        id: batch(index),
+        attempt,
+        stage,
+        samples: 0,
+        close: false,
+        hint: None,
+        starts: Starts::default(),
+        held_out: false,
+    }
 }
 
 pub struct One {
@@ -84,6 +93,7 @@ impl One {
             disk: 1 << 30,
             addresses: vec![],
             feed_from: 0,
+            held_out: Default::default(),
             saved: vec![],
             shelf: vec![],
             costs: Costs::default(),
@@ -188,7 +198,14 @@ impl One {
 
     /// The feeder says that all below this position is over, and how many samples it completed.
     pub fn progress(&mut self, low: u64, samples: u64) {
-        let what = What::Progress(Progress { low, above: Vec::new().into(), samples, loss_milli: None, open: 0 });
+        let what = What::Progress(Progress {
+            low,
+            above: Vec::new().into(),
+            samples,
+            loss_milli: None,
+            open: 0,
+            held_out_milli: None,
+        });
         self.hear_item(1, what);
     }
 

@@ -8,11 +8,12 @@ use std::{
 };
 
 use skein_pipeline::{
-    flow::coding::Costs,
+    flow::{coding::Costs, held_out::HeldOut},
     job::{Coding, Done, Job},
     peer::{
         Peer, PeerConfig,
         io::{Command, Input, Output},
+        view::View,
     },
 };
 use skein_protocol::{
@@ -108,10 +109,17 @@ pub struct World {
     manifest: Arc<Manifest>,
     /// Versions of the states that were encoded, by root.
     states: BTreeMap<Digest, Version>,
+    /// Jobs of which nothing was to be added to a sum.
+    pub weightless: usize,
 }
 
 impl World {
     pub fn new(manifest: Manifest, peers: usize, seed: u64) -> Self {
+        World::with_held_out(manifest, peers, seed, HeldOut::default())
+    }
+
+    /// Of what is fed some is only measured.
+    pub fn with_held_out(manifest: Manifest, peers: usize, seed: u64, held_out: HeldOut) -> Self {
         let manifest = Arc::new(manifest);
         let mut world = World {
             now: Instant(1),
@@ -123,6 +131,7 @@ impl World {
             links: BTreeSet::new(),
             manifest: manifest.clone(),
             states: BTreeMap::new(),
+            weightless: 0,
         };
         for i in 0..peers {
             let key = Key::from_secret([i as u8 + 1; 32]);
@@ -137,6 +146,7 @@ impl World {
                 disk: 1 << 40,
                 addresses: vec![format!("sim/{i}")],
                 feed_from: 0,
+                held_out,
                 saved: vec![],
                 shelf: vec![],
                 costs: Costs::default(),
@@ -357,6 +367,9 @@ impl World {
 
     fn compute(&mut self, node: usize, job: JobId, spec: Job) {
         let (coding, sample) = (Coding { codec: Codec::Bf16, zstd: false }, Sample::default());
+        if let Job::Loss { weight, .. } | Job::Backward { weight, .. } = &spec {
+            self.weightless += usize::from(*weight == 0.0);
+        }
         if let Job::Forward { stage, starts, .. } | Job::Loss { stage, starts, .. } = &spec {
             self.nodes[node].forwards.push((*stage, starts.clone()));
         }
@@ -399,6 +412,23 @@ impl World {
         for (i, node) in self.nodes.iter().enumerate() {
             assert!(node.blobs.len() < 60, "peer {i} holds {} blobs", node.blobs.len());
         }
+    }
+
+    /// Of the events that are wanted, of all peers.
+    pub fn ids(&self, wanted: impl Fn(&Event) -> bool) -> BTreeSet<MicroBatchId> {
+        let events = self.nodes.iter().flat_map(|node| &node.events).filter(|event| wanted(event));
+        let id = |event: &Event| match event {
+            Event::Measured { id, .. }
+            | Event::Completed { id, .. }
+            | Event::Added { id, .. }
+            | Event::Refused { id, .. } => *id,
+            other => panic!("{other:?} is of no id"),
+        };
+        events.map(id).collect()
+    }
+
+    pub fn view(&self, node: usize) -> View {
+        self.nodes[node].peer.view()
     }
 
     pub fn count(&self, wanted: impl Fn(&Event) -> bool + Copy) -> usize {

@@ -5,7 +5,7 @@
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{hash::Digest, id::PeerId};
+use crate::{hash::Digest, id::PeerId, unset};
 
 /// The wire and manifest protocol of this build.
 pub const PROTOCOL: u16 = 1;
@@ -232,35 +232,6 @@ pub struct Window {
     #[n(1)]
     #[serde(default)]
     pub from: u32,
-}
-
-/// What is not set is absent from what is signed.
-mod unset {
-    use minicbor::{
-        Decode, Decoder, Encode, Encoder,
-        decode::Error,
-        encode::{self as writing, Write},
-    };
-
-    pub fn encode<C, T: Encode<C>, W: Write>(
-        value: &T,
-        e: &mut Encoder<W>,
-        context: &mut C,
-    ) -> Result<(), writing::Error<W::Error>> {
-        value.encode(e, context)
-    }
-
-    pub fn decode<'b, C, T: Decode<'b, C>>(d: &mut Decoder<'b>, context: &mut C) -> Result<T, Error> {
-        T::decode(d, context)
-    }
-
-    pub fn is_nil<T: Default + PartialEq>(value: &T) -> bool {
-        *value == T::default()
-    }
-
-    pub fn nil<T: Default>() -> Option<T> {
-        Some(T::default())
-    }
 }
 
 fn rope_theta() -> f64 {

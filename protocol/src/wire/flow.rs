@@ -9,7 +9,10 @@ use super::{
     Starts,
     limits::{self, STAGES_MAX, STARTS_MAX},
 };
-use crate::id::{Attempt, Incarnation, MicroBatchId, PeerId, Stage};
+use crate::{
+    id::{Attempt, Incarnation, MicroBatchId, PeerId, Stage},
+    unset,
+};
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Frame {
@@ -86,6 +89,9 @@ pub struct Forward {
     #[n(6)]
     #[cbor(encode_with = "put_starts", decode_with = "take_starts", is_nil = "Starts::is_empty", nil = "no_starts")]
     pub starts: Starts,
+    /// Of data that is held out: its loss is told, and its gradient is of weight 0 at every stage.
+    #[cbor(n(7), with = "unset", has_nil)]
+    pub held_out: bool,
 }
 
 fn put_starts<Ctx, W: minicbor::encode::Write>(

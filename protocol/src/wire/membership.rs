@@ -134,6 +134,9 @@ pub struct Progress {
     /// Ids minted and not over.
     #[n(4)]
     pub open: u32,
+    /// Of data that is held out, as `loss_milli`.
+    #[n(5)]
+    pub held_out_milli: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

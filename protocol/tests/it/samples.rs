@@ -150,6 +150,7 @@ impl Draw {
                 above: self.bytes(40).into(),
                 samples: self.u64(),
                 loss_milli: self.maybe(Draw::u64),
+                held_out_milli: self.maybe(Draw::u64),
                 open: self.u32(),
             }),
             _ => membership::What::Held(membership::Held {
@@ -203,6 +204,7 @@ pub fn frame(n: usize, draw: &mut Draw) -> Frame {
             stage: draw.u16(),
             samples: draw.u64(),
             close: draw.below(2) == 1,
+            held_out: draw.below(2) == 1,
             hint: draw.maybe(Draw::peer),
             starts: draw.maybe(|draw| draw.list(5, Draw::u32)).unwrap_or_default().into(),
         })),
@@ -260,5 +262,5 @@ pub fn packed(seed: u64, places: Vec<u32>) -> Frame {
     let Frame::Flow(flow::Frame::Forward(forward)) = frame(9, &mut Draw::new(seed)) else {
         unreachable!("9 is a forward")
     };
-    Frame::Flow(flow::Frame::Forward(flow::Forward { starts: places.into(), ..forward }))
+    Frame::Flow(flow::Frame::Forward(flow::Forward { starts: places.into(), held_out: false, ..forward }))
 }

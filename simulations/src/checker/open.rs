@@ -16,7 +16,9 @@ impl Open {
     pub fn on_line(&mut self, line: &Line) {
         match &line.record.event {
             Event::Minted { id, .. } => drop(self.since.insert(*id, line.at)),
-            Event::Completed { id, .. } | Event::Voided { id, .. } => drop(self.since.remove(id)),
+            Event::Completed { id, .. } | Event::Measured { id, .. } | Event::Voided { id, .. } => {
+                _ = self.since.remove(id)
+            }
             Event::Started { incarnation, .. } => {
                 let me = line.record.peer;
                 self.since.retain(|id, _| id.feeder != me || id.incarnation >= *incarnation);

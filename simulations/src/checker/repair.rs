@@ -43,7 +43,7 @@ impl Repairs {
             Event::Accepted { id, .. } if !self.over.contains(id) => {
                 self.open.entry(*id).or_default().insert(line.record.peer);
             }
-            Event::Completed { id, .. } => {
+            Event::Completed { id, .. } | Event::Measured { id, .. } => {
                 self.open.remove(id);
                 self.over.end(line.at, *id);
                 for watched in &mut self.watched {

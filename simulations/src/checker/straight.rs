@@ -34,7 +34,9 @@ impl Straight {
         match &line.record.event {
             Event::Serving { stage, .. } => drop(self.serving.insert((peer, *stage))),
             Event::Accepted { id, stage, .. } => drop(self.accepted.entry(*id).or_default().insert((peer, *stage))),
-            Event::Completed { id, .. } | Event::Voided { id, .. } => self.over.end(line.at, *id),
+            Event::Completed { id, .. } | Event::Measured { id, .. } | Event::Voided { id, .. } => {
+                self.over.end(line.at, *id)
+            }
             Event::SentForward { id, stage, to, .. } => {
                 self.hops += 1;
                 if !self.accepted.get(id).is_some_and(|by| by.contains(&(peer, *stage))) {

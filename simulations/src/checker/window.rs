@@ -45,7 +45,7 @@ impl Window {
                     found.add(Property::P7, what);
                 }
             }
-            Event::Completed { id, .. } | Event::Voided { id, .. } => {
+            Event::Completed { id, .. } | Event::Measured { id, .. } | Event::Voided { id, .. } => {
                 if let Some(feeder) = self.feeders.get_mut(&(id.feeder, id.incarnation)) {
                     feeder.open.remove(id);
                 }

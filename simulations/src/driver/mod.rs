@@ -593,6 +593,7 @@ impl<P: Process> Simulation<P> {
             disk: plan.disk,
             addresses: vec![directory::address(self.ids[peer])],
             feed_from: self.disks[peer].feed_from,
+            held_out: self.setup.held_out,
             saved,
             shelf,
             costs: Costs::default(),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use rand_chacha::ChaCha8Rng;
-use skein_pipeline::peer::io::Command;
+use skein_pipeline::{flow::held_out::HeldOut, peer::io::Command};
 use skein_protocol::{
     Manifest, PeerId, RunId, Stage,
     hash::{self, Digest},
@@ -137,6 +137,8 @@ pub struct Setup {
     pub shelf: Vec<(Digest, Payload)>,
     /// Micro-batches that there are; none: no end.
     pub records: Option<u64>,
+    /// Which of the micro-batches only tell their loss.
+    pub held_out: HeldOut,
     /// Silence after which a connection is taken for dead.
     pub idle: Duration,
     pub make_worker: MakeWorker,
@@ -165,6 +167,7 @@ impl Setup {
             corpus: Corpus::Modelled,
             shelf: Vec::new(),
             records: None,
+            held_out: HeldOut::default(),
             idle: Duration::from_millis(1600),
             make_worker: Box::new(|manifest, clockwork| Box::new(Modelled::new(manifest.clone(), clockwork))),
             traced: false,

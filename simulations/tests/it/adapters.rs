@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use skein_pipeline::model::{StageModel, cost, frozen, init};
+use skein_pipeline::{
+    flow::held_out::HeldOut,
+    model::{StageModel, cost, frozen, init},
+};
 use skein_protocol::{
     Manifest, PeerId,
     event::Event,
@@ -46,6 +49,7 @@ fn four_peers(seed: u64) -> Simulation {
         corpus: Corpus::Cycle { period: 11 },
         make_worker: Learning::make(),
         shelf,
+        held_out: HeldOut { every: 6 },
         ..Setup::new(seed, manifest, vec![owner, friend(1), friend(2), friend(3)])
     };
     let mut sim = Simulation::new(setup);

@@ -123,6 +123,7 @@ fn every_frame_of_a_micro_batch_and_of_a_round_has_its_moments() {
         close: false,
         hint: None,
         starts: Starts::default(),
+        held_out: false,
     };
     let returned = flow::Returned { id, attempt, stage, path: vec![], loss: 0.0, tokens: 0, waited_us: 0 };
     use flow::Frame as F;

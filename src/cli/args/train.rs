@@ -6,6 +6,19 @@ use clap::Args;
 use skein_protocol::run::BasePrecision;
 
 use super::Give;
+use crate::corpus::HoldOut;
+
+/// `2%`, or `100`; `0` holds nothing out.
+fn held_out(text: &str) -> Result<HoldOut, String> {
+    let wrong = || "a share above 0% and below 100%, or a number of records".to_string();
+    match text.strip_suffix('%').map(str::trim) {
+        None => text.parse().map(HoldOut::Count).map_err(|_| wrong()),
+        Some(share) => {
+            let percent = share.parse::<f64>().ok().filter(|percent| *percent > 0.0 && *percent < 100.0);
+            percent.map(|percent| HoldOut::Share(percent / 100.0)).ok_or_else(wrong)
+        }
+    }
+}
 
 /// In what a model's own weights are held beside adapters, by name.
 pub(super) fn base_precision(name: &str) -> Result<BasePrecision, String> {
@@ -84,6 +97,10 @@ pub struct Course {
     /// Leave out what cannot be read and count it, instead of stopping at the first
     #[arg(long)]
     pub skip_bad: bool,
+    /// Keep so much of the data to measure with and never learn from it: a share such as 2%, or a number of records. Default: 2% where
+    /// there are 200 records of a model's, else nothing
+    #[arg(long, value_name = "SHARE|N", value_parser = held_out)]
+    pub held_out: Option<HoldOut>,
     /// A manifest, or the name of a run that is known here
     #[arg(long, value_name = "FILE|NAME")]
     pub run: Option<String>,

@@ -15,7 +15,7 @@ use crate::{
         failure::{Failure, Report},
         out::Out,
         petname,
-        show::{About, Bytes, Count, Peer, Span, Traffic, counted, tokens_per_s, utc_ms},
+        show::{About, Bytes, Count, Peer, Span, Traffic, counted, losses, tokens_per_s, utc_ms},
     },
     node::memory::Account,
     watch::{ClientError, MyStage, MyStageState, Phase, State},
@@ -176,7 +176,7 @@ fn text(state: &State) -> String {
         let end = state.steps_end.map_or(String::new(), |end| format!(" of {}", Count(end)));
         head.push(format!("step {}{end}", Count(state.step)));
     }
-    head.extend(state.loss.map(|loss| format!("loss {loss:.3}")));
+    head.extend(losses(state.loss, state.held_out_loss));
     head.extend(state.tokens_per_s.map(tokens_per_s));
     head.push(match state.peers.len() {
         0 => "alone".into(),

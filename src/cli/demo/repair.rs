@@ -27,7 +27,9 @@ impl Open {
     pub fn hear(&mut self, event: &Event) {
         match event {
             Event::Minted { id, .. } => drop(self.0.insert(*id)),
-            Event::Completed { id, .. } | Event::Voided { id, .. } => drop(self.0.remove(id)),
+            Event::Completed { id, .. } | Event::Measured { id, .. } | Event::Voided { id, .. } => {
+                _ = self.0.remove(id)
+            }
             _ => {}
         }
     }
@@ -74,7 +76,9 @@ impl Takeover {
             Event::Resent { id, from, to, .. } if *from == self.dead => {
                 self.resent.entry(*to).or_default().insert(*id);
             }
-            Event::Completed { id, .. } | Event::Voided { id, .. } if self.open.remove(id) => {
+            Event::Completed { id, .. } | Event::Measured { id, .. } | Event::Voided { id, .. }
+                if self.open.remove(id) =>
+            {
                 // What was done before the kill is heard of after it.
                 let Some(took) = record.utc.checked_sub(self.killed_utc).filter(|ms| *ms > 0) else {
                     self.held -= 1;

@@ -86,7 +86,7 @@ impl LocalSwarm {
         let key = home.identity()?.key;
         manifest.run.owner = key.peer();
         let (_, signed) = signed::sign(&manifest, &key);
-        let data = Data { corpus: what.corpus, epochs: None };
+        let data = Data { corpus: what.corpus, epochs: None, held_out: None };
         let setup = Setup {
             home: home.clone(),
             way: Way::Known { signed, meet: Vec::new() },

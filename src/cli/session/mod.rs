@@ -445,7 +445,7 @@ impl Session<'_> {
         self.tell_unsaved();
         let circumstances = self.circumstances();
         let Session { context, plan, story, unsaved, nobody, over, saved, .. } = self;
-        drop(story);
+        story.end();
         if let Some(nobody) = nobody {
             return Err(circumstances.report(NodeError::Lobby(nobody)));
         }

@@ -34,6 +34,8 @@ pub struct Story {
     bar: Option<ProgressBar>,
     line_at: Instant,
     advised: Option<String>,
+    /// As last seen.
+    losses: Option<String>,
 }
 
 impl Story {
@@ -52,6 +54,7 @@ impl Story {
             bar,
             line_at: Instant::now(),
             advised: None,
+            losses: None,
         }
     }
 
@@ -122,6 +125,7 @@ impl Story {
 
     /// How it stands.
     pub fn show(&mut self, state: &State) {
+        self.losses = show::losses(state.loss, state.held_out_loss).or(self.losses.take());
         let text = self.text(state);
         match &self.bar {
             Some(bar) => bar.set_message(text),
@@ -142,6 +146,13 @@ impl Story {
         self.advise(state);
     }
 
+    /// What it came to.
+    pub fn end(self) {
+        if let Some(losses) = &self.losses {
+            self.out.done(&format!("the last {losses}"));
+        }
+    }
+
     fn text(&self, state: &State) -> String {
         if let Some(waiting) =
             state.waiting.as_ref().filter(|w| state.utc_ms.saturating_sub(w.since_utc_ms) > WAIT_NAMED)
@@ -155,8 +166,8 @@ impl Story {
         }
         let end = state.steps_end.map_or(String::new(), |end| format!("/{end}"));
         let mut text = format!("step {}{end}", Count(state.step));
-        if let Some(loss) = state.loss {
-            text.push_str(&format!("  loss {loss:.3}"));
+        if let Some(losses) = show::losses(state.loss, state.held_out_loss) {
+            text.push_str(&format!("  {losses}"));
         }
         if let Some(rate) = state.tokens_per_s {
             text.push_str(&format!("  {}", show::tokens_per_s(rate)));

@@ -17,7 +17,7 @@ use crate::{
         Desk,
         coding::{Change, Facts},
         handoff::Handoff,
-        kept::Work,
+        kept::{Kept, Work},
         schedule::{Priority, Purpose},
     },
     job::{Coding, Done, Job},
@@ -30,9 +30,17 @@ const NOT_FINITE_MAX: u8 = 2;
 /// What was known of an id when the worker was told how to add it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Orphan {
-    pub(super) samples: u64,
-    pub(super) staleness: u32,
-    pub(super) added: bool,
+    samples: u64,
+    staleness: u32,
+    added: bool,
+    held_out: bool,
+}
+
+impl Orphan {
+    pub(super) fn of(kept: &Kept) -> Self {
+        let Kept { samples, staleness, added, held_out, .. } = *kept;
+        Orphan { samples, staleness, added, held_out }
+    }
 }
 
 /// Time of the worker and micro-batches, fading by half in 10 s of it: the claimed speed. What a micro-batch waits for other
@@ -163,6 +171,7 @@ impl StageFlow {
         let (own_step, adoptions) = (self.own_step + self.steps_asked, self.adoptions);
         let Some(kept) = self.kept.get_mut(&id) else { return };
         match job {
+            Job::Backward { weight, .. } | Job::Loss { weight, .. } if kept.held_out => *weight = 0.0,
             Job::Backward { weight, .. } => {
                 let age = own_step.saturating_sub(kept.forward_at.0) + adoptions.saturating_sub(kept.forward_at.1);
                 kept.staleness = age;
@@ -223,9 +232,9 @@ impl StageFlow {
             desk.release(labels);
         }
         kept.work = Work::Done { gradient, coding, raw };
-        let (staleness, added, samples) = (kept.staleness, kept.added, kept.samples);
+        let what = Orphan::of(kept);
         self.busy.finished();
-        self.book(desk, id, Orphan { samples, staleness, added });
+        self.book(desk, id, what);
         self.send_back(desk, id);
         self.advance(desk);
         self.step_if_due(desk);
@@ -233,7 +242,11 @@ impl StageFlow {
 
     /// The worker added an id to its sum, or was told not to.
     fn book(&mut self, desk: &mut Desk<'_>, id: MicroBatchId, what: Orphan) {
-        let (stage, own_step, Orphan { samples, staleness, added }) = (self.stage, self.own_step, what);
+        let (stage, own_step) = (self.stage, self.own_step);
+        let Orphan { samples, staleness, added, held_out } = what;
+        if held_out {
+            return;
+        }
         if added {
             self.open.push((id, samples));
             desk.emit(Event::Added { id, stage, own_step, staleness });

@@ -27,7 +27,7 @@ use crate::{
         show::{About, Bytes, Count, counted},
     },
     config::{StageChoice, nearest},
-    corpus::{Corpus, Reading},
+    corpus::{Corpus, CorpusError, HoldOut, Reading},
     home::RunFolder,
     node::{
         Role, Serve, Way,
@@ -109,7 +109,8 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
         Some(Existing { manifest, .. }) => manifest.train.loss == Loss::CompletionOnly,
         None => wish.records,
     };
-    let corpus = read(course, words.filter(|_| has_records || !reads_bytes))?;
+    let of_records = has_records || !reads_bytes;
+    let corpus = read(course, words.filter(|_| of_records))?;
     out.done(&format!(
         "data  {} {} from {}{}",
         About(corpus.len() as f64),
@@ -152,7 +153,12 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     if let Some(base) = &base {
         base.shelve_words(&context.home.shelf())?;
     }
-    let data = Data { corpus: Arc::new(corpus), epochs: course.epochs };
+    let (corpus, held_out) = hold_out(corpus, course.held_out, of_records, &manifest)?;
+    if let Some(held_out) = &held_out {
+        let of = About(held_out.len() as f64);
+        out.done(&format!("apart {of} tokens are measured with and never learned (--held-out)"));
+    }
+    let data = Data { corpus: Arc::new(corpus), epochs: course.epochs, held_out: held_out.map(Arc::new) };
     let owner = manifest.run.owner == me;
     let serve = serve(course, context, &manifest, owner);
     let all = matches!(&serve, Serve::Stages(stages) if stages.len() == usize::from(manifest.stages.count));
@@ -267,6 +273,36 @@ pub fn unusable(folder: &Path, error: BaseError) -> Report {
             Failure::NoTokenizer { path: folder.display().to_string(), files: there.join(", ") }.into()
         }
         other => Failure::NotAModel { path: folder.display().to_string(), why: other.to_string() }.into(),
+    }
+}
+
+/// Fewer records than these are all learned from, unless somebody asks.
+const HELD_OUT_OF: u64 = 200;
+
+/// What is learned from, and what is measured with.
+fn hold_out(
+    corpus: Corpus,
+    asked: Option<HoldOut>,
+    of_records: bool,
+    manifest: &Manifest,
+) -> Result<(Corpus, Option<Corpus>), Report> {
+    let held = match asked {
+        Some(HoldOut::Count(0)) => return Ok((corpus, None)),
+        None if !of_records || corpus.documents < HELD_OUT_OF => return Ok((corpus, None)),
+        None => HoldOut::Share(0.02),
+        Some(held) => held,
+    };
+    let sequence = manifest.train.sequence as usize;
+    match corpus.hold_out(held, manifest.train.seed) {
+        Ok((corpus, held_out)) if held_out.summary(sequence).learned > 0 => Ok((corpus, Some(held_out))),
+        // Its answers lie beyond the end of a sequence.
+        Ok(_) if asked.is_none() => Ok((corpus, None)),
+        Ok((_, held_out)) => {
+            Err(CorpusError::NothingLearned { records: held_out.documents, sequence: Some(sequence) }.into())
+        }
+        // Of a single text there is nothing to part.
+        Err(CorpusError::HoldOut { .. }) if asked.is_none() => Ok((corpus, None)),
+        Err(error) => Err(error.into()),
     }
 }
 
