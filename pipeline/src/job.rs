@@ -105,12 +105,10 @@ pub enum Job {
     RoundAlone {
         stage: Stage,
     },
-    /// Generate: one piece of a session. Output f32 hidden states, or logits of the last position at the last stage.
+    /// Generate: pieces of different sessions, for which the weights are read once.
     Infer {
         stage: Stage,
-        session: u64,
-        position: u32,
-        input: Blob,
+        pieces: Vec<Piece>,
     },
     InferClose {
         stage: Stage,
@@ -178,8 +176,10 @@ pub enum Done {
         before: f32,
         after: f32,
     },
+    /// One answer a piece, in their order: f32 hidden states, or logits of the last position at the last stage. None: it is no piece
+    /// of that session, or the result is not finite.
     Inferred {
-        output: Blob,
+        outputs: Vec<(u64, Option<Blob>)>,
     },
     Saved {
         root: Digest,
@@ -200,7 +200,39 @@ pub enum Done {
     },
 }
 
+/// A piece of a session: token ids or hidden states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub session: u64,
+    pub position: u32,
+    pub input: Blob,
+}
+
 impl Job {
+    /// Handles that it reads.
+    pub fn reads(&self) -> Vec<Blob> {
+        match self {
+            Job::Load { parts, frozen, .. } => parts.iter().chain(frozen).copied().collect(),
+            Job::Create { frozen, .. } => frozen.clone(),
+            Job::Forward { input, .. } => vec![*input],
+            Job::Loss { input, labels, .. } => vec![*input, *labels],
+            Job::Backward { gradient, .. } => vec![*gradient],
+            Job::RoundPrepare { partner, .. } => vec![partner.tensors],
+            Job::Infer { pieces, .. } => pieces.iter().map(|piece| piece.input).collect(),
+            Job::Drop { .. }
+            | Job::DropSum { .. }
+            | Job::Step { .. }
+            | Job::State { .. }
+            | Job::RoundSnapshot { .. }
+            | Job::RoundAdopt { .. }
+            | Job::RoundRollBack { .. }
+            | Job::RoundAlone { .. }
+            | Job::InferClose { .. }
+            | Job::Save { .. }
+            | Job::Remove { .. } => Vec::new(),
+        }
+    }
+
     /// The stage whose engine runs it.
     pub fn stage(&self) -> Stage {
         match self {

@@ -138,7 +138,7 @@ impl WorkerThread {
     /// Hands a job over. `false`: the thread is gone.
     pub fn assign(&self, id: JobId, job: Job) -> bool {
         let read = |blob: Blob| self.blobs.get(blob).ok().map(|bytes| (blob.id, bytes));
-        let inputs = blobs_of(&job).into_iter().filter_map(read).collect();
+        let inputs = job.reads().into_iter().filter_map(read).collect();
         self.jobs.send(Assigned { id, job, inputs }).is_ok()
     }
 }
@@ -195,29 +195,6 @@ impl worker::Blobs for Desk {
 
     fn put(&mut self, bytes: Bytes) -> Blob {
         self.blobs.put(bytes, self.kind)
-    }
-}
-
-/// Handles that a job reads.
-fn blobs_of(job: &Job) -> Vec<Blob> {
-    match job {
-        Job::Load { parts, frozen, .. } => parts.iter().chain(frozen).copied().collect(),
-        Job::Create { frozen, .. } => frozen.clone(),
-        Job::Forward { input, .. } | Job::Infer { input, .. } => vec![*input],
-        Job::Loss { input, labels, .. } => vec![*input, *labels],
-        Job::Backward { gradient, .. } => vec![*gradient],
-        Job::RoundPrepare { partner, .. } => vec![partner.tensors],
-        Job::Drop { .. }
-        | Job::DropSum { .. }
-        | Job::Step { .. }
-        | Job::State { .. }
-        | Job::RoundSnapshot { .. }
-        | Job::RoundAdopt { .. }
-        | Job::RoundRollBack { .. }
-        | Job::RoundAlone { .. }
-        | Job::InferClose { .. }
-        | Job::Save { .. }
-        | Job::Remove { .. } => Vec::new(),
     }
 }
 

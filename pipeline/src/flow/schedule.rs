@@ -13,6 +13,9 @@ const DEPTH: usize = 2;
 /// state for a joiner, nor take part in a round.
 const OLDEST_EVERY: u32 = 8;
 
+/// Pieces of generations that are computed together.
+const PIECES_MAX: usize = 64;
+
 /// So many jobs may be asked for after a piece of a generation before it goes first: somebody reads along.
 const INFER_PATIENCE: u64 = 1;
 
@@ -61,6 +64,7 @@ pub enum Purpose {
     Save {
         stage: Stage,
     },
+    /// Of pieces that are computed together, that of the first session.
     Infer {
         stage: Stage,
         session: u64,
@@ -125,17 +129,37 @@ impl Schedule {
     }
 
     fn take_next(&mut self) -> Option<(JobId, Job, Purpose)> {
-        let (urgent, _) = *self.waiting.keys().next()?;
-        let infer = self.waiting.range((Priority::Infer, 0)..=(Priority::Infer, u64::MAX)).next().map(|(key, _)| *key);
+        // Pieces gather while others are computed.
+        let reads = self.running.values().any(|running| matches!(running.purpose, Purpose::Infer { .. }));
+        let mut may = self.waiting.keys().copied().filter(|(priority, _)| !reads || *priority != Priority::Infer);
+        let first = may.clone().next()?;
+        let infer = may.clone().find(|(priority, _)| *priority == Priority::Infer);
         if let Some(key) = infer.filter(|(_, number)| self.next - number > INFER_PATIENCE) {
-            return self.waiting.remove(&key);
+            return self.take(key);
         }
         self.turn = self.turn.wrapping_add(1);
-        if urgent > Priority::Weights && self.turn.is_multiple_of(OLDEST_EVERY) {
-            let oldest = *self.waiting.keys().min_by_key(|(_, number)| *number)?;
-            return self.waiting.remove(&oldest);
+        if first.0 > Priority::Weights && self.turn.is_multiple_of(OLDEST_EVERY) {
+            let oldest = may.by_ref().min_by_key(|(_, number)| *number)?;
+            return self.take(oldest);
         }
-        self.waiting.pop_first().map(|(_, waiting)| waiting)
+        self.take(first)
+    }
+
+    /// A piece of a generation takes all others along that wait for the same stage.
+    fn take(&mut self, key: (Priority, u64)) -> Option<(JobId, Job, Purpose)> {
+        let (id, mut job, purpose) = self.waiting.remove(&key)?;
+        if let Job::Infer { stage, pieces } = &mut job {
+            let range = (Priority::Infer, 0)..=(Priority::Infer, u64::MAX);
+            let same = |(_, (_, job, _)): &(&(Priority, u64), &(JobId, Job, Purpose))| job.stage() == *stage;
+            let keys: Vec<_> =
+                self.waiting.range(range).filter(same).map(|(key, _)| *key).take(PIECES_MAX - pieces.len()).collect();
+            for key in keys {
+                if let Some((_, Job::Infer { pieces: more, .. }, _)) = self.waiting.remove(&key) {
+                    pieces.extend(more);
+                }
+            }
+        }
+        Some((id, job, purpose))
     }
 
     /// What the finished job was for; `None` if there was no such job. The worker does them in the order of handing over.
@@ -182,7 +206,10 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
+    use skein_protocol::Blob;
+
     use super::*;
+    use crate::job::Piece;
 
     #[test]
     fn a_busy_worker_comes_to_every_job() {
@@ -204,6 +231,57 @@ mod tests {
             }
         }
         panic!("never");
+    }
+
+    #[test]
+    fn pieces_that_wait_are_computed_together() {
+        let (mut schedule, mut out) = (Schedule::default(), Outbox::new());
+        let infer = |schedule: &mut Schedule, stage, session| {
+            let piece = Piece { session, position: 0, input: Blob { id: session, len: 4 } };
+            schedule.push(
+                Priority::Infer,
+                Job::Infer { stage, pieces: vec![piece] },
+                Purpose::Infer { stage, session },
+            );
+        };
+        let mut given = |schedule: &mut Schedule| {
+            schedule.dispatch(Instant::ZERO, &mut out, |_, _, _| {});
+            let jobs = std::iter::from_fn(|| out.pop());
+            let pieces = jobs.map(|output| match output {
+                Output::Compute { job, job_spec: Job::Infer { stage, pieces } } => {
+                    (job, stage, pieces.iter().map(|piece| piece.session).collect::<Vec<_>>())
+                }
+                Output::Compute { job, job_spec } => (job, job_spec.stage(), vec![]),
+                other => panic!("{other:?}"),
+            });
+            pieces.collect::<Vec<_>>()
+        };
+        infer(&mut schedule, 0, 1);
+        let first = given(&mut schedule);
+        assert_eq!(first[0].2, [1]);
+        // While it is computed others gather, also behind what trains.
+        for (stage, session) in [(0, 2), (1, 3), (0, 4), (0, 5)] {
+            infer(&mut schedule, stage, session);
+        }
+        schedule.push(Priority::Forward, Job::Drop { stage: 0, keys: vec![] }, Purpose::Forget);
+        assert_eq!(given(&mut schedule).len(), 1, "what trains");
+        assert_eq!(schedule.cancel(|purpose| *purpose == Purpose::Infer { stage: 0, session: 4 }).len(), 1);
+        schedule.done(Instant::ZERO, first[0].0);
+        let second = given(&mut schedule);
+        assert_eq!(
+            second.iter().map(|(_, stage, pieces)| (*stage, &pieces[..])).collect::<Vec<_>>(),
+            [(0, &[2, 5][..])]
+        );
+        schedule.done(Instant::ZERO, second[0].0);
+        assert_eq!(given(&mut schedule)[0].2, [3]);
+        // There is an end to how many.
+        for session in 10..10 + 2 * PIECES_MAX as u64 {
+            infer(&mut schedule, 2, session);
+        }
+        schedule.fenced(Instant::ZERO);
+        let running: Vec<JobId> = schedule.running.keys().copied().collect();
+        running.into_iter().for_each(|job| _ = schedule.done(Instant::ZERO, job));
+        assert_eq!(given(&mut schedule)[0].2.len(), PIECES_MAX);
     }
 
     #[test]

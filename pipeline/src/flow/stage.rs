@@ -550,7 +550,8 @@ pub fn decline(desk: &mut Desk<'_>, to: PeerId, id: MicroBatchId, attempt: &Atte
 /// Releases whatever handles an unwanted answer carries.
 pub fn release_done(desk: &mut Desk<'_>, done: Done) {
     match done {
-        Done::Forwarded { output, .. } | Done::Inferred { output } => desk.release(output),
+        Done::Forwarded { output, .. } => desk.release(output),
+        Done::Inferred { outputs } => desk.release_all(outputs.into_iter().filter_map(|(_, output)| output)),
         Done::Backed { gradient, .. } => desk.release_all(gradient),
         Done::Encoded { blob, .. } => desk.release(blob),
         Done::Ok

@@ -20,7 +20,7 @@ use crate::{
         schedule::{Priority, Purpose},
         stage::release_done,
     },
-    job::{Done, Job},
+    job::{Done, Job, Piece},
     peer::io::Output,
 };
 
@@ -172,20 +172,34 @@ impl Generate {
         served.input = Some(body);
         let (stage, position) = (infer.stage, infer.session.position);
         served.infer = infer;
-        let job = Job::Infer { stage, session: served.local, position, input: body };
-        desk.jobs.push(Priority::Infer, job, Purpose::Infer { stage, session: served.local });
+        let session = served.local;
+        let job = Job::Infer { stage, pieces: vec![Piece { session, position, input: body }] };
+        desk.jobs.push(Priority::Infer, job, Purpose::Infer { stage, session });
     }
 
-    pub fn on_done(&mut self, desk: &mut Desk<'_>, stage: Stage, local: u64, done: Done) {
-        let Some(served) = self.served.values_mut().find(|served| served.local == local) else {
-            return release_done(desk, done);
+    /// The worker has done what it had of a stage: one job at a time.
+    pub fn on_done(&mut self, desk: &mut Desk<'_>, stage: Stage, done: Done) {
+        let outputs = match done {
+            Done::Inferred { outputs } => outputs,
+            done => {
+                release_done(desk, done);
+                let waits = |session| desk.jobs.has(|purpose| *purpose == Purpose::Infer { stage, session });
+                let had = self.served.iter().filter(|((.., at), served)| *at == stage && served.input.is_some());
+                had.map(|(_, served)| served.local).filter(|local| !waits(*local)).map(|local| (local, None)).collect()
+            }
         };
-        if let Some(input) = served.input.take() {
-            desk.out.push(Output::Release { blob: input });
+        for (local, output) in outputs {
+            self.on_piece(desk, stage, local, output);
         }
+    }
+
+    fn on_piece(&mut self, desk: &mut Desk<'_>, stage: Stage, local: u64, output: Option<Blob>) {
+        let Some(served) = self.served.values_mut().find(|served| served.local == local) else {
+            return desk.release_all(output);
+        };
+        desk.release_all(served.input.take());
         let infer = served.infer.clone();
-        let Done::Inferred { output } = done else {
-            release_done(desk, done);
+        let Some(output) = output else {
             return send(desk, infer.session.asker, Frame::Lost(infer.session), None);
         };
         match infer.route.get(usize::from(stage) + 1) {

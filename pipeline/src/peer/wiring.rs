@@ -502,9 +502,9 @@ impl Peer {
             Purpose::Round { stage, ticket } => self.rounds_on_done(now, stage, ticket, done, out),
             Purpose::State { stage, ticket } => self.on_state_encoded(now, stage, ticket, done, out),
             Purpose::Save { stage } => self.on_saved(stage, done, out),
-            Purpose::Infer { stage, session } => {
+            Purpose::Infer { stage, .. } => {
                 let mut desk = desk!(self, now, out);
-                self.generate.on_done(&mut desk, stage, session, done);
+                self.generate.on_done(&mut desk, stage, done);
             }
             Purpose::Forget => {
                 let mut desk = desk!(self, now, out);

@@ -20,8 +20,8 @@ use super::{
     round::Rounds,
 };
 use crate::{
-    exact::{Engine, Lost, StageInput, StageWeights},
-    job::{Coding, Done, Job, Key},
+    exact::{self, Engine, Lost, StageInput, StageWeights},
+    job::{Coding, Done, Job, Key, Piece},
     model::{StageModel, cost, frozen::Frozen, schedule, state::StageState},
 };
 
@@ -224,7 +224,7 @@ impl Hosted {
                 self.rounds.alone(self.engine.params());
                 Ok(Done::Ok)
             }
-            Job::Infer { session, position, input, .. } => self.infer(session, position, input, blobs),
+            Job::Infer { pieces, .. } => Ok(self.infer(&pieces, blobs)),
             Job::InferClose { session, .. } => {
                 self.engine.drop_session(session);
                 Ok(Done::Ok)
@@ -319,14 +319,37 @@ impl Hosted {
         self.engine.readable()?;
         let train = self.engine.state();
         if !full {
-            let train = crate::exact::TrainState { params: train.params, ..Default::default() };
+            let train = exact::TrainState { params: train.params, ..Default::default() };
             return Ok(StageState { version, samples: self.samples, train, ..StageState::default() });
         }
         let (slow, momentum) = self.rounds.tensors();
         Ok(StageState { version, samples: self.samples, train, slow: slow.to_vec(), momentum: momentum.to_vec() })
     }
 
-    fn infer(&mut self, session: u64, position: u32, input: Blob, blobs: &mut dyn Blobs) -> Result<Done, Done> {
+    /// A piece that is none does not keep the others from being computed.
+    fn infer(&mut self, pieces: &[Piece], blobs: &mut dyn Blobs) -> Done {
+        let input = |piece: &Piece| Some((*piece, self.piece(piece.input, blobs).ok()?));
+        let inputs: Vec<(Piece, Input)> = pieces.iter().filter_map(input).collect();
+        let readable: Vec<exact::Piece<'_>> = inputs
+            .iter()
+            .map(|(piece, input)| {
+                let (session, position) = (piece.session, piece.position as usize);
+                exact::Piece { session, position, input: input.as_input() }
+            })
+            .collect();
+        let answers = self.engine.infer_all(&readable);
+        let mut outputs: Vec<(u64, Option<Blob>)> = pieces.iter().map(|piece| (piece.session, None)).collect();
+        for ((piece, _), answer) in inputs.iter().zip(answers) {
+            let of_it = outputs.iter_mut().find(|(session, _)| *session == piece.session);
+            if let (Some((_, output)), Ok(values)) = (of_it, answer) {
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                *output = Some(blobs.put(bytes.into()));
+            }
+        }
+        Done::Inferred { outputs }
+    }
+
+    fn piece(&self, input: Blob, blobs: &dyn Blobs) -> Result<Input, Done> {
         let bytes = bytes_of(input, blobs)?;
         let config = &self.engine.model().config;
         let (words, rest) = bytes.as_chunks::<4>();
@@ -335,16 +358,12 @@ impl Hosted {
         if !rest.is_empty() || words.is_empty() || words.len() % width.max(1) != 0 || tokens > config.context as usize {
             return Err(bad(format!("{} bytes are no piece of a generation", bytes.len())));
         }
-        let output = if self.engine.model().embedding {
-            let ids: Vec<u32> = words.iter().map(|&word| u32::from_le_bytes(word)).collect();
-            self.engine.infer(session, position as usize, StageInput::Tokens(&ids))?
-        } else {
-            let hidden: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
-            codec::gate(&hidden).map_err(bad)?;
-            self.engine.infer(session, position as usize, StageInput::Hidden(&hidden))?
-        };
-        let bytes: Vec<u8> = output.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Ok(Done::Inferred { output: blobs.put(bytes.into()) })
+        if self.engine.model().embedding {
+            return Ok(Input::Tokens(words.iter().map(|&word| u32::from_le_bytes(word)).collect()));
+        }
+        let hidden: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
+        codec::gate(&hidden).map_err(bad)?;
+        Ok(Input::Hidden(hidden))
     }
 
     fn input(&mut self, manifest: &Manifest, input: Blob, blobs: &dyn Blobs) -> Result<Input, Done> {

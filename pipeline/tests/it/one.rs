@@ -8,7 +8,7 @@ use std::{
 
 use skein_pipeline::{
     flow::coding::Costs,
-    job::{Coding, Done, Job},
+    job::{Coding, Done, Job, Piece},
     peer::{
         Peer, PeerConfig,
         io::{Command, Input, Output},
@@ -250,7 +250,10 @@ impl One {
                 version: Version { stage: *stage, own_step: u32::from(root.0[0]), ..Version::default() },
             },
             Job::Save { .. } => Done::Saved { root: Digest([4; 32]), bytes: 1 },
-            Job::Infer { .. } => Done::Inferred { output: self.blob(1024) },
+            Job::Infer { pieces, .. } => {
+                let output = |piece: &Piece| (piece.session, Some(self.blob(1024)));
+                Done::Inferred { outputs: pieces.iter().map(output).collect() }
+            }
             _ => Done::Ok,
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use skein_pipeline::{
     flow::{coding::Costs, held_out::HeldOut},
-    job::{Coding, Done, Job},
+    job::{Coding, Done, Job, Piece},
     peer::{
         Peer, PeerConfig,
         io::{Command, Input, Output},
@@ -392,7 +392,10 @@ impl World {
             Job::RoundSnapshot { .. } => (5, Done::Encoded { blob: self.blob(node, 9 << 10), root: Digest([3; 32]) }),
             Job::RoundPrepare { .. } => (5, Done::Prepared { before: 0.1, after: 0.05 }),
             Job::Save { .. } => (5, Done::Saved { root: Digest([4; 32]), bytes: 1 }),
-            Job::Infer { .. } => (1, Done::Inferred { output: self.blob(node, 1024) }),
+            Job::Infer { pieces, .. } => {
+                let output = |piece: &Piece| (piece.session, Some(self.blob(node, 1024)));
+                (1, Done::Inferred { outputs: pieces.iter().map(output).collect() })
+            }
             _ => (1, Done::Ok),
         };
         let start = self.nodes[node].free.max(self.now);

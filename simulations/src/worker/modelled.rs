@@ -9,7 +9,7 @@ use std::{
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use skein_pipeline::{
-    job::{Coding, Done, Job, Key},
+    job::{Coding, Done, Job, Key, Piece},
     model::cost,
 };
 use skein_protocol::{
@@ -61,7 +61,8 @@ impl Clockwork {
         let flops = cost::stage_flops(&self.manifest, stage) as f64 / self.device.flops;
         let walk = cost::stage_parameters(&self.manifest, stage) as f64 / MEMORY;
         let seconds = match job {
-            Job::Forward { .. } | Job::Infer { .. } => flops / 3.0,
+            Job::Forward { .. } => flops / 3.0,
+            Job::Infer { pieces, .. } => pieces.len() as f64 * flops / 3.0,
             Job::Backward { .. } => flops * 2.0 / 3.0,
             Job::Loss { .. } => flops,
             Job::Step { .. } => 28.0 * walk,
@@ -265,9 +266,10 @@ impl Work for Modelled {
                 Done::Ok
             }
             Job::RoundAlone { .. } | Job::InferClose { .. } => Done::Ok,
-            Job::Infer { .. } => {
+            Job::Infer { pieces, .. } => {
                 let values = if last { vocab } else { u64::from(tokens) * hidden };
-                Done::Inferred { output: store.insert(Payload::plain(values * 4)) }
+                let output = |piece: &Piece| (piece.session, Some(store.insert(Payload::plain(values * 4))));
+                Done::Inferred { outputs: pieces.iter().map(output).collect() }
             }
             Job::Save { version, .. } => {
                 let payload = self.state(version, true);

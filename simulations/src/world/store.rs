@@ -89,7 +89,7 @@ impl Store {
 
     /// Keeps the handles of a job readable until `unpin`.
     pub fn pin(&mut self, job: &Job) {
-        for blob in blobs_of(job) {
+        for blob in job.reads() {
             match self.entries.get_mut(&blob.id) {
                 Some(entry) if entry.owned => entry.pins += 1,
                 _ => self.wrong(format!("a job names handle {:x}, which is not held: {job:?}", blob.id)),
@@ -98,7 +98,7 @@ impl Store {
     }
 
     pub fn unpin(&mut self, job: &Job) {
-        for blob in blobs_of(job) {
+        for blob in job.reads() {
             if let Some(entry) = self.entries.get_mut(&blob.id) {
                 entry.pins = entry.pins.saturating_sub(1);
                 if entry.pins == 0 && !entry.owned {
@@ -129,29 +129,6 @@ impl Store {
     }
 }
 
-/// Handles that a job reads.
-pub fn blobs_of(job: &Job) -> Vec<Blob> {
-    match job {
-        Job::Load { parts, frozen, .. } => parts.iter().chain(frozen).copied().collect(),
-        Job::Create { frozen, .. } => frozen.clone(),
-        Job::Forward { input, .. } | Job::Infer { input, .. } => vec![*input],
-        Job::Loss { input, labels, .. } => vec![*input, *labels],
-        Job::Backward { gradient, .. } => vec![*gradient],
-        Job::RoundPrepare { partner, .. } => vec![partner.tensors],
-        Job::Drop { .. }
-        | Job::DropSum { .. }
-        | Job::Step { .. }
-        | Job::State { .. }
-        | Job::RoundSnapshot { .. }
-        | Job::RoundAdopt { .. }
-        | Job::RoundRollBack { .. }
-        | Job::RoundAlone { .. }
-        | Job::InferClose { .. }
-        | Job::Save { .. }
-        | Job::Remove { .. } => Vec::new(),
-    }
-}
-
 impl Blobs for Store {
     fn get(&self, blob: Blob) -> Option<Bytes> {
         match self.payload(blob)? {
@@ -167,13 +144,22 @@ impl Blobs for Store {
 
 #[cfg(test)]
 mod tests {
+    use skein_pipeline::job::Coding;
+    use skein_protocol::run::Codec;
+
     use super::*;
 
     #[test]
     fn releasing_twice_is_noted_and_a_job_keeps_what_it_reads() {
         let mut store = Store::default();
         let blob = store.insert(Payload::plain(4));
-        let job = Job::Infer { stage: 0, session: 1, position: 0, input: blob };
+        let job = Job::Backward {
+            stage: 0,
+            key: 1,
+            gradient: blob,
+            weight: 1.0,
+            coding: Coding { codec: Codec::F32, zstd: false },
+        };
         store.pin(&job);
         store.release(blob);
         assert!(store.payload(blob).is_some());
