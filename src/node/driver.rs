@@ -223,11 +223,15 @@ impl Driver {
             if let Some(end) = self.end.take() {
                 break end;
             }
-            let wake = self.parts.peer.deadline().map_or(TICK, |(at, _)| at.since(self.parts.clock.now()));
+            let deadlines = self.parts.peer.deadline().map(|(at, _)| at).into_iter().chain(self.sessions.deadline());
+            let wake = deadlines.min().map_or(TICK, |at| at.since(self.parts.clock.now()));
             tokio::select! {
                 biased;
                 _ = tick.tick() => self.on_tick(),
-                () = sleep(wake) => self.turn(None),
+                () = sleep(wake) => {
+                    self.turn(None);
+                    self.go_on_with_sessions();
+                }
                 Some(order) = self.parts.orders.recv() => self.on_order(order),
                 ran = self.parts.ran.recv() => self.on_ran(ran),
                 incarnation = durable(&mut self.incarnating) => self.on_incarnation(incarnation),
@@ -303,9 +307,7 @@ impl Driver {
 
     fn on_tick(&mut self) {
         self.turn(None);
-        for next in self.sessions.on_tick(self.now) {
-            self.go_on(next);
-        }
+        self.go_on_with_sessions();
         self.note_feed();
         if self.now.since(self.shown) >= SHOW {
             self.show();
@@ -430,7 +432,7 @@ impl Driver {
         match order {
             Order::Command(command) => self.turn(Some(Input::Command(command))),
             Order::Generate { ask, reply } => {
-                if let Some(next) = self.sessions.ask(ask, reply) {
+                if let Some(next) = self.sessions.ask(self.now, ask, reply) {
                     self.go_on(next);
                 }
             }
@@ -460,6 +462,12 @@ impl Driver {
         self.go_on_exporting();
     }
 
+    fn go_on_with_sessions(&mut self) {
+        for next in self.sessions.on_tick(self.now) {
+            self.go_on(next);
+        }
+    }
+
     fn go_on(&mut self, next: Next) {
         let begun = match &next {
             Next::Start { session, .. } => Some(*session),
@@ -470,14 +478,17 @@ impl Driver {
         if let Some((session, route)) =
             begun.and_then(|session| Some((session, self.parts.peer.generation_route(session)?.to_vec())))
         {
-            self.sessions.on_route(session, route);
+            if let Some(next) = self.sessions.on_route(session, route) {
+                self.go_on(next);
+            }
         }
     }
 
     pub(super) fn command_of(&mut self, next: Next) -> Command {
         match next {
-            Next::Start { session, tokens } => {
-                Command::Generate { session, tokens: self.parts.blobs.put(bytes_of(&tokens), Kind::Work) }
+            Next::Start { session, tokens, without } => {
+                let tokens = self.parts.blobs.put(bytes_of(&tokens), Kind::Work);
+                Command::Generate { session, tokens, without }
             }
             Next::Go { session, token } => {
                 Command::GenerateNext { session, tokens: self.parts.blobs.put(bytes_of(&[token]), Kind::Work) }

@@ -1,7 +1,9 @@
 //! Text from the live swarm, as far as the asker is concerned: which token comes next, when a session ends, and what happens when
 //! a replica of it is lost.
 //!
-//! In: prompts, logits. Out: commands to the peer, tokens to whoever asked. A lost session is replayed from its tokens so far.
+//! In: prompts, logits. Out: commands to the peer, tokens to whoever asked. A lost session is replayed from its tokens so far. One
+//! whose next token is late is replayed elsewhere beside it, before anybody knows whether its replicas are dead or only slow: what
+//! comes first counts.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,6 +16,12 @@ pub use crate::talk::{Sampler, Sampling};
 const REPLAYS_MAX: u32 = 8;
 /// The first replay waits this long, the second twice as long, and so on: the route must learn who is left.
 const REPLAY_AFTER: Duration = Duration::from_millis(300);
+
+/// A token is late after this, or after so many times as long as tokens took so far.
+const LATE_MIN: Duration = Duration::from_millis(400);
+const LATE: u32 = 6;
+/// Each time that the late one came first after all, it gets twice as long, so often.
+const DOUBLED_MAX: u32 = 6;
 
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -49,10 +57,11 @@ pub enum Why {
 /// What the driver does next for a session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
-    /// A new session of the peer's with all of these tokens.
+    /// A new session of the peer's with all of these tokens, by others than these where there are others.
     Start {
         session: u64,
         tokens: Vec<u32>,
+        without: Vec<PeerId>,
     },
     /// One more token of a session.
     Go {
@@ -71,11 +80,43 @@ struct Session {
     stop: Vec<u32>,
     replays: u32,
     reply: mpsc::UnboundedSender<Said>,
+    /// Who computes it.
+    route: Vec<PeerId>,
+    /// Since when its next token is awaited.
+    since: Instant,
+    /// That is the first of this session of the peer's, for which all tokens are read.
+    begins: bool,
+    /// How long tokens take that are not the first.
+    usual: Option<Duration>,
+    /// How often a late token came first after all.
+    doubled: u32,
+    rival: Rival,
+}
+
+/// The session that was started beside a late one.
+#[derive(Debug, Default)]
+enum Rival {
+    #[default]
+    None,
+    /// By these.
+    Under { number: u64, route: Vec<PeerId> },
+    /// It was lost: this token is awaited as it is.
+    Lost,
+}
+
+impl Session {
+    /// When another is started beside it.
+    fn late(&self) -> Option<Instant> {
+        let usual = self.usual.filter(|_| !self.begins && matches!(self.rival, Rival::None))?;
+        Some(self.since + (usual * LATE).max(LATE_MIN) * (1 << self.doubled.min(DOUBLED_MAX)))
+    }
 }
 
 /// All sessions that were asked for here.
 pub struct Sessions {
     open: BTreeMap<u64, Session>,
+    /// Beside which session each was started.
+    rivals: BTreeMap<u64, u64>,
     /// Lost ones, and when they are replayed.
     lost: Vec<(Instant, Session)>,
     next: u64,
@@ -85,7 +126,7 @@ pub struct Sessions {
 impl Sessions {
     /// `context`: tokens that the model can read.
     pub fn new(context: usize) -> Self {
-        Sessions { open: BTreeMap::new(), lost: Vec::new(), next: 0, context }
+        Sessions { open: BTreeMap::new(), rivals: BTreeMap::new(), lost: Vec::new(), next: 0, context }
     }
 
     pub fn len(&self) -> usize {
@@ -96,7 +137,7 @@ impl Sessions {
         self.len() == 0
     }
 
-    pub fn ask(&mut self, ask: Ask, reply: mpsc::UnboundedSender<Said>) -> Option<Next> {
+    pub fn ask(&mut self, now: Instant, ask: Ask, reply: mpsc::UnboundedSender<Said>) -> Option<Next> {
         let end = |why| {
             let _ = reply.send(Said::Ended(why));
             None
@@ -115,34 +156,92 @@ impl Sessions {
             stop: ask.stop,
             replays: 0,
             reply,
+            route: Vec::new(),
+            since: now,
+            begins: true,
+            usual: None,
+            doubled: 0,
+            rival: Rival::None,
         };
-        Some(self.start(session))
+        Some(self.start(now, session))
     }
 
     /// The peer has chosen who computes a session.
-    pub fn on_route(&mut self, number: u64, route: Vec<PeerId>) {
-        if let Some(session) = self.open.get(&number) {
+    pub fn on_route(&mut self, number: u64, route: Vec<PeerId>) -> Option<Next> {
+        if let Some(session) = self.open.get_mut(&number) {
+            session.route = route.clone();
             // Whoever asked may be gone: the next token shows.
             let _ = session.reply.send(Said::Route(route));
+            return None;
         }
+        let session = self.rivals.get(&number).and_then(|beside| self.open.get_mut(beside))?;
+        if session.route != route {
+            session.rival = Rival::Under { number, route };
+            return None;
+        }
+        // There is nobody else: the late one gets more time.
+        self.rivals.remove(&number);
+        session.rival = Rival::Lost;
+        session.doubled += 1;
+        Some(Next::Close { session: number })
     }
 
-    fn start(&mut self, session: Session) -> Next {
+    fn start(&mut self, now: Instant, mut session: Session) -> Next {
         self.next += 1;
-        let tokens = session.tokens.clone();
+        (session.since, session.begins, session.rival) = (now, true, Rival::None);
+        // Not by those who lost it, as far as there are others.
+        let (tokens, without) = (session.tokens.clone(), std::mem::take(&mut session.route));
         self.open.insert(self.next, session);
-        Next::Start { session: self.next, tokens }
+        Next::Start { session: self.next, tokens, without }
+    }
+
+    /// What was started beside a late session is the session from now on.
+    fn take_over(&mut self, rival: u64, mut session: Session) -> Session {
+        self.rivals.remove(&rival);
+        if let Rival::Under { route, .. } = std::mem::take(&mut session.rival) {
+            session.route = route.clone();
+            let _ = session.reply.send(Said::Replayed);
+            let _ = session.reply.send(Said::Route(route));
+        }
+        session.begins = true;
+        session
     }
 
     /// Logits of the last position, or the news that the session is lost. What to do follows.
-    pub fn on_logits(&mut self, now: Instant, number: u64, logits: Option<&[f32]>) -> Option<Next> {
-        let Some(mut session) = self.open.remove(&number) else {
-            return logits.map(|_| Next::Close { session: number });
+    pub fn on_logits(&mut self, now: Instant, number: u64, logits: Option<&[f32]>) -> Vec<Next> {
+        let mut next = Vec::new();
+        let mut session = match (self.rivals.get(&number).copied(), logits) {
+            (Some(late), Some(_)) => {
+                let Some(session) = self.open.remove(&late) else { return vec![Next::Close { session: number }] };
+                next.push(Next::Close { session: late });
+                self.take_over(number, session)
+            }
+            (Some(late), None) => {
+                self.rivals.remove(&number);
+                if let Some(session) = self.open.get_mut(&late) {
+                    session.rival = Rival::Lost;
+                }
+                return next;
+            }
+            (None, _) => match self.open.remove(&number) {
+                Some(session) => session,
+                None => return logits.map(|_| Next::Close { session: number }).into_iter().collect(),
+            },
         };
         let Some(logits) = logits else {
             self.lose(now, session);
-            return None;
+            return next;
         };
+        if let Rival::Under { number: rival, .. } = std::mem::take(&mut session.rival) {
+            self.rivals.remove(&rival);
+            next.push(Next::Close { session: rival });
+            session.doubled += 1;
+        }
+        if !session.begins {
+            let took = now.since(session.since);
+            session.usual = Some(session.usual.map_or(took, |usual| (usual * 7 + took) / 8));
+        }
+        (session.since, session.begins) = (now, false);
         let token = session.sampler.draw(logits);
         session.left -= 1;
         session.tokens.push(token);
@@ -160,14 +259,21 @@ impl Sessions {
             let _ = session.reply.send(Said::Ended(why));
         }
         if ended.is_some() || !heard {
-            return Some(Next::Close { session: number });
+            next.push(Next::Close { session: number });
+            return next;
         }
         self.open.insert(number, session);
-        Some(Next::Go { session: number, token })
+        next.push(Next::Go { session: number, token });
+        next
     }
 
     fn lose(&mut self, now: Instant, mut session: Session) {
         session.replays += 1;
+        if let Rival::Under { number, .. } = session.rival {
+            let session = self.take_over(number, session);
+            self.open.insert(number, session);
+            return;
+        }
         if session.replays > REPLAYS_MAX {
             let _ = session.reply.send(Said::Ended(Why::NoReplica));
         } else {
@@ -175,11 +281,28 @@ impl Sessions {
         }
     }
 
-    /// Sessions whose replay is due.
+    /// When there is something to do though nothing is heard.
+    pub fn deadline(&self) -> Option<Instant> {
+        let replays = self.lost.iter().map(|(at, _)| *at);
+        self.open.values().filter_map(Session::late).chain(replays).min()
+    }
+
+    /// Sessions whose replay is due, and what is started beside late ones.
     pub fn on_tick(&mut self, now: Instant) -> Vec<Next> {
         let due = self.lost.extract_if(.., |(at, _)| *at <= now).collect::<Vec<_>>();
         let heard = due.into_iter().filter(|(_, session)| session.reply.send(Said::Replayed).is_ok());
-        heard.collect::<Vec<_>>().into_iter().map(|(_, session)| self.start(session)).collect()
+        let replayed = heard.collect::<Vec<_>>();
+        let mut next: Vec<Next> = replayed.into_iter().map(|(_, session)| self.start(now, session)).collect();
+        for (late, session) in &mut self.open {
+            if session.late().is_some_and(|at| at <= now) {
+                self.next += 1;
+                self.rivals.insert(self.next, *late);
+                session.rival = Rival::Under { number: self.next, route: Vec::new() };
+                let (tokens, without) = (session.tokens.clone(), session.route.clone());
+                next.push(Next::Start { session: self.next, tokens, without });
+            }
+        }
+        next
     }
 }
 
@@ -209,14 +332,90 @@ mod tests {
         (0..10).map(|i| if i == token { 1.0 } else { 0.0 }).collect()
     }
 
+    fn start_of(session: u64, tokens: &[u32], without: &[u8]) -> Next {
+        Next::Start { session, tokens: tokens.to_vec(), without: peers(without) }
+    }
+
+    fn peers(of: &[u8]) -> Vec<PeerId> {
+        of.iter().map(|of| PeerId([*of; 32])).collect()
+    }
+
+    fn at(ms: u64) -> Instant {
+        Instant(1) + Duration::from_millis(ms)
+    }
+
+    /// A session by 1 and 2 that has said two tokens, 20 ms each, and is late with its third.
+    fn late() -> (Sessions, mpsc::UnboundedReceiver<Said>) {
+        let mut sessions = Sessions::new(100);
+        let (reply, said) = mpsc::unbounded_channel();
+        sessions.ask(at(0), ask(&[1], 5), reply);
+        assert_eq!(sessions.on_route(1, peers(&[1, 2])), None);
+        sessions.on_logits(at(100), 1, Some(&wants(5)));
+        assert_eq!(sessions.deadline(), None, "nobody knows yet what is late");
+        sessions.on_logits(at(120), 1, Some(&wants(6)));
+        assert_eq!(sessions.deadline(), Some(at(120) + LATE_MIN));
+        assert_eq!(sessions.on_tick(at(500)), []);
+        assert_eq!(sessions.on_tick(at(520)), [start_of(2, &[1, 5, 6], &[1, 2])]);
+        assert_eq!(sessions.on_tick(at(2000)), [], "one at a time");
+        (sessions, said)
+    }
+
+    #[test]
+    fn a_late_token_may_come_from_others_first() {
+        for is_lost_before in [false, true] {
+            let (mut sessions, mut said) = late();
+            assert_eq!(sessions.on_route(2, peers(&[1, 3])), None);
+            if is_lost_before {
+                assert_eq!(sessions.on_logits(at(530), 1, None), []);
+                assert_eq!(sessions.on_tick(at(5000)), [], "it goes on already");
+            }
+            let next = sessions.on_logits(at(540), 2, Some(&wants(7)));
+            let go = Next::Go { session: 2, token: 7 };
+            assert_eq!(next, if is_lost_before { vec![go] } else { vec![Next::Close { session: 1 }, go] });
+            let told = [Said::Replayed, Said::Route(peers(&[1, 3])), Said::Token(7)];
+            assert_eq!(all(&mut said)[3..], told);
+            // What the late one says now is nobody's, and the new one may be late in its turn.
+            assert_eq!(sessions.on_logits(at(545), 1, Some(&wants(8))), [Next::Close { session: 1 }]);
+            assert_eq!(sessions.on_tick(at(541) + LATE_MIN), [start_of(3, &[1, 5, 6, 7], &[1, 3])]);
+            assert_eq!((sessions.len(), sessions.rivals.len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_late_token_that_comes_after_all_ends_what_was_started_beside_it() {
+        let (mut sessions, mut said) = late();
+        sessions.on_route(2, peers(&[3, 4]));
+        let next = sessions.on_logits(at(540), 1, Some(&wants(7)));
+        assert_eq!(next, [Next::Close { session: 2 }, Next::Go { session: 1, token: 7 }]);
+        assert_eq!(sessions.on_logits(at(541), 2, Some(&wants(8))), [Next::Close { session: 2 }]);
+        assert!(!all(&mut said).contains(&Said::Replayed));
+        // It gets more time from now on, and took longer than before.
+        let usual = (Duration::from_millis(20) * 7 + Duration::from_millis(420)) / 8;
+        assert_eq!(sessions.deadline(), Some(at(540) + (usual * LATE).max(LATE_MIN) * 2));
+    }
+
+    #[test]
+    fn nothing_is_started_beside_a_late_token_where_there_is_nobody_else() {
+        for lost in [false, true] {
+            let (mut sessions, _said) = late();
+            match lost {
+                false => assert_eq!(sessions.on_route(2, peers(&[1, 2])), Some(Next::Close { session: 2 })),
+                true => assert_eq!(sessions.on_logits(at(521), 2, None), []),
+            }
+            assert_eq!((sessions.deadline(), sessions.rivals.len()), (None, 0));
+            assert_eq!(sessions.on_logits(at(900), 1, Some(&wants(7))), [Next::Go { session: 1, token: 7 }]);
+            assert!(sessions.deadline().is_some());
+        }
+    }
+
     #[test]
     fn a_session_goes_token_by_token_and_ends_at_its_length() {
         let mut sessions = Sessions::new(100);
         let (reply, mut said) = mpsc::unbounded_channel();
-        let start = sessions.ask(ask(&[1, 2], 2), reply);
-        assert_eq!(start, Some(Next::Start { session: 1, tokens: vec![1, 2] }));
-        assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(5))), Some(Next::Go { session: 1, token: 5 }));
-        assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(6))), Some(Next::Close { session: 1 }));
+        let start = sessions.ask(Instant(1), ask(&[1, 2], 2), reply);
+        assert_eq!(start, Some(start_of(1, &[1, 2], &[])));
+        assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(5))), [Next::Go { session: 1, token: 5 }]);
+        assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(6))), [Next::Close { session: 1 }]);
         assert_eq!(all(&mut said), [Said::Token(5), Said::Token(6), Said::Ended(Why::Length)]);
         assert!(sessions.is_empty());
     }
@@ -225,12 +424,12 @@ mod tests {
     fn a_lost_session_is_replayed_with_its_tokens_and_given_up_in_the_end() {
         let mut sessions = Sessions::new(100);
         let (reply, mut said) = mpsc::unbounded_channel();
-        sessions.ask(ask(&[1], 5), reply);
+        sessions.ask(Instant(1), ask(&[1], 5), reply);
         sessions.on_logits(Instant(1), 1, Some(&wants(5)));
-        assert_eq!(sessions.on_logits(Instant(1), 1, None), None);
+        assert_eq!(sessions.on_logits(Instant(1), 1, None), []);
         assert_eq!(sessions.on_tick(Instant(1)), [], "not at once");
         let mut now = Instant(1) + REPLAY_AFTER;
-        assert_eq!(sessions.on_tick(now), [Next::Start { session: 2, tokens: vec![1, 5] }]);
+        assert_eq!(sessions.on_tick(now), [start_of(2, &[1, 5], &[])]);
         for session in 2..=u64::from(REPLAYS_MAX) {
             sessions.on_logits(now, session, None);
             now += Duration::from_secs(10);
@@ -247,11 +446,11 @@ mod tests {
     fn the_stop_token_and_the_context_end_it_too() {
         let mut sessions = Sessions::new(3);
         let (reply, mut said) = mpsc::unbounded_channel();
-        sessions.ask(ask(&[1], 50), reply.clone());
+        sessions.ask(Instant(1), ask(&[1], 50), reply.clone());
         sessions.on_logits(Instant(1), 1, Some(&wants(9)));
-        sessions.ask(ask(&[1, 1], 50), reply.clone());
+        sessions.ask(Instant(1), ask(&[1, 1], 50), reply.clone());
         sessions.on_logits(Instant(1), 2, Some(&wants(5)));
-        assert_eq!(sessions.ask(ask(&[1; 4], 50), reply), None);
+        assert_eq!(sessions.ask(Instant(1), ask(&[1; 4], 50), reply), None);
         let ends: Vec<Said> = all(&mut said).into_iter().filter(|said| matches!(said, Said::Ended(_))).collect();
         assert_eq!(ends, [Said::Ended(Why::Stop), Said::Ended(Why::Context), Said::Ended(Why::Context)]);
     }
@@ -260,8 +459,8 @@ mod tests {
     fn an_asker_that_left_costs_nothing_more() {
         let mut sessions = Sessions::new(100);
         let (reply, said) = mpsc::unbounded_channel();
-        sessions.ask(ask(&[1], 5), reply);
+        sessions.ask(Instant(1), ask(&[1], 5), reply);
         drop(said);
-        assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(5))), Some(Next::Close { session: 1 }));
+        assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(5))), [Next::Close { session: 1 }]);
     }
 }

@@ -14,6 +14,8 @@ use skein_protocol::{
     },
 };
 
+#[cfg(doc)]
+use crate::peer::io::Command;
 use crate::{
     flow::{
         Desk,
@@ -60,9 +62,13 @@ fn send(desk: &mut Desk<'_>, to: PeerId, frame: Frame, body: Option<Blob>) {
 }
 
 impl Generate {
-    /// Starts a session with its prompt. `last` is the last stage of the run.
-    pub fn start(&mut self, desk: &mut Desk<'_>, number: u64, tokens: Blob, last: Stage) {
-        let route: Option<Vec<PeerId>> = (0..=last).map(|stage| desk.route.choose(stage, None, &[])).collect();
+    /// Starts a session with its prompt. `last` is the last stage of the run. `without`: see [`Command::Generate`].
+    pub fn start(&mut self, desk: &mut Desk<'_>, number: u64, tokens: Blob, last: Stage, without: &[PeerId]) {
+        let mut choose = |stage| {
+            let other = desk.route.choose(stage, None, without);
+            other.or_else(|| desk.route.choose(stage, None, &[]))
+        };
+        let route: Option<Vec<PeerId>> = (0..=last).map(&mut choose).collect();
         match route {
             None => {
                 desk.release(tokens);

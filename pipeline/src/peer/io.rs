@@ -123,6 +123,8 @@ pub enum Command {
     Generate {
         session: u64,
         tokens: Blob,
+        /// Who is not to compute it, where others may.
+        without: Vec<PeerId>,
     },
     /// The next token of a session.
     GenerateNext {

@@ -735,10 +735,10 @@ impl Peer {
             Command::Export { request } => self.start_export(now, request, out),
             Command::ExportNext { request } => self.export_next(now, request, out),
             Command::ExportEnd { request } => self.end_export(now, request, out),
-            Command::Generate { session, tokens } => {
+            Command::Generate { session, tokens, without } => {
                 let last = self.rules.last;
                 let mut desk = desk!(self, now, out);
-                self.generate.start(&mut desk, session, tokens, last);
+                self.generate.start(&mut desk, session, tokens, last, &without);
             }
             Command::GenerateNext { session, tokens } => {
                 let mut desk = desk!(self, now, out);

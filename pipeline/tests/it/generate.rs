@@ -63,7 +63,7 @@ fn asker() -> One {
     one.offers(3, 0, State::Serving, 0, 0);
     one.offers(4, 1, State::Serving, 0, 0);
     one.held.insert(900, 16);
-    one.command(Command::Generate { session: 1, tokens: Blob { id: 900, len: 16 } });
+    one.command(Command::Generate { session: 1, tokens: Blob { id: 900, len: 16 }, without: vec![] });
     assert!(one.said_to(3).any(|frame| matches!(frame, Frame::Generate(generate::Frame::Infer(_)))));
     one
 }
