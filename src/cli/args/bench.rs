@@ -77,6 +77,12 @@ pub struct BenchGenerate {
     /// Texts at the same time
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub clients: u32,
+    /// Also through a swarm on this machine, of so many stages that are processes of their own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub stages: Option<u16>,
+    /// Processes of each stage; with 2, one of each is killed while it answers
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub replicas: u16,
     /// A Python that has torch and transformers: the same model there, right after
     #[arg(long, value_name = "PYTHON")]
     pub torch: Option<PathBuf>,
@@ -213,9 +219,14 @@ pub struct BenchAverage {
 
 #[derive(Clone, Debug, Args)]
 pub struct BenchSwarm {
-    /// Size of the model
-    #[arg(long, default_value = "tiny", value_name = "NAME")]
-    pub preset: String,
+    #[command(flatten)]
+    pub shape: BenchShape,
+    /// Train adapters of this rank beside a frozen model, instead of all weights
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub lora_rank: Option<u32>,
+    /// Of what stands beside the adapters: as-is, bf16, int8 or int4
+    #[arg(long, default_value = "as-is", value_name = "PRECISION", requires = "lora_rank", value_parser = base_precision)]
+    pub base_precision: BasePrecision,
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub peers: u16,
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]

@@ -188,6 +188,7 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
         threads: 1,
         watched: false,
         behind: Vec::new(),
+        shelf: Vec::new(),
         seed: args.seed,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

@@ -14,7 +14,7 @@ use skein_pipeline::{
     compute::{Device, OnDevice},
     peer::io::Command,
 };
-use skein_protocol::Manifest;
+use skein_protocol::{Manifest, hash::Digest};
 use tokio::{sync::watch, time::timeout};
 
 pub use self::children::{Given, Serving, Task};
@@ -56,6 +56,8 @@ pub struct Start<'a> {
     pub watched: bool,
     /// Where each listens and others reach it, the owner first, if that is not the same.
     pub behind: Vec<Behind>,
+    /// What the manifest names by its hash: the owner has it.
+    pub shelf: Vec<(Digest, Vec<u8>)>,
     pub seed: u64,
 }
 
@@ -84,6 +86,9 @@ impl LocalSwarm {
         let home = Home::at(&what.homes.join("owner"));
         let mut manifest = what.manifest;
         let key = home.identity()?.key;
+        for (blob, bytes) in &what.shelf {
+            home.shelf().put(*blob, &[bytes])?;
+        }
         manifest.run.owner = key.peer();
         let (_, signed) = signed::sign(&manifest, &key);
         let data = Data { corpus: what.corpus, epochs: None, held_out: None };

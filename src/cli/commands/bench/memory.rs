@@ -120,6 +120,7 @@ async fn measure(manifest: &Manifest, rounds: u64, context: &Context) -> Result<
         threads: 1,
         watched: true,
         behind: Vec::new(),
+        shelf: Vec::new(),
         seed: 1,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

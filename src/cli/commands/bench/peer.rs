@@ -103,6 +103,7 @@ async fn starts(count: u16, context: &Context) -> Result<(Vec<f64>, u64), Report
         threads: 1,
         watched: false,
         behind: Vec::new(),
+        shelf: Vec::new(),
         seed: 1,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

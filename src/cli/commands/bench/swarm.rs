@@ -10,22 +10,26 @@ use std::{
 };
 
 use serde::Serialize;
-use skein_pipeline::{peer::io::Command, plan::partition};
+use skein_pipeline::{
+    model::{StageModel, frozen, init},
+    peer::io::Command,
+    plan::partition,
+};
 use skein_protocol::{
     Manifest,
     event::{Event, Record},
-    run::preset::preset,
+    hash::{self, Digest},
+    run::{Lora, Method, Weights},
 };
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     time::timeout,
 };
 
-use super::{other, quantile, scratch};
+use super::{other, quantile, scratch, shape};
 use crate::{
     cli::{
         args::BenchSwarm,
-        commands::train::no_preset,
         context::Context,
         failure::{Failure, Report},
         local::{LocalSwarm, Start},
@@ -45,7 +49,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Serialize)]
 struct Measured {
-    preset: String,
+    model: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lora_rank: Option<u32>,
     peers: u16,
     stages: u16,
     threads_each: u16,
@@ -101,7 +107,8 @@ pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
     }
     let median = |values: &[f64]| quantile(&mut values.to_vec(), 0.5).unwrap_or(0.0);
     let measured = Measured {
-        preset: args.preset.clone(),
+        model: shape::name(&args.shape, &split.0),
+        lora_rank: args.lora_rank,
         peers: args.peers,
         stages: args.stages,
         threads_each: threads,
@@ -122,7 +129,10 @@ pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
     let columns = ["MODEL", "PEERS", "STAGES", "THREADS EACH", "SWARM", "ONE PROCESS", "EFFICIENCY", "SENT A STEP"];
     let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
     table.row(vec![
-        measured.preset,
+        match measured.lora_rank {
+            Some(rank) => format!("{}, LoRA rank {rank}", measured.model),
+            None => measured.model,
+        },
         measured.peers.to_string(),
         measured.stages.to_string(),
         threads.to_string(),
@@ -135,14 +145,31 @@ pub fn run(args: &BenchSwarm, context: &Context) -> Result<u8, Report> {
     Ok(0)
 }
 
-fn manifest(args: &BenchSwarm, stages: u16) -> Result<Manifest, Report> {
-    let mut manifest = preset(&args.preset).ok_or_else(|| no_preset(&args.preset))?;
+/// A manifest, and what it names by its hash.
+type Run = (Manifest, Vec<(Digest, Vec<u8>)>);
+
+fn manifest(args: &BenchSwarm, stages: u16) -> Result<Run, Report> {
+    let mut manifest = shape::manifest(&args.shape)?;
     manifest.stages.count = stages;
     manifest.stages.split = partition::of(&manifest, stages).ok_or_else(|| {
         let message = format!("--stages {stages}: the model has {} layers", manifest.model.config.layers);
         Report::from(Failure::Usage { message })
     })?;
-    Ok(manifest)
+    let mut shelf = Vec::new();
+    if let Some(rank) = args.lora_rank {
+        let targets = ["q", "k", "v", "o"].map(str::to_string).to_vec();
+        let lora = Lora { rank, alpha: 2 * rank, targets, dropout_percent: 0, base: args.base_precision };
+        (manifest.train.method, manifest.train.lora) = (Method::Lora, Some(lora));
+        for stage in 0..stages {
+            let model = StageModel::of(&manifest, stage).map_err(other)?;
+            let Some(beside) = model.frozen() else { continue };
+            let bytes = frozen::encode(beside, &init::initial(beside, SEED), args.base_precision);
+            shelf.push((hash::blob(&[&bytes]), bytes));
+        }
+        let stages = shelf.iter().map(|(blob, _)| *blob).collect();
+        manifest.model.weights = Weights::Blob { blob: Digest::default(), sources: Vec::new(), stages };
+    }
+    Ok((manifest, shelf))
 }
 
 /// Who trains: so many peers in processes of their own, or (0) this process alone.
@@ -155,7 +182,7 @@ struct Members {
 
 /// Tokens a second, and bytes that the peers sent each other for one step.
 async fn tokens_per_s(
-    manifest: &Manifest,
+    (manifest, shelf): &Run,
     members: Members,
     length: Duration,
     corpus: &Arc<Corpus>,
@@ -173,6 +200,7 @@ async fn tokens_per_s(
         threads: members.threads,
         watched: false,
         behind: Vec::new(),
+        shelf: shelf.clone(),
         seed: SEED,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

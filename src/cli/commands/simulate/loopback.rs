@@ -192,6 +192,7 @@ async fn real(manifest: &Manifest, topology: &Topology, churn: Churn, context: &
         threads: 1,
         watched: false,
         behind,
+        shelf: Vec::new(),
         seed: SEED,
     };
     let mut swarm = LocalSwarm::start(start, context).await?;

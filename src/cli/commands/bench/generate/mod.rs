@@ -1,6 +1,8 @@
 //! `skein bench generate`: how fast a model reads a prompt and answers it, alone and with many readers at once, in one process. In:
 //! sizes, numbers of tokens. Out: tokens a second.
 
+mod swarm;
+
 use std::{path::Path, time::Instant};
 
 use serde::Serialize;
@@ -14,6 +16,7 @@ use skein_protocol::{
     run::{Arithmetic, Recompute},
 };
 
+use self::swarm::Through;
 use super::{millis, other, shape, torch};
 use crate::{
     cli::{
@@ -42,6 +45,8 @@ struct Measured {
     peak_rss_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     beside: Option<Beside>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    swarm: Option<Through>,
 }
 
 /// The same model in another library, measured right after ours; ours of theirs in percent.
@@ -90,11 +95,15 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
         clients_tokens_per_s: together,
         peak_rss_bytes: memory::resident().map(|(_, most)| most),
         beside: None,
+        swarm: None,
     };
     let measured = match &args.torch {
         Some(python) => Measured { beside: Some(beside(python, args, &manifest, &measured)?), ..measured },
         None => measured,
     };
+    drop(engine);
+    let through = args.stages.map(|stages| swarm::measure(args, manifest, stages, context)).transpose()?;
+    let measured = Measured { swarm: through, ..measured };
     if context.out.style().json {
         context.out.document("bench", &measured);
         return Ok(0);
@@ -122,6 +131,9 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
     row.extend(of.iter().flat_map(|(_, of)| of.iter().cloned()));
     table.row(row);
     context.out.table(&table);
+    if let Some(through) = &measured.swarm {
+        context.out.table(&through.table());
+    }
     if let Some((theirs, _)) = of {
         context.out.note(&theirs);
     }
