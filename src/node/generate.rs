@@ -10,7 +10,8 @@ use std::{collections::BTreeMap, time::Duration};
 use skein_protocol::{Instant, PeerId};
 use tokio::sync::mpsc;
 
-pub use crate::talk::{Sampler, Sampling};
+use crate::talk::sampler;
+pub use crate::talk::{Sampler, Sampling, Taste};
 
 /// A session that was lost this often is given up.
 const REPLAYS_MAX: u32 = 8;
@@ -29,8 +30,29 @@ pub struct Ask {
     pub prompt: Vec<u32>,
     pub tokens_max: u32,
     pub sampling: Sampling,
+    pub taste: Taste,
     /// Tokens after which nothing is drawn.
     pub stop: Vec<u32>,
+    /// Only the first so many are drawn: a vocabulary may be padded.
+    pub vocabulary: usize,
+    /// With each token its probability, and so many of the likeliest instead.
+    pub logprobs: Option<u8>,
+}
+
+impl Ask {
+    /// Everything as it usually is.
+    pub fn new(prompt: Vec<u32>, tokens_max: u32, sampling: Sampling) -> Self {
+        let (taste, stop, vocabulary) = (Taste::default(), Vec::new(), usize::MAX);
+        Ask { prompt, tokens_max, sampling, taste, stop, vocabulary, logprobs: None }
+    }
+}
+
+/// The natural logarithms of probabilities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Odds {
+    pub this: f32,
+    /// The likeliest, the first first.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// What the asker hears.
@@ -38,7 +60,8 @@ pub struct Ask {
 pub enum Said {
     /// Who computes from here on, one peer a stage.
     Route(Vec<PeerId>),
-    Token(u32),
+    /// The odds where they were asked for.
+    Token(u32, Option<Odds>),
     /// A replica was lost: the text so far was read again by others, whose weights may differ a little.
     Replayed,
     Ended(Why),
@@ -78,6 +101,8 @@ struct Session {
     left: u32,
     sampler: Sampler,
     stop: Vec<u32>,
+    vocabulary: usize,
+    logprobs: Option<u8>,
     replays: u32,
     reply: mpsc::UnboundedSender<Said>,
     /// Who computes it.
@@ -152,8 +177,10 @@ impl Sessions {
         let session = Session {
             tokens: ask.prompt,
             left: ask.tokens_max,
-            sampler: Sampler::new(ask.sampling),
+            sampler: Sampler::with(ask.sampling, ask.taste),
             stop: ask.stop,
+            vocabulary: ask.vocabulary,
+            logprobs: ask.logprobs,
             replays: 0,
             reply,
             route: Vec::new(),
@@ -242,10 +269,15 @@ impl Sessions {
             session.usual = Some(session.usual.map_or(took, |usual| (usual * 7 + took) / 8));
         }
         (session.since, session.begins) = (now, false);
+        let logits = &logits[..logits.len().min(session.vocabulary)];
         let token = session.sampler.draw(logits);
+        let odds = session.logprobs.map(|top| {
+            let (this, top) = sampler::logprobs(logits, token, top.into());
+            Odds { this, top }
+        });
         session.left -= 1;
         session.tokens.push(token);
-        let heard = session.reply.send(Said::Token(token)).is_ok();
+        let heard = session.reply.send(Said::Token(token, odds)).is_ok();
         let ended = if session.stop.contains(&token) {
             Some(Why::Stop)
         } else if session.left == 0 {
@@ -320,7 +352,7 @@ mod tests {
 
     fn ask(prompt: &[u32], tokens_max: u32) -> Ask {
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 1 };
-        Ask { prompt: prompt.to_vec(), tokens_max, sampling, stop: vec![9] }
+        Ask { stop: vec![9], ..Ask::new(prompt.to_vec(), tokens_max, sampling) }
     }
 
     fn all(reply: &mut mpsc::UnboundedReceiver<Said>) -> Vec<Said> {
@@ -372,7 +404,7 @@ mod tests {
             let next = sessions.on_logits(at(540), 2, Some(&wants(7)));
             let go = Next::Go { session: 2, token: 7 };
             assert_eq!(next, if is_lost_before { vec![go] } else { vec![Next::Close { session: 1 }, go] });
-            let told = [Said::Replayed, Said::Route(peers(&[1, 3])), Said::Token(7)];
+            let told = [Said::Replayed, Said::Route(peers(&[1, 3])), Said::Token(7, None)];
             assert_eq!(all(&mut said)[3..], told);
             // What the late one says now is nobody's, and the new one may be late in its turn.
             assert_eq!(sessions.on_logits(at(545), 1, Some(&wants(8))), [Next::Close { session: 1 }]);
@@ -416,7 +448,7 @@ mod tests {
         assert_eq!(start, Some(start_of(1, &[1, 2], &[])));
         assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(5))), [Next::Go { session: 1, token: 5 }]);
         assert_eq!(sessions.on_logits(Instant(1), 1, Some(&wants(6))), [Next::Close { session: 1 }]);
-        assert_eq!(all(&mut said), [Said::Token(5), Said::Token(6), Said::Ended(Why::Length)]);
+        assert_eq!(all(&mut said), [Said::Token(5, None), Said::Token(6, None), Said::Ended(Why::Length)]);
         assert!(sessions.is_empty());
     }
 
@@ -438,8 +470,24 @@ mod tests {
         sessions.on_logits(now, u64::from(REPLAYS_MAX) + 1, None);
         assert!(sessions.is_empty());
         let said = all(&mut said);
-        assert_eq!(said[..2], [Said::Token(5), Said::Replayed]);
+        assert_eq!(said[..2], [Said::Token(5, None), Said::Replayed]);
         assert_eq!(said.last(), Some(&Said::Ended(Why::NoReplica)));
+    }
+
+    #[test]
+    fn odds_come_with_tokens_and_taste_decides() {
+        let mut sessions = Sessions::new(100);
+        let (reply, mut said) = mpsc::unbounded_channel();
+        let taste = Taste { bias: [(3, 100.0), (8, 200.0)].into(), ..Taste::default() };
+        let asked = Ask { taste, vocabulary: 8, logprobs: Some(2), ..ask(&[1], 1) };
+        sessions.ask(Instant(1), asked, reply);
+        sessions.on_logits(Instant(1), 1, Some(&wants(5)));
+        let heard = all(&mut said);
+        let Said::Token(3, Some(odds)) = &heard[0] else { panic!("{heard:?}") };
+        // By the model itself: of eight tokens one is e times as likely as the others, which are alike.
+        let rest = -(7.0 + 1f32.exp()).ln();
+        assert_eq!((odds.top[0].0, odds.top[1].0), (5, 0));
+        assert!((odds.this - rest).abs() < 1e-6 && (odds.top[0].1 - rest - 1.0).abs() < 1e-6, "{odds:?}");
     }
 
     #[test]

@@ -101,7 +101,6 @@ impl ApiError {
                 );
                 ApiError::new(StatusCode::BAD_REQUEST, REQUEST, "no_chat_template", message).param("messages")
             }
-            Trouble::NotWithARun(name) => ApiError::unsupported(name, said),
             Trouble::Busy { .. } => {
                 let message = format!("{said} Ask again in a moment.");
                 ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "too_many_requests", message)

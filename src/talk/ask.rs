@@ -1,12 +1,14 @@
 //! What a model is asked and what it says: the words between whoever asks and a backend.
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::sampler::{Sampling, Taste};
 use crate::text::{TemplateError, TextError};
 
 /// What is continued.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Prompt {
     /// A text of its own: it is opened as the model wants a text to begin.
     Text(String),
@@ -47,14 +49,15 @@ pub enum Said {
 }
 
 /// Text that stays: whole characters, and no beginning of a text to stop at.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Piece {
     pub text: String,
     /// The tokens that became certain with it, where probabilities were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tokens: Vec<Token>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Token {
     pub this: Likely,
     /// The likeliest at its place, the first first.
@@ -62,7 +65,7 @@ pub struct Token {
 }
 
 /// A token and its probability by the model itself, before temperature and the like.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Likely {
     pub id: u32,
     pub text: String,
@@ -102,9 +105,6 @@ pub enum Trouble {
     Template(#[from] TemplateError),
     #[error(transparent)]
     Text(#[from] TextError),
-    /// What this backend has no way for, by the name that the API gives it.
-    #[error("`{0}` is not possible with a live run: it answers with text alone")]
-    NotWithARun(&'static str),
     #[error("{answering} requests are being answered and {waiting} wait: no more are taken now")]
     Busy { answering: usize, waiting: usize },
     #[error("no replica serves stage {stages}")]

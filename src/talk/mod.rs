@@ -8,7 +8,7 @@ mod ask;
 mod batch;
 mod folder;
 mod model;
-mod sampler;
+pub mod sampler;
 mod session;
 mod stops;
 mod swarm;

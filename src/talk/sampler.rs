@@ -25,7 +25,8 @@ impl Default for Sampling {
 }
 
 /// What else decides, where a program asks for it. The default changes nothing.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Taste {
     /// Only so many of the likeliest; 0: all.
     pub top_k: u32,

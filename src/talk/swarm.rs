@@ -1,7 +1,6 @@
 //! A backend over the run of the peer that runs on this machine. In: text. Out: text, as the live swarm gives it.
 //!
-//! The peer takes a text, a length, a temperature, a share of probability and a seed, and knows no more of how to choose; what
-//! else may be asked for is refused by name.
+//! The peer draws the tokens; texts to stop at are this side's to find.
 
 use std::{
     collections::VecDeque,
@@ -12,9 +11,8 @@ use std::{
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{
-    ask::{Ask, Backend, End, Piece, Prompt, Said, Trouble, Why},
+    ask::{Ask, Backend, End, Piece, Prompt, Said, Token, Trouble, Why},
     batch::Limits,
-    sampler::Taste,
     session::Place,
     stops::Stops,
 };
@@ -37,72 +35,55 @@ impl Swarm {
 
 impl Backend for Swarm {
     fn ask(&self, ask: Ask) -> Result<UnboundedReceiver<Said>, Trouble> {
-        refuse(&ask)?;
-        let rendered = matches!(ask.prompt, Prompt::Rendered(_));
-        let (Prompt::Text(prompt) | Prompt::Rendered(prompt)) = ask.prompt else {
-            return Err(Trouble::NotWithARun("prompt of token ids"));
+        let is_empty = match &ask.prompt {
+            Prompt::Text(text) | Prompt::Rendered(text) => text.is_empty(),
+            Prompt::Tokens(tokens) => tokens.is_empty(),
         };
-        if prompt.is_empty() {
+        if is_empty {
             return Err(Trouble::Empty);
         }
         let Some(place) = Place::take(&self.taken, self.limits.places()) else {
             return Err(Trouble::Busy { answering: self.limits.sessions_max, waiting: self.limits.waiting_max });
         };
         let tokens_max = ask.tokens_max.unwrap_or(u32::MAX).min(self.context.map_or(u32::MAX, |most| most as u32));
-        let request = GenerateRequest {
-            prompt,
-            tokens_max,
-            temperature: ask.sampling.temperature,
-            top_p: ask.sampling.top_p,
-            seed: ask.sampling.seed,
-            rendered,
-        };
+        let Ask { prompt, sampling, taste, logprobs, stops, .. } = ask;
+        let request = GenerateRequest { prompt, tokens_max, sampling, taste, logprobs };
         let (reply, said) = unbounded_channel();
         let (client, line) = (self.client.clone(), self.line.clone());
         let asking = move || {
             let _place = place;
             let _turn = line.turn();
-            answer(&client, &request, Stops::new(ask.stops), &reply);
+            answer(&client, &request, Stops::new(stops), &reply);
         };
         thread::Builder::new().name("answer".into()).spawn(asking).map_err(|error| Trouble::Run(error.to_string()))?;
         Ok(said)
     }
 }
 
-/// By the names of the API.
-fn refuse(ask: &Ask) -> Result<(), Trouble> {
-    let Taste { top_k, frequency_penalty, presence_penalty, bias } = &ask.taste;
-    let asked = [
-        ("logprobs", ask.logprobs.is_some()),
-        ("logit_bias", !bias.is_empty()),
-        ("frequency_penalty", *frequency_penalty != 0.0),
-        ("presence_penalty", *presence_penalty != 0.0),
-        ("top_k", *top_k > 0),
-    ];
-    match asked.into_iter().find(|(_, asked)| *asked) {
-        Some((name, _)) => Err(Trouble::NotWithARun(name)),
-        None => Ok(()),
-    }
-}
-
 fn answer(client: &Client, request: &GenerateRequest, mut stops: Stops, reply: &UnboundedSender<Said>) {
-    let say = |text: String| {
-        if !text.is_empty() {
-            let _ = reply.send(Said::Piece(Piece { text, tokens: Vec::new() }));
+    // Tokens whose text is held back.
+    let mut held = Vec::new();
+    let mut say = |text: String, held: &mut Vec<Token>, is_end: bool| {
+        if !text.is_empty() || is_end && !held.is_empty() {
+            let _ = reply.send(Said::Piece(Piece { text, tokens: std::mem::take(held) }));
         }
     };
     let (mut pieces, mut end) = (0, None);
     let asked = client.generate_while(request, |piece| {
         match piece {
             watch::Piece::Route(_) => {}
-            watch::Piece::Text(text) => {
+            watch::Piece::Text(Piece { text, tokens }) => {
                 pieces += 1;
+                held.extend(tokens);
                 let (text, stopped) = stops.push(&text);
-                say(text);
+                say(text, &mut held, stopped);
                 if stopped {
                     // The peer counts tokens at the end, which is not waited for: of bytes these are exact.
-                    let prompt_tokens = request.prompt.len() as u64;
-                    end = Some(End { why: Why::Stop, prompt_tokens, tokens: pieces });
+                    let prompt_tokens = match &request.prompt {
+                        Prompt::Text(text) | Prompt::Rendered(text) => text.len(),
+                        Prompt::Tokens(tokens) => tokens.len(),
+                    };
+                    end = Some(End { why: Why::Stop, prompt_tokens: prompt_tokens as u64, tokens: pieces });
                 }
             }
             watch::Piece::End(finish) => {
@@ -118,7 +99,7 @@ fn answer(client: &Client, request: &GenerateRequest, mut stops: Stops, reply: &
     });
     let _ = match (asked, end) {
         (_, Some(end)) => {
-            say(stops.finish());
+            say(stops.finish(), &mut held, true);
             reply.send(Said::End(end))
         }
         (Ok(()), None) => Ok(()),
@@ -133,6 +114,7 @@ fn trouble(error: ClientError) -> Trouble {
             Trouble::NoReplica { stages: stages.join(", ") }
         }
         ClientError::Refused(Refusal::TooLong { got, context }) => Trouble::TooLong { got, context },
+        ClientError::Refused(Refusal::NoSuchToken { token, vocabulary }) => Trouble::NoSuchToken { token, vocabulary },
         other => Trouble::Run(other.to_string()),
     }
 }

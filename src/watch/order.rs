@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use skein_protocol::{PeerId, Stage};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::talk::{self, Prompt, Sampling, Taste};
+
 /// A wish of somebody on this machine, with the way back for its answer. An order whose answer nobody waits for any more (the
 /// way back is closed) may be dropped.
 #[derive(Debug)]
@@ -39,16 +41,15 @@ pub struct Made {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GenerateRequest {
-    pub prompt: String,
+    pub prompt: Prompt,
     pub tokens_max: u32,
-    /// 0: always the likeliest token.
-    pub temperature: f32,
-    /// Choose among the likeliest tokens that together have this probability.
-    pub top_p: f32,
-    pub seed: u64,
-    /// The model's own chat template wrote the prompt: it opens it where that is wanted, and its special tokens are tokens.
+    #[serde(flatten)]
+    pub sampling: Sampling,
     #[serde(default)]
-    pub rendered: bool,
+    pub taste: Taste,
+    /// For each token its probability, and so many of the likeliest instead.
+    #[serde(default)]
+    pub logprobs: Option<u8>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,7 +58,7 @@ pub enum Piece {
     /// Who computes what from here on: `(stage, peer)`. The first one comes before the first text; another follows where a
     /// replica was lost.
     Route(Vec<(Stage, PeerId)>),
-    Text(String),
+    Text(talk::Piece),
     End(Finish),
 }
 
@@ -128,6 +129,8 @@ pub enum Refusal {
     NoReplica { stages: Vec<Stage> },
     #[error("the prompt has {got} tokens, this model reads {context}")]
     TooLong { got: usize, context: usize },
+    #[error("the token {token} is not among the {vocabulary} of this model")]
+    NoSuchToken { token: u32, vocabulary: usize },
     #[error("{}: {error}", path.display())]
     Unwritable { path: PathBuf, error: String },
     #[error("{} is not empty", path.display())]

@@ -279,12 +279,19 @@ pub fn a_run_is_served(home: &Path, run: &str) {
     assert_eq!(api.ask(CHAT, &merged(&chat(json!({})), &json!({ "model": run }))).0, 200);
     let (status, answer) = api.ask("/completions", &ask(json!({ "prompt": "fox ".repeat(1000) })));
     assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")), "{answer}");
-    for (more, param) in
-        [(json!({ "logprobs": 1 }), "logprobs"), (json!({ "presence_penalty": 1 }), "presence_penalty")]
-    {
-        let (status, answer) = api.ask("/completions", &ask(more));
-        assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
-    }
+    // What decides between tokens, and how likely they were, is the same as of a model.
+    let likely = ask(json!({ "logprobs": 2, "temperature": 0, "logit_bias": { "101": 100 }, "max_tokens": 3 }));
+    let (status, answer) = api.ask("/completions", &likely);
+    let choice = &answer["choices"][0];
+    assert_eq!((status, &choice["text"]), (200, &json!("eee")), "{answer}");
+    let odds = &choice["logprobs"];
+    assert_eq!((&odds["tokens"], odds["top_logprobs"][2].as_object().unwrap().len()), (&json!(["e", "e", "e"]), 2));
+    assert!(odds["token_logprobs"][0].as_f64().unwrap() < 0.0, "{answer}");
+    let of_tokens = ask(json!({ "prompt": [84, 104, 101], "top_k": 1, "max_tokens": 2 }));
+    let (status, answer) = api.ask("/completions", &of_tokens);
+    assert_eq!((status, &answer["usage"]["prompt_tokens"]), (200, &json!(3)), "{answer}");
+    let (status, answer) = api.ask("/completions", &ask(json!({ "prompt": [70_000] })));
+    assert_eq!((status, answer["error"]["type"].as_str()), (400, Some("invalid_request_error")), "{answer}");
 }
 
 /// As [`a_run_is_served`], of a run with the tokenizer and the template of [`model`], on the machine where these lie.

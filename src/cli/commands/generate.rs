@@ -19,7 +19,7 @@ use crate::{
         out::Out,
         show::{Count, Peer, Span, counted, tokens_per_s},
     },
-    talk::{Ask, Model, Prompt, Said, Sampling, Trouble, Why},
+    talk::{Ask, Model, Prompt, Said, Sampling, Taste, Trouble, Why},
     watch::{Client, ClientError, Finish, GenerateRequest, Piece, State},
 };
 
@@ -137,8 +137,14 @@ fn from_swarm(
     out: &Out,
 ) -> Result<u8, Report> {
     let json = out.style().json;
-    let Sampling { temperature, top_p, seed } = sampling;
-    let request = GenerateRequest { prompt, tokens_max: args.max_tokens, temperature, top_p, seed, rendered: false };
+    let seed = sampling.seed;
+    let request = GenerateRequest {
+        prompt: Prompt::Text(prompt.clone()),
+        tokens_max: args.max_tokens,
+        sampling,
+        taste: Taste::default(),
+        logprobs: None,
+    };
     let (mut text, mut route, mut finish) = (String::new(), Vec::new(), Finish::default());
     let mut begun = false;
     let asked = client.generate(&request, |piece| match piece {
@@ -148,12 +154,12 @@ fn from_swarm(
             }
             route = stages;
         }
-        Piece::Text(piece) if json => text.push_str(&piece),
+        Piece::Text(piece) if json => text.push_str(&piece.text),
         Piece::Text(piece) => {
             if !std::mem::replace(&mut begun, true) {
-                out.print_piece(&request.prompt);
+                out.print_piece(&prompt);
             }
-            out.print_piece(&piece);
+            out.print_piece(&piece.text);
         }
         Piece::End(end) => finish = end,
     });
@@ -174,8 +180,7 @@ fn from_swarm(
     }
     if json {
         let route: Vec<_> = route.iter().map(|(stage, peer)| json!({ "stage": stage, "peer": peer })).collect();
-        let answer =
-            Answer { prompt: &request.prompt, text: &text, seed, finish, ended: None, route: Some(route.into()) };
+        let answer = Answer { prompt: &prompt, text: &text, seed, finish, ended: None, route: Some(route.into()) };
         out.document("generate", &answer);
     }
     Ok(0)

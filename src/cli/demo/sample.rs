@@ -62,12 +62,9 @@ impl Voice<'_> {
             let before = tokens.len();
             // What training never read together is not read together here: it goes on from the last half.
             let read = before.min(self.sequence / 2).max(1);
-            let ask = Ask {
-                prompt: tokens[before - read..].to_vec(),
-                tokens_max: (self.sequence - read).min(LENGTH - before).max(1) as u32,
-                sampling: Sampling { temperature: TEMPERATURE, top_p: TOP_P, seed: self.seed ^ before as u64 },
-                stop: Vec::new(),
-            };
+            let tokens_max = (self.sequence - read).min(LENGTH - before).max(1) as u32;
+            let sampling = Sampling { temperature: TEMPERATURE, top_p: TOP_P, seed: self.seed ^ before as u64 };
+            let ask = Ask::new(tokens[before - read..].to_vec(), tokens_max, sampling);
             let _ = timeout_at(until, piece(orders, ask, &mut tokens)).await;
             if tokens.len() == before {
                 break;
@@ -86,7 +83,7 @@ async fn piece(orders: &mpsc::Sender<Order>, ask: Ask, tokens: &mut Vec<u32>) {
     }
     while let Some(word) = said.recv().await {
         match word {
-            Said::Token(token) => tokens.push(token),
+            Said::Token(token, _) => tokens.push(token),
             Said::Route(_) | Said::Replayed => {}
             Said::Ended(_) => break,
         }

@@ -17,10 +17,11 @@ use crate::{
         self,
         base::{Base, Words},
         export::{ExportError, Missed, Note},
-        generate::{Ask, Said, Sampling, Why},
+        generate::{Ask, Odds, Said, Why},
         save::{self, Beside},
         view::State as Snapshot,
     },
+    talk::{self, Likely, Prompt, Token},
     text::{Special, Tokenizer},
     watch::{ExportForm, ExportNote, Finish, GenerateRequest, Made, Order, Piece, Refusal},
 };
@@ -71,13 +72,9 @@ impl Desk {
 
     async fn generate(&self, request: GenerateRequest, reply: mpsc::Sender<Result<Piece, Refusal>>) {
         let began = Instant::now();
-        let prompt = if request.prompt.is_empty() { "\n" } else { &request.prompt };
-        let special = if request.rendered { Special::Parse } else { Special::AsText };
-        let coded = self.tokenizer().and_then(|tokenizer| match tokenizer.encode(prompt, special, !request.rendered) {
-            Ok(prompt) => Ok((tokenizer, prompt)),
-            Err(error) => Err(Refusal::Other { why: error.to_string() }),
-        });
-        let (tokenizer, prompt) = match coded {
+        let GenerateRequest { prompt, tokens_max, sampling, taste, logprobs } = request;
+        let coded = self.tokenizer().and_then(|tokenizer| Ok((tokens_of(&tokenizer, prompt)?, tokenizer)));
+        let (prompt, tokenizer) = match coded {
             Ok(coded) => coded,
             Err(refusal) => return drop(reply.send(Err(refusal)).await),
         };
@@ -87,9 +84,8 @@ impl Desk {
             return;
         }
         let mut finish = Finish { prompt_tokens: prompt.len() as u64, ..Finish::default() };
-        let sampling = Sampling { temperature: request.temperature, top_p: request.top_p, seed: request.seed };
-        let stop = tokenizer.ends().to_vec();
-        let ask = Ask { prompt, tokens_max: request.tokens_max, sampling, stop };
+        let (stop, vocabulary) = (tokenizer.ends().to_vec(), tokenizer.vocabulary());
+        let ask = Ask { prompt, tokens_max, sampling, taste, stop, vocabulary, logprobs };
         let (say, mut said) = mpsc::unbounded_channel();
         if self.orders.send(node::Order::Generate { ask, reply: say }).await.is_err() {
             let _ = reply.send(Err(Refusal::Other { why: "this peer is stopping".into() })).await;
@@ -111,12 +107,19 @@ impl Desk {
                     }
                     continue;
                 }
-                Said::Token(token) => {
+                Said::Token(id, odds) => {
                     if finish.tokens == 0 {
                         finish.first_token_ms = began.elapsed().as_millis() as u64;
                     }
                     finish.tokens += 1;
-                    decoder.push(token)
+                    let likely = |(id, logprob)| Likely { id, text: tokenizer.token_text(id), logprob };
+                    let token = |Odds { this, top }| Token {
+                        this: likely((id, this)),
+                        top: top.into_iter().map(likely).collect(),
+                    };
+                    // The end of a text is no token of it.
+                    let tokens = odds.filter(|_| !tokenizer.ends().contains(&id)).map(token).into_iter().collect();
+                    talk::Piece { text: decoder.push(id), tokens }
                 }
                 Said::Replayed => {
                     finish.replaced += 1;
@@ -131,13 +134,14 @@ impl Desk {
                     break;
                 }
             };
-            if !piece.is_empty() && reply.send(Ok(Piece::Text(piece))).await.is_err() {
+            let says = !piece.text.is_empty() || !piece.tokens.is_empty();
+            if says && reply.send(Ok(Piece::Text(piece))).await.is_err() {
                 return;
             }
         }
         let rest = decoder.finish();
         if !rest.is_empty() {
-            let _ = reply.send(Ok(Piece::Text(rest))).await;
+            let _ = reply.send(Ok(Piece::Text(talk::Piece { text: rest, tokens: Vec::new() }))).await;
         }
         finish.duration_ms = began.elapsed().as_millis() as u64;
         let _ = reply.send(Ok(Piece::End(finish))).await;
@@ -309,4 +313,21 @@ fn bootstraps(snapshot: &Snapshot) -> Vec<(PeerId, Vec<Multiaddr>)> {
     let mine = snapshot.addresses.iter().filter_map(|text| text.parse().ok()).collect();
     let others = snapshot.net.peers.iter().filter_map(|peer| Some((peer.peer, vec![peer.address.parse().ok()?])));
     std::iter::once((snapshot.me, mine)).chain(others).collect()
+}
+
+/// What is continued, as the model reads it; of nothing a new line.
+fn tokens_of(tokenizer: &Tokenizer, prompt: Prompt) -> Result<Vec<u32>, Refusal> {
+    let coded = match prompt {
+        Prompt::Tokens(tokens) => {
+            let vocabulary = tokenizer.vocabulary();
+            return match tokens.iter().find(|token| **token as usize >= vocabulary) {
+                Some(token) => Err(Refusal::NoSuchToken { token: *token, vocabulary }),
+                None => Ok(tokens),
+            };
+        }
+        Prompt::Text(text) if text.is_empty() => tokenizer.encode("\n", Special::AsText, true),
+        Prompt::Text(text) => tokenizer.encode(&text, Special::AsText, true),
+        Prompt::Rendered(text) => tokenizer.encode(&text, Special::Parse, false),
+    };
+    coded.map_err(|error| Refusal::Other { why: error.to_string() })
 }

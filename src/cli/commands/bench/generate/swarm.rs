@@ -171,7 +171,7 @@ async fn answer(
     mut sees: impl FnMut(&[PeerId], usize),
 ) -> Result<Answer, Report> {
     let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 1 };
-    let ask = Ask { prompt, tokens_max, sampling, stop: Vec::new() };
+    let ask = Ask::new(prompt, tokens_max, sampling);
     let (reply, mut said) = mpsc::unbounded_channel();
     let mut answer = Answer { asked: Instant::now(), tokens: Vec::new() };
     let _ = orders.send(Order::Generate { ask, reply }).await;
@@ -179,7 +179,7 @@ async fn answer(
     loop {
         match timeout(PATIENCE, said.recv()).await {
             Ok(Some(Said::Route(by))) => route = by,
-            Ok(Some(Said::Token(_))) => {
+            Ok(Some(Said::Token(..))) => {
                 answer.tokens.push(Instant::now());
                 sees(&route, answer.tokens.len());
             }
