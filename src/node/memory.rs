@@ -37,6 +37,9 @@ pub struct Account {
     pub kept: u64,
     /// Work space of one forward or backward.
     pub scratch: u64,
+    /// Keys and values of the texts that are being generated.
+    #[serde(default)]
+    pub caches: u64,
     /// A round in the air, and a state that is made for a joiner or the disk while the worker is at it.
     pub passing: u64,
     /// Bodies: activations and gradients on their way, states and rounds of others.
@@ -61,6 +64,7 @@ impl Account {
             self.averaging,
             self.kept,
             self.scratch,
+            self.caches,
             self.passing,
         ]
         .into_iter()
@@ -70,6 +74,7 @@ impl Account {
 
     /// The stages that are served or being loaded.
     fn add_stages(&mut self, manifest: &Manifest, view: &View) {
+        self.caches = view.caches;
         let here = view.mine.iter().filter(|mine| matches!(mine.state, MyState::Loading | MyState::Serving));
         for mine in here {
             let cost::Memory { frozen, parameters, gradients, optimizer, averaging, scratch, .. } =

@@ -218,6 +218,23 @@ pub fn memory(manifest: &Manifest, stage: Stage) -> Memory {
     }
 }
 
+/// Bytes of what the cache of a generation holds of one token, at a stage.
+pub fn cache_token_bytes(manifest: &Manifest, stage: Stage) -> u64 {
+    let (_, kv) = columns(&manifest.model.config);
+    2 * VALUE * kv.saturating_mul(manifest.layers_of(stage).1.into())
+}
+
+/// Bytes that caches of generations may take at a peer that serves `stages` and gives `memory`: an eighth of that, as far as the stages
+/// leave as much, and in any case one text as long as the model reads.
+pub fn caches_max(manifest: &Manifest, stages: impl Iterator<Item = Stage>, memory: u64) -> u64 {
+    let (mut left, mut one) = (memory, 0u64);
+    for stage in stages {
+        left = left.saturating_sub(self::memory(manifest, stage).peak());
+        one = one.saturating_add(cache_token_bytes(manifest, stage));
+    }
+    (memory / 8).min(left).max(one.saturating_mul(manifest.model.config.context.into()))
+}
+
 /// Bytes of the state of a stage on its way: five tensors at most, the header and the root.
 pub fn state_bytes_max(manifest: &Manifest, stage: Stage) -> u64 {
     const REST: u64 = 8 << 10;

@@ -3,10 +3,10 @@
 //! In: frames, answers of the worker, losses. Out: logits to the asker, or the news that the session is lost: then whoever asked
 //! replays the text so far in a new session.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use skein_protocol::{
-    Blob, Instant, Lane, PeerId, Stage,
+    Blob, Instant, Lane, Manifest, PeerId, Stage,
     event::Severity,
     wire::{
         self,
@@ -23,6 +23,7 @@ use crate::{
         stage::release_done,
     },
     job::{Done, Job, Piece},
+    model::cost,
     peer::io::Output,
 };
 
@@ -48,10 +49,13 @@ struct Served {
     /// Input of the piece that the worker has.
     input: Option<Blob>,
     heard: Instant,
+    /// In its cache, with the piece that the worker has.
+    tokens: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Generate {
+    manifest: Arc<Manifest>,
     asked: BTreeMap<u64, Asked>,
     served: BTreeMap<(PeerId, u64, Stage), Served>,
     next_local: u64,
@@ -61,7 +65,55 @@ fn send(desk: &mut Desk<'_>, to: PeerId, frame: Frame, body: Option<Blob>) {
     desk.out.push(Output::Send { to, lane: Lane::Generation, frame: wire::Frame::Generate(frame), body });
 }
 
+/// What this peer has for sessions of others.
+pub struct Means<'a> {
+    /// Whether I serve a stage, and will go on to.
+    pub serves: &'a dyn Fn(Stage) -> bool,
+    /// Bytes that caches may take together.
+    pub caches_max: u64,
+}
+
 impl Generate {
+    pub fn new(manifest: Arc<Manifest>) -> Self {
+        Generate { manifest, asked: BTreeMap::new(), served: BTreeMap::new(), next_local: 0 }
+    }
+
+    /// Bytes of all caches here.
+    pub fn caches(&self) -> u64 {
+        self.served.iter().map(|((.., stage), served)| self.bytes(*stage, served.tokens)).fold(0, u64::saturating_add)
+    }
+
+    fn bytes(&self, stage: Stage, tokens: u64) -> u64 {
+        cost::cache_token_bytes(&self.manifest, stage).saturating_mul(tokens)
+    }
+
+    /// Makes room for `more` bytes of `asker`: whoever's caches are the largest loses what was not used for longest. False: that is the
+    /// asker, and it has nothing else that could go.
+    fn make_room(
+        &mut self,
+        desk: &mut Desk<'_>,
+        asker: PeerId,
+        keep: (PeerId, u64, Stage),
+        more: u64,
+        most: u64,
+    ) -> bool {
+        while self.caches().saturating_add(more) > most {
+            let mut by_asker: BTreeMap<PeerId, u64> = [(asker, more)].into();
+            for ((asker, _, stage), served) in &self.served {
+                *by_asker.entry(*asker).or_default() += self.bytes(*stage, served.tokens);
+            }
+            // Of equals whoever asks gives way.
+            let largest = by_asker.into_iter().max_by_key(|(who, bytes)| (*bytes, *who == asker));
+            let Some((largest, _)) = largest else { return false };
+            let idle = self.served.iter().filter(|((who, ..), served)| *who == largest && served.input.is_none());
+            let oldest = idle.filter(|(key, _)| **key != keep).min_by_key(|(_, served)| served.heard);
+            let Some((key, session)) = oldest.map(|(key, served)| (*key, served.infer.session)) else { return false };
+            send(desk, largest, Frame::Lost(session), None);
+            self.drop_served(desk, |other, _| *other == key);
+        }
+        true
+    }
+
     /// Starts a session with its prompt. `last` is the last stage of the run. `without`: see [`Command::Generate`].
     pub fn start(&mut self, desk: &mut Desk<'_>, number: u64, tokens: Blob, last: Stage, without: &[PeerId]) {
         let mut choose = |stage| {
@@ -111,17 +163,9 @@ impl Generate {
         }
     }
 
-    /// `serves` tells whether I serve a stage, and will go on to.
-    pub fn on_frame(
-        &mut self,
-        desk: &mut Desk<'_>,
-        from: PeerId,
-        frame: Frame,
-        body: Option<Blob>,
-        serves: impl Fn(Stage) -> bool,
-    ) {
+    pub fn on_frame(&mut self, desk: &mut Desk<'_>, from: PeerId, frame: Frame, body: Option<Blob>, means: &Means<'_>) {
         match (frame, body) {
-            (Frame::Infer(infer), Some(body)) => self.on_infer(desk, from, infer, body, serves),
+            (Frame::Infer(infer), Some(body)) => self.on_infer(desk, from, infer, body, means),
             (Frame::Logits(session), Some(body)) => self.on_logits(desk, from, session, body),
             (Frame::Lost(session), body) => {
                 desk.release_all(body);
@@ -138,14 +182,7 @@ impl Generate {
         }
     }
 
-    fn on_infer(
-        &mut self,
-        desk: &mut Desk<'_>,
-        from: PeerId,
-        infer: Infer,
-        body: Blob,
-        serves: impl Fn(Stage) -> bool,
-    ) {
+    fn on_infer(&mut self, desk: &mut Desk<'_>, from: PeerId, infer: Infer, body: Blob, means: &Means<'_>) {
         // A piece comes from its asker, then from the replica of the stage before.
         let sender = match infer.stage.checked_sub(1) {
             None => Some(&infer.session.asker),
@@ -157,12 +194,17 @@ impl Generate {
             return desk.out.push(Output::Blame { peer: from, severity: Severity::Odd, why });
         }
         let key = (infer.session.asker, infer.session.number, infer.stage);
-        let mine = infer.route.get(usize::from(infer.stage)) == Some(&desk.me) && serves(infer.stage);
+        let mine = infer.route.get(usize::from(infer.stage)) == Some(&desk.me) && (means.serves)(infer.stage);
         let new = !self.served.contains_key(&key);
         // A cache begins at position 0: a later piece without one was lost with a restart.
         let broken = new && (infer.session.position != 0 || self.served.len() >= SERVED_MAX);
         let busy = self.served.get(&key).is_some_and(|served| served.input.is_some());
-        if !mine || broken || busy {
+        let width = if infer.stage == 0 { 1 } else { u64::from(self.manifest.model.config.hidden) };
+        let tokens = u64::from(infer.session.position).saturating_add(body.len / (4 * width));
+        let before = self.served.get(&key).map_or(0, |served| served.tokens);
+        let more = self.bytes(infer.stage, tokens.saturating_sub(before));
+        let takes = mine && !broken && !busy;
+        if !takes || !self.make_room(desk, infer.session.asker, key, more, means.caches_max) {
             desk.release(body);
             return send(desk, infer.session.asker, Frame::Lost(infer.session), None);
         }
@@ -173,8 +215,9 @@ impl Generate {
             infer: infer.clone(),
             input: None,
             heard: now,
+            tokens,
         });
-        served.heard = now;
+        (served.heard, served.tokens) = (now, tokens);
         served.input = Some(body);
         let (stage, position) = (infer.stage, infer.session.position);
         served.infer = infer;

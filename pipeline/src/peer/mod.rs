@@ -238,7 +238,7 @@ impl Peer {
             uplink: Uplink::default(),
             jobs: Schedule::default(),
             transfer: Transfer::default(),
-            generate: Generate::default(),
+            generate: Generate::new(config.manifest.clone()),
             export: Export::default(),
             replicas: BTreeMap::new(),
             source: None,

@@ -18,6 +18,8 @@ pub struct View {
     pub loss: Option<f32>,
     /// Of data that is held out.
     pub held_out_loss: Option<f32>,
+    /// Bytes of the caches of generations that this peer serves.
+    pub caches: u64,
     pub stages: Vec<StageView>,
     pub mine: Vec<MineView>,
     pub peers: Vec<PeerView>,
@@ -108,6 +110,7 @@ impl Peer {
             samples,
             loss: self.source.as_ref().and_then(|source| source.loss).or(told),
             held_out_loss: self.source.as_ref().and_then(|source| source.held_out_loss).or(told_held_out),
+            caches: self.generate.caches(),
             stages: (0..manifest.stages.count)
                 .map(|stage| {
                     let (first_layer, layers) = manifest.layers_of(stage);

@@ -14,6 +14,7 @@ use skein_protocol::{
 
 use super::{
     Peer, Placement, desk,
+    generate::Means,
     io::{Command, Input, Output},
     neighbours::Greeting,
     replica::{Phase, Replica},
@@ -26,6 +27,7 @@ use crate::{
         stage::{StageFlow, Standing, decline, release_done},
     },
     job::Done,
+    model::cost,
 };
 
 /// A silence of my own for this long, and others have declared me dead: I was suspended.
@@ -293,8 +295,11 @@ impl Peer {
                 let replicas = &self.replicas;
                 let stays = |flow: &StageFlow| flow.standing == Standing::Serving;
                 let serves = |stage: Stage| replicas.get(&stage).and_then(Replica::flow).is_some_and(stays);
+                let stages = replicas.keys().copied();
+                let caches_max = cost::caches_max(&self.config.manifest, stages, self.config.memory);
                 let mut desk = desk!(self, now, out);
-                self.generate.on_frame(&mut desk, from, frame, body, serves);
+                let means = Means { serves: &serves, caches_max };
+                self.generate.on_frame(&mut desk, from, frame, body, &means);
             }
         }
     }

@@ -99,7 +99,8 @@ impl<M: Engines> Worker<M> {
     fn share_memory(&mut self) {
         let need = |stage: &Stage| cost::memory(&self.manifest, *stage);
         let needed = self.stages.keys().map(|stage| need(stage).peak()).fold(0, u64::saturating_add);
-        let spare = self.memory.saturating_sub(needed) / (self.stages.len() as u64).max(1);
+        let caches = cost::caches_max(&self.manifest, self.stages.keys().copied(), self.memory);
+        let spare = self.memory.saturating_sub(needed).saturating_sub(caches) / (self.stages.len() as u64).max(1);
         for (stage, hosted) in &mut self.stages {
             // What is spare makes products faster first, then saves recomputing.
             let packed = hosted.engine().packed_bytes();

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use skein_pipeline::peer::io::{Command, Input};
+use skein_pipeline::{
+    model::cost,
+    peer::io::{Command, Input},
+};
 use skein_protocol::{
     Blob, Lane,
+    event::Event,
     wire::{
         Frame,
         generate::{self, Infer, Session},
@@ -19,7 +23,11 @@ use crate::{
 
 /// A piece of session `number` of peer 1, for stage 1 at peer 2.
 fn piece(number: u64, position: u32) -> Frame {
-    let session = Session { asker: id(1), number, position };
+    piece_of(1, number, position)
+}
+
+fn piece_of(asker: u8, number: u64, position: u32) -> Frame {
+    let session = Session { asker: id(asker), number, position };
     Frame::Generate(generate::Frame::Infer(Infer { session, stage: 1, route: vec![id(3), id(2), id(4)] }))
 }
 
@@ -41,6 +49,40 @@ fn a_peer_that_leaves_tells_the_askers_at_once_and_takes_no_more_sessions() {
     one.hear(3, piece(1, 4), Some(512));
     assert_eq!(lost(&one, 1), 4);
     one.work();
+    assert!(one.held.is_empty(), "{:?}", one.held);
+}
+
+/// Whoever's texts take most of the memory loses what was not gone on with for longest; nobody loses what is being computed.
+#[test]
+fn caches_have_a_bound_and_who_takes_most_gives_way() {
+    let manifest = manifest(3, 4);
+    // The stage leaves nothing: there is room for one text as long as the model reads, 64 tokens.
+    let memory = cost::memory(&manifest, 1).peak();
+    let token = u64::from(4 * manifest.model.config.hidden);
+    let mut one = One::with_memory(manifest, 2, &[1, 3, 4, 5], memory);
+    one.serves(&[1]);
+    let mut says = |one: &mut One, asker: u8, number: u64, position: u32, tokens: u64| {
+        one.hear(3, piece_of(asker, number, position), Some(tokens * token));
+        one.work();
+        let lost = |asker: u8| {
+            let of = |frame: &Frame| match frame {
+                Frame::Generate(generate::Frame::Lost(session)) => Some(session.number),
+                _ => None,
+            };
+            one.said_to(asker).filter_map(of).collect::<Vec<_>>()
+        };
+        let all = [lost(1), lost(5)];
+        one.said.clear();
+        all
+    };
+    assert_eq!(says(&mut one, 1, 1, 0, 30), [[], []]);
+    assert_eq!(says(&mut one, 5, 2, 0, 16), [[], []]);
+    assert_eq!(says(&mut one, 1, 3, 0, 30), [vec![1], vec![]], "his own oldest");
+    assert_eq!(says(&mut one, 5, 4, 0, 16), [[], []]);
+    assert_eq!(says(&mut one, 5, 5, 0, 16), [vec![], vec![2]], "who has most by now");
+    assert_eq!(says(&mut one, 1, 3, 30, 2), [[], []], "to the last token");
+    assert_eq!(says(&mut one, 1, 3, 32, 1), [vec![3], vec![]], "he has most, and nothing else");
+    assert_eq!(one.count(|event| matches!(event, Event::Perished { .. })), 0);
     assert!(one.held.is_empty(), "{:?}", one.held);
 }
 

@@ -82,6 +82,11 @@ pub struct One {
 impl One {
     /// Peer `me` of a run, connected to peers that have said hello.
     pub fn new(manifest: Manifest, me: u8, others: &[u8]) -> Self {
+        One::with_memory(manifest, me, others, 1 << 40)
+    }
+
+    /// As `new`, of one that gives so many bytes for stages.
+    pub fn with_memory(manifest: Manifest, me: u8, others: &[u8], memory: u64) -> Self {
         let config = PeerConfig {
             key: key(me),
             run: RunId::default(),
@@ -89,7 +94,7 @@ impl One {
             manifest_bytes: vec![],
             incarnation: 1,
             seed: 7,
-            memory: 1 << 40,
+            memory,
             disk: 1 << 30,
             addresses: vec![],
             feed_from: 0,
@@ -124,13 +129,18 @@ impl One {
     /// As `new`, and serves these stages.
     pub fn serving(manifest: Manifest, me: u8, others: &[u8], stages: &[Stage]) -> Self {
         let mut one = One::new(manifest, me, others);
-        for stage in stages {
-            one.fact(Input::Command(Command::Host { stage: *stage }));
-        }
-        one.work();
-        assert_eq!(one.count(|event| matches!(event, Event::Serving { .. })), stages.len());
-        one.said.clear();
+        one.serves(stages);
         one
+    }
+
+    /// It is told to serve these, and does.
+    pub fn serves(&mut self, stages: &[Stage]) {
+        for stage in stages {
+            self.fact(Input::Command(Command::Host { stage: *stage }));
+        }
+        self.work();
+        assert_eq!(self.count(|event| matches!(event, Event::Serving { .. })), stages.len());
+        self.said.clear();
     }
 
     /// A connection to another peer, which says hello by its own clock.

@@ -77,6 +77,9 @@ pub struct BenchGenerate {
     /// Texts at the same time
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub clients: u32,
+    /// Of the products: f32, bf16x3, bf16 or repeatable
+    #[arg(long, default_value = "f32", value_name = "WHICH", value_parser = arithmetic_named)]
+    pub arithmetic: Arithmetic,
     /// Also through a swarm on this machine, of so many stages that are processes of their own
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub stages: Option<u16>,

@@ -238,8 +238,8 @@ fn me(state: &State) -> Vec<String> {
 
 /// What is held in memory, by what it is for, beside what was given; nothing while nothing is served.
 fn memory(account: &Account) -> Option<String> {
-    let Account { frozen, parameters, gradients, optimizer, averaging, kept, scratch, passing, blobs, network, .. } =
-        *account;
+    let Account { frozen, parameters, gradients, optimizer, averaging, kept, .. } = *account;
+    let Account { scratch, caches, passing, blobs, network, .. } = *account;
     if parameters == 0 {
         return None;
     }
@@ -250,12 +250,13 @@ fn memory(account: &Account) -> Option<String> {
         ("optimizer", optimizer),
         ("averaging", averaging),
         ("kept", kept),
+        ("caches", caches),
         ("at work", scratch.saturating_add(passing)),
         ("blobs", blobs),
         ("network", network),
     ];
-    // Only beside adapters anything is frozen.
-    let parts = parts.iter().filter(|(name, bytes)| *name != "frozen" || *bytes > 0);
+    // Only beside adapters anything is frozen, and only while somebody asks there are caches.
+    let parts = parts.iter().filter(|(name, bytes)| !["frozen", "caches"].contains(name) || *bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
     let (total, budget) = (Bytes(account.total()), Bytes(account.budget));
     let resident = match account.resident {

@@ -34,6 +34,7 @@ struct Measured {
     model: String,
     params: u64,
     threads: u16,
+    arithmetic: Arithmetic,
     prompt: u32,
     /// One reader, after the prompt.
     tokens_per_s: f64,
@@ -67,6 +68,7 @@ struct Numbers {
 
 pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
     let mut manifest = shape::manifest(&args.shape)?;
+    manifest.train.arithmetic = vec![args.arithmetic];
     let needed = u64::from(args.prompt) + u64::from(args.tokens);
     if needed > 1 << 20 {
         let message = format!("--prompt and --tokens: {needed} tokens together, at most 1,048,576");
@@ -78,7 +80,7 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
     let settings = Settings { recompute: Recompute::Always, kept_bytes_max: 0, ..Settings::of(&manifest) };
     let device = Device::Cpu { threads: usize::from(args.threads.max(1)) };
     let weights = init::initial(&model, 1);
-    let mut engine = engine(device, Arithmetic::F32, model, settings, weights).map_err(other)?;
+    let mut engine = engine(device, args.arithmetic, model, settings, weights).map_err(other)?;
     // The first prompt also packs the weights, and finds room for itself.
     answer(engine.as_mut(), 1, args.prompt, 2).map_err(other)?;
     let (first, alone) = answer(engine.as_mut(), 1, args.prompt, args.tokens).map_err(other)?;
@@ -87,6 +89,7 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
         model: shape::name(&args.shape, &manifest),
         params,
         threads: args.threads.max(1),
+        arithmetic: args.arithmetic,
         prompt: args.prompt,
         tokens_per_s: alone,
         prefill_tokens_per_s: f64::from(args.prompt) / first,
