@@ -258,7 +258,7 @@ impl From<Refusal> for Failure {
                 let stages: Vec<String> = stages.iter().map(ToString::to_string).collect();
                 Failure::CannotAnswer { stages: stages.join(", ") }
             }
-            Refusal::TooLong { .. } => Failure::Usage { message: refusal.to_string() },
+            Refusal::TooLong { .. } | Refusal::NoSuchToken { .. } => Failure::Usage { message: refusal.to_string() },
             Refusal::Unwritable { path, error } => {
                 let owner = owner(&path);
                 Failure::Unwritable { path: path.display().to_string(), error, owner }

@@ -8,7 +8,7 @@ mod ask;
 mod batch;
 mod folder;
 mod model;
-pub mod sampler;
+pub(crate) mod sampler;
 mod session;
 mod stops;
 mod swarm;

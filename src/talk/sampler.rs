@@ -141,7 +141,7 @@ fn sort_all(logits: &[f32], order: &mut [u32]) -> usize {
 }
 
 /// The probability of `token` and of the `top` likeliest tokens, as natural logarithms.
-pub(super) fn logprobs(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
+pub(crate) fn logprobs(logits: &[f32], token: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
     let mut order: Vec<u32> = (0..logits.len() as u32).filter(|&i| logits[i as usize].is_finite()).collect();
     let Some(best) = order.iter().map(|i| logits[*i as usize]).max_by(f32::total_cmp) else {
         return (f32::NEG_INFINITY, Vec::new());

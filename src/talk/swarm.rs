@@ -63,7 +63,7 @@ impl Backend for Swarm {
 fn answer(client: &Client, request: &GenerateRequest, mut stops: Stops, reply: &UnboundedSender<Said>) {
     // Tokens whose text is held back.
     let mut held = Vec::new();
-    let mut say = |text: String, held: &mut Vec<Token>, is_end: bool| {
+    let say = |text: String, held: &mut Vec<Token>, is_end: bool| {
         if !text.is_empty() || is_end && !held.is_empty() {
             let _ = reply.send(Said::Piece(Piece { text, tokens: std::mem::take(held) }));
         }

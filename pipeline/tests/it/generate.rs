@@ -59,9 +59,10 @@ fn caches_have_a_bound_and_who_takes_most_gives_way() {
     // The stage leaves nothing: there is room for one text as long as the model reads, 64 tokens.
     let memory = cost::memory(&manifest, 1).peak();
     let token = u64::from(4 * manifest.model.config.hidden);
+    const NOBODY: [Vec<u64>; 2] = [vec![], vec![]];
     let mut one = One::with_memory(manifest, 2, &[1, 3, 4, 5], memory);
     one.serves(&[1]);
-    let mut says = |one: &mut One, asker: u8, number: u64, position: u32, tokens: u64| {
+    let says = |one: &mut One, asker: u8, number: u64, position: u32, tokens: u64| -> [Vec<u64>; 2] {
         one.hear(3, piece_of(asker, number, position), Some(tokens * token));
         one.work();
         let lost = |asker: u8| {
@@ -75,12 +76,12 @@ fn caches_have_a_bound_and_who_takes_most_gives_way() {
         one.said.clear();
         all
     };
-    assert_eq!(says(&mut one, 1, 1, 0, 30), [[], []]);
-    assert_eq!(says(&mut one, 5, 2, 0, 16), [[], []]);
+    assert_eq!(says(&mut one, 1, 1, 0, 30), NOBODY);
+    assert_eq!(says(&mut one, 5, 2, 0, 16), NOBODY);
     assert_eq!(says(&mut one, 1, 3, 0, 30), [vec![1], vec![]], "his own oldest");
-    assert_eq!(says(&mut one, 5, 4, 0, 16), [[], []]);
+    assert_eq!(says(&mut one, 5, 4, 0, 16), NOBODY);
     assert_eq!(says(&mut one, 5, 5, 0, 16), [vec![], vec![2]], "who has most by now");
-    assert_eq!(says(&mut one, 1, 3, 30, 2), [[], []], "to the last token");
+    assert_eq!(says(&mut one, 1, 3, 30, 2), NOBODY, "to the last token");
     assert_eq!(says(&mut one, 1, 3, 32, 1), [vec![3], vec![]], "he has most, and nothing else");
     assert_eq!(one.count(|event| matches!(event, Event::Perished { .. })), 0);
     assert!(one.held.is_empty(), "{:?}", one.held);

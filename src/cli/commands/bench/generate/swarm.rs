@@ -96,7 +96,8 @@ pub fn measure(
 async fn through(args: &BenchGenerate, manifest: Manifest, stages: u16, context: &Context) -> Result<Through, Report> {
     let folder = scratch()?;
     let vocab = manifest.model.config.vocab;
-    let threads = (args.threads / stages).max(1);
+    // One reader is computed for at one stage after the other: each may have all of them.
+    let threads = args.threads.max(1);
     let start = Start {
         command: "bench",
         manifest,
