@@ -477,10 +477,9 @@ impl Driver {
         self.turn(Some(Input::Command(command)));
         if let Some((session, route)) =
             begun.and_then(|session| Some((session, self.parts.peer.generation_route(session)?.to_vec())))
+            && let Some(next) = self.sessions.on_route(session, route)
         {
-            if let Some(next) = self.sessions.on_route(session, route) {
-                self.go_on(next);
-            }
+            self.go_on(next);
         }
     }
 
