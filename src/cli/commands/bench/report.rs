@@ -59,6 +59,8 @@ const SECTIONS: &[Section] = &[
             "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic f32 --torch PYTHON",
             "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic bf16x3 --torch PYTHON",
             "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic bf16x3 --targets q,k,v,o,gate,up,down --torch PYTHON",
+            "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic bf16x3 --base-precision int8",
+            "bench finetune --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --threads 2 --arithmetic bf16x3 --base-precision int4",
         ],
     },
     Section {
@@ -68,6 +70,16 @@ const SECTIONS: &[Section] = &[
                after. The aim is 120 %, and sixteen at once at four times one.",
         runs: &[
             "bench generate --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --threads 2 --torch PYTHON",
+        ],
+    },
+    Section {
+        name: "through",
+        title: "Answering through a swarm",
+        lead: "The same model cut into two stages that are processes, two replicas each, one of which is killed while it answers; beside one \
+               process with as many threads. Aims: 100 tok/s for one reader (Petals 33.5 of its own models), four times as many for \
+               sixteen, and under a second between two tokens where a replica dies.",
+        runs: &[
+            "bench generate --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --threads 2 --prompt 128 --tokens 128 --stages 2 --replicas 2",
         ],
     },
     Section {
@@ -113,7 +125,10 @@ const SECTIONS: &[Section] = &[
         title: "Swarm",
         lead: "Peers that are processes, one thread each, beside one process with as many threads. The aim is 90 %. Others, of one PyTorch \
                process: two stages over gloo 78 %, hivemind with two remote experts 52 %, Petals with two servers 35 %.",
-        runs: &["bench swarm"],
+        runs: &[
+            "bench swarm",
+            "bench swarm --hidden 512 --layers 8 --heads 8 --ffn 1408 --vocab 4096 --sequence 256 --batch 8 --lora-rank 16",
+        ],
     },
     Section {
         name: "peer",
