@@ -176,10 +176,9 @@ pub enum Done {
         before: f32,
         after: f32,
     },
-    /// One answer a piece, in their order: f32 hidden states, or logits of the last position at the last stage. None: it is no piece
-    /// of that session, or the result is not finite.
+    /// One answer a piece, in their order: f32 hidden states, or logits of the last position at the last stage; or why there is none.
     Inferred {
-        outputs: Vec<(u64, Option<Blob>)>,
+        outputs: Vec<(u64, Result<Blob, String>)>,
     },
     Saved {
         root: Digest,
@@ -205,6 +204,8 @@ pub enum Done {
 pub struct Piece {
     pub session: u64,
     pub position: u32,
+    /// How many it has.
+    pub tokens: u32,
     pub input: Blob,
 }
 

@@ -260,11 +260,12 @@ impl Corpus {
     }
 
     /// Splits off what is never learned from. Which records that are follows from their content and the seed alone: the same
-    /// ones whatever their order, and equal records stay together.
+    /// ones whatever their order, and equal records stay together. What is learned, what is held out, and up to which mark that is: see
+    /// [`hold_out_until`](Corpus::hold_out_until).
     ///
     /// # Errors
     /// One of the two would be empty.
-    pub fn hold_out(&self, held: HoldOut, seed: u64) -> Result<(Corpus, Corpus), CorpusError> {
+    pub fn hold_out(&self, held: HoldOut, seed: u64) -> Result<(Corpus, Corpus, u64), CorpusError> {
         let mut marks: Vec<u64> = match &self.data {
             Data::Ring(ring) => ring.keys(),
             Data::Set(set) => set.keys().collect(),
@@ -279,16 +280,32 @@ impl Corpus {
         let Some(last) = count.checked_sub(1).map(|at| marks[at]) else {
             return Err(CorpusError::HoldOut { pieces });
         };
+        let (learned, held) = self.hold_out_until(last, seed)?;
+        Ok((learned, held, last))
+    }
+
+    /// The same cut again, also where there is more by now: what was learned is never held out, nor the other way round.
+    ///
+    /// # Errors
+    /// One of the two would be empty.
+    pub fn hold_out_until(&self, last: u64, seed: u64) -> Result<(Corpus, Corpus), CorpusError> {
         let (learned, held) = (self.part(|key| mark(key, seed) > last), self.part(|key| mark(key, seed) <= last));
-        if learned.is_empty() || held.is_empty() { Err(CorpusError::HoldOut { pieces }) } else { Ok((learned, held)) }
+        match learned.is_empty() || held.is_empty() {
+            true => Err(CorpusError::HoldOut { pieces: learned.documents + held.documents }),
+            false => Ok((learned, held)),
+        }
     }
 
     fn part(&self, keep: impl Fn(u64) -> bool) -> Corpus {
-        let data = match &self.data {
-            Data::Ring(ring) => Data::Ring(ring.part(keep)),
-            Data::Set(set) => Data::Set(Arc::new(set.part(keep))),
+        let (data, documents) = match &self.data {
+            Data::Ring(ring) => (Data::Ring(ring.part(keep)), self.documents),
+            Data::Set(set) => {
+                let part = set.part(keep);
+                let records = part.records() as u64;
+                (Data::Set(Arc::new(part)), records)
+            }
         };
-        Corpus { data, documents: self.documents, skipped: self.skipped.clone() }
+        Corpus { data, documents, skipped: self.skipped.clone() }
     }
 
     /// Records one by one in the order of the files, not packed and whole; of a ring its pieces of `piece` tokens.

@@ -230,7 +230,7 @@ fn what_is_held_out_is_never_learned_and_does_not_depend_on_order() {
     };
     let split = |text: &str, held, seed| {
         let folder = Folder::of(&[("a.jsonl", text)]);
-        let (learned, held) = folder.open(model("byte-level")).unwrap().hold_out(held, seed).unwrap();
+        let (learned, held, _) = folder.open(model("byte-level")).unwrap().hold_out(held, seed).unwrap();
         (texts(&learned), texts(&held))
     };
     let (learned, held) = split(&lines, HoldOut::Share(0.1), 5);
@@ -241,9 +241,14 @@ fn what_is_held_out_is_never_learned_and_does_not_depend_on_order() {
     assert_ne!(split(&lines, HoldOut::Count(40), 6).1, held);
 
     let fables = Corpus::fables(1, 50_000);
-    let (learned, held) = fables.hold_out(HoldOut::Share(0.2), 1).unwrap();
+    let (learned, held, until) = fables.hold_out(HoldOut::Share(0.2), 1).unwrap();
     assert_eq!(learned.len() + held.len(), fables.len());
     assert!(texts(&learned).is_disjoint(&texts(&held)));
+    // The same cut of more data takes nothing from one side to the other.
+    let both = format!("{}{}", fables.preview(usize::MAX), Corpus::fables(2, 20_000).preview(usize::MAX));
+    let (more, more_held) = Corpus::from_text(&both).hold_out_until(until, 1).unwrap();
+    assert!(texts(&learned).is_subset(&texts(&more)) && texts(&held).is_subset(&texts(&more_held)));
+    assert!(texts(&more_held).len() > texts(&held).len());
     for held in [HoldOut::Share(0.0), HoldOut::Share(1.0), HoldOut::Count(u64::MAX)] {
         assert!(matches!(fables.hold_out(held, 1), Err(CorpusError::HoldOut { .. })));
     }

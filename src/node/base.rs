@@ -9,7 +9,10 @@ use std::{
 
 use skein_pipeline::{
     compute::hf::{Checkpoint, HfError},
-    model::{StageModel, frozen},
+    model::{
+        StageModel,
+        frozen::{self, BadFrozen},
+    },
 };
 use skein_protocol::{
     Manifest,
@@ -43,6 +46,8 @@ pub enum BaseError {
     Template(#[from] TemplateError),
     #[error(transparent)]
     Home(#[from] HomeError),
+    #[error("its weights cannot be held: {0}")]
+    Frozen(#[from] BadFrozen),
     #[error("its tokenizer has {tokens} tokens, the model {vocab}")]
     Vocabulary { tokens: usize, vocab: u32 },
     /// Another model lies there than the run began with.
@@ -159,7 +164,7 @@ impl Base {
         let stage = |stage| {
             let model = StageModel::of(manifest, stage).map_err(HfError::from)?;
             let (Some(model), Some(lora)) = (model.frozen(), manifest.lora()) else { return Ok(Digest::default()) };
-            let bytes = frozen::encode(model, &self.checkpoint.read(model)?, lora.base);
+            let bytes = frozen::encode(model, &self.checkpoint.read(model)?, lora.base)?;
             let blob = hash::blob(&[&bytes]);
             if let Some(shelf) = shelf {
                 shelf.put(blob, &[&bytes])?;

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use libp2p::Multiaddr;
 use skein_pipeline::{
     flow::coding::LinkSpeed,
+    job::Done,
     peer::{
         Peer,
         io::{Command, Input, Output},
@@ -418,6 +419,11 @@ impl Driver {
             Some(Ran::Done { job, done, took }) => {
                 self.work.jobs += 1;
                 self.busy += took;
+                if let Done::Inferred { outputs } = &done {
+                    for why in outputs.iter().filter_map(|(_, output)| output.as_ref().err()) {
+                        tracing::debug!(why, "a piece of a generation was not computed");
+                    }
+                }
                 self.turn(Some(Input::Done { job, done }));
             }
             Some(Ran::Panicked { job, message }) => {
@@ -477,17 +483,16 @@ impl Driver {
         self.turn(Some(Input::Command(command)));
         if let Some((session, route)) =
             begun.and_then(|session| Some((session, self.parts.peer.generation_route(session)?.to_vec())))
-            && let Some(next) = self.sessions.on_route(session, route)
         {
-            self.go_on(next);
+            self.sessions.on_route(session, route);
         }
     }
 
     pub(super) fn command_of(&mut self, next: Next) -> Command {
         match next {
-            Next::Start { session, tokens, without } => {
+            Next::Start { session, tokens, without, apart } => {
                 let tokens = self.parts.blobs.put(bytes_of(&tokens), Kind::Work);
-                Command::Generate { session, tokens, without }
+                Command::Generate { session, tokens, without, apart }
             }
             Next::Go { session, token } => {
                 Command::GenerateNext { session, tokens: self.parts.blobs.put(bytes_of(&[token]), Kind::Work) }

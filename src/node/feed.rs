@@ -11,7 +11,10 @@ use bytes::Bytes;
 use skein_pipeline::flow::held_out::HeldOut;
 use skein_protocol::{Manifest, wire::Starts};
 
-use crate::{corpus::Corpus, home::RunFolder};
+use crate::{
+    corpus::Corpus,
+    home::{HomeError, RunFolder},
+};
 
 /// What a feeder feeds.
 #[derive(Clone, Debug)]
@@ -21,6 +24,35 @@ pub struct Data {
     pub epochs: Option<u64>,
     /// What is measured with, and never learned from.
     pub held_out: Option<Arc<Corpus>>,
+    /// How that was cut off: a restart goes on with the same cut, or what was learned would be measured with.
+    pub cut: Cut,
+}
+
+/// Up to which mark records are held out (see [`Corpus::hold_out_until`]); nothing: none are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cut(pub Option<u64>);
+
+impl Cut {
+    const NAME: &'static str = "held-out";
+
+    /// That of a run that was fed from here before.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn of(folder: &RunFolder) -> Result<Option<Cut>, HomeError> {
+        let noted = folder.read(Cut::NAME)?.map(|text| String::from_utf8_lossy(&text).trim().parse().ok());
+        // A run that was fed before anything could be held out learned from all of it.
+        Ok(noted.map(Cut).or((Mark::of(folder).read() > 0).then_some(Cut(None))))
+    }
+
+    /// For the next start.
+    ///
+    /// # Errors
+    /// The disk is full, or may not be written.
+    pub fn note(self, folder: &RunFolder) -> Result<(), HomeError> {
+        let text = self.0.map_or("none\n".into(), |until| format!("{until}\n"));
+        folder.write(Cut::NAME, text.as_bytes())
+    }
 }
 
 /// Of so many micro-batches one is of data that is held out, where there is such.
@@ -29,7 +61,7 @@ const HELD_OUT_EVERY: u64 = 20;
 impl Data {
     /// What is learned from, without an end.
     pub fn of(corpus: Corpus) -> Data {
-        Data { corpus: Arc::new(corpus), epochs: None, held_out: None }
+        Data { corpus: Arc::new(corpus), epochs: None, held_out: None, cut: Cut::default() }
     }
 
     /// Which of the micro-batches are held out.
@@ -162,8 +194,21 @@ mod tests {
     }
 
     #[test]
+    fn the_cut_is_settled_once_and_of_a_run_that_was_fed_before_nothing_is_held_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = RunFolder { name: "run".into(), path: dir.path().into(), run: Default::default() };
+        assert_eq!(Cut::of(&folder).unwrap(), None);
+        Mark::of(&folder).write(3);
+        assert_eq!(Cut::of(&folder).unwrap(), Some(Cut(None)));
+        for cut in [Cut(Some(u64::MAX)), Cut(Some(0)), Cut(None)] {
+            cut.note(&folder).unwrap();
+            assert_eq!(Cut::of(&folder).unwrap(), Some(cut));
+        }
+    }
+
+    #[test]
     fn what_is_held_out_comes_between_and_what_is_learned_is_as_without_it() {
-        let (learned, held) = Corpus::fables(1, 9000).hold_out(HoldOut::Share(0.1), 3).unwrap();
+        let (learned, held, _) = Corpus::fables(1, 9000).hold_out(HoldOut::Share(0.1), 3).unwrap();
         let manifest = super::super::sample_manifest(2);
         let plain = Feed::new(Data { epochs: Some(2), ..Data::of(learned.clone()) }, &manifest);
         let held_out = Some(Arc::new(held.clone()));

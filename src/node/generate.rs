@@ -23,6 +23,10 @@ const LATE_MIN: Duration = Duration::from_millis(400);
 const LATE: u32 = 6;
 /// Each time that the late one came first after all, it gets twice as long, so often.
 const DOUBLED_MAX: u32 = 6;
+/// After so many tokens in time it gets half as long again.
+const IN_TIME: u32 = 8;
+/// So many are started beside late ones at a time: one slow peer has many late ones at once.
+const RIVALS_MAX: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -85,6 +89,8 @@ pub enum Next {
         session: u64,
         tokens: Vec<u32>,
         without: Vec<PeerId>,
+        /// Not by exactly these.
+        apart: bool,
     },
     /// One more token of a session.
     Go {
@@ -115,6 +121,8 @@ struct Session {
     usual: Option<Duration>,
     /// How often a late token came first after all.
     doubled: u32,
+    /// Tokens that came in time since.
+    in_time: u32,
     rival: Rival,
 }
 
@@ -188,29 +196,21 @@ impl Sessions {
             begins: true,
             usual: None,
             doubled: 0,
+            in_time: 0,
             rival: Rival::None,
         };
         Some(self.start(now, session))
     }
 
     /// The peer has chosen who computes a session.
-    pub fn on_route(&mut self, number: u64, route: Vec<PeerId>) -> Option<Next> {
+    pub fn on_route(&mut self, number: u64, route: Vec<PeerId>) {
         if let Some(session) = self.open.get_mut(&number) {
             session.route = route.clone();
             // Whoever asked may be gone: the next token shows.
             let _ = session.reply.send(Said::Route(route));
-            return None;
-        }
-        let session = self.rivals.get(&number).and_then(|beside| self.open.get_mut(beside))?;
-        if session.route != route {
+        } else if let Some(session) = self.rivals.get(&number).and_then(|beside| self.open.get_mut(beside)) {
             session.rival = Rival::Under { number, route };
-            return None;
         }
-        // There is nobody else: the late one gets more time.
-        self.rivals.remove(&number);
-        session.rival = Rival::Lost;
-        session.doubled += 1;
-        Some(Next::Close { session: number })
     }
 
     fn start(&mut self, now: Instant, mut session: Session) -> Next {
@@ -219,7 +219,7 @@ impl Sessions {
         // Not by those who lost it, as far as there are others.
         let (tokens, without) = (session.tokens.clone(), std::mem::take(&mut session.route));
         self.open.insert(self.next, session);
-        Next::Start { session: self.next, tokens, without }
+        Next::Start { session: self.next, tokens, without, apart: false }
     }
 
     /// What was started beside a late session is the session from now on.
@@ -245,8 +245,10 @@ impl Sessions {
             }
             (Some(late), None) => {
                 self.rivals.remove(&number);
+                // There is nobody else, or nobody with room: it gets more time.
                 if let Some(session) = self.open.get_mut(&late) {
                     session.rival = Rival::Lost;
+                    session.doubled += 1;
                 }
                 return next;
             }
@@ -263,11 +265,17 @@ impl Sessions {
             self.rivals.remove(&rival);
             next.push(Next::Close { session: rival });
             session.doubled += 1;
+            session.in_time = 0;
         }
         if !session.begins {
             let took = now.since(session.since);
             session.usual = Some(session.usual.map_or(took, |usual| (usual * 7 + took) / 8));
+            session.in_time += 1;
+            if session.in_time.is_multiple_of(IN_TIME) {
+                session.doubled = session.doubled.saturating_sub(1);
+            }
         }
+        session.replays = 0;
         (session.since, session.begins) = (now, false);
         let logits = &logits[..logits.len().min(session.vocabulary)];
         let token = session.sampler.draw(logits);
@@ -316,7 +324,8 @@ impl Sessions {
     /// When there is something to do though nothing is heard.
     pub fn deadline(&self) -> Option<Instant> {
         let replays = self.lost.iter().map(|(at, _)| *at);
-        self.open.values().filter_map(Session::late).chain(replays).min()
+        let late = self.open.values().filter(|_| self.rivals.len() < RIVALS_MAX).filter_map(Session::late);
+        late.chain(replays).min()
     }
 
     /// Sessions whose replay is due, and what is started beside late ones.
@@ -326,12 +335,12 @@ impl Sessions {
         let replayed = heard.collect::<Vec<_>>();
         let mut next: Vec<Next> = replayed.into_iter().map(|(_, session)| self.start(now, session)).collect();
         for (late, session) in &mut self.open {
-            if session.late().is_some_and(|at| at <= now) {
+            if self.rivals.len() < RIVALS_MAX && session.late().is_some_and(|at| at <= now) {
                 self.next += 1;
                 self.rivals.insert(self.next, *late);
                 session.rival = Rival::Under { number: self.next, route: Vec::new() };
                 let (tokens, without) = (session.tokens.clone(), session.route.clone());
-                next.push(Next::Start { session: self.next, tokens, without });
+                next.push(Next::Start { session: self.next, tokens, without, apart: true });
             }
         }
         next
@@ -365,7 +374,7 @@ mod tests {
     }
 
     fn start_of(session: u64, tokens: &[u32], without: &[u8]) -> Next {
-        Next::Start { session, tokens: tokens.to_vec(), without: peers(without) }
+        Next::Start { session, tokens: tokens.to_vec(), without: peers(without), apart: !without.is_empty() }
     }
 
     fn peers(of: &[u8]) -> Vec<PeerId> {
@@ -381,7 +390,7 @@ mod tests {
         let mut sessions = Sessions::new(100);
         let (reply, said) = mpsc::unbounded_channel();
         sessions.ask(at(0), ask(&[1], 5), reply);
-        assert_eq!(sessions.on_route(1, peers(&[1, 2])), None);
+        sessions.on_route(1, peers(&[1, 2]));
         sessions.on_logits(at(100), 1, Some(&wants(5)));
         assert_eq!(sessions.deadline(), None, "nobody knows yet what is late");
         sessions.on_logits(at(120), 1, Some(&wants(6)));
@@ -396,7 +405,7 @@ mod tests {
     fn a_late_token_may_come_from_others_first() {
         for is_lost_before in [false, true] {
             let (mut sessions, mut said) = late();
-            assert_eq!(sessions.on_route(2, peers(&[1, 3])), None);
+            sessions.on_route(2, peers(&[1, 3]));
             if is_lost_before {
                 assert_eq!(sessions.on_logits(at(530), 1, None), []);
                 assert_eq!(sessions.on_tick(at(5000)), [], "it goes on already");
@@ -428,16 +437,37 @@ mod tests {
 
     #[test]
     fn nothing_is_started_beside_a_late_token_where_there_is_nobody_else() {
-        for lost in [false, true] {
-            let (mut sessions, _said) = late();
-            match lost {
-                false => assert_eq!(sessions.on_route(2, peers(&[1, 2])), Some(Next::Close { session: 2 })),
-                true => assert_eq!(sessions.on_logits(at(521), 2, None), []),
-            }
-            assert_eq!((sessions.deadline(), sessions.rivals.len()), (None, 0));
-            assert_eq!(sessions.on_logits(at(900), 1, Some(&wants(7))), [Next::Go { session: 1, token: 7 }]);
-            assert!(sessions.deadline().is_some());
+        let (mut sessions, _said) = late();
+        assert_eq!(sessions.on_logits(at(521), 2, None), []);
+        assert_eq!((sessions.deadline(), sessions.rivals.len()), (None, 0));
+        assert_eq!(sessions.on_logits(at(900), 1, Some(&wants(7))), [Next::Go { session: 1, token: 7 }]);
+        let usual = (Duration::from_millis(20) * 7 + Duration::from_millis(780)) / 8;
+        assert_eq!(sessions.deadline(), Some(at(900) + usual * LATE * 2), "it gets more time");
+    }
+
+    #[test]
+    fn one_slow_peer_does_not_have_everything_begun_again_at_once() {
+        let mut sessions = Sessions::new(100);
+        let mut readers = Vec::new();
+        for number in 1..=10 {
+            let (reply, said) = mpsc::unbounded_channel();
+            readers.push(said);
+            sessions.ask(at(0), ask(&[1], 90), reply);
+            sessions.on_route(number, peers(&[1, 2]));
+            sessions.on_logits(at(10), number, Some(&wants(5)));
+            sessions.on_logits(at(20), number, Some(&wants(5)));
         }
+        assert_eq!(sessions.on_tick(at(1000)).len(), RIVALS_MAX);
+        assert_eq!((sessions.on_tick(at(1001)), sessions.deadline()), (vec![], None));
+        // Another may follow where one is over; and who is in time is soon trusted less again.
+        sessions.on_logits(at(1002), 11, Some(&wants(5)));
+        assert_eq!(sessions.on_tick(at(1003)).len(), 1);
+        sessions.on_logits(at(1004), 2, Some(&wants(5)));
+        assert_eq!(sessions.open[&2].doubled, 1);
+        for i in 0..u64::from(IN_TIME) {
+            sessions.on_logits(at(1005 + i), 2, Some(&wants(5)));
+        }
+        assert_eq!(sessions.open[&2].doubled, 0);
     }
 
     #[test]

@@ -317,6 +317,9 @@ fn build<M: Engines + 'static>(
     let shelf = on_the_shelf(&setup, &manifest, &blobs);
     let unsaved = store.unsaved();
     let mark = Mark::of(&folder);
+    if let Some(data) = &setup.role.feed {
+        data.cut.note(&folder)?;
+    }
     let log = Log::open(&folder.path, key.peer(), setup.events_keep)
         .map_err(|source| NodeError::Log { path: folder.path.clone(), source })?;
     let for_engines = manifest.clone();

@@ -167,6 +167,8 @@ impl Driver {
 
     fn generated(&mut self, session: u64, logits: Option<Blob>) {
         let logits = logits.and_then(|blob| self.take(vec![blob]).pop()).and_then(|bytes| logits_of(&bytes));
+        // Of no finite value nothing can be drawn.
+        let logits = logits.filter(|logits| logits.iter().any(|logit| logit.is_finite()));
         for next in self.sessions.on_logits(self.now, session, logits.as_deref()) {
             let command = self.command_of(next);
             self.again.push_back(Input::Command(command));

@@ -233,6 +233,9 @@ fn through<P: Product>(
     block::turn(product, d, w, rope, h, qkv, &mut heads, &mut room.low[..low(Site::Qkv)]);
     for piece in pieces {
         let Some(session) = sessions.get_mut(&piece.session) else { continue };
+        for cache in [&mut session.keys[layer], &mut session.values[layer]] {
+            room_for(cache, piece.rows.len() * kv);
+        }
         for row in qkv[piece.rows.start * width..piece.rows.end * width].chunks_exact(width) {
             session.keys[layer].extend_from_slice(&row[att..att + kv]);
             session.values[layer].extend_from_slice(&row[att + kv..]);
@@ -250,6 +253,13 @@ fn through<P: Product>(
     wide(product, add, act, w.down);
     w.adapt(product, Site::Down, act, &mut room.low[..low(Site::Down)], add, hidden);
     kernel::add(x, add);
+}
+
+/// Room for more values: a quarter more than there are, where a vector by itself would take as much again.
+fn room_for(cache: &mut Vec<f32>, more: usize) {
+    if cache.capacity() - cache.len() < more {
+        cache.reserve_exact(more.max(cache.len() / 4));
+    }
 }
 
 /// What the attention of every piece gives, into `out [rows, heads * head]`: blocks of queries against their session's cache.

@@ -13,8 +13,9 @@ const DEPTH: usize = 2;
 /// state for a joiner, nor take part in a round.
 const OLDEST_EVERY: u32 = 8;
 
-/// Pieces of generations that are computed together.
+/// Pieces of generations that are computed together, and their tokens: a longer prompt is computed with single tokens at most.
 const PIECES_MAX: usize = 64;
+const PIECES_TOKENS_MAX: u32 = 512;
 
 /// So many jobs may be asked for after a piece of a generation before it goes first: somebody reads along.
 const INFER_PATIENCE: u64 = 1;
@@ -150,9 +151,18 @@ impl Schedule {
         let (id, mut job, purpose) = self.waiting.remove(&key)?;
         if let Job::Infer { stage, pieces } = &mut job {
             let range = (Priority::Infer, 0)..=(Priority::Infer, u64::MAX);
-            let same = |(_, (_, job, _)): &(&(Priority, u64), &(JobId, Job, Purpose))| job.stage() == *stage;
+            let mut tokens = pieces.iter().map(|piece| piece.tokens).fold(0, u32::saturating_add);
+            let mut rides = |(_, (_, job, _)): &(&(Priority, u64), &(JobId, Job, Purpose))| match job {
+                Job::Infer { stage: at, pieces } if at == stage => {
+                    let more = pieces.iter().map(|piece| piece.tokens).fold(0, u32::saturating_add);
+                    let fits = more == 1 || tokens.saturating_add(more) <= PIECES_TOKENS_MAX;
+                    tokens = tokens.saturating_add(if fits { more } else { 0 });
+                    fits
+                }
+                _ => false,
+            };
             let keys: Vec<_> =
-                self.waiting.range(range).filter(same).map(|(key, _)| *key).take(PIECES_MAX - pieces.len()).collect();
+                self.waiting.range(range).filter(&mut rides).map(|(key, _)| *key).take(PIECES_MAX - 1).collect();
             for key in keys {
                 if let Some((_, Job::Infer { pieces: more, .. }, _)) = self.waiting.remove(&key) {
                     pieces.extend(more);
@@ -237,7 +247,8 @@ mod tests {
     fn pieces_that_wait_are_computed_together() {
         let (mut schedule, mut out) = (Schedule::default(), Outbox::new());
         let infer = |schedule: &mut Schedule, stage, session| {
-            let piece = Piece { session, position: 0, input: Blob { id: session, len: 4 } };
+            let tokens = if session < 1000 && session % 100 == 99 { PIECES_TOKENS_MAX } else { 1 };
+            let piece = Piece { session, position: 0, tokens, input: Blob { id: session, len: 4 } };
             schedule.push(
                 Priority::Infer,
                 Job::Infer { stage, pieces: vec![piece] },
@@ -275,13 +286,21 @@ mod tests {
         schedule.done(Instant::ZERO, second[0].0);
         assert_eq!(given(&mut schedule)[0].2, [3]);
         // There is an end to how many.
-        for session in 10..10 + 2 * PIECES_MAX as u64 {
+        for session in 1000..1000 + 2 * PIECES_MAX as u64 {
             infer(&mut schedule, 2, session);
         }
         schedule.fenced(Instant::ZERO);
         let running: Vec<JobId> = schedule.running.keys().copied().collect();
         running.into_iter().for_each(|job| _ = schedule.done(Instant::ZERO, job));
-        assert_eq!(given(&mut schedule)[0].2.len(), PIECES_MAX);
+        let many = given(&mut schedule);
+        assert_eq!(many[0].2.len(), PIECES_MAX);
+        // A long prompt takes single tokens along, and no other prompt.
+        schedule.cancel(|_| true);
+        for session in [99, 98, 199, 97] {
+            infer(&mut schedule, 3, session);
+        }
+        schedule.done(Instant::ZERO, many[0].0);
+        assert_eq!(given(&mut schedule)[0].2, [99, 98, 97]);
     }
 
     #[test]

@@ -551,7 +551,7 @@ pub fn decline(desk: &mut Desk<'_>, to: PeerId, id: MicroBatchId, attempt: &Atte
 pub fn release_done(desk: &mut Desk<'_>, done: Done) {
     match done {
         Done::Forwarded { output, .. } => desk.release(output),
-        Done::Inferred { outputs } => desk.release_all(outputs.into_iter().filter_map(|(_, output)| output)),
+        Done::Inferred { outputs } => desk.release_all(outputs.into_iter().filter_map(|(_, output)| output.ok())),
         Done::Backed { gradient, .. } => desk.release_all(gradient),
         Done::Encoded { blob, .. } => desk.release(blob),
         Done::Ok

@@ -2,7 +2,7 @@
 
 use skein_protocol::{
     Manifest, Stage, codec,
-    run::{AveragingRule, Codec, ModelConfig, OptimizerKind, Recompute},
+    run::{AveragingRule, BasePrecision, Codec, ModelConfig, OptimizerKind, Recompute},
 };
 
 use super::frozen::form_of;
@@ -68,14 +68,18 @@ pub fn frozen_bytes(manifest: &Manifest, stage: Stage) -> u64 {
     let bytes = |values: u64, width: u64, is_table| form_of(lora.base, width as usize, is_table).bytes(values);
     let matrix = |values: u64, width: u64| bytes(values, width, false);
     let matrices = [matrix(d.saturating_mul(q + 2 * kv + 2 * f), d), matrix(d * q, q), matrix(d * f, f)];
-    let vectors = bytes(layer_values(config).saturating_sub(d.saturating_mul(2 * q + 2 * kv + 3 * f)), 1, false);
+    let small = match lora.base {
+        BasePrecision::Bf16 => 2,
+        _ => VALUE,
+    };
+    let vectors = small * layer_values(config).saturating_sub(d.saturating_mul(2 * q + 2 * kv + 3 * f));
     let layer = matrices.into_iter().fold(vectors, u64::saturating_add);
     let layers = u64::from(manifest.layers_of(stage).1).saturating_mul(layer);
     let norm = if stage == manifest.last_stage() { d } else { 0 };
     let tables = stage_weights(manifest, stage)
         .saturating_sub(u64::from(manifest.layers_of(stage).1).saturating_mul(layer_values(config)))
         .saturating_sub(norm);
-    layers.saturating_add(bytes(norm, 1, false)).saturating_add(bytes(tables, d, true))
+    layers.saturating_add(small * norm).saturating_add(bytes(tables, d, true))
 }
 
 /// Weights of a stage, the embedding and the final norm with head included where they are.
@@ -224,15 +228,18 @@ pub fn cache_token_bytes(manifest: &Manifest, stage: Stage) -> u64 {
     2 * VALUE * kv.saturating_mul(manifest.layers_of(stage).1.into())
 }
 
+/// Tokens of a text that caches have room for in any case.
+const CACHED_MIN: u64 = 1024;
+
 /// Bytes that caches of generations may take at a peer that serves `stages` and gives `memory`: an eighth of that, as far as the stages
-/// leave as much, and in any case one text as long as the model reads.
+/// leave as much, and in any case one short text.
 pub fn caches_max(manifest: &Manifest, stages: impl Iterator<Item = Stage>, memory: u64) -> u64 {
     let (mut left, mut one) = (memory, 0u64);
     for stage in stages {
         left = left.saturating_sub(self::memory(manifest, stage).peak());
         one = one.saturating_add(cache_token_bytes(manifest, stage));
     }
-    (memory / 8).min(left).max(one.saturating_mul(manifest.model.config.context.into()))
+    (memory / 8).min(left).max(one.saturating_mul(CACHED_MIN.min(manifest.model.config.context.into())))
 }
 
 /// Bytes of the state of a stage on its way: five tensors at most, the header and the root.
@@ -295,7 +302,7 @@ mod tests {
     use super::*;
     use crate::model::{StageModel, frozen, init, tests::tiny};
     use skein_protocol::run::{
-        BasePrecision, Lora, Method,
+        Lora, Method,
         preset::{PRESETS, preset},
     };
 
@@ -333,7 +340,7 @@ mod tests {
                 assert_eq!(stage_parameters(&manifest, stage), model.values() as u64);
                 let (frozen, held) = (model.frozen().unwrap(), memory(&manifest, stage).frozen);
                 assert_eq!((frozen_parameters(&manifest, stage), *whole), (frozen.values() as u64, *whole));
-                let travels = frozen::encode(frozen, &init::initial(frozen, 3), base).len() as u64;
+                let travels = frozen::encode(frozen, &init::initial(frozen, 3), base).unwrap().len() as u64;
                 assert_eq!(travels, frozen::bytes_max(held), "{base:?}");
             }
         }

@@ -6,7 +6,7 @@
 //! use them, and a matrix in eight or four bits never stands there in more (QLoRA, Dettmers et al. 2023, arXiv:2305.14314).
 //!
 //! Sixteen bytes of a head (magic, a byte for how they are written, nothing), then the values in canonical order, little endian. In 8
-//! or 4 bits matrices whose rows are whole blocks are written so, embedding and head in 8; all else is f32.
+//! or 4 bits matrices whose rows are whole blocks are written so, embedding and head in 8, others in bf16; all else is f32.
 
 mod form;
 
@@ -79,7 +79,10 @@ impl Written {
             Written::Alike(form) => form,
             Written::Blocks(bits) => {
                 let is_table = tensor.name == EMBEDDING || tensor.name == HEAD;
-                form_of(bits, tensor.shape.last().copied().filter(|_| is_matrix(tensor)).unwrap_or(1), is_table)
+                match is_matrix(tensor) {
+                    true => form_of(bits, tensor.shape[1], is_table),
+                    false => Form::F32,
+                }
             }
         }
     }
@@ -89,12 +92,13 @@ fn is_matrix(tensor: &Param) -> bool {
     tensor.shape.len() > 1
 }
 
-/// The longest form of a matrix with rows of `width` values; `is_table`: an embedding or a head.
+/// The longest form of a matrix with rows of `width` values; `is_table`: an embedding or a head. Norms and biases are f32 wherever not
+/// everything is in 16 bits.
 pub fn form_of(bits: BasePrecision, width: usize, is_table: bool) -> Form {
     match bits {
         BasePrecision::AsIs => Form::F32,
         BasePrecision::Bf16 => Form::Bf16,
-        _ if !width.is_multiple_of(BLOCK) => Form::F32,
+        _ if !width.is_multiple_of(BLOCK) => Form::Bf16,
         BasePrecision::Int4 if !is_table => Form::Int4,
         BasePrecision::Int8 | BasePrecision::Int4 => Form::Int8,
     }
@@ -106,7 +110,10 @@ pub fn bytes_max(held: u64) -> u64 {
 }
 
 /// As the values of `model` travel. Panics where they are not as many as it has.
-pub fn encode(model: &StageModel, values: &[f32], bits: BasePrecision) -> Vec<u8> {
+///
+/// # Errors
+/// Values that are not finite, or too large for their bits.
+pub fn encode(model: &StageModel, values: &[f32], bits: BasePrecision) -> Result<Vec<u8>, BadFrozen> {
     assert_eq!(values.len(), model.values(), "the values are the model's");
     let written = Written::of(values, bits);
     let mut out = Vec::with_capacity(HEAD_BYTES + 4 * values.len());
@@ -114,10 +121,14 @@ pub fn encode(model: &StageModel, values: &[f32], bits: BasePrecision) -> Vec<u8
     out.push(Written::ALL.iter().position(|known| *known == written).unwrap_or_default() as u8);
     out.resize(HEAD_BYTES, 0);
     for tensor in model.params() {
-        written.form(tensor).write(&values[tensor.range()], &mut out);
+        let (form, values) = (written.form(tensor), &values[tensor.range()]);
+        if !values.iter().all(|value| value.abs() <= form.largest()) {
+            return Err(BadFrozen::Values);
+        }
+        form.write(values, &mut out);
     }
     out.shrink_to_fit();
-    out
+    Ok(out)
 }
 
 /// Tensors that follow each other and are written alike.
@@ -165,7 +176,7 @@ impl Frozen {
     /// # Errors
     /// Values that are not finite.
     pub fn of(model: &StageModel, values: &[f32], bits: BasePrecision) -> Result<Frozen, BadFrozen> {
-        Self::laid_out(model, bits, vec![encode(model, values, bits).into()])?.with_vectors(model)
+        Self::laid_out(model, bits, vec![encode(model, values, bits)?.into()])?.with_vectors(model)
     }
 
     fn laid_out(model: &StageModel, bits: BasePrecision, pieces: Vec<Bytes>) -> Result<Frozen, BadFrozen> {
@@ -194,7 +205,7 @@ impl Frozen {
         if got != end as u64 || pieces.iter().enumerate().any(uneven) {
             return Err(BadFrozen::Length { got, wanted: end as u64 });
         }
-        let in_blocks = matches!(written, Written::Blocks(_));
+        let in_blocks = spans.iter().any(|span| span.form.unit().0 == BLOCK);
         Ok(Frozen { piece, spans, vectors: BTreeMap::new(), in_blocks, pieces })
     }
 
@@ -234,7 +245,7 @@ impl Frozen {
         self.pieces.iter().map(|piece| piece.len() as u64).sum()
     }
 
-    /// Whether matrices are in 8 or 4 bits.
+    /// Whether some matrices are in 8 or 4 bits.
     pub fn in_blocks(&self) -> bool {
         self.in_blocks
     }
@@ -326,7 +337,7 @@ mod tests {
     fn values_come_back_from_pieces_of_any_length() {
         let (model, values) = model();
         for bits in ALL {
-            let bytes = encode(&model, &values, bits);
+            let bytes = encode(&model, &values, bits).unwrap();
             let hash = hash::blob(&[&bytes]);
             let whole = Frozen::open(&model, bits, cut(&bytes, bytes.len()), hash).unwrap();
             let flat = whole.flat();
@@ -364,7 +375,7 @@ mod tests {
     fn other_bytes_than_were_signed_are_refused() {
         let (model, values) = model();
         for bits in ALL {
-            let bytes = encode(&model, &values, bits);
+            let bytes = encode(&model, &values, bits).unwrap();
             let hash = hash::blob(&[&bytes]);
             let open = |bytes: &[u8]| Frozen::open(&model, bits, cut(bytes, 1 << 20), hash);
             for i in (0..bytes.len()).step_by(bytes.len() / 90).chain(0..HEAD_BYTES) {
@@ -382,9 +393,19 @@ mod tests {
             Frozen::open(&model, BasePrecision::AsIs, Vec::new(), Digest::default()).unwrap_err(),
             BadFrozen::Head
         );
-        let infinite = vec![f32::INFINITY; values.len()];
-        for bits in ALL {
-            assert_eq!(Frozen::of(&model, &infinite, bits).unwrap_err(), BadFrozen::Values, "{bits:?}");
+        let matrix = model.params().iter().find(|tensor| tensor.name.ends_with("q_proj.weight")).unwrap().offset;
+        for (bits, bad) in
+            ALL.into_iter().flat_map(|bits| [f32::INFINITY, f32::NAN, -f32::INFINITY].map(|bad| (bits, bad)))
+        {
+            let mut values = values.clone();
+            values[matrix + 9] = bad;
+            assert_eq!(Frozen::of(&model, &values, bits).unwrap_err(), BadFrozen::Values, "{bits:?} {bad}");
+        }
+        // What the bits cannot hold is not held as something else.
+        for (bits, large) in [(BasePrecision::Bf16, f32::MAX), (BasePrecision::Int8, 1e7), (BasePrecision::Int4, 1e6)] {
+            let mut values = values.clone();
+            values[matrix + 9] = large;
+            assert_eq!(Frozen::of(&model, &values, bits).unwrap_err(), BadFrozen::Values, "{bits:?}");
         }
     }
 }

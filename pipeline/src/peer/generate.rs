@@ -32,6 +32,14 @@ const SERVED_MAX: usize = 64;
 /// A session without a piece for this long is closed, and one whose piece is on its way for this long is lost.
 const IDLE: Duration = Duration::from_secs(120);
 
+/// A session that was not gone on with for so long may lose its cache to others.
+const LEFT_ALONE: Duration = Duration::from_secs(30);
+/// A new session is taken where so many tokens more than it has still fit.
+const ROOM_TOKENS: u64 = 256;
+
+/// Asker, number, stage.
+type Key = (PeerId, u64, Stage);
+
 /// A session of mine.
 #[derive(Debug)]
 struct Asked {
@@ -46,10 +54,12 @@ struct Asked {
 struct Served {
     local: u64,
     infer: Infer,
+    /// Who sends its pieces: an asker, or a replica of the stage before, whoever it says it asks for.
+    from: PeerId,
     /// Input of the piece that the worker has.
     input: Option<Blob>,
     heard: Instant,
-    /// In its cache, with the piece that the worker has.
+    /// The most that its cache ever held, with the piece that the worker has.
     tokens: u64,
 }
 
@@ -57,7 +67,7 @@ struct Served {
 pub struct Generate {
     manifest: Arc<Manifest>,
     asked: BTreeMap<u64, Asked>,
-    served: BTreeMap<(PeerId, u64, Stage), Served>,
+    served: BTreeMap<Key, Served>,
     next_local: u64,
 }
 
@@ -87,40 +97,79 @@ impl Generate {
         cost::cache_token_bytes(&self.manifest, stage).saturating_mul(tokens)
     }
 
-    /// Makes room for `more` bytes of `asker`: whoever's caches are the largest loses what was not used for longest. False: that is the
-    /// asker, and it has nothing else that could go.
-    fn make_room(
-        &mut self,
-        desk: &mut Desk<'_>,
-        asker: PeerId,
-        keep: (PeerId, u64, Stage),
-        more: u64,
-        most: u64,
-    ) -> bool {
-        while self.caches().saturating_add(more) > most {
-            let mut by_asker: BTreeMap<PeerId, u64> = [(asker, more)].into();
-            for ((asker, _, stage), served) in &self.served {
-                *by_asker.entry(*asker).or_default() += self.bytes(*stage, served.tokens);
+    /// Makes room for `more` bytes of the session `key`, or takes nothing from anybody. What was not gone on with for long goes first. A
+    /// session that goes on may also take the place of the newest of whoever's caches are the largest: what began before it then comes to
+    /// its end. A new one waits elsewhere.
+    fn make_room(&mut self, desk: &mut Desk<'_>, key: Key, from: PeerId, more: u64, most: u64) -> bool {
+        let is_new = !self.served.contains_key(&key);
+        let mut total = self.caches().saturating_add(more);
+        let mut largest: BTreeMap<(PeerId, PeerId), u64> = [((key.0, from), more)].into();
+        let mut idle: Vec<(Key, &Served)> = Vec::new();
+        for (other, served) in &self.served {
+            *largest.entry((other.0, served.from)).or_default() += self.bytes(other.2, served.tokens);
+            if served.input.is_none() && *other != key {
+                idle.push((*other, served));
             }
-            // Of equals whoever asks gives way.
-            let largest = by_asker.into_iter().max_by_key(|(who, bytes)| (*bytes, *who == asker));
-            let Some((largest, _)) = largest else { return false };
-            let idle = self.served.iter().filter(|((who, ..), served)| *who == largest && served.input.is_none());
-            let oldest = idle.filter(|(key, _)| **key != keep).min_by_key(|(_, served)| served.heard);
-            let Some((key, session)) = oldest.map(|(key, served)| (*key, served.infer.session)) else { return false };
-            send(desk, largest, Frame::Lost(session), None);
-            self.drop_served(desk, |other, _| *other == key);
+        }
+        let mut gone = Vec::new();
+        idle.sort_by_key(|(_, served)| served.heard);
+        let (long, mut short): (Vec<_>, Vec<_>) =
+            idle.into_iter().partition(|(_, served)| desk.now.since(served.heard) > LEFT_ALONE);
+        for (other, served) in long {
+            if total <= most {
+                break;
+            }
+            total -= self.bytes(other.2, served.tokens).min(total);
+            gone.push(other);
+        }
+        // The newest last.
+        short.sort_by_key(|(_, served)| served.local);
+        while total > most && !is_new {
+            let most_of_all = largest.iter().max_by_key(|(who, bytes)| (**bytes, **who == (key.0, from)));
+            let Some(who) = most_of_all.map(|(who, _)| *who) else { break };
+            let newest = short.iter().rposition(|(other, served)| (other.0, served.from) == who);
+            let mine = self.served.get(&key).map(|served| served.local).filter(|_| who == (key.0, from));
+            match newest.filter(|at| mine.is_none_or(|mine| short[*at].1.local > mine)) {
+                Some(at) => {
+                    let (other, served) = short.remove(at);
+                    let bytes = self.bytes(other.2, served.tokens);
+                    largest.entry((other.0, served.from)).and_modify(|all| *all -= bytes.min(*all));
+                    total -= bytes.min(total);
+                    gone.push(other);
+                }
+                // It is itself the newest of those that take most, or theirs are all being computed.
+                None if mine.is_some() => break,
+                None => _ = largest.remove(&who),
+            }
+        }
+        if total > most {
+            return false;
+        }
+        for other in gone {
+            if let Some(served) = self.served.get(&other) {
+                send(desk, other.0, Frame::Lost(served.infer.session), None);
+            }
+            self.drop_served(desk, |key, _| *key == other);
         }
         true
     }
 
-    /// Starts a session with its prompt. `last` is the last stage of the run. `without`: see [`Command::Generate`].
-    pub fn start(&mut self, desk: &mut Desk<'_>, number: u64, tokens: Blob, last: Stage, without: &[PeerId]) {
-        let mut choose = |stage| {
+    /// Starts a session with its prompt. `last` is the last stage of the run. `without`, `apart`: see [`Command::Generate`].
+    pub fn start(
+        &mut self,
+        desk: &mut Desk<'_>,
+        number: u64,
+        tokens: Blob,
+        last: Stage,
+        without: &[PeerId],
+        apart: bool,
+    ) {
+        let choose = |stage| {
             let other = desk.route.choose(stage, None, without);
             other.or_else(|| desk.route.choose(stage, None, &[]))
         };
-        let route: Option<Vec<PeerId>> = (0..=last).map(&mut choose).collect();
+        let route: Option<Vec<PeerId>> = (0..=last).map(choose).collect();
+        let route = route.filter(|route| !apart || route != without);
         match route {
             None => {
                 desk.release(tokens);
@@ -202,9 +251,11 @@ impl Generate {
         let width = if infer.stage == 0 { 1 } else { u64::from(self.manifest.model.config.hidden) };
         let tokens = u64::from(infer.session.position).saturating_add(body.len / (4 * width));
         let before = self.served.get(&key).map_or(0, |served| served.tokens);
-        let more = self.bytes(infer.stage, tokens.saturating_sub(before));
+        let left = u64::from(self.manifest.model.config.context).saturating_sub(tokens);
+        let room = if new { ROOM_TOKENS.min(left) } else { 0 };
+        let more = self.bytes(infer.stage, tokens.saturating_sub(before).saturating_add(room));
         let takes = mine && !broken && !busy;
-        if !takes || !self.make_room(desk, infer.session.asker, key, more, means.caches_max) {
+        if !takes || !self.make_room(desk, key, from, more, means.caches_max) {
             desk.release(body);
             return send(desk, infer.session.asker, Frame::Lost(infer.session), None);
         }
@@ -213,16 +264,20 @@ impl Generate {
         let served = self.served.entry(key).or_insert_with(|| Served {
             local: next_local,
             infer: infer.clone(),
+            from,
             input: None,
             heard: now,
             tokens,
         });
-        (served.heard, served.tokens) = (now, tokens);
+        (served.heard, served.tokens) = (now, served.tokens.max(tokens));
         served.input = Some(body);
         let (stage, position) = (infer.stage, infer.session.position);
         served.infer = infer;
         let session = served.local;
-        let job = Job::Infer { stage, pieces: vec![Piece { session, position, input: body }] };
+        let job = Job::Infer {
+            stage,
+            pieces: vec![Piece { session, position, tokens: (tokens - u64::from(position)) as u32, input: body }],
+        };
         desk.jobs.push(Priority::Infer, job, Purpose::Infer { stage, session });
     }
 
@@ -234,7 +289,8 @@ impl Generate {
                 release_done(desk, done);
                 let waits = |session| desk.jobs.has(|purpose| *purpose == Purpose::Infer { stage, session });
                 let had = self.served.iter().filter(|((.., at), served)| *at == stage && served.input.is_some());
-                had.map(|(_, served)| served.local).filter(|local| !waits(*local)).map(|local| (local, None)).collect()
+                let had = had.map(|(_, served)| served.local).filter(|local| !waits(*local));
+                had.map(|local| (local, Err(String::new()))).collect()
             }
         };
         for (local, output) in outputs {
@@ -242,13 +298,13 @@ impl Generate {
         }
     }
 
-    fn on_piece(&mut self, desk: &mut Desk<'_>, stage: Stage, local: u64, output: Option<Blob>) {
+    fn on_piece(&mut self, desk: &mut Desk<'_>, stage: Stage, local: u64, output: Result<Blob, String>) {
         let Some(served) = self.served.values_mut().find(|served| served.local == local) else {
             return desk.release_all(output);
         };
         desk.release_all(served.input.take());
         let infer = served.infer.clone();
-        let Some(output) = output else {
+        let Ok(output) = output else {
             return send(desk, infer.session.asker, Frame::Lost(infer.session), None);
         };
         match infer.route.get(usize::from(stage) + 1) {

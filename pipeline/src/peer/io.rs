@@ -125,6 +125,8 @@ pub enum Command {
         tokens: Blob,
         /// Who is not to compute it, where others may.
         without: Vec<PeerId>,
+        /// Nothing is begun where nobody but exactly these could compute it.
+        apart: bool,
     },
     /// The next token of a session.
     GenerateNext {

@@ -740,10 +740,10 @@ impl Peer {
             Command::Export { request } => self.start_export(now, request, out),
             Command::ExportNext { request } => self.export_next(now, request, out),
             Command::ExportEnd { request } => self.end_export(now, request, out),
-            Command::Generate { session, tokens, without } => {
+            Command::Generate { session, tokens, without, apart } => {
                 let last = self.rules.last;
                 let mut desk = desk!(self, now, out);
-                self.generate.start(&mut desk, session, tokens, last, &without);
+                self.generate.start(&mut desk, session, tokens, last, &without, apart);
             }
             Command::GenerateNext { session, tokens } => {
                 let mut desk = desk!(self, now, out);

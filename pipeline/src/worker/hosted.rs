@@ -328,41 +328,39 @@ impl Hosted {
 
     /// A piece that is none does not keep the others from being computed.
     fn infer(&mut self, pieces: &[Piece], blobs: &mut dyn Blobs) -> Done {
-        let input = |piece: &Piece| Some((*piece, self.piece(piece.input, blobs).ok()?));
-        let inputs: Vec<(Piece, Input)> = pieces.iter().filter_map(input).collect();
+        let inputs: Vec<_> = pieces.iter().map(|piece| (piece, self.piece(piece.input, blobs))).collect();
         let readable: Vec<exact::Piece<'_>> = inputs
             .iter()
-            .map(|(piece, input)| {
+            .filter_map(|(piece, input)| {
                 let (session, position) = (piece.session, piece.position as usize);
-                exact::Piece { session, position, input: input.as_input() }
+                Some(exact::Piece { session, position, input: input.as_ref().ok()?.as_input() })
             })
             .collect();
-        let answers = self.engine.infer_all(&readable);
-        let mut outputs: Vec<(u64, Option<Blob>)> = pieces.iter().map(|piece| (piece.session, None)).collect();
-        for ((piece, _), answer) in inputs.iter().zip(answers) {
-            let of_it = outputs.iter_mut().find(|(session, _)| *session == piece.session);
-            if let (Some((_, output)), Ok(values)) = (of_it, answer) {
-                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-                *output = Some(blobs.put(bytes.into()));
-            }
-        }
+        let mut answers = self.engine.infer_all(&readable).into_iter();
+        let mut output = |input: &Result<Input, String>| {
+            input.as_ref().map_err(String::clone)?;
+            let values = answers.next().ok_or("it was not computed")?.map_err(|error| error.to_string())?;
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            Ok(blobs.put(bytes.into()))
+        };
+        let outputs = inputs.iter().map(|(piece, input)| (piece.session, output(input))).collect();
         Done::Inferred { outputs }
     }
 
-    fn piece(&self, input: Blob, blobs: &dyn Blobs) -> Result<Input, Done> {
-        let bytes = bytes_of(input, blobs)?;
+    fn piece(&self, input: Blob, blobs: &dyn Blobs) -> Result<Input, String> {
+        let bytes = blobs.get(input).ok_or("its bytes are gone")?;
         let config = &self.engine.model().config;
         let (words, rest) = bytes.as_chunks::<4>();
         let width = if self.engine.model().embedding { 1 } else { config.hidden as usize };
         let tokens = words.len() / width.max(1);
         if !rest.is_empty() || words.is_empty() || words.len() % width.max(1) != 0 || tokens > config.context as usize {
-            return Err(bad(format!("{} bytes are no piece of a generation", bytes.len())));
+            return Err(format!("{} bytes are no piece of a generation", bytes.len()));
         }
         if self.engine.model().embedding {
             return Ok(Input::Tokens(words.iter().map(|&word| u32::from_le_bytes(word)).collect()));
         }
         let hidden: Vec<f32> = words.iter().map(|&word| f32::from_le_bytes(word)).collect();
-        codec::gate(&hidden).map_err(bad)?;
+        codec::gate(&hidden).map_err(|error| error.to_string())?;
         Ok(Input::Hidden(hidden))
     }
 

@@ -81,11 +81,13 @@ pub struct Worker<M: Engines> {
     engines: M,
     stages: BTreeMap<Stage, Hosted>,
     memory: u64,
+    /// Somebody has asked for a text.
+    answers: bool,
 }
 
 impl<M: Engines> Worker<M> {
     pub fn new(manifest: Arc<Manifest>, engines: M) -> Self {
-        Worker { manifest, engines, stages: BTreeMap::new(), memory: u64::MAX }
+        Worker { manifest, engines, stages: BTreeMap::new(), memory: u64::MAX, answers: false }
     }
 
     /// Bytes of memory that all stages may take together. What they do not need lets more forwards keep what their backward
@@ -99,7 +101,11 @@ impl<M: Engines> Worker<M> {
     fn share_memory(&mut self) {
         let need = |stage: &Stage| cost::memory(&self.manifest, *stage);
         let needed = self.stages.keys().map(|stage| need(stage).peak()).fold(0, u64::saturating_add);
-        let caches = cost::caches_max(&self.manifest, self.stages.keys().copied(), self.memory);
+        // Nobody may ever ask.
+        let caches = match self.answers {
+            true => cost::caches_max(&self.manifest, self.stages.keys().copied(), self.memory),
+            false => 0,
+        };
         let spare = self.memory.saturating_sub(needed).saturating_sub(caches) / (self.stages.len() as u64).max(1);
         for (stage, hosted) in &mut self.stages {
             // What is spare makes products faster first, then saves recomputing.
@@ -179,6 +185,10 @@ impl<M: Engines> Worker<M> {
                 self.stages.remove(&stage);
                 self.share_memory();
                 return Ok(Left::Nothing(Done::Ok));
+            }
+            Job::Infer { .. } if !self.answers => {
+                self.answers = true;
+                self.share_memory();
             }
             _ => {}
         }

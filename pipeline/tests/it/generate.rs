@@ -8,7 +8,6 @@ use skein_pipeline::{
 };
 use skein_protocol::{
     Blob, Lane,
-    event::Event,
     wire::{
         Frame,
         generate::{self, Infer, Session},
@@ -52,16 +51,19 @@ fn a_peer_that_leaves_tells_the_askers_at_once_and_takes_no_more_sessions() {
     assert!(one.held.is_empty(), "{:?}", one.held);
 }
 
-/// Whoever's texts take most of the memory loses what was not gone on with for longest; nobody loses what is being computed.
+/// Nobody new is taken where there is no room, and whoever takes most gives way, its newest text first.
 #[test]
 fn caches_have_a_bound_and_who_takes_most_gives_way() {
-    let manifest = manifest(3, 4);
-    // The stage leaves nothing: there is room for one text as long as the model reads, 64 tokens.
-    let memory = cost::memory(&manifest, 1).peak();
-    let token = u64::from(4 * manifest.model.config.hidden);
     const NOBODY: [Vec<u64>; 2] = [vec![], vec![]];
+    let manifest = manifest(3, 4);
+    // Room for 160 tokens; a new text needs as much as the model reads, 64.
+    let bytes = cost::cache_token_bytes(&manifest, 1);
+    let memory = cost::memory(&manifest, 1).peak() + 160 * bytes;
+    assert_eq!(cost::caches_max(&manifest, [1].into_iter(), memory), 160 * bytes);
+    let token = u64::from(4 * manifest.model.config.hidden);
     let mut one = One::with_memory(manifest, 2, &[1, 3, 4, 5], memory);
     one.serves(&[1]);
+    // Whose sessions were lost by it: of 1, and of 5.
     let says = |one: &mut One, asker: u8, number: u64, position: u32, tokens: u64| -> [Vec<u64>; 2] {
         one.hear(3, piece_of(asker, number, position), Some(tokens * token));
         one.work();
@@ -76,14 +78,34 @@ fn caches_have_a_bound_and_who_takes_most_gives_way() {
         one.said.clear();
         all
     };
-    assert_eq!(says(&mut one, 1, 1, 0, 30), NOBODY);
-    assert_eq!(says(&mut one, 5, 2, 0, 16), NOBODY);
-    assert_eq!(says(&mut one, 1, 3, 0, 30), [vec![1], vec![]], "his own oldest");
-    assert_eq!(says(&mut one, 5, 4, 0, 16), NOBODY);
-    assert_eq!(says(&mut one, 5, 5, 0, 16), [vec![], vec![2]], "who has most by now");
-    assert_eq!(says(&mut one, 1, 3, 30, 2), NOBODY, "to the last token");
-    assert_eq!(says(&mut one, 1, 3, 32, 1), [vec![3], vec![]], "he has most, and nothing else");
-    assert_eq!(one.count(|event| matches!(event, Event::Perished { .. })), 0);
+    let close = |one: &mut One, asker: u8, number: u64| {
+        let session = Session { asker: id(asker), number, position: 0 };
+        one.hear(asker, Frame::Generate(generate::Frame::Close(session)), None);
+    };
+    for (asker, number) in [(1, 1), (5, 2), (1, 3), (5, 4)] {
+        assert_eq!(says(&mut one, asker, number, 0, 30), NOBODY, "{number}");
+    }
+    assert_eq!(
+        says(&mut one, 1, 5, 0, 30),
+        [vec![5], vec![]],
+        "there is no room for a new one, and nobody pays for it"
+    );
+    assert_eq!(says(&mut one, 1, 1, 30, 20), NOBODY);
+    assert_eq!(says(&mut one, 5, 2, 30, 20), NOBODY, "to the last token");
+    assert_eq!(says(&mut one, 1, 3, 30, 20), [vec![3], vec![]], "he has most, and this is his newest");
+    close(&mut one, 1, 3);
+    assert_eq!(says(&mut one, 1, 1, 50, 14), NOBODY);
+    assert_eq!(says(&mut one, 5, 4, 30, 16), NOBODY);
+    assert_eq!(says(&mut one, 5, 2, 50, 1), [vec![], vec![4]], "what began first comes to its end");
+    close(&mut one, 5, 4);
+    // What nobody goes on with makes room for others.
+    one.wait(Duration::from_secs(31));
+    assert_eq!(says(&mut one, 5, 2, 51, 1), NOBODY);
+    assert_eq!(says(&mut one, 1, 6, 0, 30), [vec![1], vec![]]);
+    // A cache that was long is not forgotten because it is cut.
+    assert_eq!(says(&mut one, 1, 6, 30, 34), NOBODY);
+    assert_eq!(says(&mut one, 1, 6, 0, 1), NOBODY);
+    assert_eq!(says(&mut one, 5, 7, 0, 1), [vec![], vec![7]]);
     assert!(one.held.is_empty(), "{:?}", one.held);
 }
 
@@ -106,7 +128,7 @@ fn asker() -> One {
     one.offers(3, 0, State::Serving, 0, 0);
     one.offers(4, 1, State::Serving, 0, 0);
     one.held.insert(900, 16);
-    one.command(Command::Generate { session: 1, tokens: Blob { id: 900, len: 16 }, without: vec![] });
+    one.command(Command::Generate { session: 1, tokens: Blob { id: 900, len: 16 }, without: vec![], apart: false });
     assert!(one.said_to(3).any(|frame| matches!(frame, Frame::Generate(generate::Frame::Infer(_)))));
     one
 }

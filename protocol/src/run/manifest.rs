@@ -178,11 +178,13 @@ pub struct ModelConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
     /// q, k and v have a bias.
-    #[cbor(n(13), with = "unset", has_nil)]
+    #[n(13)]
+    #[cbor(with = "unset", has_nil)]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub qkv_bias: bool,
     /// Each head of q and of k goes through an RMSNorm before it is turned.
-    #[cbor(n(14), with = "unset", has_nil)]
+    #[n(14)]
+    #[cbor(with = "unset", has_nil)]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub qk_norm: bool,
 }
@@ -372,7 +374,8 @@ pub struct Lora {
     #[serde(default)]
     pub dropout_percent: u8,
     /// In what peers give the weights beside the adapters to each other, and compute with.
-    #[cbor(n(4), with = "unset", has_nil)]
+    #[n(4)]
+    #[cbor(with = "unset", has_nil)]
     #[serde(default)]
     pub base: BasePrecision,
 }

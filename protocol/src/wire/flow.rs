@@ -90,7 +90,8 @@ pub struct Forward {
     #[cbor(encode_with = "put_starts", decode_with = "take_starts", is_nil = "Starts::is_empty", nil = "no_starts")]
     pub starts: Starts,
     /// Of data that is held out: its loss is told, and its gradient is of weight 0 at every stage.
-    #[cbor(n(7), with = "unset", has_nil)]
+    #[n(7)]
+    #[cbor(with = "unset", has_nil)]
     pub held_out: bool,
 }
 

@@ -268,7 +268,7 @@ impl Work for Modelled {
             Job::RoundAlone { .. } | Job::InferClose { .. } => Done::Ok,
             Job::Infer { pieces, .. } => {
                 let values = if last { vocab } else { u64::from(tokens) * hidden };
-                let output = |piece: &Piece| (piece.session, Some(store.insert(Payload::plain(values * 4))));
+                let output = |piece: &Piece| (piece.session, Ok(store.insert(Payload::plain(values * 4))));
                 Done::Inferred { outputs: pieces.iter().map(output).collect() }
             }
             Job::Save { version, .. } => {

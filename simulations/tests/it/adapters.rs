@@ -32,7 +32,7 @@ fn beside_frozen(stages: u16) -> (Manifest, Vec<(Digest, Payload)>) {
     for stage in 0..stages {
         let model = StageModel::of(&manifest, stage).unwrap();
         let beside = model.frozen().expect("adapters stand beside something");
-        let bytes = frozen::encode(beside, &init::initial(beside, 9), BasePrecision::Int8);
+        let bytes = frozen::encode(beside, &init::initial(beside, 9), BasePrecision::Int8).unwrap();
         shelf.push((hash::blob(&[&bytes]), Payload::Real(bytes.into())));
     }
     let hashes = shelf.iter().map(|(blob, _)| *blob).collect();

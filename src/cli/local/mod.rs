@@ -29,7 +29,12 @@ use crate::{
     corpus::Corpus,
     home::Home,
     net::to_multiaddr,
-    node::{self, Give, NetSetup, Node, Order, Role, Serve, Setup, Way, feed::Data, signed, view::State},
+    node::{
+        self, Give, NetSetup, Node, Order, Role, Serve, Setup, Way,
+        feed::{Cut, Data},
+        signed,
+        view::State,
+    },
 };
 
 /// Peers that do not come within this time do not come.
@@ -91,7 +96,7 @@ impl LocalSwarm {
         }
         manifest.run.owner = key.peer();
         let (_, signed) = signed::sign(&manifest, &key);
-        let data = Data { corpus: what.corpus, epochs: None, held_out: None };
+        let data = Data { corpus: what.corpus, epochs: None, held_out: None, cut: Cut::default() };
         let setup = Setup {
             home: home.clone(),
             way: Way::Known { signed, meet: Vec::new() },

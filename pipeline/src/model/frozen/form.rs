@@ -33,6 +33,18 @@ impl Form {
         }
     }
 
+    /// Nothing larger can be written.
+    pub fn largest(self) -> f32 {
+        let scale = half::f16::MAX.to_f32();
+        match self {
+            Form::F32 => f32::MAX,
+            Form::Bf16 => half::bf16::MAX.to_f32(),
+            Form::F16 => scale,
+            Form::Int8 => 127.0 * scale,
+            Form::Int4 => 7.0 * scale,
+        }
+    }
+
     /// Values that are written together, and the bytes they take.
     pub const fn unit(self) -> (usize, usize) {
         match self {
@@ -98,7 +110,7 @@ fn widened(half: u16) -> f32 {
 
 /// The scale that is written, and what values are multiplied by to be so many of it.
 fn scale(wanted: f32) -> (half::f16, f32) {
-    let written = half::f16::from_f32(wanted.clamp(half::f16::MIN.to_f32(), half::f16::MAX.to_f32()));
+    let written = half::f16::from_f32(wanted);
     let one = written.to_f32();
     (written, if one == 0.0 { 0.0 } else { one.recip() })
 }

@@ -163,7 +163,7 @@ fn manifest(args: &BenchSwarm, stages: u16) -> Result<Run, Report> {
         for stage in 0..stages {
             let model = StageModel::of(&manifest, stage).map_err(other)?;
             let Some(beside) = model.frozen() else { continue };
-            let bytes = frozen::encode(beside, &init::initial(beside, SEED), args.base_precision);
+            let bytes = frozen::encode(beside, &init::initial(beside, SEED), args.base_precision).map_err(other)?;
             shelf.push((hash::blob(&[&bytes]), bytes));
         }
         let stages = shelf.iter().map(|(blob, _)| *blob).collect();

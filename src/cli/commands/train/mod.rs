@@ -32,7 +32,7 @@ use crate::{
     node::{
         Role, Serve, Way,
         base::{Base, BaseError, Words},
-        feed::Data,
+        feed::{Cut, Data},
         signed,
     },
     text::{Piece, TextError},
@@ -142,6 +142,12 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     refuse_problems(&manifest, course.run.as_deref())?;
     let run = signed::run_of(&signed).map_err(|error| Failure::Other { message: error.to_string() })?;
     describe(context, &manifest);
+    let cut = folder.as_ref().map(Cut::of).transpose()?.flatten();
+    let data = hold_out(corpus, course.held_out, cut, of_records, &manifest)?;
+    if let Some(held_out) = &data.held_out {
+        let of = About(held_out.len() as f64);
+        out.done(&format!("apart {of} tokens are measured with and never learned (--held-out)"));
+    }
     if course.dry_run {
         out.done(&format!("run   {}  {run}", manifest.run.name));
         match out.style().json {
@@ -153,12 +159,7 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
     if let Some(base) = &base {
         base.shelve_words(&context.home.shelf())?;
     }
-    let (corpus, held_out) = hold_out(corpus, course.held_out, of_records, &manifest)?;
-    if let Some(held_out) = &held_out {
-        let of = About(held_out.len() as f64);
-        out.done(&format!("apart {of} tokens are measured with and never learned (--held-out)"));
-    }
-    let data = Data { corpus: Arc::new(corpus), epochs: course.epochs, held_out: held_out.map(Arc::new) };
+    let data = Data { epochs: course.epochs, ..data };
     let owner = manifest.run.owner == me;
     let serve = serve(course, context, &manifest, owner);
     let all = matches!(&serve, Serve::Stages(stages) if stages.len() == usize::from(manifest.stages.count));
@@ -279,30 +280,38 @@ pub fn unusable(folder: &Path, error: BaseError) -> Report {
 /// Fewer records than these are all learned from, unless somebody asks.
 const HELD_OUT_OF: u64 = 200;
 
-/// What is learned from, and what is measured with.
+/// What is learned from, and what is measured with. `cut`: of a run that was fed before.
 fn hold_out(
     corpus: Corpus,
     asked: Option<HoldOut>,
+    cut: Option<Cut>,
     of_records: bool,
     manifest: &Manifest,
-) -> Result<(Corpus, Option<Corpus>), Report> {
-    let held = match asked {
-        Some(HoldOut::Count(0)) => return Ok((corpus, None)),
-        None if !of_records || corpus.documents < HELD_OUT_OF => return Ok((corpus, None)),
-        None => HoldOut::Share(0.02),
-        Some(held) => held,
-    };
-    let sequence = manifest.train.sequence as usize;
-    match corpus.hold_out(held, manifest.train.seed) {
-        Ok((corpus, held_out)) if held_out.summary(sequence).learned > 0 => Ok((corpus, Some(held_out))),
-        // Its answers lie beyond the end of a sequence.
-        Ok(_) if asked.is_none() => Ok((corpus, None)),
-        Ok((_, held_out)) => {
-            Err(CorpusError::NothingLearned { records: held_out.documents, sequence: Some(sequence) }.into())
+) -> Result<Data, Report> {
+    let (seed, sequence) = (manifest.train.seed, manifest.train.sequence as usize);
+    let parted = |(learned, held): (Corpus, Corpus), until| {
+        if held.summary(sequence).learned == 0 {
+            return Err(CorpusError::NothingLearned { records: held.documents, sequence: Some(sequence) });
         }
-        // Of a single text there is nothing to part.
-        Err(CorpusError::HoldOut { .. }) if asked.is_none() => Ok((corpus, None)),
-        Err(error) => Err(error.into()),
+        Ok(Data { held_out: Some(Arc::new(held)), cut: Cut(Some(until)), ..Data::of(learned) })
+    };
+    let held = match (cut, asked) {
+        (Some(_), Some(_)) => {
+            let what = "--held-out: what is held out was settled when this run was first fed from here";
+            return Err(usage(what.into()));
+        }
+        (Some(Cut(Some(until))), None) => return Ok(parted(corpus.hold_out_until(until, seed)?, until)?),
+        (Some(Cut(None)), None) | (None, Some(HoldOut::Count(0))) => return Ok(Data::of(corpus)),
+        (None, None) if !of_records || corpus.documents < HELD_OUT_OF => return Ok(Data::of(corpus)),
+        (None, None) => HoldOut::Share(0.02),
+        (None, Some(held)) => held,
+    };
+    match corpus.hold_out(held, seed).and_then(|(learned, held, until)| parted((learned, held), until)) {
+        // Of a single text there is nothing to part, or its answers lie beyond the end of a sequence.
+        Err(CorpusError::HoldOut { .. } | CorpusError::NothingLearned { .. }) if asked.is_none() => {
+            Ok(Data::of(corpus))
+        }
+        parted => Ok(parted?),
     }
 }
 

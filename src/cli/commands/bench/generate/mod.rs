@@ -69,7 +69,7 @@ struct Numbers {
 pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
     let mut manifest = shape::manifest(&args.shape)?;
     manifest.train.arithmetic = vec![args.arithmetic];
-    let needed = u64::from(args.prompt) + u64::from(args.tokens);
+    let needed = u64::from(args.prompt) + u64::from(args.tokens.max(swarm::TOKENS_MIN));
     if needed > 1 << 20 {
         let message = format!("--prompt and --tokens: {needed} tokens together, at most 1,048,576");
         return Err(Failure::Usage { message }.into());

@@ -35,6 +35,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A replica is killed when so many tokens were said.
 const KILLED_AT: u32 = 16;
+/// Of an answer in which one is: long enough that the kill is not its end.
+pub const TOKENS_MIN: u32 = 3 * KILLED_AT;
 /// Replicas that a killed one leaves behind are known by then.
 const SETTLED: Duration = Duration::from_secs(5);
 
@@ -127,8 +129,7 @@ async fn through(args: &BenchGenerate, manifest: Manifest, stages: u16, context:
     let mut gaps_ms = Vec::new();
     if args.replicas > 1 {
         for stage in 0..stages {
-            // Long enough that the kill is not its end.
-            let told = answer(&orders, prompt(7, args.prompt), args.tokens.max(3 * KILLED_AT), |route, said| {
+            let told = answer(&orders, prompt(7, args.prompt), args.tokens.max(TOKENS_MIN), |route, said| {
                 let victim = route.get(usize::from(stage)).filter(|_| said == KILLED_AT as usize);
                 let peer = swarm.peers.iter_mut().find(|peer| Some(&peer.peer) == victim);
                 peer.into_iter().for_each(Serving::kill);
