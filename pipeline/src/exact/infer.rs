@@ -24,6 +24,9 @@ const PINNED_MAX: usize = 2;
 /// Values of the widest buffer that are kept for the next call: 16 MiB.
 const ROOM_MAX: usize = 4 << 20;
 
+/// Parts of a product: more than most machines have cores to spare, and few enough that each is worth a thread's while.
+const PARTS: usize = 8;
+
 pub struct Session {
     pub held: Arc<Held>,
     /// Positions in the cache.
@@ -126,7 +129,7 @@ impl<P: Product> StageEngine<P> {
             Some(at) => {
                 let last: Vec<f32> =
                     begun.iter().flat_map(|piece| &x[(piece.rows.end - 1) * d..piece.rows.end * d]).copied().collect();
-                let logits = logits(&self.product, &self.dims, at, params, &last);
+                let logits = logits(&self.product, &self.dims, at, params, &last, &mut self.room.tiles);
                 logits.chunks_exact(self.dims.vocab).map(<[f32]>::to_vec).collect()
             }
             None => begun.iter().map(|piece| x[piece.rows.start * d..piece.rows.end * d].to_vec()).collect::<Vec<_>>(),
@@ -190,6 +193,8 @@ pub struct Room {
     add: Vec<f32>,
     gu: Vec<f32>,
     act: Vec<f32>,
+    /// Of frozen matrices, one for each part of a product.
+    tiles: [Vec<f32>; PARTS],
 }
 
 impl Room {
@@ -229,7 +234,7 @@ fn through<P: Product>(
     let low = |site: Site| n * d.ranks[site as usize];
 
     kernel::rms(x, w.input_norm, d.eps, h, inv);
-    wide(product, qkv, h, w.qkv);
+    wide(product, qkv, h, w.qkv, &mut room.tiles);
     block::turn(product, d, w, rope, h, qkv, &mut heads, &mut room.low[..low(Site::Qkv)]);
     for piece in pieces {
         let Some(session) = sessions.get_mut(&piece.session) else { continue };
@@ -242,15 +247,15 @@ fn through<P: Product>(
         }
     }
     attention(product, d, w, layer, pieces, sessions, qkv, &mut room.p, out);
-    wide(product, add, out, w.output);
+    wide(product, add, out, w.output, &mut room.tiles);
     w.adapt(product, Site::Output, out, &mut room.low[..low(Site::Output)], add, hidden);
     kernel::add(x, add);
 
     kernel::rms(x, w.mlp_norm, d.eps, h, inv);
-    wide(product, gu, h, w.gate_up);
+    wide(product, gu, h, w.gate_up, &mut room.tiles);
     w.adapt(product, Site::GateUp, h, &mut room.low[..low(Site::GateUp)], gu, 2 * d.ffn);
     kernel::swiglu(gu, d.ffn, act);
-    wide(product, add, act, w.down);
+    wide(product, add, act, w.down, &mut room.tiles);
     w.adapt(product, Site::Down, act, &mut room.low[..low(Site::Down)], add, hidden);
     kernel::add(x, add);
 }
@@ -319,17 +324,16 @@ fn attention<P: Product>(
 
 /// `out = x w^T` of all rows of `x`, parted among the threads: by rows where there are many; else by columns, since with few rows
 /// what counts is how fast the weights are read.
-fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
-    /// Parts: more than most machines have cores to spare, and few enough that each is worth a thread's while.
-    const PARTS: usize = 8;
+fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>, tiles: &mut [Vec<f32>; PARTS]) {
     /// Fewer rows than these leave a product waiting for the weights.
     const ROWS: usize = 48;
     let (input, cols) = (w.cols, w.rows);
     let rows = x.len() / input;
     if rows >= 2 * ROWS {
         let step = rows.div_ceil(PARTS).max(ROWS);
-        let mut parts: Vec<_> = out.chunks_mut(step * cols).zip(x.chunks(step * input)).collect();
-        product.each(&mut parts, |(out, x)| w.forward(&mut product.clone(), out, false, x, &mut Vec::new()));
+        let parts = out.chunks_mut(step * cols).zip(x.chunks(step * input));
+        let mut parts: Vec<_> = parts.zip(tiles).collect();
+        product.each(&mut parts, |((out, x), tile)| w.forward(&mut product.clone(), out, false, x, tile));
         return;
     }
     let step = cols.div_ceil(PARTS).next_multiple_of(COLUMNS);
@@ -338,11 +342,11 @@ fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
         let buffer = vec![0.0; rows * cols.len()];
         (cols, buffer)
     };
-    let mut parts: Vec<_> = (0..cols).step_by(step).map(part).collect();
-    product.each(&mut parts, |(cols, part)| {
-        w.columns(&mut product.clone(), part, x, cols.clone(), &mut Vec::new());
+    let mut parts: Vec<_> = (0..cols).step_by(step).map(part).zip(tiles).collect();
+    product.each(&mut parts, |((cols, part), tile)| {
+        w.columns(&mut product.clone(), part, x, cols.clone(), tile);
     });
-    for (cols_of, part) in parts {
+    for ((cols_of, part), _) in parts {
         for (out, part) in out.chunks_exact_mut(cols).zip(part.chunks_exact(cols_of.len())) {
             out[cols_of.clone()].copy_from_slice(part);
         }
@@ -350,10 +354,17 @@ fn wide<P: Product>(product: &P, out: &mut [f32], x: &[f32], w: Weight<'_>) {
 }
 
 /// Logits of the rows of `x`, `[rows, vocab]`.
-fn logits<P: Product>(product: &P, d: &Dims, at: head::Offsets, params: Params<'_>, x: &[f32]) -> Vec<f32> {
+fn logits<P: Product>(
+    product: &P,
+    d: &Dims,
+    at: head::Offsets,
+    params: Params<'_>,
+    x: &[f32],
+    tiles: &mut [Vec<f32>; PARTS],
+) -> Vec<f32> {
     let (mut h, mut inv) = (vec![0.0; x.len()], vec![0.0; x.len() / d.hidden]);
     kernel::rms(x, params.vector(at.norm, d.hidden), d.eps, &mut h, &mut inv);
     let mut out = vec![0.0; x.len() / d.hidden * d.vocab];
-    wide(product, &mut out, &h, params.weight(at.matrix, d.vocab, d.hidden));
+    wide(product, &mut out, &h, params.weight(at.matrix, d.vocab, d.hidden), tiles);
     out
 }

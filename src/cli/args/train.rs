@@ -97,8 +97,8 @@ pub struct Course {
     /// Leave out what cannot be read and count it, instead of stopping at the first
     #[arg(long)]
     pub skip_bad: bool,
-    /// Keep so much of the data to measure with and never learn from it: a share such as 2%, or a number of records. Default: 2% where
-    /// there are 200 records of a model's, else nothing
+    /// Keep so much of the data to measure with and never learn from it: a share such as 2%, or a number of records; 0: nothing.
+    /// Default: 2% of 200 records and more of a model's, nothing of others
     #[arg(long, value_name = "SHARE|N", value_parser = held_out)]
     pub held_out: Option<HoldOut>,
     /// A manifest, or the name of a run that is known here
