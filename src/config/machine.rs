@@ -30,7 +30,8 @@ impl Machine {
         let (mut total, mut free) = (system.total_memory(), system.available_memory());
         if let Some(limits) = system.cgroup_limits() {
             total = total.min(limits.total_memory);
-            free = free.min(limits.free_memory);
+            // What a container's files take in the cache of the system is given back when somebody needs it.
+            free = free.min(limits.free_memory.max(total.saturating_sub(limits.rss)));
         }
         let allowed = std::thread::available_parallelism().map_or(1, usize::from);
         let physical = sysinfo::System::physical_core_count().unwrap_or(allowed);

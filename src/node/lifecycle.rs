@@ -307,7 +307,9 @@ fn build<M: Engines + 'static>(
     engines: impl FnOnce(&Manifest) -> M + Send + 'static,
 ) -> Result<(Node, Driver), NodeError> {
     check_role(&setup, &key, &manifest)?;
-    let folder = enter_folder(&setup, run, &manifest, &signed)?;
+    let (folder, is_new) = enter_folder(&setup, run, &manifest, &signed)?;
+    // Nobody else can know a run that its owner begins.
+    let begins = is_new && manifest.run.owner == key.peer();
     let manifest = Arc::new(manifest);
     let shapes = Shapes::new(manifest.clone());
     gate.open(shapes.clone());
@@ -345,7 +347,7 @@ fn build<M: Engines + 'static>(
         saved,
         shelf,
         costs: costs::measure(),
-        expects_others: !meet.is_empty() || !setup.net.bootstrap.is_empty(),
+        expects_others: !begins && (!meet.is_empty() || !setup.net.bootstrap.is_empty()),
     };
     let commands = commands_of(&setup.role, &manifest);
     let (orders_in, orders) = mpsc::channel(ORDERS);
@@ -451,17 +453,19 @@ fn checkpoints(setup: &Setup, folder: &RunFolder, me: PeerId) -> PathBuf {
     }
 }
 
-fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -> Result<RunFolder, NodeError> {
+/// The run's folder, and whether it was not there before.
+fn enter_folder(setup: &Setup, run: RunId, manifest: &Manifest, signed: &[u8]) -> Result<(RunFolder, bool), NodeError> {
     let runs = setup.home.runs();
     let folder = runs.enter(&manifest.run.name, run)?;
-    if folder.manifest()?.as_deref() != Some(signed) {
+    let before = folder.manifest()?;
+    if before.as_deref() != Some(signed) {
         folder.save_manifest(signed)?;
     }
     if let Some(invite) = &setup.invite {
         folder.save_invite(invite)?;
     }
     runs.set_last(&folder)?;
-    Ok(folder)
+    Ok((folder, before.is_none()))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::{
     io::{self, BufRead, BufReader},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -38,7 +39,8 @@ pub enum ClientError {
 }
 
 pub struct Client {
-    control: Control,
+    /// As its file said last: a peer that was started again has another.
+    control: Mutex<Control>,
     /// Where the address came from.
     file: PathBuf,
     quick: Agent,
@@ -63,12 +65,35 @@ impl Client {
                 .build()
                 .into()
         };
-        Ok(Client { control, file: file.into(), quick: agent(Some(ANSWER)), patient: agent(None) })
+        Ok(Client { control: Mutex::new(control), file: file.into(), quick: agent(Some(ANSWER)), patient: agent(None) })
     }
 
     /// Process id of the peer.
     pub fn pid(&self) -> u32 {
-        self.control.pid
+        self.control().pid
+    }
+
+    fn control(&self) -> Control {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks once more where the peer was started again meanwhile.
+    fn asked(
+        &self,
+        ask: impl Fn(&Control) -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, ClientError> {
+        let control = self.control();
+        let answer = self.checked(&control, ask(&control));
+        if !matches!(answer, Err(ClientError::NobodyHere { .. })) {
+            return answer;
+        }
+        match Control::read(&self.file).filter(|now| *now != control) {
+            None => answer,
+            Some(now) => {
+                *self.control.lock().unwrap_or_else(PoisonError::into_inner) = now.clone();
+                self.checked(&now, ask(&now))
+            }
+        }
     }
 
     pub fn state(&self) -> Result<State, ClientError> {
@@ -115,50 +140,40 @@ impl Client {
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let response = self.quick.get(self.url(path)).header("Authorization", self.bearer()).call();
-        read(self.checked(response)?)
+        read(self.asked(|control| self.quick.get(url(control, path)).header("Authorization", bearer(control)).call())?)
     }
 
     fn post<T: Serialize>(&self, agent: &Agent, path: &str, body: &T) -> Result<Response<Body>, ClientError> {
         let body = serde_json::to_vec(body).expect("requests are plain data");
-        let request = agent.post(self.url(path)).header("Authorization", self.bearer());
-        self.checked(request.content_type("application/json").send(&body[..]))
+        self.asked(|control| {
+            let request = agent.post(url(control, path)).header("Authorization", bearer(control));
+            request.content_type("application/json").send(&body[..])
+        })
     }
 
-    fn url(&self, path: &str) -> String {
-        let mut address = self.control.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address {
-                std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        format!("http://{address}{path}")
-    }
-
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.control.token)
-    }
-
-    fn unanswered(&self, error: ureq::Error) -> ClientError {
+    fn unanswered(&self, control: &Control, error: ureq::Error) -> ClientError {
         match error {
             error if is_gone(&error) => ClientError::NobodyHere {
                 control: self.file.clone(),
-                why: format!("says {}, where nobody answers ({error})", self.control.address),
+                why: format!("says {}, where nobody answers ({error})", control.address),
             },
-            ureq::Error::Timeout(_) => ClientError::Silent { pid: self.control.pid },
+            ureq::Error::Timeout(_) => ClientError::Silent { pid: control.pid },
             other => ClientError::Garbled(other.to_string()),
         }
     }
 
-    fn checked(&self, response: Result<Response<Body>, ureq::Error>) -> Result<Response<Body>, ClientError> {
-        let mut response = response.map_err(|error| self.unanswered(error))?;
+    fn checked(
+        &self,
+        control: &Control,
+        response: Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, ClientError> {
+        let mut response = response.map_err(|error| self.unanswered(control, error))?;
         if response.status().is_success() {
             return Ok(response);
         }
         let status = response.status();
         if status == StatusCode::UNAUTHORIZED {
-            let why = format!("says {}, where another peer answers", self.control.address);
+            let why = format!("says {}, where another peer answers", control.address);
             return Err(ClientError::NobodyHere { control: self.file.clone(), why });
         }
         match response.body_mut().read_json::<Refusal>() {
@@ -166,6 +181,21 @@ impl Client {
             Err(_) => Err(ClientError::Garbled(format!("status {status}"))),
         }
     }
+}
+
+fn url(control: &Control, path: &str) -> String {
+    let mut address = control.address;
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{address}{path}")
+}
+
+fn bearer(control: &Control) -> String {
+    format!("Bearer {}", control.token)
 }
 
 /// A closed door, or one that was shut while we stood in it: the process is gone. Whatever else goes wrong, somebody is there.

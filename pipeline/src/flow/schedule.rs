@@ -7,8 +7,10 @@ use skein_protocol::{Instant, JobId, MicroBatchId, Outbox, Stage};
 
 use crate::{job::Job, peer::io::Output};
 
-/// Jobs in the driver's hands at a time.
+/// Jobs in the driver's hands at a time; one while somebody reads along, whose piece else waits for two.
 const DEPTH: usize = 2;
+/// Somebody does for so long after a piece.
+const READS: Duration = Duration::from_secs(5);
 /// Every so many jobs the oldest one is taken, whatever its urgency: a worker that is never idle would else never encode a
 /// state for a joiner, nor take part in a round.
 const OLDEST_EVERY: u32 = 8;
@@ -98,6 +100,8 @@ pub struct Schedule {
     running: BTreeMap<JobId, Running>,
     /// Since when the worker has been at the first of what runs.
     worker_since: Instant,
+    /// When a piece of a generation was last handed over.
+    read_at: Option<Instant>,
     next: u64,
     turn: u32,
 }
@@ -116,8 +120,15 @@ impl Schedule {
         out: &mut Outbox<Output>,
         mut last_look: impl FnMut(&mut Job, Purpose, bool),
     ) {
-        while self.running.len() < DEPTH {
+        loop {
+            let reads = self.read_at.is_some_and(|at| now.since(at) < READS);
+            if self.running.len() >= if reads { 1 } else { DEPTH } {
+                return;
+            }
             let Some((id, mut job, purpose)) = self.take_next() else { return };
+            if matches!(purpose, Purpose::Infer { .. }) {
+                self.read_at = Some(now);
+            }
             let stage = job.stage();
             let step = Purpose::Step { stage };
             last_look(&mut job, purpose, self.running.values().any(|running| running.purpose == step));
@@ -275,7 +286,7 @@ mod tests {
             infer(&mut schedule, stage, session);
         }
         schedule.push(Priority::Forward, Job::Drop { stage: 0, keys: vec![] }, Purpose::Forget);
-        assert_eq!(given(&mut schedule).len(), 1, "what trains");
+        assert!(given(&mut schedule).is_empty(), "who reads waits for no more than one job");
         assert_eq!(schedule.cancel(|purpose| *purpose == Purpose::Infer { stage: 0, session: 4 }).len(), 1);
         schedule.done(Instant::ZERO, first[0].0);
         let second = given(&mut schedule);
@@ -284,7 +295,10 @@ mod tests {
             [(0, &[2, 5][..])]
         );
         schedule.done(Instant::ZERO, second[0].0);
-        assert_eq!(given(&mut schedule)[0].2, [3]);
+        let third = given(&mut schedule);
+        assert_eq!(third[0].2, [3]);
+        schedule.done(Instant::ZERO, third[0].0);
+        assert_eq!(given(&mut schedule).len(), 1, "what trains");
         // There is an end to how many.
         for session in 1000..1000 + 2 * PIECES_MAX as u64 {
             infer(&mut schedule, 2, session);

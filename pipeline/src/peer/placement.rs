@@ -58,6 +58,10 @@ impl Peer {
         if self.silent || self.drain.is_some() {
             return;
         }
+        // Who is alone looks for nobody: what lies on this disk comes before the seed.
+        if !self.config.saved.is_empty() {
+            self.hold_saved(now, out);
+        }
         self.go_on_moving(now, out);
         self.seek(now, out);
         if !self.is_settled(now) {

@@ -13,8 +13,13 @@ mod world;
 
 use std::time::Duration;
 
-use skein_pipeline::flow::held_out::HeldOut;
-use skein_protocol::event::Event;
+use one::One;
+use skein_pipeline::{
+    flow::held_out::HeldOut,
+    job::Job,
+    peer::{PeerConfig, SavedState, io::Command},
+};
+use skein_protocol::{Blob, Version, event::Event, hash::Digest};
 use world::{World, manifest, starts};
 
 #[test]
@@ -28,6 +33,33 @@ fn a_lone_peer_trains_all_stages() {
     assert!(completed > 100, "completed {completed}");
     assert!(stepped > 50, "stepped {stepped}");
     world.assert_exact();
+}
+
+/// Nobody is waited for, so it serves at its first word: not from the seed.
+#[test]
+fn a_lone_peer_that_comes_back_goes_on_from_what_it_saved() {
+    let saved = SavedState {
+        version: Version { stage: 1, own_step: 7, ..Version::default() },
+        root: Digest([7; 32]),
+        blob: Blob { id: 800, len: 1000 },
+    };
+    let config = PeerConfig { expects_others: false, saved: vec![saved], ..One::config(manifest(3, 4), 1, 1 << 40) };
+    let mut one = One::of(config);
+    for stage in 0..3 {
+        one.command(Command::Host { stage });
+    }
+    one.command(Command::Feed);
+    let made = one
+        .jobs
+        .iter()
+        .map(|(_, job)| (job.stage(), matches!(job, Job::Load { root, .. } if *root == Digest([7; 32]))));
+    assert_eq!(made.collect::<Vec<_>>(), [(0, false), (1, true)], "two jobs at a time");
+    one.work();
+    let steps = one.events.iter().filter_map(|event| match event {
+        Event::Serving { stage, version } => Some((*stage, version.own_step)),
+        _ => None,
+    });
+    assert_eq!(steps.collect::<Vec<_>>(), [(0, 0), (1, 7), (2, 0)]);
 }
 
 #[test]

@@ -87,7 +87,16 @@ impl One {
 
     /// As `new`, of one that gives so many bytes for stages.
     pub fn with_memory(manifest: Manifest, me: u8, others: &[u8], memory: u64) -> Self {
-        let config = PeerConfig {
+        let mut one = One::of(One::config(manifest, me, memory));
+        for other in others {
+            one.meets(*other, one.utc());
+        }
+        one.wait(Duration::from_secs(1));
+        one
+    }
+
+    pub fn config(manifest: Manifest, me: u8, memory: u64) -> PeerConfig {
+        PeerConfig {
             key: key(me),
             run: RunId::default(),
             manifest: Arc::new(manifest),
@@ -103,14 +112,20 @@ impl One {
             shelf: vec![],
             costs: Costs::default(),
             expects_others: true,
-        };
-        let mut one = One {
+        }
+    }
+
+    /// One that has met nobody and was told no time.
+    pub fn of(config: PeerConfig) -> Self {
+        let me = (1..=99).find(|me| key(*me).peer() == config.me()).expect("one of the test's keys");
+        let held = config.saved.iter().map(|saved| (saved.blob.id, saved.blob.len)).collect();
+        One {
             me,
             peer: Peer::new(config, Instant(1), Utc(1_000_000)),
             now: Instant(1),
             sequence: 0,
             next_blob: 0,
-            held: BTreeMap::new(),
+            held,
             jobs: VecDeque::new(),
             said: Vec::new(),
             blamed: Vec::new(),
@@ -118,12 +133,7 @@ impl One {
             shelving: Vec::new(),
             lost: Vec::new(),
             loads_nothing: false,
-        };
-        for other in others {
-            one.meets(*other, one.utc());
         }
-        one.wait(Duration::from_secs(1));
-        one
     }
 
     /// As `new`, and serves these stages.

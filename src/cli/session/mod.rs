@@ -201,7 +201,7 @@ async fn attend(context: &Context, plan: Plan) -> Result<u8, Report> {
         }
     };
     if let Some(base) = &plan.base
-        && let Some(folder) = context.home.runs().named(&node.manifest.run.name)
+        && let Some(folder) = context.home.runs().list().into_iter().find(|folder| folder.run == node.run)
         && let Err(error) = base.note(&folder)
     {
         out.warn(&format!("where the first weights lie was not noted, so the next start must be told: {error}"));
@@ -371,6 +371,11 @@ impl Session<'_> {
     }
 
     fn leave(&mut self) {
+        // Whoever asked for the model gets what there is of it.
+        if self.plan.save_to.is_some() && !self.over {
+            self.over = true;
+            self.order(node::Order::Command(Command::StopFeeding));
+        }
         self.begin_to_end();
         if self.is_saving() {
             // The peer drains when that is done.
@@ -496,7 +501,8 @@ fn end(plan: &Plan, desk: &Desk, out: Out, done: mpsc::Sender<Result<(), Report>
                     Ok(form) => collect_and_write(&desk.orders, form, &path, false, warn).await,
                     Err(refusal) => Err(refusal),
                 };
-                written.map(drop).map_err(|refusal| match refusal {
+                let said = |_| out.done(&format!("saved to {}", path.display()));
+                written.map(said).map_err(|refusal| match refusal {
                     Refusal::Other { why } => model_not_saved(run, &path, why),
                     refusal => Failure::from(refusal).into(),
                 })

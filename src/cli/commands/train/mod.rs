@@ -160,6 +160,11 @@ fn run(wish: &Wish<'_>, context: &Context) -> Result<u8, Report> {
         base.shelve_words(&context.home.shelf())?;
     }
     let data = Data { epochs: course.epochs, ..data };
+    let ends = &manifest.run.ends;
+    if data.epochs.is_none() && ends.steps.is_none() && ends.tokens.is_none() && ends.loss.is_none() {
+        let then = course.out.as_ref().map_or(String::new(), |path| format!(", and writes {} then", path.display()));
+        out.note(&format!("ends  when you stop it (Ctrl-C){then}: no --epochs, --steps or --tokens says when else"));
+    }
     let owner = manifest.run.owner == me;
     let serve = serve(course, context, &manifest, owner);
     let all = matches!(&serve, Serve::Stages(stages) if stages.len() == usize::from(manifest.stages.count));
