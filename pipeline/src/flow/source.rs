@@ -139,6 +139,11 @@ impl Source {
         self.open.len()
     }
 
+    /// The data has an end, and all of it is over.
+    pub fn is_done(&self) -> bool {
+        self.exhausted && self.open.is_empty() && self.ready.is_empty()
+    }
+
     /// Ids that may be open now.
     pub fn open_max(&self) -> u64 {
         if self.lock_step { self.in_flight_max.min(self.per_step) } else { self.window.open_max() }

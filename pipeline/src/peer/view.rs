@@ -86,6 +86,8 @@ pub struct FeedView {
     pub completed: u64,
     pub tokens: u64,
     pub voided: u64,
+    /// The data has an end, and all of it is over.
+    pub done: bool,
 }
 
 impl Peer {
@@ -125,6 +127,7 @@ impl Peer {
                 completed: source.completed,
                 tokens: source.tokens,
                 voided: source.voided,
+                done: source.is_done(),
             }),
             draining: self.drain.is_some(),
             ended: self.ended,

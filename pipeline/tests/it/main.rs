@@ -35,6 +35,21 @@ fn a_lone_peer_trains_all_stages() {
     world.assert_exact();
 }
 
+#[test]
+fn data_that_ends_is_fed_to_its_end_and_then_that_is_said() {
+    let mut world = World::new(manifest(3, 4), 4, 3);
+    world.records = Some(30);
+    for peer in 1..4 {
+        world.command_host(peer, peer as u16 - 1);
+    }
+    world.command_feed(0);
+    world.run(Duration::from_millis(300));
+    assert!(!world.view(0).feeding.expect("it feeds").done);
+    world.run(Duration::from_secs(10));
+    let feeding = world.view(0).feeding.expect("it feeds");
+    assert_eq!((feeding.done, feeding.completed, feeding.open), (true, 30, 0));
+}
+
 /// Nobody is waited for, so it serves at its first word: not from the seed.
 #[test]
 fn a_lone_peer_that_comes_back_goes_on_from_what_it_saved() {

@@ -109,6 +109,8 @@ pub struct World {
     manifest: Arc<Manifest>,
     /// Versions of the states that were encoded, by root.
     states: BTreeMap<Digest, Version>,
+    /// Micro-batches of data that there are; nothing: no end.
+    pub records: Option<u64>,
     /// Jobs of which nothing was to be added to a sum.
     pub weightless: usize,
 }
@@ -131,6 +133,7 @@ impl World {
             links: BTreeSet::new(),
             manifest: manifest.clone(),
             states: BTreeMap::new(),
+            records: None,
             weightless: 0,
         };
         for i in 0..peers {
@@ -326,6 +329,10 @@ impl World {
                 self.after(DELAY, other, What::Deliver { from: me, input: Input::Frame { from: me, frame, body } });
             }
             Output::Compute { job, job_spec } => self.compute(node, job, job_spec),
+            Output::Records { index, .. } if self.records.is_some_and(|end| index >= end) => {
+                let input = Input::RecordsEnded;
+                self.after(Duration::from_millis(1), node, What::Deliver { from: me, input });
+            }
             Output::Records { request, index } => {
                 let len = 2 * 16 * 4;
                 let (tokens, labels) = (self.blob(node, len), self.blob(node, len));

@@ -10,7 +10,7 @@ use crate::corpus::HoldOut;
 
 /// `2%`, or `100`; `0` holds nothing out.
 fn held_out(text: &str) -> Result<HoldOut, String> {
-    let wrong = || "a share above 0% and below 100%, or a number of records".to_string();
+    let wrong = || "a share above 0% and below 100% (5%, not 0.05), or a number of records".to_string();
     match text.strip_suffix('%').map(str::trim) {
         None => text.parse().map(HoldOut::Count).map_err(|_| wrong()),
         Some(share) => {

@@ -402,7 +402,12 @@ impl Session<'_> {
         let snapshot = self.snapshots.borrow_and_update().clone();
         let Some(snapshot) = snapshot else { return };
         // Not by its event: whoever lags behind misses some, and the last steps are made after it.
-        if snapshot.peer.ended {
+        // Whoever feeds so many passes over its data and no more leaves then; the run may go on with others.
+        let fed = snapshot.peer.feeding.as_ref().is_some_and(|feeding| feeding.done);
+        if fed && !self.over {
+            self.context.out.done("the data was fed to its end");
+        }
+        if snapshot.peer.ended || fed {
             self.over = true;
             self.begin_to_end();
         }
