@@ -392,8 +392,8 @@ Examples
   skein eval ./model --data held_out.jsonl
   skein eval ./model --adapter ./adapter --data held_out.jsonl --limit 200")]
 pub struct Eval {
-    /// A folder as Hugging Face tools or `skein export` write it, a GGUF file, or hf:OWNER/NAME
-    #[arg(value_name = "MODEL")]
+    /// A folder as Hugging Face tools or `skein export` write it, a GGUF file, hf:OWNER/NAME, or the run that the peer here works on
+    #[arg(value_name = "MODEL|RUN")]
     pub model: PathBuf,
     /// Files, folders or patterns: .txt, .md, .jsonl or .parquet with `text`, `prompt` and `completion`, or `messages`
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]

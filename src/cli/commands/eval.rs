@@ -1,7 +1,7 @@
-//! `skein eval`: how well a model in a folder says held-out data. In: a folder, perhaps an adapter, data. Out: loss and perplexity of
+//! `skein eval`: how well a model says held-out data. In: a folder, perhaps an adapter, or the run that the peer here works on; data. Out: loss and perplexity of
 //! what is learned, and how many answers the model says word for word.
 
-use std::{path::Path, sync::Arc};
+use std::{borrow::Cow, path::Path, sync::Arc};
 
 use serde_json::json;
 use skein_pipeline::{
@@ -13,8 +13,9 @@ use skein_pipeline::{
     model::{StageModel, frozen::Frozen},
 };
 use skein_protocol::run::{Arithmetic, BasePrecision};
+use tempfile::TempDir;
 
-use super::{hub, model::unread, train::unusable};
+use super::{ask, export, hub, model::unread, train::unusable};
 use crate::{
     cli::{
         args,
@@ -24,12 +25,21 @@ use crate::{
         show::{Count, counted},
     },
     corpus::{Corpus, Reading},
-    node::base::Words,
+    node::{base::Words, signed},
     text::Example,
+    watch::{ExportForm, ExportRequest},
 };
 
 pub fn run(args: &args::Eval, context: &Context) -> Result<u8, Report> {
-    let model = hub::local(&args.model, context)?;
+    let named = args.model.to_string_lossy();
+    let run = match ask::folder(&named) {
+        Some(_) => None,
+        None => Some(of_run(&named, context)?),
+    };
+    let model = match &run {
+        Some(exported) => Cow::Owned(exported.path().join("model")),
+        None => hub::local(&args.model, context)?,
+    };
     let folder = std::path::absolute(&model).unwrap_or_else(|_| model.to_path_buf());
     let checkpoint = Checkpoint::open(&folder).map_err(|error| unread(&args.model, error))?;
     let words = Words::fitting(&checkpoint, &folder).map_err(|error| unusable(&args.model, error))?;
@@ -82,6 +92,22 @@ pub fn run(args: &args::Eval, context: &Context) -> Result<u8, Report> {
         ));
     }
     Ok(0)
+}
+
+/// The model of the run that the peer here works on, as it is now, in a folder that is gone afterwards.
+fn of_run(named: &str, context: &Context) -> Result<TempDir, Report> {
+    let client = ask::client(context)?;
+    let run = ask::run_named(&client.state()?, named)?;
+    let here = |error: std::io::Error| Failure::Other { message: format!("a temporary folder: {error}") };
+    let folder = tempfile::Builder::new().prefix("skein-eval-").tempdir().map_err(here)?;
+    let signed = context.home.runs().list().into_iter().find(|folder| folder.run == run.id);
+    let signed = signed.and_then(|folder| folder.manifest().ok()?);
+    let has_adapters = signed.and_then(|bytes| signed::open(&bytes, run.id).ok()).is_some_and(|m| m.lora().is_some());
+    let form = if has_adapters { ExportForm::Merged } else { ExportForm::Best };
+    let request = ExportRequest { out: folder.path().join("model"), overwrite: false, form };
+    let exported = export::collect(&client, &request, context)?;
+    context.out.note(&format!("{} as it is at step {}", run.name, Count(exported.step)));
+    Ok(folder)
 }
 
 fn read(args: &args::Eval, words: Words) -> Result<Corpus, Report> {

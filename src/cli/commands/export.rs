@@ -1,6 +1,9 @@
 //! `skein export`: the model of the run as a Hugging Face folder. The peer that runs here collects the weights and writes.
 
-use std::{fs, path};
+use std::{
+    fs,
+    path::{self, PathBuf},
+};
 
 use serde_json::json;
 
@@ -13,8 +16,35 @@ use crate::{
         progress::{Progress, Unit},
         show::{Bytes, Count},
     },
-    watch::{ExportForm, ExportNote, ExportRequest},
+    watch::{Client, ExportForm, ExportNote, ExportRequest},
 };
+
+/// What an export wrote.
+pub struct Exported {
+    files: Vec<PathBuf>,
+    bytes: u64,
+    parameters: u64,
+    pub step: u64,
+}
+
+/// Has the peer that runs here collect the model of its run, and write it.
+///
+/// # Errors
+/// It cannot, or is gone.
+pub fn collect(client: &Client, request: &ExportRequest, context: &Context) -> Result<Exported, Report> {
+    let mut done = None;
+    let mut progress: Option<Progress> = None;
+    client.export(request, |note| match note {
+        ExportNote::Collected { stages, of } => {
+            let bar = progress
+                .get_or_insert_with(|| Progress::start(&context.out, "collecting stages", of.into(), Unit::Things));
+            bar.at(stages.into());
+        }
+        ExportNote::Missed { what } => context.out.warn(&what),
+        ExportNote::Done { files, bytes, parameters, step } => done = Some(Exported { files, bytes, parameters, step }),
+    })?;
+    Ok(done.expect("an export that ends well ends with this"))
+}
 
 pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
     let client = ask::client(context)?;
@@ -29,8 +59,6 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
         error: error.to_string(),
         owner: "nobody".into(),
     })?;
-    let mut done = None;
-    let mut progress: Option<Progress> = None;
     let form = match (args.adapter, args.merge, args.gguf) {
         (true, ..) => ExportForm::Adapter,
         (_, true, _) => ExportForm::Merged,
@@ -38,17 +66,7 @@ pub fn run(args: &args::Export, context: &Context) -> Result<u8, Report> {
         (false, false, false) => ExportForm::Best,
     };
     let request = ExportRequest { out: out.clone(), overwrite: args.force, form };
-    client.export(&request, |note| match note {
-        ExportNote::Collected { stages, of } => {
-            let bar = progress
-                .get_or_insert_with(|| Progress::start(&context.out, "collecting stages", of.into(), Unit::Things));
-            bar.at(stages.into());
-        }
-        ExportNote::Missed { what } => context.out.warn(&what),
-        ExportNote::Done { files, bytes, parameters, step } => done = Some((files, bytes, parameters, step)),
-    })?;
-    drop(progress);
-    let (files, bytes, parameters, step) = done.expect("an export that ends well ends with this");
+    let Exported { files, bytes, parameters, step } = collect(&client, &request, context)?;
     if context.out.style().json {
         let value = json!({
             "run": run.name, "out": out, "files": files, "bytes": bytes, "parameters": parameters, "step": step,
