@@ -270,7 +270,7 @@ pub struct BenchReport {
     /// A Python that has torch; nothing: the stages are measured by themselves
     #[arg(long, value_name = "PYTHON")]
     pub torch: Option<PathBuf>,
-    /// These sections: stage, finetune, generate, codec, loss, link, shaped, average, swarm, peer, memory, demo
+    /// These sections: stage, finetune, generate, through, codec, loss, link, shaped, average, swarm, peer, memory, demo
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
 }

@@ -47,7 +47,7 @@ use super::{
 use crate::{
     corpus::Corpus,
     node::{
-        Node, Order, Serve,
+        Node, Order,
         log::{self, Tail},
         save::{Beside, Form, What},
         view::State,
@@ -179,18 +179,8 @@ async fn demo(args: &args::Demo, plan: &Plan, folder: &Folder, context: &Context
     let out = &context.out;
     introduce(args, plan, context);
 
-    let start = Start {
-        command: "demo",
-        manifest: plan.manifest.clone(),
-        corpus: plan.corpus.clone(),
-        homes: &folder.path,
-        serve: Serve::Nothing,
-        threads: 1,
-        watched: false,
-        behind: Vec::new(),
-        shelf: Vec::new(),
-        seed: args.seed,
-    };
+    let start =
+        Start { seed: args.seed, ..Start::new("demo", plan.manifest.clone(), plan.corpus.clone(), &folder.path) };
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(args.peers, args.stages, 1)?;
     let took = Span(swarm.form().await?);

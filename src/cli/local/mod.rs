@@ -66,6 +66,24 @@ pub struct Start<'a> {
     pub seed: u64,
 }
 
+impl<'a> Start<'a> {
+    /// An owner that serves nothing with one thread, has nothing but the corpus, and peers that nobody watches.
+    pub fn new(command: &'static str, manifest: Manifest, corpus: Arc<Corpus>, homes: &'a Path) -> Self {
+        Self {
+            command,
+            manifest,
+            corpus,
+            homes,
+            serve: Serve::Nothing,
+            threads: 1,
+            watched: false,
+            behind: Vec::new(),
+            shelf: Vec::new(),
+            seed: 1,
+        }
+    }
+}
+
 /// A peer behind a forwarder.
 #[derive(Clone, Copy, Debug)]
 pub struct Behind {

@@ -28,7 +28,7 @@ use crate::{
     corpus::Corpus,
     home::Home,
     node::{
-        Order, Serve,
+        Order,
         memory::{Account, BESIDE},
     },
     watch::{Client, State},
@@ -112,16 +112,8 @@ fn manifest(width: u32) -> Result<Manifest, Report> {
 async fn measure(manifest: &Manifest, rounds: u64, context: &Context) -> Result<Vec<Peer>, Report> {
     let folder = scratch()?;
     let start = Start {
-        command: "bench",
-        manifest: manifest.clone(),
-        corpus: Arc::new(Corpus::fables(1, 1 << 20)),
-        homes: folder.path(),
-        serve: Serve::Nothing,
-        threads: 1,
         watched: true,
-        behind: Vec::new(),
-        shelf: Vec::new(),
-        seed: 1,
+        ..Start::new("bench", manifest.clone(), Arc::new(Corpus::fables(1, 1 << 20)), folder.path())
     };
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(STAGES, STAGES, 1)?;

@@ -24,7 +24,6 @@ use crate::{
     },
     corpus::Corpus,
     net::{self, Admit, Net, NetConfig, NetEvent, Verdict},
-    node::Serve,
 };
 
 /// The demo's model: a stage of it weighs little, so that what is measured is the peer.
@@ -94,18 +93,7 @@ async fn starts(count: u16, context: &Context) -> Result<(Vec<f64>, u64), Report
     let folder = scratch()?;
     let manifest = preset(PRESET).ok_or_else(|| no_preset(PRESET))?;
     let stages = manifest.stages.count;
-    let start = Start {
-        command: "bench",
-        manifest,
-        corpus: Arc::new(Corpus::fables(1, 1 << 16)),
-        homes: folder.path(),
-        serve: Serve::Nothing,
-        threads: 1,
-        watched: false,
-        behind: Vec::new(),
-        shelf: Vec::new(),
-        seed: 1,
-    };
+    let start = Start::new("bench", manifest, Arc::new(Corpus::fables(1, 1 << 16)), folder.path());
     let mut swarm = LocalSwarm::start(start, context).await?;
     let mut snapshots = swarm.node.state();
     let mut all = Vec::new();

@@ -192,16 +192,11 @@ async fn tokens_per_s(
     let homes: &Path = folder.path();
     let alone = members.peers == 0;
     let start = Start {
-        command: "bench",
-        manifest: manifest.clone(),
-        corpus: corpus.clone(),
-        homes,
         serve: if alone { Serve::Stages((0..members.stages).collect()) } else { Serve::Nothing },
         threads: members.threads,
-        watched: false,
-        behind: Vec::new(),
         shelf: shelf.clone(),
         seed: SEED,
+        ..Start::new("bench", manifest.clone(), corpus.clone(), homes)
     };
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(members.peers, members.stages, members.threads)?;

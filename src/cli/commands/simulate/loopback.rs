@@ -36,7 +36,7 @@ use crate::{
         session, show,
     },
     corpus::Corpus,
-    node::{Order, Serve},
+    node::Order,
     shape::{Hub, Link},
 };
 
@@ -184,16 +184,9 @@ async fn real(manifest: &Manifest, topology: &Topology, churn: Churn, context: &
     }
     let folder = scratch()?;
     let start = Start {
-        command: "simulate",
-        manifest: manifest.clone(),
-        corpus: Arc::new(Corpus::fables(SEED, 1 << 20)),
-        homes: folder.path(),
-        serve: Serve::Nothing,
-        threads: 1,
-        watched: false,
         behind,
-        shelf: Vec::new(),
         seed: SEED,
+        ..Start::new("simulate", manifest.clone(), Arc::new(Corpus::fables(SEED, 1 << 20)), folder.path())
     };
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(PEERS as u16, topology.stages, 1)?;

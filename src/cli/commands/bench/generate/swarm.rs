@@ -26,7 +26,7 @@ use crate::{
     },
     corpus::Corpus,
     node::{
-        Order, Serve,
+        Order,
         generate::{Ask, Said, Sampling, Why},
     },
 };
@@ -100,18 +100,7 @@ async fn through(args: &BenchGenerate, manifest: Manifest, stages: u16, context:
     let vocab = manifest.model.config.vocab;
     // One reader is computed for at one stage after the other: each may have all of them.
     let threads = args.threads.max(1);
-    let start = Start {
-        command: "bench",
-        manifest,
-        corpus: Arc::new(Corpus::fables(1, 1 << 16)),
-        homes: folder.path(),
-        serve: Serve::Nothing,
-        threads: 1,
-        watched: false,
-        behind: Vec::new(),
-        shelf: Vec::new(),
-        seed: 1,
-    };
+    let start = Start::new("bench", manifest, Arc::new(Corpus::fables(1, 1 << 16)), folder.path());
     let mut swarm = LocalSwarm::start(start, context).await?;
     swarm.add_all(stages.saturating_mul(args.replicas), stages, threads)?;
     swarm.form().await?;
