@@ -5,6 +5,7 @@ pub mod config;
 pub mod corpus;
 pub mod home;
 pub mod hub;
+pub mod memory;
 pub mod net;
 pub mod node;
 pub mod serve;

@@ -1,6 +1,6 @@
 //! What this process holds in memory, by what it is for, beside what the person gave. In: the stages that are served, what the
-//! worker and the network say, the handles. Out: one account. What no part of it explains (code, stacks, tables of the network,
-//! pages that the allocator has not given back) is the difference to what the system says is resident.
+//! worker and the network say, the handles, what the allocator counted. Out: one account. What no part of it explains (code, stacks,
+//! tables of the network, pages that the allocator has not given back) is the difference to what the system says is resident.
 
 use std::sync::{
     Arc,
@@ -13,6 +13,8 @@ use skein_pipeline::{
     peer::view::{MyState, View},
 };
 use skein_protocol::Manifest;
+
+use crate::memory;
 
 /// What a process holds beside its account: code, stacks, tables of the network, what the allocator keeps. Allowed
 /// for, not measured: `skein bench memory` shows how far off it is.
@@ -46,7 +48,11 @@ pub struct Account {
     pub blobs: u64,
     /// Bodies that are being read from the network.
     pub network: u64,
-    /// The most that all of it ever was at one time.
+    /// What the allocator counted, and weights that are mapped from the disk: all of the above as it is, rather than as it is
+    /// planned. 0 where nobody counts.
+    #[serde(default)]
+    pub held: u64,
+    /// The most that was ever held at one time; where nobody counts, the most that was accounted for.
     pub most: u64,
     /// What the system says: now, and the most that it ever was. 0 where it does not say.
     pub resident: u64,
@@ -54,7 +60,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Everything that is accounted for.
+    /// Everything that is accounted for by what it is for.
     pub fn total(&self) -> u64 {
         [
             self.frozen,
@@ -139,6 +145,7 @@ impl AtWork {
 #[derive(Debug, Default)]
 pub struct Books {
     most: u64,
+    mapped_most: u64,
 }
 
 impl Books {
@@ -155,8 +162,15 @@ impl Books {
         account.add_stages(manifest, view);
         // Jobs are shorter than the time between two looks: what one of them took is remembered until the next.
         self.most = self.most.max(account.total().saturating_add(at_work.take_passing_most()));
+        // Frozen weights are those of a file, which the allocator knows nothing of.
+        let mapped = account.frozen;
+        self.mapped_most = self.mapped_most.max(mapped);
+        let (held, most) = match memory::held() {
+            Some((held, most)) => (held + mapped, most + self.mapped_most),
+            None => (0, self.most),
+        };
         let (resident, resident_most) = resident().unwrap_or_default();
-        Account { passing: at_work.passing(), most: self.most, resident, resident_most, ..account }
+        Account { passing: at_work.passing(), held, most, resident, resident_most, ..account }
     }
 }
 

@@ -143,7 +143,7 @@ impl Schedule {
     fn take_next(&mut self) -> Option<(JobId, Job, Purpose)> {
         // Pieces gather while others are computed.
         let reads = self.running.values().any(|running| matches!(running.purpose, Purpose::Infer { .. }));
-        let mut may = self.waiting.keys().copied().filter(|(priority, _)| !reads || *priority != Priority::Infer);
+        let may = self.waiting.keys().copied().filter(|(priority, _)| !reads || *priority != Priority::Infer);
         let first = may.clone().next()?;
         let infer = may.clone().find(|(priority, _)| *priority == Priority::Infer);
         if let Some(key) = infer.filter(|(_, number)| self.next - number > INFER_PATIENCE) {
@@ -151,8 +151,7 @@ impl Schedule {
         }
         self.turn = self.turn.wrapping_add(1);
         if first.0 > Priority::Weights && self.turn.is_multiple_of(OLDEST_EVERY) {
-            let oldest = may.by_ref().min_by_key(|(_, number)| *number)?;
-            return self.take(oldest);
+            return self.take(may.min_by_key(|(_, number)| *number)?);
         }
         self.take(first)
     }

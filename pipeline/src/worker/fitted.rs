@@ -3,7 +3,8 @@
 //!
 //! What fails on the device is asked once more with nothing kept but inputs; then the micro-batch is cut into pieces of whole
 //! sequences, which are computed one after the other and give the same up to rounding, since tokens of different sequences
-//! meet in no product but the sum of gradients.
+//! meet in no product but the sum of gradients. A device that has fitted for a while is trusted with more again: what filled it may
+//! have been another program.
 
 use std::{
     collections::BTreeMap,
@@ -20,12 +21,21 @@ use crate::{
 /// Keys of pieces have this bit; the peer counts its own from 0.
 const PIECE: Key = 1 << 63;
 
+/// A device is trusted with twice as much after so many micro-batches that fitted; each time that it fails, after twice as many.
+const PATIENCE: u32 = 64;
+const PATIENCE_MAX: u32 = 4096;
+
 pub struct Fitted {
     engine: Box<dyn Engine>,
     /// Bytes that kept forwards may take beyond their inputs.
     kept_bytes_max: u64,
+    /// What the device may be asked to keep, as long as it has not failed.
+    allowed: u64,
     /// What a device that ran out of memory is still trusted with.
     ceiling: u64,
+    /// Micro-batches that fitted since it failed or was trusted with more, and how many it takes to be trusted with more.
+    calm: u32,
+    patience: u32,
     /// Into how many pieces a micro-batch is cut: a power of two.
     pieces: usize,
     /// Keys of the pieces of micro-batches that were cut.
@@ -50,7 +60,17 @@ impl DerefMut for Fitted {
 impl Fitted {
     pub fn new(engine: Box<dyn Engine>) -> Self {
         let kept_bytes_max = engine.settings().kept_bytes_max;
-        Fitted { engine, kept_bytes_max, ceiling: u64::MAX, pieces: 1, cut: BTreeMap::new(), next: PIECE }
+        Fitted {
+            engine,
+            kept_bytes_max,
+            allowed: kept_bytes_max,
+            ceiling: u64::MAX,
+            calm: 0,
+            patience: PATIENCE / 2,
+            pieces: 1,
+            cut: BTreeMap::new(),
+            next: PIECE,
+        }
     }
 
     /// Bytes that kept forwards may take beyond their inputs.
@@ -59,6 +79,7 @@ impl Fitted {
     }
 
     pub fn allow(&mut self, kept_bytes_max: u64) {
+        self.allowed = kept_bytes_max;
         self.kept_bytes_max = kept_bytes_max.min(self.ceiling);
         self.engine.set_kept_bytes_max(self.kept_bytes_max);
     }
@@ -99,6 +120,28 @@ impl Fitted {
         answer
     }
 
+    /// The device failed.
+    fn distrust(&mut self) {
+        self.calm = 0;
+        self.patience = (2 * self.patience).min(PATIENCE_MAX);
+    }
+
+    /// One more micro-batch fitted.
+    fn trust(&mut self) {
+        let trusted = self.pieces == 1 && self.ceiling >= self.allowed;
+        self.calm += u32::from(!trusted);
+        if trusted || self.calm < self.patience {
+            return;
+        }
+        self.calm = 0;
+        if self.pieces > 1 {
+            self.pieces /= 2;
+        } else {
+            self.ceiling = self.ceiling.saturating_mul(2).max(self.allowed / 8);
+            self.allow(self.allowed);
+        }
+    }
+
     /// As [`Engine::drop_kept`].
     pub fn drop_kept(&mut self, key: Key) {
         match self.cut.remove(&key) {
@@ -110,19 +153,26 @@ impl Fitted {
     /// Asks; where the device fails, asks once more with nothing kept but inputs. From then on half as much is kept.
     fn keeping_less<T>(&mut self, mut ask: impl FnMut(&mut Self) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let answer = ask(self);
-        if !is_full(&answer) || self.kept_bytes_max == 0 {
+        if !is_full(&answer) {
+            return answer;
+        }
+        self.distrust();
+        if self.kept_bytes_max == 0 {
             return answer;
         }
         self.engine.set_kept_bytes_max(0);
         let again = ask(self);
         self.ceiling = self.kept_bytes_max / 2;
-        self.allow(self.ceiling);
+        self.allow(self.allowed);
         again
     }
 
     /// As [`keeping_less`](Self::keeping_less), then in pieces that are half as large each time.
     fn smaller<T>(&mut self, mut ask: impl FnMut(&mut Self) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let mut answer = self.keeping_less(&mut ask);
+        if answer.is_ok() {
+            self.trust();
+        }
         while is_full(&answer) && self.cut_smaller() {
             answer = ask(self);
         }
@@ -391,14 +441,17 @@ mod tests {
 
     /// A stage of the demo's model on such a device.
     fn fitted(stage: u16, device: Device) -> Fitted {
+        Fitted::new(Box::new(Narrow { engine: exact(stage), device, keeps: false, backwards: 0 }))
+    }
+
+    fn exact(stage: u16) -> Exact {
         let mut manifest = preset("demo").unwrap();
         (manifest.train.sequence, manifest.train.micro_batch) = (T as u32, SEQUENCES as u32);
         // A step is as large as the sum, so that weights show it.
         manifest.optimizer.kind = OptimizerKind::Sgd;
         let model = StageModel::of(&manifest, stage).unwrap();
         let params = init::initial(&model, 1);
-        let engine = Exact::new(model, Settings::of(&manifest), params).unwrap();
-        Fitted::new(Box::new(Narrow { engine, device, keeps: false, backwards: 0 }))
+        Exact::new(model, Settings::of(&manifest), params).unwrap()
     }
 
     /// Records that begin in the first, the third and the last sequence.
@@ -477,6 +530,29 @@ mod tests {
         let input = values(&narrow, 1.0);
         narrow.forward(1, StageInput::Hidden(&input), &starts()).unwrap();
         assert_eq!((narrow.kept(), narrow.kept_bytes_max()), (vec![1], 1 << 29));
+    }
+
+    #[test]
+    fn a_device_that_has_room_again_is_trusted_with_more() {
+        let mut narrow = fitted(0, Device { room: 2, shared: true, ..PLENTY });
+        narrow.allow(1 << 20);
+        let (ids, gradient) = ((0..(SEQUENCES * T) as u32).collect::<Vec<_>>(), values(&narrow, 1e-2));
+        let mut train = |narrow: &mut Fitted, times: u32| {
+            for key in 0..u64::from(times) {
+                narrow.forward(key, StageInput::Tokens(&ids), &starts()).unwrap();
+                narrow.backward(key, &gradient, 1.0).unwrap();
+                narrow.drop_kept(key);
+            }
+        };
+        train(&mut narrow, 1);
+        let (pieces, kept) = (narrow.pieces, narrow.kept_bytes_max());
+        assert!(pieces > 1 && kept < 1 << 20, "{pieces} {kept}");
+        // It still has no more room: what it is asked meanwhile is asked ever more rarely, and all is computed.
+        train(&mut narrow, 3 * PATIENCE);
+        assert!(narrow.pieces > 1 && narrow.patience >= 2 * PATIENCE, "{}", narrow.patience);
+        narrow.engine = Box::new(Narrow { engine: exact(0), device: PLENTY, keeps: false, backwards: 0 });
+        train(&mut narrow, 16 * PATIENCE_MAX / 8);
+        assert_eq!((narrow.pieces, narrow.kept_bytes_max()), (1, 1 << 20));
     }
 
     #[test]

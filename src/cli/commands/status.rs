@@ -259,11 +259,9 @@ fn memory(account: &Account) -> Option<String> {
     let parts = parts.iter().filter(|(name, bytes)| !["frozen", "caches"].contains(name) || *bytes > 0);
     let parts: Vec<String> = parts.map(|(name, bytes)| format!("{name} {}", Bytes(*bytes))).collect();
     let (total, budget) = (Bytes(account.total()), Bytes(account.budget));
-    let resident = match account.resident {
-        0 => String::new(),
-        bytes => format!("   resident {}", Bytes(bytes)),
-    };
-    Some(format!("  memory {total} of {budget}: {}{resident}", parts.join(", ")))
+    let seen = [("held", account.held), ("resident", account.resident)];
+    let seen = seen.iter().filter(|(_, bytes)| *bytes > 0).map(|(name, bytes)| format!("   {name} {}", Bytes(*bytes)));
+    Some(format!("  memory {total} of {budget}: {}{}", parts.join(", "), seen.collect::<String>()))
 }
 
 /// `layers 4-5`

@@ -445,26 +445,30 @@ pub(super) mod tests {
         }
     }
 
-    #[test]
-    fn columns_apart_have_the_bits_of_the_whole() {
-        for (m, k, n) in [(1, 300, 200), (3, 40, 64), (14, 270, 129), (2, 5, 330)] {
-            let (x, y) = (values(m * k, 1), values(k * n, 2));
-            let (a, b) = (Matrix::new(&x, m, k), Matrix::new(&y, n, k).t());
-            let mut product = FixedProduct::default();
-            let mut panels = vec![f32::NAN; product.packed_len(k, n)];
-            product.pack(b, &mut panels);
-            let mut whole = vec![f32::NAN; m * n];
-            product.product(&mut whole, n, false, a, b, 1.0);
-            for b in [b.into(), Operand::Packed { rows: k, cols: n, panels: &panels }] {
-                for start in (0..n).step_by(COLUMNS) {
-                    let cols = start..n.min(start + 2 * COLUMNS);
-                    let mut part = vec![f32::NAN; m * cols.len()];
-                    product.columns(&mut part, a, b, cols.clone());
-                    for (row, part) in whole.chunks(n).zip(part.chunks(cols.len())) {
-                        assert_eq!(row[cols.clone()], *part, "{m} {k} {n} {start}");
-                    }
+    /// Columns that are computed apart have the bits of the whole product, whether b was packed before or is now.
+    pub fn columns_have_the_bits_of_the_whole(mut product: impl Product, [m, k, n]: [usize; 3]) {
+        let (x, y) = (values(m * k, 1), values(k * n, 2));
+        let (a, b) = (Matrix::new(&x, m, k), Matrix::new(&y, n, k).t());
+        let mut panels = vec![f32::NAN; product.packed_len(k, n)];
+        product.pack(b, &mut panels);
+        let mut whole = vec![f32::NAN; m * n];
+        product.product(&mut whole, n, false, a, b, 1.0);
+        for b in [b.into(), Operand::Packed { rows: k, cols: n, panels: &panels }] {
+            for start in (0..n).step_by(COLUMNS) {
+                let cols = start..n.min(start + 2 * COLUMNS);
+                let mut part = vec![f32::NAN; m * cols.len()];
+                product.columns(&mut part, a, b, cols.clone());
+                for (row, part) in whole.chunks(n).zip(part.chunks(cols.len())) {
+                    assert_eq!(row[cols.clone()], *part, "{m} {k} {n} {start}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn columns_apart_have_the_bits_of_the_whole() {
+        for shape in [[1, 300, 200], [3, 40, 64], [14, 270, 129], [2, 5, 330]] {
+            columns_have_the_bits_of_the_whole(FixedProduct::default(), shape);
         }
     }
 

@@ -56,6 +56,8 @@ struct Peer {
     stage: Stage,
     parameters: u64,
     rounds: u64,
+    /// Bytes at most of a peer with this stage, as admission plans them.
+    planned: u64,
     /// The last look at it.
     account: Account,
     /// Bytes that are resident beside what is accounted for, as it is stated.
@@ -77,7 +79,7 @@ pub fn run(args: &BenchMemory, context: &Context) -> Result<u8, Report> {
         context.out.document("bench-memory", &all);
         return Ok(0);
     }
-    let columns = ["MODEL", "STAGE", "ROUNDS", "ACCOUNT", "BESIDE", "RESIDENT", "OFF"];
+    let columns = ["MODEL", "STAGE", "ROUNDS", "PLANNED", "ACCOUNT", "BESIDE", "RESIDENT", "OFF"];
     let mut table = Table::new(columns.into_iter().map(Column::Left).collect());
     for Measured { parameters, peers } in all {
         for peer in peers {
@@ -85,6 +87,7 @@ pub fn run(args: &BenchMemory, context: &Context) -> Result<u8, Report> {
                 About(parameters as f64).to_string(),
                 format!("{}, {}", peer.stage, About(peer.parameters as f64)),
                 peer.rounds.to_string(),
+                Bytes(peer.planned).to_string(),
                 Bytes(peer.account.most).to_string(),
                 Bytes(peer.beside).to_string(),
                 Bytes(peer.account.resident_most).to_string(),
@@ -102,7 +105,7 @@ fn manifest(width: u32) -> Result<Manifest, Report> {
     let (config, train) = (&mut manifest.model.config, &mut manifest.train);
     (config.hidden, config.layers, config.ffn) = (width, LAYERS, width * 8 / 3);
     (config.heads, config.kv_heads) = (width / HEAD, width / HEAD);
-    (train.sequence, train.micro_batch, train.micro_batches_per_step) = (128, 4, 2);
+    (train.sequence, train.micro_batch, train.micro_batches_per_step, train.in_flight_max) = (128, 4, 2, 8);
     manifest.averaging.every = 2;
     manifest.stages.count = STAGES;
     manifest.stages.split = vec![LAYERS / u32::from(STAGES); usize::from(STAGES)];
@@ -133,6 +136,7 @@ async fn measure(manifest: &Manifest, rounds: u64, context: &Context) -> Result<
             stage: mine.stage,
             parameters: cost::stage_parameters(manifest, mine.stage),
             rounds: mine.rounds,
+            planned: cost::memory(manifest, mine.stage).peak(),
             beside: BESIDE,
             off_percent: 100.0 * over / (account.most + BESIDE) as f64,
             account,
@@ -162,5 +166,20 @@ async fn until(swarm: &LocalSwarm, wanted: impl Fn(&State) -> bool) -> Result<Ve
             return Err(other(format!("the peers did not get so far within {}", Span(PATIENCE))));
         }
         sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_protocol::run::check::check;
+
+    use super::manifest;
+
+    #[test]
+    fn models_of_all_widths_may_be_trained() {
+        for width in [32, 320, 512, 768, 4096] {
+            let problems = check(&manifest(width).unwrap());
+            assert!(problems.is_empty(), "{width}: {problems:?}");
+        }
     }
 }
