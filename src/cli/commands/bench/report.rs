@@ -140,8 +140,8 @@ const SECTIONS: &[Section] = &[
     Section {
         name: "memory",
         title: "Memory",
-        lead: "The most that a peer accounted for, beside the most that the system gave its process. The aim is 10 % beyond the \
-               account and one constant.",
+        lead: "What a stage takes at most by the plan that admits it, the most that its peer held by the count of its allocator, and the \
+               most that the system gave its process. The aim is 10 % beyond the account and one constant.",
         runs: &["bench memory"],
     },
     Section {
