@@ -7,10 +7,12 @@
 use multiversion::multiversion;
 
 use super::{
-    bf16, by_blocks,
-    int8::{BLOCK, ROUND},
+    blocks::{self, DecodeBlock, EncodeScaled},
+    int8::{BLOCK, ROUND, magnitude},
 };
 
+/// Bytes of a block.
+const BYTES: usize = 2 * BLOCK;
 /// The exponent, as an f32 has it, of the smallest scale: a normal number whose inverse is one, too.
 const EXPONENT_MIN: u32 = 1;
 /// Bits of the number of a block's largest value.
@@ -19,37 +21,44 @@ const BITS: u32 = 15;
 /// Numbers of `values`, and the scales of their blocks (two bytes each).
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 pub fn encode(values: &[f32], numbers: &mut [u8], scales: &mut [u8]) {
-    by_blocks(values, numbers, scales, encode_block);
-}
-
-#[inline(always)]
-fn encode_block(block: &[f32; BLOCK], numbers: &mut [u8; 2 * BLOCK]) -> [u8; 2] {
-    // Magnitudes of finite values are ordered as their bits are.
-    let max = block.iter().fold(0u32, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
-    let exponent = (max >> 23).saturating_sub(BITS - 1).max(EXPONENT_MIN);
-    let inverse = f32::from_bits((254 - exponent) << 23);
-    for (number, v) in numbers.as_chunks_mut::<2>().0.iter_mut().zip(block) {
-        let x = v * inverse;
-        // What rounds to 2^15 is held below it.
-        let x = if x < 32767.0 { x } else { 32767.0 };
-        let x = if x > -32767.0 { x } else { -32767.0 };
-        *number = ((x + ROUND).to_bits() as u16).to_le_bytes();
-    }
-    ((exponent << 7) as u16).to_le_bytes()
+    blocks::encode::<Plain, BLOCK, BYTES>(values, numbers, scales);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 pub fn decode(numbers: &[u8], scales: &[u8], values: &mut [f32]) {
-    decode_body(numbers, scales, values);
+    blocks::decode::<Plain, BLOCK, BYTES>(numbers, scales, values);
 }
 
-#[inline(always)]
-fn decode_body(numbers: &[u8], scales: &[u8], values: &mut [f32]) {
-    let numbers = numbers.as_chunks::<2>().0;
-    for ((block, numbers), scale) in values.chunks_mut(BLOCK).zip(numbers.chunks(BLOCK)).zip(scales.as_chunks::<2>().0)
-    {
-        let scale = bf16::value(u16::from_le_bytes(*scale));
-        for (v, number) in block.iter_mut().zip(numbers) {
+struct Plain;
+
+impl EncodeScaled<BLOCK, BYTES> for Plain {
+    #[inline(always)]
+    fn largest(values: &[f32; BLOCK]) -> u32 {
+        magnitude(values)
+    }
+
+    #[inline(always)]
+    fn scale(largest: u32) -> (u16, f32) {
+        let exponent = (largest >> 23).saturating_sub(BITS - 1).max(EXPONENT_MIN);
+        ((exponent << 7) as u16, f32::from_bits((254 - exponent) << 23))
+    }
+
+    #[inline(always)]
+    fn encode(values: &[f32; BLOCK], inverse: f32, numbers: &mut [u8; BYTES]) {
+        for (number, v) in numbers.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+            let x = v * inverse;
+            // What rounds to 2^15 is held below it.
+            let x = if x < 32767.0 { x } else { 32767.0 };
+            let x = if x > -32767.0 { x } else { -32767.0 };
+            *number = ((x + ROUND).to_bits() as u16).to_le_bytes();
+        }
+    }
+}
+
+impl DecodeBlock<BLOCK, BYTES> for Plain {
+    #[inline(always)]
+    fn decode(numbers: &[u8; BYTES], scale: f32, values: &mut [f32; BLOCK]) {
+        for (v, number) in values.iter_mut().zip(numbers.as_chunks::<2>().0) {
             *v = scale * f32::from(i16::from_le_bytes(*number));
         }
     }
@@ -91,15 +100,15 @@ mod tests {
 
     #[test]
     fn dispatch_changes_no_byte() {
-        for n in [0, 1, 63, 64, 65, 1000] {
+        for n in [0, 1, 63, 64, 65, 1000, 3000] {
             let values = any_finite(n as u64, n);
             let blank = || (vec![0; 2 * n], vec![0; 2 * n.div_ceil(BLOCK)], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            by_blocks(&values, &mut b, &mut sb, encode_block);
+            blocks::encode::<Plain, BLOCK, BYTES>(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));
             decode(&a, &sa, &mut va);
-            decode_body(&a, &sa, &mut vb);
+            blocks::decode::<Plain, BLOCK, BYTES>(&a, &sa, &mut vb);
             assert_eq!(va, vb);
         }
     }

@@ -12,7 +12,7 @@ use multiversion::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
-    bf16, by_blocks,
+    blocks::{self, DecodeBlock, EncodeScaled},
     int8::{ROUND, scale_of},
 };
 
@@ -32,35 +32,7 @@ pub fn encode(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
 
 #[multiversion(targets("x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 fn encode_plain(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
-    by_blocks(values, bytes, scales, encode_block);
-}
-
-#[inline(always)]
-fn encode_block(block: &[f32; BLOCK], bytes: &mut [u8; HALF]) -> [u8; 2] {
-    // Turned by one bit, finite values are ordered by magnitude, and of two equal ones the negative comes first.
-    let max = block.iter().fold(0u32, |max, v| max.max(v.to_bits().rotate_left(1)));
-    let (scale, inverse) = scale_below(max);
-    // Levels first, a byte each: one wide loop.
-    let mut levels = [0u8; BLOCK];
-    for (level, v) in levels.iter_mut().zip(block) {
-        let x = v * inverse;
-        let x = if x < 7.0 { x } else { 7.0 };
-        *level = (x + LEVEL_ZERO).to_bits() as u8;
-    }
-    let (low, high) = levels.split_at(HALF);
-    for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
-        *byte = low & 15 | high << 4;
-    }
-    scale.to_le_bytes()
-}
-
-/// Added to a value in steps, it leaves the level in the low bits.
-pub const LEVEL_ZERO: f32 = ROUND + 8.0;
-
-/// The scale, and its inverse, of a block whose largest value, turned by one bit, is `max`.
-#[inline(always)]
-pub fn scale_below(max: u32) -> (u16, f32) {
-    scale_of(f32::from_bits(max.rotate_right(1)) / -8.0)
+    blocks::encode::<Plain, BLOCK, HALF>(values, bytes, scales);
 }
 
 pub fn decode(bytes: &[u8], scales: &[u8], values: &mut [f32]) {
@@ -73,41 +45,59 @@ pub fn decode(bytes: &[u8], scales: &[u8], values: &mut [f32]) {
 
 #[multiversion(targets("x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 fn decode_plain(bytes: &[u8], scales: &[u8], values: &mut [f32]) {
-    decode_by(bytes, scales, values, decode_block);
+    blocks::decode::<Plain, BLOCK, HALF>(bytes, scales, values);
 }
 
-#[inline(always)]
-pub fn decode_by(
-    bytes: &[u8],
-    scales: &[u8],
-    values: &mut [f32],
-    decode_block: impl Fn(&[u8; HALF], f32, &mut [f32; BLOCK]),
-) {
-    let (blocks, rest) = values.as_chunks_mut::<BLOCK>();
-    let bytes = bytes.as_chunks::<HALF>().0;
-    let scales = scales.as_chunks::<2>().0;
-    let value = |scale: &[u8; 2]| bf16::value(u16::from_le_bytes(*scale));
-    for ((block, bytes), scale) in blocks.iter_mut().zip(bytes).zip(scales) {
-        decode_block(bytes, value(scale), block);
+struct Plain;
+
+impl EncodeScaled<BLOCK, HALF> for Plain {
+    #[inline(always)]
+    fn largest(values: &[f32; BLOCK]) -> u32 {
+        // Turned by one bit, finite values are ordered by magnitude, and of two equal ones the negative comes first.
+        values.iter().fold(0, |max, v| max.max(v.to_bits().rotate_left(1)))
     }
-    if let (false, Some(bytes), Some(scale)) = (rest.is_empty(), bytes.last(), scales.last()) {
-        let mut block = [0.0; BLOCK];
-        decode_block(bytes, value(scale), &mut block);
-        rest.copy_from_slice(&block[..rest.len()]);
+
+    #[inline(always)]
+    fn scale(largest: u32) -> (u16, f32) {
+        scale_below(largest)
+    }
+
+    #[inline(always)]
+    fn encode(values: &[f32; BLOCK], inverse: f32, bytes: &mut [u8; HALF]) {
+        let level = |v: f32| {
+            let x = v * inverse;
+            let x = if x < 7.0 { x } else { 7.0 };
+            (x + LEVEL_ZERO).to_bits()
+        };
+        let (low, high) = values.split_at(HALF);
+        for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+            *byte = (level(*low) & 15 | level(*high) << 4) as u8;
+        }
     }
 }
 
+impl DecodeBlock<BLOCK, HALF> for Plain {
+    #[inline(always)]
+    fn decode(bytes: &[u8; HALF], scale: f32, values: &mut [f32; BLOCK]) {
+        let mut levels = [0u8; BLOCK];
+        let (low, high) = levels.split_at_mut(HALF);
+        for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
+            *low = byte & 15;
+            *high = byte >> 4;
+        }
+        for (v, level) in values.iter_mut().zip(levels) {
+            *v = scale * (f32::from(level) - 8.0);
+        }
+    }
+}
+
+/// Added to a value in steps, it leaves the level in the low bits.
+pub const LEVEL_ZERO: f32 = ROUND + 8.0;
+
+/// The scale, and its inverse, of a block whose largest value, turned by one bit, is `max`.
 #[inline(always)]
-fn decode_block(bytes: &[u8; HALF], scale: f32, block: &mut [f32; BLOCK]) {
-    let mut levels = [0u8; BLOCK];
-    let (low, high) = levels.split_at_mut(HALF);
-    for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
-        *low = byte & 15;
-        *high = byte >> 4;
-    }
-    for (v, level) in block.iter_mut().zip(levels) {
-        *v = scale * (f32::from(level) - 8.0);
-    }
+pub fn scale_below(max: u32) -> (u16, f32) {
+    scale_of(f32::from_bits(max.rotate_right(1)) / -8.0)
 }
 
 #[cfg(test)]
@@ -148,12 +138,12 @@ mod tests {
             let blank = || (vec![0; HALF * blocks], vec![0; 2 * blocks], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            by_blocks(&values, &mut b, &mut sb, encode_block);
+            blocks::encode::<Plain, BLOCK, HALF>(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));
             encode_plain(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));
             decode(&a, &sa, &mut va);
-            decode_by(&a, &sa, &mut vb, decode_block);
+            blocks::decode::<Plain, BLOCK, HALF>(&a, &sa, &mut vb);
             assert_eq!(va, vb);
             decode_plain(&a, &sa, &mut vb);
             assert_eq!(va, vb);

@@ -6,7 +6,10 @@
 
 use multiversion::multiversion;
 
-use super::{bf16, by_blocks};
+use super::{
+    bf16,
+    blocks::{self, DecodeBlock, EncodeScaled},
+};
 
 /// Values that share a scale.
 pub const BLOCK: usize = 64;
@@ -17,18 +20,54 @@ pub const ROUND: f32 = 12_582_912.0;
 /// Bytes of `values`, and the scales of their blocks (two bytes each).
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
 pub fn encode(values: &[f32], bytes: &mut [u8], scales: &mut [u8]) {
-    by_blocks(values, bytes, scales, encode_block);
+    blocks::encode::<Plain, BLOCK, BLOCK>(values, bytes, scales);
 }
 
-#[inline(always)]
-fn encode_block(block: &[f32; BLOCK], bytes: &mut [u8; BLOCK]) -> [u8; 2] {
-    // Magnitudes of finite values are ordered as their bits are.
-    let max = block.iter().fold(0u32, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
-    let (scale, inverse) = scale_of(f32::from_bits(max) / 127.0);
-    for (byte, v) in bytes.iter_mut().zip(block) {
-        *byte = (v * inverse + ROUND).to_bits() as u8;
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
+pub fn decode(bytes: &[u8], scales: &[u8], values: &mut [f32]) {
+    blocks::decode::<Plain, BLOCK, BLOCK>(bytes, scales, values);
+}
+
+struct Plain;
+
+impl EncodeScaled<BLOCK, BLOCK> for Plain {
+    #[inline(always)]
+    fn largest(values: &[f32; BLOCK]) -> u32 {
+        magnitude(values)
     }
-    scale.to_le_bytes()
+
+    #[inline(always)]
+    fn scale(largest: u32) -> (u16, f32) {
+        scale_127(largest)
+    }
+
+    #[inline(always)]
+    fn encode(values: &[f32; BLOCK], inverse: f32, bytes: &mut [u8; BLOCK]) {
+        for (byte, v) in bytes.iter_mut().zip(values) {
+            *byte = (v * inverse + ROUND).to_bits() as u8;
+        }
+    }
+}
+
+impl DecodeBlock<BLOCK, BLOCK> for Plain {
+    #[inline(always)]
+    fn decode(bytes: &[u8; BLOCK], scale: f32, values: &mut [f32; BLOCK]) {
+        for (v, byte) in values.iter_mut().zip(bytes) {
+            *v = scale * f32::from(*byte as i8);
+        }
+    }
+}
+
+/// Bits of the largest magnitude: those of finite values are ordered as their bits are.
+#[inline(always)]
+pub fn magnitude(values: &[f32]) -> u32 {
+    values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff))
+}
+
+/// The scale, and its inverse, of a block whose largest magnitude has these bits.
+#[inline(always)]
+pub fn scale_127(largest: u32) -> (u16, f32) {
+    scale_of(f32::from_bits(largest) / 127.0)
 }
 
 /// A scale as bf16, and its inverse. Values so small that their scale is not a normal number travel as zero. What is not a number
@@ -36,34 +75,13 @@ fn encode_block(block: &[f32; BLOCK], bytes: &mut [u8; BLOCK]) -> [u8; 2] {
 #[inline(always)]
 pub fn scale_of(step: f32) -> (u16, f32) {
     const NAN: u16 = 0x7fc0;
-    if step.is_nan() {
-        return (NAN, 0.0);
-    }
     let bits = bf16::round(step);
     let scale = bf16::value(bits);
-    if scale.abs() >= f32::MIN_POSITIVE { (bits, 1.0 / scale) } else { (0, 0.0) }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512vl", "x86_64+avx2", "x86_64+sse4.1", "aarch64+neon"))]
-pub fn decode(bytes: &[u8], scales: &[u8], values: &mut [f32]) {
-    decode_body(bytes, scales, values);
-}
-
-#[inline(always)]
-fn decode_body(bytes: &[u8], scales: &[u8], values: &mut [f32]) {
-    let (blocks, rest) = values.as_chunks_mut::<BLOCK>();
-    let (whole, tail) = bytes.as_chunks::<BLOCK>();
-    let scales = scales.as_chunks::<2>().0;
-    for ((block, bytes), scale) in blocks.iter_mut().zip(whole).zip(scales) {
-        let scale = bf16::value(u16::from_le_bytes(*scale));
-        for (v, byte) in block.iter_mut().zip(bytes) {
-            *v = scale * f32::from(*byte as i8);
-        }
-    }
-    if let Some(scale) = scales.last() {
-        let scale = bf16::value(u16::from_le_bytes(*scale));
-        rest.iter_mut().zip(tail).for_each(|(v, byte)| *v = scale * f32::from(*byte as i8));
-    }
+    // Choices rather than branches: the scales of many blocks are one loop.
+    let is_normal = scale.abs() >= f32::MIN_POSITIVE;
+    let inverse = if is_normal & !step.is_nan() { 1.0 / scale } else { 0.0 };
+    let bits = if is_normal { bits } else { 0 };
+    (if step.is_nan() { NAN } else { bits }, inverse)
 }
 
 #[cfg(test)]
@@ -97,16 +115,28 @@ mod tests {
     }
 
     #[test]
+    fn a_scale_is_a_normal_number_or_nothing() {
+        assert_eq!(scale_of(-0.5), (0xbf00, -2.0));
+        assert_eq!(scale_of(f32::MIN_POSITIVE), (0x0080, 1.0 / f32::MIN_POSITIVE));
+        for step in [0.0, -0.0, 1e-39, -1e-45] {
+            assert_eq!(scale_of(step), (0, 0.0), "{step}");
+        }
+        for bits in [0x7fc0_0000, 0x7f80_0001, 0xffff_ffff] {
+            assert_eq!(scale_of(f32::from_bits(bits)), (0x7fc0, 0.0), "{bits:x}");
+        }
+    }
+
+    #[test]
     fn dispatch_changes_no_byte() {
-        for n in [0, 1, 63, 64, 65, 1000] {
+        for n in [0, 1, 63, 64, 65, 1000, 3000] {
             let values = any_finite(n as u64, n);
             let blank = || (vec![0; n], vec![0; 2 * n.div_ceil(BLOCK)], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            by_blocks(&values, &mut b, &mut sb, encode_block);
+            blocks::encode::<Plain, BLOCK, BLOCK>(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));
             decode(&a, &sa, &mut va);
-            decode_body(&a, &sa, &mut vb);
+            blocks::decode::<Plain, BLOCK, BLOCK>(&a, &sa, &mut vb);
             assert_eq!(va, vb);
         }
     }

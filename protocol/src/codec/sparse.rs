@@ -9,8 +9,9 @@ use multiversion::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 use super::{
-    bf16, by_blocks,
-    int8::{ROUND, scale_of},
+    bf16,
+    blocks::{self, EncodeBlocks},
+    int8::{ROUND, scale_127},
 };
 
 /// Values of a block, how many of them travel, and the bytes of those without their scale.
@@ -29,7 +30,18 @@ pub fn encode(values: &[f32], records: &mut [u8], scales: &mut [u8]) {
 
 #[multiversion(targets("x86_64+avx2+popcnt+bmi1", "x86_64+sse4.1", "aarch64+neon"))]
 fn encode_plain(values: &[f32], records: &mut [u8], scales: &mut [u8]) {
-    by_blocks(values, records, scales, encode_block);
+    blocks::encode::<Plain, BLOCK, RECORD>(values, records, scales);
+}
+
+struct Plain;
+
+impl EncodeBlocks<BLOCK, RECORD> for Plain {
+    #[inline(always)]
+    fn encode(blocks: &[[f32; BLOCK]], records: &mut [[u8; RECORD]], scales: &mut [[u8; 2]]) {
+        for ((block, record), scale) in blocks.iter().zip(records).zip(scales) {
+            *scale = encode_block(block, record);
+        }
+    }
 }
 
 #[inline(always)]
@@ -58,7 +70,7 @@ fn encode_block(block: &[f32; BLOCK], record: &mut [u8; RECORD]) -> [u8; 2] {
 /// A record, of what is marked and chosen; the scale, by the bits of the largest magnitude.
 #[inline(always)]
 pub fn write(words: [u64; 4], chosen: &[f32; KEPT], max: u32, record: &mut [u8; RECORD]) -> [u8; 2] {
-    let (scale, inverse) = scale_of(f32::from_bits(max) / 127.0);
+    let (scale, inverse) = scale_127(max);
     let (bitmap, bytes) = record.split_at_mut(BLOCK / 8);
     for (bytes, word) in bitmap.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         *bytes = word.to_le_bytes();
@@ -241,7 +253,7 @@ mod tests {
             let blank = || (vec![0; RECORD * blocks], vec![0; 2 * blocks], vec![0.0; n]);
             let ((mut a, mut sa, mut va), (mut b, mut sb, mut vb)) = (blank(), blank());
             encode(&values, &mut a, &mut sa);
-            by_blocks(&values, &mut b, &mut sb, encode_block);
+            blocks::encode::<Plain, BLOCK, RECORD>(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));
             encode_plain(&values, &mut b, &mut sb);
             assert_eq!((&a, &sa), (&b, &sb));
