@@ -6,5 +6,6 @@ use std::process::ExitCode;
 static ALLOCATOR: skein::memory::Large = skein::memory::Large;
 
 fn main() -> ExitCode {
+    skein::memory::give_back_large_blocks();
     ExitCode::from(skein::cli::main())
 }

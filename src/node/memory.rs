@@ -49,7 +49,7 @@ pub struct Account {
     /// Bodies that are being read from the network.
     pub network: u64,
     /// What the allocator counted, and weights that are mapped from the disk: all of the above as it is, rather than as it is
-    /// planned. 0 where nobody counts.
+    /// planned, but for what lies on a card. 0 where nobody counts.
     #[serde(default)]
     pub held: u64,
     /// The most that was ever held at one time; where nobody counts, the most that was accounted for.

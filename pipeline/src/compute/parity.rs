@@ -207,7 +207,7 @@ fn norms(engines: &mut Stages) -> Result<BTreeMap<String, f64>, EngineError> {
     for engine in engines.iter_mut() {
         // See `Settings::still`.
         engine.step(0.0)?;
-        let flat = engine.state().m;
+        let flat = engine.state()?.m;
         for param in engine.model().params() {
             gradients.insert(param.name.clone(), flat[param.range()].to_vec());
         }

@@ -199,8 +199,8 @@ pub trait Engine: Send {
     /// Steps the optimizer with the weighted mean of the open sum, each block's norm clipped apart, and begins a new sum.
     fn step(&mut self, lr: f64) -> Result<StepReport, EngineError>;
 
-    /// Whether [`params`](Engine::params), [`shared`](Engine::shared) and [`state`](Engine::state) are those in use: of a device that
-    /// can be read no more they are older ones.
+    /// Whether [`params`](Engine::params) and [`shared`](Engine::shared) are those in use: of a device that can be read no more they
+    /// are older ones.
     fn readable(&self) -> Result<(), EngineError> {
         Ok(())
     }
@@ -214,7 +214,9 @@ pub trait Engine: Send {
     /// New parameters (an averaging round was adopted); optimizer state and open sum stay.
     fn set_params(&mut self, params: Vec<f32>) -> Result<(), EngineError>;
 
-    fn state(&self) -> TrainState;
+    /// # Errors
+    /// The device can be read no more.
+    fn state(&self) -> Result<TrainState, EngineError>;
 
     /// Another state; the open sum is dropped.
     fn load(&mut self, state: TrainState) -> Result<(), EngineError>;

@@ -439,8 +439,8 @@ impl<P: Product> Engine for StageEngine<P> {
         Ok(())
     }
 
-    fn state(&self) -> TrainState {
-        self.master.state(&self.held.params)
+    fn state(&self) -> Result<TrainState, EngineError> {
+        Ok(self.master.state(&self.held.params))
     }
 
     fn load(&mut self, state: TrainState) -> Result<(), EngineError> {

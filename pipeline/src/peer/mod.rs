@@ -191,8 +191,8 @@ pub struct Peer {
     plan_at: Instant,
     published_at: Instant,
     ended: bool,
-    /// Jobs of training in a row that my worker could not do.
-    undone: u32,
+    /// Jobs in a row that my worker could not do: forwards and backwards, and steps, which fail apart.
+    undone: [u32; 2],
     fences: BTreeMap<PeerId, Instant>,
     /// Told once more to fence, too soon after the last time.
     fence_again: bool,
@@ -267,7 +267,7 @@ impl Peer {
             plan_at: now,
             published_at: now,
             ended: false,
-            undone: 0,
+            undone: [0; 2],
             fences: BTreeMap::new(),
             fence_again: false,
             config,

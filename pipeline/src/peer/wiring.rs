@@ -484,7 +484,7 @@ impl Peer {
             flow.busy.worked(took);
         }
         if trains {
-            self.count_undone(now, &done, out);
+            self.count_undone(now, matches!(purpose, Purpose::Step { .. }), &done, out);
         }
         match purpose {
             Purpose::Forward { stage, id } => {
@@ -519,10 +519,11 @@ impl Peer {
     }
 
     /// Whose worker fails again and again is no help: it leaves, and says why.
-    fn count_undone(&mut self, now: Instant, done: &Done, out: &mut Outbox<Output>) {
-        let Done::Failed { why, .. } = done else { return self.undone = 0 };
-        self.undone += 1;
-        if self.undone == UNDONE_MAX {
+    fn count_undone(&mut self, now: Instant, steps: bool, done: &Done, out: &mut Outbox<Output>) {
+        let undone = &mut self.undone[usize::from(steps)];
+        let Done::Failed { why, .. } = done else { return *undone = 0 };
+        *undone += 1;
+        if *undone == UNDONE_MAX {
             let what =
                 format!("{UNDONE_MAX} jobs in a row could not be done, the last because: {why}. This peer leaves");
             out.push(Output::Emit(Event::Waiting { what }));

@@ -14,7 +14,7 @@ use std::{
 use skein_protocol::wire::Starts;
 
 use crate::{
-    exact::{Engine, EngineError, IGNORE, Lost, StageInput},
+    exact::{Engine, EngineError, IGNORE, Lost, StageInput, StepReport},
     job::Key,
 };
 
@@ -38,9 +38,21 @@ pub struct Fitted {
     patience: u32,
     /// Into how many pieces a micro-batch is cut: a power of two.
     pieces: usize,
+    trial: Trial,
+    /// The sum is not the one that its micro-batches made.
+    spoiled: bool,
     /// Keys of the pieces of micro-batches that were cut.
     cut: BTreeMap<Key, Vec<Key>>,
     next: Key,
+}
+
+/// One micro-batch alone is cut less than the others. Whether the device has room for such shows at its backward, before which many
+/// others would be on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trial {
+    None,
+    Due,
+    Of(Key),
 }
 
 impl Deref for Fitted {
@@ -68,6 +80,8 @@ impl Fitted {
             calm: 0,
             patience: PATIENCE / 2,
             pieces: 1,
+            trial: Trial::None,
+            spoiled: false,
             cut: BTreeMap::new(),
             next: PIECE,
         }
@@ -92,7 +106,14 @@ impl Fitted {
 
     /// As [`Engine::forward_packed`].
     pub fn forward(&mut self, key: Key, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError> {
-        self.smaller(|fitted| fitted.forward_in_pieces(key, input, starts))
+        if self.is_on_trial(key) {
+            let made = self.forward_in_pieces(self.pieces / 2, key, input, starts);
+            if !is_full(&made) {
+                return made;
+            }
+            self.end_trial(false);
+        }
+        self.smaller(|fitted| fitted.forward_in_pieces(fitted.pieces, key, input, starts))
     }
 
     /// [`Engine::forward_packed`] and [`Engine::loss_backward`] at the last stage.
@@ -104,20 +125,68 @@ impl Fitted {
         targets: &[u32],
         weight: f32,
     ) -> Result<Lost, EngineError> {
-        self.smaller(|fitted| {
-            fitted.forward_in_pieces(key, input, starts)?;
+        let lost = |fitted: &mut Self, pieces| {
+            fitted.forward_in_pieces(pieces, key, input, starts)?;
             fitted.loss_in_pieces(key, targets, weight)
-        })
+        };
+        if self.is_on_trial(key) {
+            let made = lost(self, self.pieces / 2);
+            self.end_trial(!is_full(&made));
+            if !is_full(&made) {
+                return made;
+            }
+        }
+        self.smaller(|fitted| lost(fitted, fitted.pieces))
     }
 
     /// As [`Engine::backward`], at the weights of the forward while they are held. It comes in the pieces of its forward; where
     /// those are too large, the next forwards are cut smaller.
     pub fn backward(&mut self, key: Key, gradient: &[f32], weight: f32) -> Result<Vec<f32>, EngineError> {
-        let answer = self.keeping_less(|fitted| fitted.backward_in_pieces(key, gradient, weight));
+        let ask = |fitted: &mut Self| fitted.backward_in_pieces(key, gradient, weight);
+        if self.trial == Trial::Of(key) {
+            let answer = self.asked(ask);
+            self.end_trial(!is_full(&answer));
+            return answer;
+        }
+        // Those that were cut before the device was found too small teach nothing new.
+        if self.cut.get(&key).map_or(1, Vec::len) < self.pieces {
+            return self.asked(ask);
+        }
+        let answer = self.keeping_less(ask);
         if is_full(&answer) {
             self.cut_smaller();
         }
         answer
+    }
+
+    /// As [`Engine::step`]. Where it fails the sum is of no more use.
+    pub fn step(&mut self, lr: f64) -> Result<StepReport, EngineError> {
+        if std::mem::take(&mut self.spoiled) {
+            self.engine.drop_sum();
+            return Err(EngineError::Device("part of a gradient could not be taken out of the sum again".into()));
+        }
+        self.keeping_less(|fitted| fitted.engine.step(lr))
+    }
+
+    /// As [`Engine::drop_sum`].
+    pub fn drop_sum(&mut self) {
+        self.spoiled = false;
+        self.engine.drop_sum();
+    }
+
+    fn is_on_trial(&mut self, key: Key) -> bool {
+        if self.trial == Trial::Due {
+            self.trial = Trial::Of(key);
+        }
+        self.trial == Trial::Of(key)
+    }
+
+    fn end_trial(&mut self, has_room: bool) {
+        self.trial = Trial::None;
+        match has_room {
+            true => (self.calm, self.pieces) = (0, self.pieces / 2),
+            false => self.distrust(),
+        }
     }
 
     /// The device failed.
@@ -129,13 +198,14 @@ impl Fitted {
     /// One more micro-batch fitted.
     fn trust(&mut self) {
         let trusted = self.pieces == 1 && self.ceiling >= self.allowed;
-        self.calm += u32::from(!trusted);
-        if trusted || self.calm < self.patience {
+        let waits = trusted || self.trial != Trial::None;
+        self.calm += u32::from(!waits);
+        if waits || self.calm < self.patience {
             return;
         }
         self.calm = 0;
         if self.pieces > 1 {
-            self.pieces /= 2;
+            self.trial = Trial::Due;
         } else {
             self.ceiling = self.ceiling.saturating_mul(2).max(self.allowed / 8);
             self.allow(self.allowed);
@@ -144,27 +214,41 @@ impl Fitted {
 
     /// As [`Engine::drop_kept`].
     pub fn drop_kept(&mut self, key: Key) {
+        if self.trial == Trial::Of(key) {
+            self.trial = Trial::None;
+        }
+        self.forget(key);
+    }
+
+    fn forget(&mut self, key: Key) {
         match self.cut.remove(&key) {
             Some(pieces) => pieces.into_iter().for_each(|piece| self.engine.drop_kept(piece)),
             None => self.engine.drop_kept(key),
         }
     }
 
-    /// Asks; where the device fails, asks once more with nothing kept but inputs. From then on half as much is kept.
-    fn keeping_less<T>(&mut self, mut ask: impl FnMut(&mut Self) -> Result<T, EngineError>) -> Result<T, EngineError> {
+    /// Asks; where the device fails, asks once more with nothing kept but inputs.
+    fn asked<T>(&mut self, mut ask: impl FnMut(&mut Self) -> Result<T, EngineError>) -> Result<T, EngineError> {
         let answer = ask(self);
-        if !is_full(&answer) {
-            return answer;
-        }
-        self.distrust();
-        if self.kept_bytes_max == 0 {
+        if !is_full(&answer) || self.kept_bytes_max == 0 {
             return answer;
         }
         self.engine.set_kept_bytes_max(0);
         let again = ask(self);
-        self.ceiling = self.kept_bytes_max / 2;
-        self.allow(self.allowed);
+        self.engine.set_kept_bytes_max(self.kept_bytes_max);
         again
+    }
+
+    /// As [`asked`](Self::asked). Where the device fails, half as much is kept from then on.
+    fn keeping_less<T>(&mut self, mut ask: impl FnMut(&mut Self) -> Result<T, EngineError>) -> Result<T, EngineError> {
+        let mut failures = 0;
+        let answer = self.asked(|fitted| ask(fitted).inspect_err(|error| failures += u32::from(is_device(error))));
+        if failures > 0 {
+            self.distrust();
+            self.ceiling = self.kept_bytes_max / 2;
+            self.allow(self.allowed);
+        }
+        answer
     }
 
     /// As [`keeping_less`](Self::keeping_less), then in pieces that are half as large each time.
@@ -186,9 +270,15 @@ impl Fitted {
         smaller
     }
 
-    fn forward_in_pieces(&mut self, key: Key, input: StageInput<'_>, starts: &Starts) -> Result<Vec<f32>, EngineError> {
-        self.drop_kept(key);
-        if self.pieces == 1 {
+    fn forward_in_pieces(
+        &mut self,
+        pieces: usize,
+        key: Key,
+        input: StageInput<'_>,
+        starts: &Starts,
+    ) -> Result<Vec<f32>, EngineError> {
+        self.forget(key);
+        if pieces == 1 {
             return self.engine.forward_packed(key, input, starts);
         }
         let t = self.engine.settings().sequence;
@@ -198,7 +288,7 @@ impl Fitted {
             StageInput::Hidden(values) => values.len() / a_sequence,
         };
         let mut output = Vec::new();
-        for range in ranges(sequences, self.pieces) {
+        for range in ranges(sequences, pieces) {
             let part = match input {
                 StageInput::Tokens(ids) => StageInput::Tokens(&ids[range.start * t..range.end * t]),
                 StageInput::Hidden(x) => StageInput::Hidden(&x[range.start * a_sequence..range.end * a_sequence]),
@@ -206,7 +296,7 @@ impl Fitted {
             self.next += 1;
             let piece = self.next;
             let starts = starts.part(range.start * t..range.end * t);
-            let made = self.engine.forward_packed(piece, part, &starts).inspect_err(|_| self.drop_kept(key))?;
+            let made = self.engine.forward_packed(piece, part, &starts).inspect_err(|_| self.forget(key))?;
             self.cut.entry(key).or_default().push(piece);
             output.extend_from_slice(&made);
             self.engine.reuse(made);
@@ -265,7 +355,8 @@ impl Fitted {
     }
 
     /// Adds all pieces to the sum. Where one fails, those before it are taken out again, up to rounding, with `sign` -1. Where that
-    /// fails, too, the whole sum is dropped: part of a gradient must not be in it when the micro-batch is asked for again.
+    /// fails, too, the whole sum is lost, which its step will say: part of a gradient must not be in it when the micro-batch is asked
+    /// for again.
     fn all_or_nothing<W: Clone>(
         &mut self,
         work: impl Iterator<Item = W>,
@@ -276,6 +367,7 @@ impl Fitted {
             if let Err(error) = add(self.engine.as_mut(), piece.clone(), 1.0) {
                 if added.into_iter().try_for_each(|piece| add(self.engine.as_mut(), piece, -1.0)).is_err() {
                     self.engine.drop_sum();
+                    self.spoiled = true;
                 }
                 return Err(error);
             }
@@ -286,7 +378,11 @@ impl Fitted {
 }
 
 fn is_full<T>(answer: &Result<T, EngineError>) -> bool {
-    matches!(answer, Err(EngineError::Device(_)))
+    answer.as_ref().is_err_and(is_device)
+}
+
+fn is_device(error: &EngineError) -> bool {
+    matches!(error, EngineError::Device(_))
 }
 
 /// The sequences of each of so many pieces, none of them empty.
@@ -303,7 +399,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        exact::{Exact, Settings, StepReport, TrainState},
+        exact::{Exact, Settings, TrainState},
         model::{StageModel, init},
     };
 
@@ -315,13 +411,17 @@ mod tests {
     struct Device {
         /// For so many sequences at a time.
         room: usize,
+        /// Of these a backward has no room for so many.
+        less_backward: usize,
         /// Half of the room goes where anything may be kept.
         shared: bool,
+        /// Steps fail.
+        stepless: bool,
         /// Fails at this backward, from 1.
         fails_at: usize,
     }
 
-    const PLENTY: Device = Device { room: SEQUENCES, shared: false, fails_at: 0 };
+    const PLENTY: Device = Device { room: SEQUENCES, less_backward: 0, shared: false, stepless: false, fails_at: 0 };
 
     struct Narrow {
         engine: Exact,
@@ -331,10 +431,10 @@ mod tests {
     }
 
     impl Narrow {
-        fn check(&self, tokens: usize) -> Result<(), EngineError> {
+        fn check(&self, tokens: usize, less: usize) -> Result<(), EngineError> {
             let Device { room, shared, .. } = self.device;
             let room = if self.keeps && shared { room / 2 } else { room };
-            if tokens > T * room { Err(EngineError::Device("out of memory".into())) } else { Ok(()) }
+            if tokens > T * (room - less) { Err(EngineError::Device("out of memory".into())) } else { Ok(()) }
         }
 
         fn count_backward(&mut self) -> Result<(), EngineError> {
@@ -371,21 +471,22 @@ mod tests {
             input: StageInput<'_>,
             starts: &Starts,
         ) -> Result<Vec<f32>, EngineError> {
-            self.check(match input {
+            let tokens = match input {
                 StageInput::Tokens(ids) => ids.len(),
                 StageInput::Hidden(values) => values.len() / self.model().config.hidden as usize,
-            })?;
+            };
+            self.check(tokens, 0)?;
             self.engine.forward_packed(key, input, starts)
         }
 
         fn loss_backward(&mut self, key: u64, targets: &[u32], weight: f32) -> Result<Lost, EngineError> {
-            self.check(targets.len())?;
+            self.check(targets.len(), 0)?;
             self.count_backward()?;
             self.engine.loss_backward(key, targets, weight)
         }
 
         fn backward(&mut self, key: u64, g: &[f32], weight: f32, recompute: bool) -> Result<Vec<f32>, EngineError> {
-            self.check(g.len() / self.model().config.hidden as usize)?;
+            self.check(g.len() / self.model().config.hidden as usize, self.device.less_backward)?;
             self.count_backward()?;
             self.engine.backward(key, g, weight, recompute)
         }
@@ -407,6 +508,9 @@ mod tests {
         }
 
         fn step(&mut self, lr: f64) -> Result<StepReport, EngineError> {
+            if self.device.stepless {
+                return Err(EngineError::Device("out of memory".into()));
+            }
             self.engine.step(lr)
         }
 
@@ -422,7 +526,7 @@ mod tests {
             self.engine.set_params(params)
         }
 
-        fn state(&self) -> TrainState {
+        fn state(&self) -> Result<TrainState, EngineError> {
             self.engine.state()
         }
 
@@ -537,7 +641,7 @@ mod tests {
         let mut narrow = fitted(0, Device { room: 2, shared: true, ..PLENTY });
         narrow.allow(1 << 20);
         let (ids, gradient) = ((0..(SEQUENCES * T) as u32).collect::<Vec<_>>(), values(&narrow, 1e-2));
-        let mut train = |narrow: &mut Fitted, times: u32| {
+        let train = |narrow: &mut Fitted, times: u32| {
             for key in 0..u64::from(times) {
                 narrow.forward(key, StageInput::Tokens(&ids), &starts()).unwrap();
                 narrow.backward(key, &gradient, 1.0).unwrap();
@@ -548,11 +652,58 @@ mod tests {
         let (pieces, kept) = (narrow.pieces, narrow.kept_bytes_max());
         assert!(pieces > 1 && kept < 1 << 20, "{pieces} {kept}");
         // It still has no more room: what it is asked meanwhile is asked ever more rarely, and all is computed.
-        train(&mut narrow, 3 * PATIENCE);
+        train(&mut narrow, 2 * PATIENCE);
         assert!(narrow.pieces > 1 && narrow.patience >= 2 * PATIENCE, "{}", narrow.patience);
         narrow.engine = Box::new(Narrow { engine: exact(0), device: PLENTY, keeps: false, backwards: 0 });
-        train(&mut narrow, 16 * PATIENCE_MAX / 8);
+        let mut left = 64;
+        while left > 0 && (narrow.pieces, narrow.kept_bytes_max()) != (1, 1 << 20) {
+            train(&mut narrow, PATIENCE);
+            left -= 1;
+        }
         assert_eq!((narrow.pieces, narrow.kept_bytes_max()), (1, 1 << 20));
+    }
+
+    #[test]
+    fn one_micro_batch_alone_tries_whether_there_is_room_for_more() {
+        const AHEAD: u64 = 8;
+        // Forwards of the whole fit, backwards only of its halves.
+        let mut narrow = fitted(0, Device { less_backward: 2, ..PLENTY });
+        let (ids, gradient) = ((0..(SEQUENCES * T) as u32).collect::<Vec<_>>(), values(&narrow, 1e-2));
+        let mut failed = 0;
+        for round in 0..u64::from(6 * PATIENCE) / AHEAD {
+            let keys = round * AHEAD..(round + 1) * AHEAD;
+            for key in keys.clone() {
+                narrow.forward(key, StageInput::Tokens(&ids), &starts()).unwrap();
+            }
+            for key in keys {
+                failed += u32::from(narrow.backward(key, &gradient, 1.0).is_err());
+                narrow.drop_kept(key);
+            }
+        }
+        // The first eight were on their way before one came back; of those that were tried later each was alone.
+        assert_eq!((narrow.pieces, narrow.patience), (2, 4 * PATIENCE), "{failed} failed");
+        assert_eq!(failed, AHEAD as u32 + 2);
+    }
+
+    #[test]
+    fn a_sum_that_is_not_what_was_added_is_never_stepped_with() {
+        let mut narrow = fitted(1, Device { room: 2, fails_at: 2, ..PLENTY });
+        narrow.allow(0);
+        let (input, gradient) = (values(&narrow, 1.0), values(&narrow, 1e-2));
+        narrow.forward(1, StageInput::Hidden(&input), &starts()).unwrap();
+        narrow.spoiled = true;
+        assert!(matches!(narrow.step(1.0), Err(EngineError::Device(_))));
+        assert_eq!((narrow.sum_weight(), narrow.spoiled), (0.0, false));
+        assert!(narrow.backward(1, &gradient, 1.0).is_err() && narrow.backward(1, &gradient, 1.0).is_ok());
+        narrow.step(1.0).unwrap();
+    }
+
+    #[test]
+    fn a_step_without_room_is_tried_once_more_with_less_kept() {
+        let mut narrow = fitted(1, Device { stepless: true, ..PLENTY });
+        narrow.allow(1 << 30);
+        assert!(narrow.step(1.0).is_err());
+        assert_eq!(narrow.kept_bytes_max(), 1 << 29);
     }
 
     #[test]

@@ -306,7 +306,11 @@ impl Hosted {
     fn step(&mut self, manifest: &Manifest, samples: u64) -> Result<Done, Done> {
         let run_step = samples / manifest.samples_per_step().max(1);
         let lr = schedule::rate(&manifest.optimizer, schedule::steps(manifest), run_step);
-        let report = self.engine.step(lr)?;
+        // A step that cannot be made ends the sum: what was in it perishes, and must not be in the next.
+        let report = self.engine.step(lr).inspect_err(|_| {
+            self.engine.drop_sum();
+            self.summed = 0;
+        })?;
         self.samples = self.samples.max(samples);
         self.stepped_with = std::mem::take(&mut self.summed);
         match report.finite {
@@ -316,8 +320,7 @@ impl Hosted {
     }
 
     fn state(&self, version: Version, full: bool) -> Result<StageState, Done> {
-        self.engine.readable()?;
-        let train = self.engine.state();
+        let train = self.engine.state()?;
         if !full {
             let train = exact::TrainState { params: train.params, ..Default::default() };
             return Ok(StageState { version, samples: self.samples, train, ..StageState::default() });

@@ -54,7 +54,7 @@ fn shapes() -> [(ModelConfig, usize, usize); 6] {
 fn computed(engine: &mut dyn Engine, config: &ModelConfig, tokens: usize) -> (f64, Vec<f32>) {
     let loss = train(engine, 0, &batch(config, tokens, 2), 1.0);
     engine.step(0.0).unwrap();
-    (loss, engine.state().m)
+    (loss, engine.state().unwrap().m)
 }
 
 #[test]

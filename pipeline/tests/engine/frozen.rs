@@ -47,7 +47,7 @@ impl Beside {
         let loss = train(engine, 0, &sample, 1.0);
         engine.step(0.0).unwrap();
         let logits = engine.infer(1, 0, StageInput::Tokens(&sample.0[..5])).unwrap();
-        (loss, engine.state().m, logits)
+        (loss, engine.state().unwrap().m, logits)
     }
 }
 

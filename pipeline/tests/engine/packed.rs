@@ -105,7 +105,7 @@ impl Packed {
         }
         for engine in &mut engines {
             engine.step(0.0).unwrap();
-            let state = engine.state().m;
+            let state = engine.state().unwrap().m;
             through.params.extend(engine.model().params().iter().map(|param| state[param.range()].to_vec()));
         }
         through

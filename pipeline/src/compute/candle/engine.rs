@@ -55,8 +55,8 @@ impl Tape {
 }
 
 /// Where a backward starts.
-enum From<'a> {
-    Gradient(&'a [f32]),
+enum From<'a, G> {
+    Gradient(G),
     /// Targets, and 1 / counted tokens.
     Targets(&'a [u32], f32),
 }
@@ -197,12 +197,19 @@ impl Candle {
     }
 
     /// Backward of a kept forward. What it adds to the sum is added if all of it is finite.
-    fn back(&mut self, key: u64, from: From<'_>, weight: f32, recompute: bool) -> Result<Backed> {
+    fn back(&mut self, key: u64, from: From<'_, &[f32]>, weight: f32, recompute: bool) -> Result<Backed> {
         if !weight.is_finite() {
             return Err(EngineError::BadInput("the weight of a gradient is not finite".into()));
         }
         let kept = self.kept.get_mut(&key).ok_or(EngineError::NotKept(key))?;
         let (input, sequences) = (kept.input.clone(), kept.sequences);
+        let from = match from {
+            // Before anything is queued: a copy from memory that is not locked may wait for all that is.
+            From::Gradient(g) => {
+                From::Gradient(Tensor::from_slice(g, (g.len() / self.dims.hidden, self.dims.hidden), &self.device)?)
+            }
+            From::Targets(targets, scale) => From::Targets(targets, scale),
+        };
         let Tape { weights, mut layers, y } = match (kept.tape.take(), recompute) {
             (Some(tape), false) => tape,
             (old, _) => {
@@ -219,7 +226,7 @@ impl Candle {
                 (Some(losses), g)
             }
             (From::Targets(..), None) => return Err(no_loss()),
-            (From::Gradient(g), _) => (None, Tensor::from_slice(g, y.shape().clone(), &self.device)?),
+            (From::Gradient(g), _) => (None, g),
         };
         drop(y);
         let shape = self.shape(sequences, self.settings.sequence);
@@ -405,7 +412,7 @@ impl Engine for Candle {
             let params = self.layout.flat(&self.weights.master)?;
             let _ = self.on_host.set(Arc::new(params));
         }
-        self.optimizer.state(&self.layout, &[]).map(|_| ())
+        Ok(())
     }
 
     fn params(&self) -> &[f32] {
@@ -423,10 +430,9 @@ impl Engine for Candle {
         Ok(())
     }
 
-    /// As [`params`](Engine::params), with an optimizer that begins anew, where the device can be read no more.
-    fn state(&self) -> TrainState {
-        let params = self.params();
-        self.optimizer.state(&self.layout, params).unwrap_or_else(|_| self.optimizer.fresh_state(&self.layout, params))
+    fn state(&self) -> Result<TrainState> {
+        self.readable()?;
+        self.optimizer.state(&self.layout, self.params())
     }
 
     fn load(&mut self, state: TrainState) -> Result<()> {

@@ -99,12 +99,6 @@ impl Optimizer {
         Ok(TrainState { params: params.to_vec(), m, v, count: self.count })
     }
 
-    /// `params` with an optimizer that has made no step.
-    pub fn fresh_state(&self, layout: &Layout, params: &[f32]) -> TrainState {
-        let (m, v) = moments(self.rule.kind, layout.values());
-        TrainState { params: params.to_vec(), m: vec![0.0; m], v: vec![0.0; v], count: 0 }
-    }
-
     /// This optimizer in another state.
     pub fn loaded(&self, layout: &Layout, device: &Device, state: &TrainState) -> Result<Self> {
         check_state(state, layout.values(), self.rule.kind)?;
