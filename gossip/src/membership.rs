@@ -38,10 +38,6 @@ impl Known {
     }
 }
 
-fn start(peer: PeerId) -> u64 {
-    u64::from_be_bytes(*peer.0.first_chunk().expect("a name is longer"))
-}
-
 #[derive(Clone, Debug)]
 struct Fed {
     incarnation: Incarnation,
@@ -78,7 +74,7 @@ impl Membership {
         let (author, incarnation) = (heard.author(), heard.item.stamp.incarnation);
         match &heard.item.what {
             What::Offer(offer) => {
-                let known = Known { start: start(author), heard: heard.clone() };
+                let known = Known { start: author.start(), heard: heard.clone() };
                 match self.find(author) {
                     Ok(at) => {
                         let before = std::mem::replace(&mut self.peers[at], known);
@@ -143,7 +139,7 @@ impl Membership {
     }
 
     fn find(&self, peer: PeerId) -> Result<usize, usize> {
-        let start = start(peer);
+        let start = peer.start();
         self.peers.binary_search_by(|known| match known.start.cmp(&start) {
             Ordering::Equal => known.peer().cmp(&peer),
             unequal => unequal,

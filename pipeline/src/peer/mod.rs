@@ -42,7 +42,7 @@ use crate::{
         uplink::Uplink,
     },
     job::Job,
-    plan::moves::Foresight,
+    plan::{moves::Foresight, swarm::Cost},
 };
 use circle::Circle;
 use directory::Directory;
@@ -143,6 +143,7 @@ pub struct Peer {
     placement: Placement,
     moving: Option<Moving>,
     foresight: Foresight,
+    stage_costs: Arc<[Cost]>,
     /// No move is tried before.
     move_after: Instant,
     /// Of ids that were given back for a move: who has them two stages on.
@@ -230,6 +231,7 @@ impl Peer {
             placement: Placement::Watch,
             moving: None,
             foresight: Foresight::default(),
+            stage_costs: placement::stage_costs(manifest, me),
             move_after: now,
             beyond: BTreeMap::new(),
             neighbours: Neighbours::default(),

@@ -913,9 +913,11 @@ impl Peer {
     }
 
     fn name_active(&mut self, out: &mut Outbox<Output>) {
-        let flows = self.replicas.values().filter_map(Replica::flow);
-        let mut active: Vec<PeerId> =
-            flows.flat_map(|flow| flow.partners().into_iter().chain(flow.feeders())).collect();
+        let mut active: Vec<PeerId> = Vec::with_capacity(self.active.len() + self.near.len());
+        for flow in self.replicas.values().filter_map(Replica::flow) {
+            active.extend(flow.partners());
+            active.extend(flow.feeders());
+        }
         active.extend(self.source.iter().flat_map(Source::replicas_in_use));
         active.extend(self.transfer.partners());
         active.extend(self.generate.partners());

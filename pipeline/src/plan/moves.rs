@@ -199,7 +199,13 @@ impl Search<'_> {
                 if self.throughput[usize::from(from)] - self.swarm.speed(alike.share, from) < ALIKE * now[0] {
                     continue;
                 }
-                // Nearly always the first places tell.
+                // Nearly always the first places tell, and mostly the very first: the least of the two that change and of the rest.
+                let [less, more] = self.changed(alike.share, from, to);
+                let rest = by_need.iter().find(|stage| **stage != from && **stage != to);
+                let least = rest.map_or(f64::INFINITY, |rest| self.throughput[usize::from(*rest)]).min(less).min(more);
+                if least < ALIKE * best[0] {
+                    continue;
+                }
                 let differ = |(after, best): &(f64, f64)| after.min(*best) < ALIKE * after.max(*best);
                 let after = self.stand_after(&now, alike.share, from, to);
                 let is_better = match after.zip(best.iter().copied()).find(differ) {
@@ -231,6 +237,12 @@ impl Search<'_> {
         own.free.contains(&from) && own.fits(memory(alike.served, self.costs), from, to, self.costs)
     }
 
+    /// What a move leaves of the stage that is left, and makes of the other.
+    fn changed(&self, share: f64, from: Stage, to: Stage) -> [f64; 2] {
+        let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
+        [before_from - self.swarm.speed(share, from), before_to + self.swarm.speed(share, to)]
+    }
+
     /// The ascending throughputs after a move: those of `now` without two, and two others.
     fn stand_after<'a>(
         &self,
@@ -239,10 +251,8 @@ impl Search<'_> {
         from: Stage,
         to: Stage,
     ) -> impl Iterator<Item = f64> + use<'a> {
-        let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
-        let less = before_from - self.swarm.speed(share, from);
-        let more = before_to + self.swarm.speed(share, to);
-        let mut gone = [before_from, before_to].map(Some);
+        let [less, more] = self.changed(share, from, to);
+        let mut gone = [from, to].map(|stage| Some(self.throughput[usize::from(stage)]));
         let mut come = [less.min(more), less.max(more)].into_iter().peekable();
         let mut stay = now.iter().copied().filter(move |value| {
             let is_gone = gone.iter_mut().find(|gone| **gone == Some(*value));

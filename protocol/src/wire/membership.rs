@@ -169,6 +169,12 @@ impl Item {
         Item::peek(signed).filter(|_| signed.verify(ITEM))
     }
 
+    /// What an item is about, read without the rest of it. It agrees with [`Item::key`] on whatever is an item.
+    pub fn peek_key(signed: &Signed) -> Option<ItemKey> {
+        let (kind, subject) = kind_and_subject(&signed.body).ok()?;
+        Some(ItemKey { kind, author: signed.by, subject })
+    }
+
     /// Reads an item without verifying it: enough to see that it is nothing new, which costs a thousandth of a signature.
     pub fn peek(signed: &Signed) -> Option<Item> {
         let item: Item = super::exact(&signed.body, ITEM_MAX).ok()?;
@@ -178,6 +184,26 @@ impl Item {
         };
         fits.then_some(item)
     }
+}
+
+/// Of the bytes of an [`Item`].
+fn kind_and_subject(body: &[u8]) -> Result<(u8, u16), minicbor::decode::Error> {
+    /// Fields before `what`.
+    const BEFORE: usize = 4;
+    const HELD: u8 = 2;
+    let mut d = minicbor::Decoder::new(body);
+    d.array()?;
+    (0..BEFORE).try_for_each(|_| d.skip())?;
+    d.array()?;
+    let kind = d.u8()?;
+    if kind != HELD {
+        return Ok((kind, 0));
+    }
+    // The snapshot is the only field of its variant, its version the first of the snapshot's, the stage of the version's.
+    for _ in 0..3 {
+        d.array()?;
+    }
+    Ok((kind, d.u16()?))
 }
 
 /// An item that was read, beside the exact bytes that its author signed. All who keep it share it.
@@ -207,7 +233,8 @@ impl Heard {
 #[derive(Clone, Debug, Default)]
 pub struct Seals(Option<Arc<Mutex<BySignature>>>);
 
-type BySignature = BTreeMap<[u8; 64], Arc<Heard>>;
+/// By the beginning of the signature: of two that begin alike the later one is remembered.
+type BySignature = BTreeMap<u64, Arc<Heard>>;
 
 /// Items that are remembered.
 const SEALS: usize = 1 << 14;
@@ -221,7 +248,8 @@ impl Seals {
     /// What was read of exactly these bytes when their signature was found to hold.
     pub fn known(&self, signed: &Signed) -> Option<Arc<Heard>> {
         let known = self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&signed.signature).filter(|heard| *heard.signed == *signed).cloned()
+        let is_it = |heard: &&Arc<Heard>| std::ptr::eq(&*heard.signed, signed) || *heard.signed == *signed;
+        known.get(&start(signed)).filter(is_it).cloned()
     }
 
     /// The signature of an item holds.
@@ -231,8 +259,12 @@ impl Seals {
         if known.len() >= SEALS {
             known.clear();
         }
-        known.insert(heard.signed.signature, heard.clone());
+        known.insert(start(&heard.signed), heard.clone());
     }
+}
+
+fn start(signed: &Signed) -> u64 {
+    u64::from_be_bytes(*signed.signature.first_chunk().expect("a signature is longer"))
 }
 
 fn stage_offers<'b, Ctx>(
@@ -270,6 +302,27 @@ mod tests {
         forged.by = Key::from_secret([2; 32]).peer();
         assert_eq!(Item::open(&forged), None);
     }
+
+    #[test]
+    fn what_an_item_is_about_is_read_without_the_rest() {
+        let key = Key::from_secret([1; 32]);
+        let held = |stage| Held { version: Version { stage, ..Version::default() }, root: Digest([3; 32]), len: 4 };
+        let progress = Progress {
+            low: 1 << 40,
+            above: vec![7; 30].into(),
+            samples: 9,
+            loss_milli: Some(3000),
+            open: 2,
+            held_out_milli: None,
+        };
+        let held = [0, 23, 24, 300, Stage::MAX].map(|stage| What::Held(held(stage)));
+        for what in [What::Offer(Offer::default()), What::Progress(progress)].into_iter().chain(held) {
+            let item = Item { run: Digest([2; 32]), stamp: Stamp::default(), made_at: Utc(3), life_ms: 4, what };
+            assert_eq!(Item::peek_key(&item.sign(&key)), Some(item.key(key.peer())), "{item:?}");
+        }
+        assert_eq!(Item::peek_key(&key.sign(ITEM, b"no item".to_vec())), None);
+    }
+
     #[test]
     fn what_is_remembered_holds_for_nothing_else() {
         let seals = Seals::remembered();
