@@ -140,10 +140,16 @@ impl Membership {
 
     fn find(&self, peer: PeerId) -> Result<usize, usize> {
         let start = peer.start();
-        self.peers.binary_search_by(|known| match known.start.cmp(&start) {
-            Ordering::Equal => known.peer().cmp(&peer),
-            unequal => unequal,
-        })
+        // Hardly ever do two begin alike.
+        let mut place = self.peers.partition_point(|known| known.start < start);
+        while let Some(known) = self.peers.get(place).filter(|known| known.start == start) {
+            match known.peer().cmp(&peer) {
+                Ordering::Less => place += 1,
+                Ordering::Equal => return Ok(place),
+                Ordering::Greater => break,
+            }
+        }
+        Err(place)
     }
 
     fn known(&self, peer: PeerId) -> Option<&Known> {

@@ -39,11 +39,17 @@ pub struct Shelf {
 impl Shelf {
     /// Where the item of a key is, or would be.
     pub fn find(&self, key: &ItemKey) -> Result<usize, usize> {
+        // Hardly ever do two begin alike, but for what one author holds.
         let start = start(key);
-        self.items.binary_search_by(|kept| match kept.start.cmp(&start) {
-            Ordering::Equal => kept.heard.key().cmp(key),
-            unequal => unequal,
-        })
+        let mut place = self.items.partition_point(|kept| kept.start < start);
+        while let Some(kept) = self.items.get(place).filter(|kept| kept.start == start) {
+            match kept.heard.key().cmp(key) {
+                Ordering::Less => place += 1,
+                Ordering::Equal => return Ok(place),
+                Ordering::Greater => break,
+            }
+        }
+        Err(place)
     }
 
     pub fn len(&self) -> usize {

@@ -45,14 +45,15 @@ const CROWD: usize = 16;
 /// In a crowd numbers wait for each other, so long or longer by the number of neighbours.
 const NUMBERS_EVERY: Duration = Duration::from_millis(500);
 const NUMBERS_SLOWEST: Duration = Duration::from_secs(2);
-/// In a crowd news that comes this soon after other news waits to leave with more: in the rush of a beginning each peer tells of
-/// all others.
+/// In a crowd news that comes this soon after other news waits to leave with more, up to so many times as long by the number of
+/// items: in the rush of a beginning each peer tells of all others.
 const RUSH: Duration = Duration::from_millis(100);
+const RUSH_SLOWEST: usize = 3;
 /// What was heard so often while it waited is not told on.
 const HEARD: usize = 3;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
 /// In a crowd one newcomer in so long is greeted with a digest.
-const GREET_EVERY: Duration = Duration::from_millis(250);
+const GREET_EVERY: Duration = Duration::from_secs(1);
 /// Digests are rarer by one second for each of so many items, down to one in [`DIGEST_SLOWEST`] seconds: they are as long as
 /// the swarm is large.
 const DIGEST_ITEMS: usize = 128;
@@ -61,6 +62,7 @@ const DIGEST_SLOWEST: usize = 4;
 pub const SKEW_MAX: Duration = Duration::from_secs(90);
 /// No item lives longer.
 pub const LIFE_MAX: Duration = Duration::from_secs(120);
+const OFFER: u8 = 0;
 /// Kind of items that outlive the connection to their author: what is over stays over.
 const PROGRESS: u8 = 1;
 const KINDS: Range<u8> = 0..3;
@@ -237,17 +239,22 @@ impl Spread {
     }
 
     fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Arc<Signed>, out: &mut Outbox<Act>) {
-        let none = Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that is none" };
-        let Some(key) = Item::peek_key(&signed) else { return out.push(none) };
-        let place = self.items.find(&key);
-        let known = place.ok().map(|place| &self.items.at(place).heard);
-        if known.is_some_and(|known| is_it(&known.signed, &signed)) {
-            return self.heard_again(from, key);
+        // Most items are offers: that one is known shows before it is read.
+        let offer = ItemKey { kind: OFFER, author: signed.by, subject: 0 };
+        let place = self.items.find(&offer);
+        if self.is_at(place, &signed) {
+            return self.heard_again(from, offer);
         }
-        let stamp = known.map(|known| known.item.stamp);
         let checked = self.seals.known(&signed);
         let holds = checked.is_some();
-        let Some(heard) = checked.or_else(|| Heard::peek(signed).map(Arc::new)) else { return out.push(none) };
+        let Some(heard) = checked.or_else(|| Heard::peek(signed).map(Arc::new)) else {
+            return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that is none" });
+        };
+        let key = heard.key();
+        let place = if key == offer { place } else { self.items.find(&key) };
+        if key != offer && self.is_at(place, &heard.signed) {
+            return self.heard_again(from, key);
+        }
         let (author, item) = (heard.author(), &heard.item);
         if item.run != self.run || Duration::from_millis(item.life_ms.into()) > LIFE_MAX {
             return out.push(Act::Blame {
@@ -264,7 +271,8 @@ impl Spread {
         if author == self.me || item.made_at.distance(utc) > SKEW_MAX {
             return;
         }
-        let newest = stamp.max(self.remembered.get(&key).map(|(stamp, _)| *stamp));
+        let known = place.ok().map(|place| self.items.at(place).heard.item.stamp);
+        let newest = known.max(self.remembered.get(&key).map(|(stamp, _)| *stamp));
         if newest.is_some_and(|newest| item.stamp <= newest) {
             return;
         }
@@ -278,6 +286,13 @@ impl Spread {
         if self.take(now, &heard, place, Some(from)) {
             out.push(Act::New { heard });
         }
+    }
+
+    /// Whether what is on the shelf there is this item to the letter.
+    fn is_at(&self, place: Result<usize, usize>, signed: &Arc<Signed>) -> bool {
+        let Ok(place) = place else { return false };
+        let known = &self.items.at(place).heard.signed;
+        Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed
     }
 
     fn is_of_a_stage(&self, item: &Item) -> bool {
@@ -354,7 +369,8 @@ impl Spread {
             self.tell(numbers, out);
         }
         if (now >= self.news_at || !self.is_crowd()) && !self.news.is_empty() {
-            self.news_at = now + RUSH;
+            let crowd = (self.items.len() / (4 * CROWD)).clamp(1, RUSH_SLOWEST);
+            self.news_at = now + RUSH * crowd as u32;
             let news = std::mem::take(&mut self.news);
             self.tell(news, out);
         }
@@ -404,32 +420,34 @@ impl Spread {
             let last: BTreeMap<ItemKey, Entry> = digest.entries.iter().map(|entry| (entry.key, *entry)).collect();
             digest.entries = last.into_values().collect();
         }
-        let theirs = &digest.entries;
         // Both are in the same order: one walk beside the other.
-        let mut told = theirs.iter().peekable();
-        let mut stamp_of = |key: &ItemKey| {
-            while told.next_if(|told| told.key < *key).is_some() {}
-            told.next_if(|told| told.key == *key).map(|told| told.stamp)
-        };
         let from_there = self.items.behind(digest.after.map_or(Bound::Unbounded, Bound::Excluded));
-        let newer_here = from_there
-            .map(|kept| (kept.heard.key(), kept))
-            .take_while(|(key, _)| digest.tells_of(key))
-            .filter(|(key, kept)| stamp_of(key).is_none_or(|stamp| stamp < kept.heard.item.stamp))
-            .map(|(_, kept)| kept);
-        send_items(from, newer_here, out);
-        let mut here =
-            self.items.behind(theirs.first().map_or(Bound::Unbounded, |first| Bound::Included(first.key))).peekable();
-        let mut stamp_here = |key: &ItemKey| {
-            while here.next_if(|kept| kept.heard.key() < *key).is_some() {}
-            here.next_if(|kept| kept.heard.key() == *key).map(|kept| kept.heard.item.stamp)
+        let here = from_there.map(|kept| (kept.heard.key(), kept)).take_while(|(key, _)| digest.tells_of(key));
+        let (mut newer_here, mut keys) = (Vec::new(), Vec::new());
+        let mut wants = |their: &Entry| {
+            let remembered = self.remembered.get(&their.key);
+            if digest.tells_of(&their.key)
+                && their.key.author != self.me
+                && remembered.is_none_or(|(known, _)| *known < their.stamp)
+            {
+                keys.push(their.key);
+            }
         };
-        let keys: Vec<ItemKey> = theirs
-            .iter()
-            .filter(|their| stamp_here(&their.key).is_none_or(|here| here < their.stamp) && their.key.author != self.me)
-            .filter(|their| self.remembered.get(&their.key).is_none_or(|(known, _)| *known < their.stamp))
-            .map(|their| their.key)
-            .collect();
+        let mut theirs = digest.entries.iter().peekable();
+        for (key, kept) in here {
+            while let Some(their) = theirs.next_if(|their| their.key < key) {
+                wants(their);
+            }
+            let their = theirs.next_if(|their| their.key == key);
+            let stamp = kept.heard.item.stamp;
+            match their {
+                Some(their) if their.stamp == stamp => {}
+                Some(their) if their.stamp > stamp => wants(their),
+                _ => newer_here.push(kept),
+            }
+        }
+        theirs.for_each(wants);
+        send_items(from, newer_here.into_iter(), out);
         if !keys.is_empty() {
             out.push(Act::Send { to: from, frame: Frame::Want(Want { keys }) });
         }
@@ -463,11 +481,6 @@ impl Spread {
         let next = self.items.iter().map(|kept| kept.expires).min();
         self.expires_at = next.unwrap_or(now + FORGET_EVERY).min(now + FORGET_EVERY);
     }
-}
-
-/// Whether two items are the same to the letter.
-fn is_it(known: &Arc<Signed>, signed: &Arc<Signed>) -> bool {
-    Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed
 }
 
 /// In as few frames as they fit into.
@@ -767,7 +780,7 @@ mod tests {
         let mut out = Outbox::new();
         spread.on_up(Instant::ZERO, key(1).peer(), &mut out);
         out.drain().for_each(drop);
-        spread.publish(Instant::ZERO + 2 * RUSH, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
+        spread.publish(Instant::ZERO + 9 * RUSH, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
         let acts: Vec<Act> = out.drain().collect();
         assert!(matches!(acts[..], [Act::Send { .. }, Act::New { .. }]), "told to a neighbour, and known here");
         assert_eq!(spread.items.len(), ITEMS + 1);

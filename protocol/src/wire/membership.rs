@@ -169,12 +169,6 @@ impl Item {
         Item::peek(signed).filter(|_| signed.verify(ITEM))
     }
 
-    /// What an item is about, read without the rest of it. It agrees with [`Item::key`] on whatever is an item.
-    pub fn peek_key(signed: &Signed) -> Option<ItemKey> {
-        let (kind, subject) = kind_and_subject(&signed.body).ok()?;
-        Some(ItemKey { kind, author: signed.by, subject })
-    }
-
     /// Reads an item without verifying it: enough to see that it is nothing new, which costs a thousandth of a signature.
     pub fn peek(signed: &Signed) -> Option<Item> {
         let item: Item = super::exact(&signed.body, ITEM_MAX).ok()?;
@@ -184,26 +178,6 @@ impl Item {
         };
         fits.then_some(item)
     }
-}
-
-/// Of the bytes of an [`Item`].
-fn kind_and_subject(body: &[u8]) -> Result<(u8, u16), minicbor::decode::Error> {
-    /// Fields before `what`.
-    const BEFORE: usize = 4;
-    const HELD: u8 = 2;
-    let mut d = minicbor::Decoder::new(body);
-    d.array()?;
-    (0..BEFORE).try_for_each(|_| d.skip())?;
-    d.array()?;
-    let kind = d.u8()?;
-    if kind != HELD {
-        return Ok((kind, 0));
-    }
-    // The snapshot is the only field of its variant, its version the first of the snapshot's, the stage of the version's.
-    for _ in 0..3 {
-        d.array()?;
-    }
-    Ok((kind, d.u16()?))
 }
 
 /// An item that was read, beside the exact bytes that its author signed. All who keep it share it.
@@ -301,26 +275,6 @@ mod tests {
         let mut forged = signed;
         forged.by = Key::from_secret([2; 32]).peer();
         assert_eq!(Item::open(&forged), None);
-    }
-
-    #[test]
-    fn what_an_item_is_about_is_read_without_the_rest() {
-        let key = Key::from_secret([1; 32]);
-        let held = |stage| Held { version: Version { stage, ..Version::default() }, root: Digest([3; 32]), len: 4 };
-        let progress = Progress {
-            low: 1 << 40,
-            above: vec![7; 30].into(),
-            samples: 9,
-            loss_milli: Some(3000),
-            open: 2,
-            held_out_milli: None,
-        };
-        let held = [0, 23, 24, 300, Stage::MAX].map(|stage| What::Held(held(stage)));
-        for what in [What::Offer(Offer::default()), What::Progress(progress)].into_iter().chain(held) {
-            let item = Item { run: Digest([2; 32]), stamp: Stamp::default(), made_at: Utc(3), life_ms: 4, what };
-            assert_eq!(Item::peek_key(&item.sign(&key)), Some(item.key(key.peer())), "{item:?}");
-        }
-        assert_eq!(Item::peek_key(&key.sign(ITEM, b"no item".to_vec())), None);
     }
 
     #[test]
