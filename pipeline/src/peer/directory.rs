@@ -38,7 +38,9 @@ use crate::{
 /// An unchanged offer is repeated after this; it lives twice as long.
 const OFFER_EVERY: Duration = Duration::from_secs(30);
 /// An offer whose numbers alone changed is repeated after this, and later where many peers offer: every word goes to everybody.
+/// There speeds that changed by less than this part wait until it is repeated anyway: measured speeds waver.
 const NUMBERS_EVERY: Duration = Duration::from_secs(1);
+const WAVER: f64 = 0.125;
 /// Peers up to which nobody has to speak less often.
 const FEW: u32 = 16;
 const LIFE: Duration = Duration::from_secs(75);
@@ -62,6 +64,8 @@ pub struct Directory {
     /// Peers that serve what they served, at another speed or version; some of them more than once.
     numbers: Vec<PeerId>,
     manifest: Arc<Manifest>,
+    /// Kept for its memory.
+    acts: Outbox<Act>,
 }
 
 impl Directory {
@@ -83,6 +87,7 @@ impl Directory {
             news: true,
             numbers: Vec::new(),
             manifest: config.manifest.clone(),
+            acts: Outbox::new(),
         }
     }
 
@@ -111,7 +116,7 @@ impl Directory {
         self.stamp.sequence += 1;
         let life_ms = u32::try_from(life.as_millis()).unwrap_or(u32::MAX);
         let item = Item { run: self.run, stamp: self.stamp, made_at: utc, life_ms, what };
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.publish(now, item.sign(&self.key), item, &mut acts);
         self.perform(acts, out);
     }
@@ -146,7 +151,8 @@ impl Directory {
                 && said.stages.len() == offer.stages.len()
                 && said.stages.iter().zip(&offer.stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
             let often = (NUMBERS_EVERY * self.crowd()).min(OFFER_EVERY);
-            let quiet = if *said == offer { OFFER_EVERY } else { often };
+            let says_enough = *said == offer || self.crowd() > 1 && is_about(said, &offer);
+            let quiet = if says_enough { OFFER_EVERY } else { often };
             if same_kind && age < quiet {
                 return;
             }
@@ -185,7 +191,7 @@ impl Directory {
     // ---- hearing ---------------------------------------------------------------------------------------------------------
 
     pub fn on_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.on_up(now, peer, &mut acts);
         self.perform(acts, out);
     }
@@ -208,14 +214,14 @@ impl Directory {
     }
 
     pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: spread::Frame, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.on_frame(now, utc, from, frame, &mut acts);
         self.perform(acts, out);
     }
 
     /// `is_gone`: who does not answer, whatever was said of it.
     pub fn on_tick(&mut self, now: Instant, utc: Utc, is_gone: impl Fn(PeerId) -> bool, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.on_tick(now, &mut acts);
         self.perform(acts, out);
         self.repeat(now, utc, out);
@@ -258,6 +264,7 @@ impl Directory {
                 }
             }
         }
+        self.acts = acts;
     }
 
     fn on_new(&mut self, heard: &Arc<Heard>, out: &mut Outbox<Output>) {
@@ -285,7 +292,7 @@ impl Directory {
     }
 
     pub fn tell_when_due(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.tell_when_due(now, &mut acts);
         self.perform(acts, out);
     }
@@ -430,4 +437,13 @@ impl Directory {
     pub fn offers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
         self.members.peers()
     }
+}
+
+/// Whether the speeds of two offers of the same stages differ by no more than measured ones do.
+fn is_about(said: &Offer, now: &Offer) -> bool {
+    let is_about = |(a, b): (&StageOffer, &StageOffer)| {
+        let (less, more) = (a.speed_milli.min(b.speed_milli) as f64, a.speed_milli.max(b.speed_milli) as f64);
+        less >= (1.0 - WAVER) * more
+    };
+    said.stages.iter().zip(&now.stages).all(is_about)
 }

@@ -33,7 +33,7 @@ const SETTLED: Duration = Duration::from_millis(700);
 const LONELY: Duration = Duration::from_secs(20);
 /// A stage without a replica is looked at this often, and the plan.
 const PLAN_EVERY: Duration = Duration::from_millis(500);
-const PLAN_SLOWEST: u32 = 8;
+const PLAN_SLOWEST: u32 = 16;
 /// A peer with room waits this long for a newcomer, or for somebody before it in the order of adoption.
 const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
@@ -424,7 +424,9 @@ impl Peer {
         const LOOKUP_EVERY: Duration = Duration::from_secs(10);
         const OTHERWISE: Duration = Duration::from_secs(60);
         self.draw_circle(now);
-        for peer in self.neighbours.missing(&self.circle.dialled) {
+        let missing = if self.circle_stands { Vec::new() } else { self.neighbours.missing(&self.circle.dialled) };
+        self.circle_stands = missing.is_empty();
+        for peer in missing {
             let addresses = self.directory.offer(peer).map(|offer| offer.addresses.clone());
             if let Some(addresses) = addresses {
                 self.dial(now, peer, addresses, out);
@@ -461,7 +463,7 @@ impl Peer {
         self.circle = Circle::of(needs, self.directory.offers());
         self.route.set_circle(self.circle.is_part.then(|| self.circle.dialled.clone()));
         (self.circled_at, self.circle_is_old, self.circled_for) = (now, false, (mine, feeds));
-        self.near_is_old = true;
+        (self.near_is_old, self.circle_stands) = (true, false);
     }
 
     /// Tells the run what I serve, how fast, and where I am reached. Repeats only what changed, and before it expires.

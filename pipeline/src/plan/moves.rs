@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     time::Duration,
 };
 
@@ -23,8 +24,11 @@ pub const GAIN: f64 = 0.9;
 /// Moves that are thought out at once. The next ones are seen when these are done.
 pub const MOVES_MAX: usize = 16;
 
-/// While the same peers serve the same stages, speeds that changed are thought over this often.
+/// While the same peers serve the same stages, speeds that changed are thought over this often; among more peers than these up
+/// to so many times as seldom, since some speed always changes, and one counts for less.
 const THOUGHT: Duration = Duration::from_secs(5);
+const THOUGHT_PEERS: usize = 64;
+const THOUGHT_SLOWEST: u32 = 4;
 
 /// A replica that would help more at another stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +92,8 @@ impl Foresight {
     /// The moves if everybody goes.
     pub fn see(&mut self, now: Instant, own: Own<'_>, swarm: &Swarm, costs: &[Cost]) -> &[(PeerId, Move)] {
         let seen = swarm.marks();
-        let holds = seen == self.seen || now.since(self.seen_at) < THOUGHT && seen.0 == self.seen.0;
+        let crowd = ((swarm.peers.len() / THOUGHT_PEERS) as u32).clamp(1, THOUGHT_SLOWEST);
+        let holds = seen == self.seen || now.since(self.seen_at) < THOUGHT * crowd && seen.0 == self.seen.0;
         if !holds || *own.free != self.free || self.lists.is_empty() {
             let first = list(swarm, costs, Some(own), |_| false);
             let swarm = if first.is_empty() { Swarm::default() } else { swarm.clone() };
@@ -199,22 +204,21 @@ impl Search<'_> {
                 if self.throughput[usize::from(from)] - self.swarm.speed(alike.share, from) < ALIKE * now[0] {
                     continue;
                 }
-                // Nearly always the first places tell, and mostly the very first: the least of the two that change and of the rest.
-                let [less, more] = self.changed(alike.share, from, to);
-                let rest = by_need.iter().find(|stage| **stage != from && **stage != to);
-                let least = rest.map_or(f64::INFINITY, |rest| self.throughput[usize::from(*rest)]).min(less).min(more);
-                if least < ALIKE * best[0] {
-                    continue;
-                }
-                let differ = |(after, best): &(f64, f64)| after.min(*best) < ALIKE * after.max(*best);
-                let after = self.stand_after(&now, alike.share, from, to);
-                let is_better = match after.zip(best.iter().copied()).find(differ) {
-                    Some((after, best)) if after < best => continue,
-                    Some(_) => true,
-                    None => false,
+                // Nearly always the first places tell.
+                let mut places = best.iter();
+                let differ = |after: f64| match places.next() {
+                    Some(best) if after.min(*best) < ALIKE * after.max(*best) => ControlFlow::Break(after > *best),
+                    _ => ControlFlow::Continue(()),
+                };
+                let is_better = match self.after(&now, alike.share, from, to, differ) {
+                    ControlFlow::Break(false) => continue,
+                    ControlFlow::Break(true) => true,
+                    ControlFlow::Continue(()) => false,
                 };
                 if is_better {
-                    best = self.stand_after(&now, alike.share, from, to).collect();
+                    best.clear();
+                    let add = |after| ControlFlow::<()>::Continue(best.push(after));
+                    let _ = self.after(&now, alike.share, from, to, add);
                     equals.clear();
                 }
                 if is_better || !equals.is_empty() {
@@ -237,32 +241,33 @@ impl Search<'_> {
         own.free.contains(&from) && own.fits(memory(alike.served, self.costs), from, to, self.costs)
     }
 
-    /// What a move leaves of the stage that is left, and makes of the other.
-    fn changed(&self, share: f64, from: Stage, to: Stage) -> [f64; 2] {
-        let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
-        [before_from - self.swarm.speed(share, from), before_to + self.swarm.speed(share, to)]
-    }
-
-    /// The ascending throughputs after a move: those of `now` without two, and two others.
-    fn stand_after<'a>(
+    /// Goes through the ascending throughputs after a move: those of `now` without two, and two others.
+    fn after<B>(
         &self,
-        now: &'a [f64],
+        now: &[f64],
         share: f64,
         from: Stage,
         to: Stage,
-    ) -> impl Iterator<Item = f64> + use<'a> {
-        let [less, more] = self.changed(share, from, to);
-        let mut gone = [from, to].map(|stage| Some(self.throughput[usize::from(stage)]));
-        let mut come = [less.min(more), less.max(more)].into_iter().peekable();
-        let mut stay = now.iter().copied().filter(move |value| {
-            let is_gone = gone.iter_mut().find(|gone| **gone == Some(*value));
-            is_gone.map(Option::take).is_none()
-        });
-        let mut stays = stay.next();
-        std::iter::from_fn(move || match stays {
-            Some(value) => come.next_if(|come| *come <= value).or_else(|| std::mem::replace(&mut stays, stay.next())),
-            None => come.next(),
-        })
+        mut see: impl FnMut(f64) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
+        let less = before_from - self.swarm.speed(share, from);
+        let more = before_to + self.swarm.speed(share, to);
+        let mut gone = [Some(before_from), Some(before_to)];
+        let come = [less.min(more), less.max(more)];
+        let mut come = &come[..];
+        for value in now.iter().copied() {
+            if let Some(gone) = gone.iter_mut().find(|gone| **gone == Some(value)) {
+                *gone = None;
+                continue;
+            }
+            while let Some((first, rest)) = come.split_first().filter(|(first, _)| **first <= value) {
+                see(*first)?;
+                come = rest;
+            }
+            see(value)?;
+        }
+        come.iter().try_for_each(|come| see(*come))
     }
 }
 
