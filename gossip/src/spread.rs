@@ -45,15 +45,14 @@ const CROWD: usize = 16;
 /// In a crowd numbers wait for each other, so long or longer by the number of neighbours.
 const NUMBERS_EVERY: Duration = Duration::from_millis(500);
 const NUMBERS_SLOWEST: Duration = Duration::from_secs(2);
-/// In a crowd news that comes this soon after other news waits to leave with more, up to so many times as long by the number of
-/// items: in the rush of a beginning each peer tells of all others.
+/// In a crowd news that comes this soon after other news waits to leave with more: in the rush of a beginning each peer tells of
+/// all others.
 const RUSH: Duration = Duration::from_millis(100);
-const RUSH_SLOWEST: usize = 3;
 /// What was heard so often while it waited is not told on.
 const HEARD: usize = 3;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
 /// In a crowd one newcomer in so long is greeted with a digest.
-const GREET_EVERY: Duration = Duration::from_secs(1);
+const GREET_EVERY: Duration = Duration::from_millis(250);
 /// Digests are rarer by one second for each of so many items, down to one in [`DIGEST_SLOWEST`] seconds: they are as long as
 /// the swarm is large.
 const DIGEST_ITEMS: usize = 128;
@@ -369,8 +368,7 @@ impl Spread {
             self.tell(numbers, out);
         }
         if (now >= self.news_at || !self.is_crowd()) && !self.news.is_empty() {
-            let crowd = (self.items.len() / (4 * CROWD)).clamp(1, RUSH_SLOWEST);
-            self.news_at = now + RUSH * crowd as u32;
+            self.news_at = now + RUSH;
             let news = std::mem::take(&mut self.news);
             self.tell(news, out);
         }
@@ -780,7 +778,7 @@ mod tests {
         let mut out = Outbox::new();
         spread.on_up(Instant::ZERO, key(1).peer(), &mut out);
         out.drain().for_each(drop);
-        spread.publish(Instant::ZERO + 9 * RUSH, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
+        spread.publish(Instant::ZERO + 2 * RUSH, held(3, 1).sign(&key(200)), held(3, 1), &mut out);
         let acts: Vec<Act> = out.drain().collect();
         assert!(matches!(acts[..], [Act::Send { .. }, Act::New { .. }]), "told to a neighbour, and known here");
         assert_eq!(spread.items.len(), ITEMS + 1);

@@ -38,9 +38,7 @@ use crate::{
 /// An unchanged offer is repeated after this; it lives twice as long.
 const OFFER_EVERY: Duration = Duration::from_secs(30);
 /// An offer whose numbers alone changed is repeated after this, and later where many peers offer: every word goes to everybody.
-/// There speeds that changed by less than this part wait until it is repeated anyway: measured speeds waver.
 const NUMBERS_EVERY: Duration = Duration::from_secs(1);
-const WAVER: f64 = 0.125;
 /// Peers up to which nobody has to speak less often.
 const FEW: u32 = 16;
 const LIFE: Duration = Duration::from_secs(75);
@@ -151,8 +149,7 @@ impl Directory {
                 && said.stages.len() == offer.stages.len()
                 && said.stages.iter().zip(&offer.stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
             let often = (NUMBERS_EVERY * self.crowd()).min(OFFER_EVERY);
-            let says_enough = *said == offer || self.crowd() > 1 && is_about(said, &offer);
-            let quiet = if says_enough { OFFER_EVERY } else { often };
+            let quiet = if *said == offer { OFFER_EVERY } else { often };
             if same_kind && age < quiet {
                 return;
             }
@@ -437,13 +434,4 @@ impl Directory {
     pub fn offers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
         self.members.peers()
     }
-}
-
-/// Whether the speeds of two offers of the same stages differ by no more than measured ones do.
-fn is_about(said: &Offer, now: &Offer) -> bool {
-    let is_about = |(a, b): (&StageOffer, &StageOffer)| {
-        let (less, more) = (a.speed_milli.min(b.speed_milli) as f64, a.speed_milli.max(b.speed_milli) as f64);
-        less >= (1.0 - WAVER) * more
-    };
-    said.stages.iter().zip(&now.stages).all(is_about)
 }

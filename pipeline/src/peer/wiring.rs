@@ -40,10 +40,8 @@ const APART: Duration = Duration::from_secs(90);
 const EMPTY_AFTER: Duration = Duration::from_secs(3);
 /// Jobs of training in a row that my worker may fail at before I leave: who comes for them then finds somebody else.
 const UNDONE_MAX: u32 = 8;
-/// Where many are, the route hears of those who come at most this often, up to so many times as seldom by their number: in the
-/// rush of a beginning all come at once.
+/// Where many are, the route hears of those who come at most this often: in the rush of a beginning all come at once.
 const ROUTE_PAUSE: Duration = Duration::from_millis(50);
-const ROUTE_SLOWEST: u32 = 5;
 /// Ticks do their work at most this often.
 const TICK: Duration = Duration::from_millis(90);
 
@@ -849,7 +847,7 @@ impl Peer {
 
     /// When the route may hear of somebody who came.
     pub(super) fn route_at(&self) -> Instant {
-        self.routed_at + ROUTE_PAUSE * self.directory.crowd().min(ROUTE_SLOWEST)
+        self.routed_at + ROUTE_PAUSE
     }
 
     /// Who serves what, for the route: connected, greeted and living.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     ops::ControlFlow,
     time::Duration,
 };
@@ -217,8 +218,10 @@ impl Search<'_> {
                 };
                 if is_better {
                     best.clear();
-                    let add = |after| ControlFlow::<()>::Continue(best.push(after));
-                    let _ = self.after(&now, alike.share, from, to, add);
+                    let ControlFlow::Continue(()) = self.after(&now, alike.share, from, to, |after| {
+                        best.push(after);
+                        ControlFlow::<Infallible>::Continue(())
+                    });
                     equals.clear();
                 }
                 if is_better || !equals.is_empty() {
