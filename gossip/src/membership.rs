@@ -38,10 +38,6 @@ impl Known {
     }
 }
 
-fn start(peer: PeerId) -> u64 {
-    u64::from_be_bytes(*peer.0.first_chunk().expect("a name is longer"))
-}
-
 #[derive(Clone, Debug)]
 struct Fed {
     incarnation: Incarnation,
@@ -78,7 +74,7 @@ impl Membership {
         let (author, incarnation) = (heard.author(), heard.item.stamp.incarnation);
         match &heard.item.what {
             What::Offer(offer) => {
-                let known = Known { start: start(author), heard: heard.clone() };
+                let known = Known { start: author.start(), heard: heard.clone() };
                 match self.find(author) {
                     Ok(at) => {
                         let before = std::mem::replace(&mut self.peers[at], known);
@@ -143,11 +139,17 @@ impl Membership {
     }
 
     fn find(&self, peer: PeerId) -> Result<usize, usize> {
-        let start = start(peer);
-        self.peers.binary_search_by(|known| match known.start.cmp(&start) {
-            Ordering::Equal => known.peer().cmp(&peer),
-            unequal => unequal,
-        })
+        let start = peer.start();
+        // Hardly ever do two begin alike.
+        let mut place = self.peers.partition_point(|known| known.start < start);
+        while let Some(known) = self.peers.get(place).filter(|known| known.start == start) {
+            match known.peer().cmp(&peer) {
+                Ordering::Less => place += 1,
+                Ordering::Equal => return Ok(place),
+                Ordering::Greater => break,
+            }
+        }
+        Err(place)
     }
 
     fn known(&self, peer: PeerId) -> Option<&Known> {

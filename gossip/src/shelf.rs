@@ -37,12 +37,19 @@ pub struct Shelf {
 }
 
 impl Shelf {
-    fn find(&self, key: &ItemKey) -> Result<usize, usize> {
+    /// Where the item of a key is, or would be.
+    pub fn find(&self, key: &ItemKey) -> Result<usize, usize> {
+        // Hardly ever do two begin alike, but for what one author holds.
         let start = start(key);
-        self.items.binary_search_by(|kept| match kept.start.cmp(&start) {
-            Ordering::Equal => kept.heard.key().cmp(key),
-            unequal => unequal,
-        })
+        let mut place = self.items.partition_point(|kept| kept.start < start);
+        while let Some(kept) = self.items.get(place).filter(|kept| kept.start == start) {
+            match kept.heard.key().cmp(key) {
+                Ordering::Less => place += 1,
+                Ordering::Equal => return Ok(place),
+                Ordering::Greater => break,
+            }
+        }
+        Err(place)
     }
 
     pub fn len(&self) -> usize {
@@ -58,9 +65,13 @@ impl Shelf {
         self.find(key).ok().map(|at| &self.items[at])
     }
 
-    /// In the place of an older one of the same key.
-    pub fn insert(&mut self, kept: Kept) {
-        match self.find(&kept.heard.key()) {
+    pub fn at(&self, place: usize) -> &Kept {
+        &self.items[place]
+    }
+
+    /// In the place of an older one of the same key, where [`Self::find`] found it.
+    pub fn put(&mut self, place: Result<usize, usize>, kept: Kept) {
+        match place {
             Ok(at) => self.items[at] = kept,
             Err(at) => {
                 // It grows by little: there are as many of these lists as peers.

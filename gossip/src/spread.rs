@@ -61,6 +61,7 @@ const DIGEST_SLOWEST: usize = 4;
 pub const SKEW_MAX: Duration = Duration::from_secs(90);
 /// No item lives longer.
 pub const LIFE_MAX: Duration = Duration::from_secs(120);
+const OFFER: u8 = 0;
 /// Kind of items that outlive the connection to their author: what is over stays over.
 const PROGRESS: u8 = 1;
 const KINDS: Range<u8> = 0..3;
@@ -102,7 +103,31 @@ fn is_no_news(what: &What, known: &What) -> bool {
     }
 }
 
-type Waiting = BTreeMap<ItemKey, Vec<PeerId>>;
+/// Different neighbours who said an item while it waited, the first few: one alone must not silence what others wait for.
+#[derive(Clone, Copy, Debug, Default)]
+struct SaidBy {
+    peers: [PeerId; HEARD],
+    count: usize,
+}
+
+impl SaidBy {
+    fn add(&mut self, peer: PeerId) {
+        if !self.is_everywhere() && !self.has(peer) {
+            self.peers[self.count] = peer;
+            self.count += 1;
+        }
+    }
+
+    fn has(&self, peer: PeerId) -> bool {
+        self.peers[..self.count].contains(&peer)
+    }
+
+    fn is_everywhere(&self) -> bool {
+        self.count == HEARD
+    }
+}
+
+type Waiting = BTreeMap<ItemKey, SaidBy>;
 
 #[derive(Debug)]
 pub struct Spread {
@@ -190,7 +215,8 @@ impl Spread {
     pub fn publish(&mut self, now: Instant, signed: Signed, item: Item, out: &mut Outbox<Act>) {
         let heard = Arc::new(Heard { signed: Arc::new(signed), item });
         self.seals.remember(&heard);
-        self.take(now, &heard, None);
+        let place = self.items.find(&heard.key());
+        self.take(now, &heard, place, None);
         self.tell_when_due(now, out);
         out.push(Act::New { heard });
     }
@@ -203,24 +229,31 @@ impl Spread {
                 }
                 self.tell_when_due(now, out);
             }
-            Frame::Digest(digest) => self.on_digest(from, &digest, out),
+            Frame::Digest(digest) => self.on_digest(from, digest, out),
             Frame::Want(want) => {
                 let items = want.keys.iter().filter_map(|key| self.items.get(key));
-                let items = items.map(|kept| kept.heard.signed.clone()).collect();
                 send_items(from, items, out);
             }
         }
     }
 
     fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Arc<Signed>, out: &mut Outbox<Act>) {
-        if let Some(key) = self.known(&signed) {
-            return self.heard_again(from, key);
+        // Most items are offers: that one is known shows before it is read.
+        let offer = ItemKey { kind: OFFER, author: signed.by, subject: 0 };
+        let place = self.items.find(&offer);
+        if self.is_at(place, &signed) {
+            return self.heard_again(from, offer);
         }
         let checked = self.seals.known(&signed);
         let holds = checked.is_some();
         let Some(heard) = checked.or_else(|| Heard::peek(signed).map(Arc::new)) else {
             return out.push(Act::Blame { peer: from, severity: Severity::Hostile, why: "an item that is none" });
         };
+        let key = heard.key();
+        let place = if key == offer { place } else { self.items.find(&key) };
+        if key != offer && self.is_at(place, &heard.signed) {
+            return self.heard_again(from, key);
+        }
         let (author, item) = (heard.author(), &heard.item);
         if item.run != self.run || Duration::from_millis(item.life_ms.into()) > LIFE_MAX {
             return out.push(Act::Blame {
@@ -234,7 +267,12 @@ impl Spread {
             return out.push(Act::Blame { peer: from, severity: Severity::Wrong, why });
         }
         // Mine comes back to me: what I publish next is newer.
-        if author == self.me || item.made_at.distance(utc) > SKEW_MAX || !self.is_newer(&heard) {
+        if author == self.me || item.made_at.distance(utc) > SKEW_MAX {
+            return;
+        }
+        let known = place.ok().map(|place| self.items.at(place).heard.item.stamp);
+        let newest = known.max(self.remembered.get(&key).map(|(stamp, _)| *stamp));
+        if newest.is_some_and(|newest| item.stamp <= newest) {
             return;
         }
         if !holds {
@@ -244,9 +282,16 @@ impl Spread {
             }
             self.seals.remember(&heard);
         }
-        if self.take(now, &heard, Some(from)) {
+        if self.take(now, &heard, place, Some(from)) {
             out.push(Act::New { heard });
         }
+    }
+
+    /// Whether what is on the shelf there is this item to the letter.
+    fn is_at(&self, place: Result<usize, usize>, signed: &Arc<Signed>) -> bool {
+        let Ok(place) = place else { return false };
+        let known = &self.items.at(place).heard.signed;
+        Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed
     }
 
     fn is_of_a_stage(&self, item: &Item) -> bool {
@@ -257,17 +302,11 @@ impl Spread {
         }
     }
 
-    fn is_newer(&self, heard: &Heard) -> bool {
-        let key = heard.key();
-        let known = self.items.get(&key).map(|kept| kept.heard.item.stamp);
-        let remembered = self.remembered.get(&key).map(|(stamp, _)| *stamp);
-        known.max(remembered).is_none_or(|stamp| heard.item.stamp > stamp)
-    }
-
-    /// Stores, to be told. False when there is no room; what is mine always fits, whoever filled the rest.
-    fn take(&mut self, now: Instant, heard: &Arc<Heard>, from: Option<PeerId>) -> bool {
+    /// Stores, to be told: `place` is where its key is on the shelf. False when there is no room; what is mine always fits,
+    /// whoever filled the rest.
+    fn take(&mut self, now: Instant, heard: &Arc<Heard>, place: Result<usize, usize>, from: Option<PeerId>) -> bool {
         let (key, item) = (heard.key(), &heard.item);
-        let known = self.items.get(&key);
+        let known = place.ok().map(|place| self.items.at(place));
         if key.author != self.me && self.items.len() >= ITEMS && known.is_none() {
             return false;
         }
@@ -276,14 +315,15 @@ impl Spread {
         let says_again =
             |known: &Item| is_no_news(&item.what, &known.what) && known.stamp.incarnation == item.stamp.incarnation;
         let only_numbers = self.is_crowd() && known.is_some_and(|known| says_again(&known.heard.item));
-        let said_by = from.into_iter().collect();
+        let mut said_by = SaidBy::default();
+        from.into_iter().for_each(|from| said_by.add(from));
         if only_numbers && !self.news.contains_key(&key) {
             self.numbers.insert(key, said_by);
         } else {
             self.numbers.remove(&key);
             self.news.insert(key, said_by);
         }
-        self.items.insert(Kept::new(heard.clone(), expires));
+        self.items.put(place, Kept::new(heard.clone(), expires));
         true
     }
 
@@ -291,21 +331,11 @@ impl Spread {
         self.neighbours.len() > CROWD || self.items.len() > 4 * CROWD
     }
 
-    /// Whether an item is here to the letter, and is the newest of its kind.
-    fn known(&self, signed: &Arc<Signed>) -> Option<ItemKey> {
-        let is_it = |kept: &&Kept| {
-            let known = &kept.heard.signed;
-            Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed
-        };
-        self.items.of(signed.by, KINDS).find(is_it).map(|kept| kept.heard.key())
-    }
-
     /// A neighbour said what I know, while I wait to say it: it need not hear it from me.
     fn heard_again(&mut self, from: PeerId, key: ItemKey) {
-        for heard in [&mut self.news, &mut self.numbers].into_iter().filter_map(|waiting| waiting.get_mut(&key)) {
-            // Only different neighbours count: one alone must not silence what others wait for.
-            if heard.len() < HEARD && !heard.contains(&from) {
-                heard.push(from);
+        for waiting in [&mut self.news, &mut self.numbers] {
+            if let Some(said_by) = waiting.get_mut(&key) {
+                said_by.add(from);
             }
         }
     }
@@ -319,16 +349,15 @@ impl Spread {
     /// All that waited goes to the same neighbours, in as few frames as it needs. What I heard so often meanwhile is known
     /// everywhere around me, and goes to nobody (rumours that stop by a counter: Demers and others, 1987).
     fn tell(&mut self, waited: Waiting, out: &mut Outbox<Act>) {
-        let knows = |peer: PeerId, key: &ItemKey, heard: &[PeerId]| key.author == peer || heard.contains(&peer);
+        let knows = |peer: PeerId, key: &ItemKey, said_by: &SaidBy| key.author == peer || said_by.has(peer);
         let only = waited.first_key_value().filter(|_| waited.len() == 1);
         let many = if only.is_some() { FANOUT } else { FANOUT_OF_MANY };
-        for to in self.some_neighbours(many, |peer| only.is_some_and(|(key, heard)| knows(peer, key, heard))) {
-            let others = waited
-                .iter()
-                .filter(|(key, heard)| !knows(to, key, heard) && (heard.len() < HEARD || key.author == self.me));
-            let items = others.filter_map(|(key, _)| self.items.get(key));
-            let items = items.map(|kept| kept.heard.signed.clone()).collect();
-            send_items(to, items, out);
+        let chosen = self.some_neighbours(many, |peer| only.is_some_and(|(key, said_by)| knows(peer, key, said_by)));
+        let told = waited.iter().filter(|(key, said_by)| !said_by.is_everywhere() || key.author == self.me);
+        let told: Vec<_> = told.filter_map(|(key, said_by)| Some((key, said_by, self.items.get(key)?))).collect();
+        for to in chosen {
+            let news = told.iter().filter(|(key, said_by, _)| !knows(to, key, said_by));
+            send_items(to, news.map(|(.., kept)| *kept), out);
         }
     }
 
@@ -383,38 +412,40 @@ impl Spread {
         Frame::Digest(Digest { entries, after: told, until })
     }
 
-    fn on_digest(&mut self, from: PeerId, digest: &Digest, out: &mut Outbox<Act>) {
-        let mut theirs: Vec<(ItemKey, Stamp)> = digest.entries.iter().map(|e| (e.key, e.stamp)).collect();
-        if !theirs.is_sorted_by(|a, b| a.0 < b.0) {
+    fn on_digest(&mut self, from: PeerId, mut digest: Digest, out: &mut Outbox<Act>) {
+        if !digest.entries.is_sorted_by(|a, b| a.key < b.key) {
             // Of what is said twice the last word counts.
-            theirs = theirs.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
+            let last: BTreeMap<ItemKey, Entry> = digest.entries.iter().map(|entry| (entry.key, *entry)).collect();
+            digest.entries = last.into_values().collect();
         }
         // Both are in the same order: one walk beside the other.
-        let mut told = theirs.iter().peekable();
-        let mut stamp_of = |key: &ItemKey| {
-            while told.next_if(|(told, _)| told < key).is_some() {}
-            told.next_if(|(told, _)| told == key).map(|(_, stamp)| *stamp)
-        };
         let from_there = self.items.behind(digest.after.map_or(Bound::Unbounded, Bound::Excluded));
-        let newer_here = from_there
-            .map(|kept| (kept.heard.key(), kept))
-            .take_while(|(key, _)| digest.tells_of(key))
-            .filter(|(key, kept)| stamp_of(key).is_none_or(|stamp| stamp < kept.heard.item.stamp))
-            .map(|(_, kept)| kept.heard.signed.clone())
-            .collect();
-        send_items(from, newer_here, out);
-        let mut here =
-            self.items.behind(theirs.first().map_or(Bound::Unbounded, |(key, _)| Bound::Included(*key))).peekable();
-        let mut stamp_here = |key: &ItemKey| {
-            while here.next_if(|kept| kept.heard.key() < *key).is_some() {}
-            here.next_if(|kept| kept.heard.key() == *key).map(|kept| kept.heard.item.stamp)
+        let here = from_there.map(|kept| (kept.heard.key(), kept)).take_while(|(key, _)| digest.tells_of(key));
+        let (mut newer_here, mut keys) = (Vec::new(), Vec::new());
+        let mut wants = |their: &Entry| {
+            let remembered = self.remembered.get(&their.key);
+            if digest.tells_of(&their.key)
+                && their.key.author != self.me
+                && remembered.is_none_or(|(known, _)| *known < their.stamp)
+            {
+                keys.push(their.key);
+            }
         };
-        let keys: Vec<ItemKey> = theirs
-            .iter()
-            .filter(|(key, stamp)| stamp_here(key).is_none_or(|here| here < *stamp) && key.author != self.me)
-            .filter(|(key, stamp)| self.remembered.get(key).is_none_or(|(known, _)| known < stamp))
-            .map(|(key, _)| *key)
-            .collect();
+        let mut theirs = digest.entries.iter().peekable();
+        for (key, kept) in here {
+            while let Some(their) = theirs.next_if(|their| their.key < key) {
+                wants(their);
+            }
+            let their = theirs.next_if(|their| their.key == key);
+            let stamp = kept.heard.item.stamp;
+            match their {
+                Some(their) if their.stamp == stamp => {}
+                Some(their) if their.stamp > stamp => wants(their),
+                _ => newer_here.push(kept),
+            }
+        }
+        theirs.for_each(wants);
+        send_items(from, newer_here.into_iter(), out);
         if !keys.is_empty() {
             out.push(Act::Send { to: from, frame: Frame::Want(Want { keys }) });
         }
@@ -451,11 +482,11 @@ impl Spread {
 }
 
 /// In as few frames as they fit into.
-fn send_items(to: PeerId, items: Vec<Arc<Signed>>, out: &mut Outbox<Act>) {
+fn send_items<'a>(to: PeerId, items: impl Iterator<Item = &'a Kept>, out: &mut Outbox<Act>) {
     /// Bytes of items in a frame.
     const ROOM: usize = 40 << 10;
     let (mut frame, mut bytes) = (Vec::new(), 0);
-    for item in items {
+    for item in items.map(|kept| kept.heard.signed.clone()) {
         if !frame.is_empty() && (frame.len() == ITEMS_MAX || bytes + item.body.len() > ROOM) {
             out.push(Act::Send { to, frame: Frame::Items(Items { items: std::mem::take(&mut frame) }) });
             bytes = 0;

@@ -1,6 +1,6 @@
 //! Names that cannot collide: peers, runs, stages, micro-batches, attempts, versions.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::hash::Digest;
 
 /// An Ed25519 public key; written as the libp2p peer id of the same key (`12D3KooW…`).
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Encode, Decode)]
 #[cbor(transparent)]
 pub struct PeerId(
     #[n(0)]
@@ -16,14 +16,68 @@ pub struct PeerId(
     pub [u8; 32],
 );
 
+impl PeerId {
+    /// The beginning, in the order of the names: it nearly always decides.
+    #[inline]
+    pub fn start(&self) -> u64 {
+        u64::from_be_bytes(*self.0.first_chunk().expect("a name is longer"))
+    }
+}
+
+/// By their bytes. Names are compared all the time, and a comparison of one word is none of 32 bytes.
+impl Ord for PeerId {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        match self.start().cmp(&other.start()) {
+            Ordering::Equal => self.0.cmp(&other.0),
+            unequal => unequal,
+        }
+    }
+}
+
+impl PartialOrd for PeerId {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// A libp2p peer id of an Ed25519 key is this prefix (identity multihash of the protobuf public key) and the key.
 pub const LIBP2P_PREFIX: [u8; 6] = [0x00, 0x24, 0x08, 0x01, 0x12, 0x20];
+
+/// Characters of a written peer id.
+const TEXT: usize = 52;
 
 impl PeerId {
     /// The last six characters of the written form: enough to tell peers apart in a table, next to a name.
     pub fn short(&self) -> String {
-        let text = self.to_string();
-        text[text.len() - 6..].to_string()
+        self.text()[TEXT - 6..].iter().map(|character| char::from(*character)).collect()
+    }
+
+    /// Base58 of the prefix and the key, five digits at a time: every event names peers.
+    fn text(&self) -> [u8; TEXT] {
+        const ALPHABET: &[u8; 58] = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+        const FIVE_DIGITS: u64 = 58 * 58 * 58 * 58 * 58;
+        // The number, its most significant word first: a zero byte in front of it is written as the first digit, which is 1.
+        let mut bytes = [0; 40];
+        bytes[2..8].copy_from_slice(&LIBP2P_PREFIX);
+        bytes[8..].copy_from_slice(&self.0);
+        let (words, _) = bytes.as_chunks::<4>();
+        let mut number: [u32; 10] = std::array::from_fn(|at| u32::from_be_bytes(words[at]));
+        let mut text = [ALPHABET[0]; TEXT];
+        for digits in text.rchunks_mut(5) {
+            let mut rest = 0;
+            for word in &mut number {
+                let value = rest << 32 | u64::from(*word);
+                *word = (value / FIVE_DIGITS) as u32;
+                rest = value % FIVE_DIGITS;
+            }
+            for digit in digits.iter_mut().rev() {
+                *digit = ALPHABET[(rest % 58) as usize];
+                rest /= 58;
+            }
+        }
+        text
     }
 }
 
@@ -47,10 +101,8 @@ impl FromStr for PeerId {
 
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = [0u8; 38];
-        bytes[..6].copy_from_slice(&LIBP2P_PREFIX);
-        bytes[6..].copy_from_slice(&self.0);
-        f.write_str(&bs58::encode(bytes).into_string())
+        let text = self.text();
+        f.write_str(std::str::from_utf8(&text).expect("base58 is ASCII"))
     }
 }
 
@@ -188,7 +240,17 @@ mod tests {
         let text = peer.to_string();
         assert!(text.starts_with("12D3KooW"), "{text}");
         assert_eq!(text.parse(), Ok(peer));
+        assert_eq!(peer.short(), text[text.len() - 6..]);
+        for name in [[0; 32], [255; 32], crate::hash::keyed("test", &[]).0] {
+            assert_eq!(PeerId(name).to_string(), bs58::encode([&LIBP2P_PREFIX[..], &name].concat()).into_string());
+        }
         assert_eq!("12D3KooWnonsense0".parse::<PeerId>(), Err(BadPeerId));
+    }
+
+    #[test]
+    fn peers_are_in_the_order_of_their_bytes() {
+        let names = [[0; 32], [7; 32], std::array::from_fn(|at| 7 + at as u8 / 31), [255; 32]];
+        assert!(names.is_sorted() && names.map(PeerId).is_sorted());
     }
 
     #[test]

@@ -59,9 +59,11 @@ pub struct Directory {
     progress_news: bool,
     /// Who serves what may have changed.
     news: bool,
-    /// Peers that serve what they served, at another speed or version.
-    numbers: BTreeSet<PeerId>,
+    /// Peers that serve what they served, at another speed or version; some of them more than once.
+    numbers: Vec<PeerId>,
     manifest: Arc<Manifest>,
+    /// Kept for its memory.
+    acts: Outbox<Act>,
 }
 
 impl Directory {
@@ -81,8 +83,9 @@ impl Directory {
             held_said: BTreeMap::new(),
             progress_news: false,
             news: true,
-            numbers: BTreeSet::new(),
+            numbers: Vec::new(),
             manifest: config.manifest.clone(),
+            acts: Outbox::new(),
         }
     }
 
@@ -111,7 +114,7 @@ impl Directory {
         self.stamp.sequence += 1;
         let life_ms = u32::try_from(life.as_millis()).unwrap_or(u32::MAX);
         let item = Item { run: self.run, stamp: self.stamp, made_at: utc, life_ms, what };
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.publish(now, item.sign(&self.key), item, &mut acts);
         self.perform(acts, out);
     }
@@ -174,20 +177,18 @@ impl Directory {
 
     /// Repeats my progress and snapshots before they expire.
     fn repeat(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
-        if let Some((at, progress)) = self.progress_said.clone()
-            && now.since(at) >= OFFER_EVERY
-        {
-            self.progress_said = Some((now, progress.clone()));
-            self.publish(now, utc, PROGRESS_LIFE, What::Progress(progress), out);
+        if let Some((_, progress)) = self.progress_said.take_if(|(at, _)| now.since(*at) >= OFFER_EVERY) {
+            self.publish_progress(now, utc, progress, out);
         }
-        let held: Vec<_> = self.held_said.values().map(|(_, held)| (held.version, held.root, held.len)).collect();
+        let due = self.held_said.values().filter(|(at, _)| now.since(*at) >= OFFER_EVERY);
+        let held: Vec<_> = due.map(|(_, held)| (held.version, held.root, held.len)).collect();
         self.publish_held(now, utc, &held, out);
     }
 
     // ---- hearing ---------------------------------------------------------------------------------------------------------
 
     pub fn on_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.on_up(now, peer, &mut acts);
         self.perform(acts, out);
     }
@@ -210,14 +211,14 @@ impl Directory {
     }
 
     pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: spread::Frame, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.on_frame(now, utc, from, frame, &mut acts);
         self.perform(acts, out);
     }
 
     /// `is_gone`: who does not answer, whatever was said of it.
     pub fn on_tick(&mut self, now: Instant, utc: Utc, is_gone: impl Fn(PeerId) -> bool, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.on_tick(now, &mut acts);
         self.perform(acts, out);
         self.repeat(now, utc, out);
@@ -226,17 +227,20 @@ impl Directory {
 
     /// One walk, which ends where every stage has somebody.
     fn note_empty(&mut self, now: Instant, is_gone: impl Fn(PeerId) -> bool) {
-        let mut empty: BTreeSet<Stage> = (0..self.manifest.stages.count).collect();
+        let mut empty = vec![true; usize::from(self.manifest.stages.count)];
+        let mut left = empty.len();
         for (stage, peer, state, _) in self.members.everywhere() {
-            if state != State::Draining && empty.contains(&stage) && !is_gone(peer) {
-                empty.remove(&stage);
-                if empty.is_empty() {
+            let Some(is_empty) = empty.get_mut(usize::from(stage)).filter(|is_empty| **is_empty) else { continue };
+            if state != State::Draining && !is_gone(peer) {
+                *is_empty = false;
+                left -= 1;
+                if left == 0 {
                     break;
                 }
             }
         }
-        for stage in 0..self.manifest.stages.count {
-            self.members.note_empty(now, stage, empty.contains(&stage));
+        for (stage, is_empty) in (0..).zip(empty) {
+            self.members.note_empty(now, stage, is_empty);
         }
     }
 
@@ -257,6 +261,7 @@ impl Directory {
                 }
             }
         }
+        self.acts = acts;
     }
 
     fn on_new(&mut self, heard: &Arc<Heard>, out: &mut Outbox<Output>) {
@@ -277,16 +282,14 @@ impl Directory {
         let change = self.members.on_item(heard, |peer| peer == run.owner || run.delegates.contains(&peer));
         match change {
             Change::Offer(_) => self.news = true,
-            Change::Numbers(peer) => {
-                self.numbers.insert(peer);
-            }
+            Change::Numbers(peer) => self.numbers.push(peer),
             Change::Progress(_) => self.progress_news = true,
             Change::Held(_) | Change::Nothing => {}
         }
     }
 
     pub fn tell_when_due(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        let mut acts = Outbox::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.spread.tell_when_due(now, &mut acts);
         self.perform(acts, out);
     }
@@ -310,7 +313,9 @@ impl Directory {
 
     /// Stages that peers serve as before, with the speeds that they claim anew, since this was last asked.
     pub fn take_numbers(&mut self) -> Vec<(Stage, PeerId, f64)> {
-        let numbers = std::mem::take(&mut self.numbers);
+        let mut numbers = std::mem::take(&mut self.numbers);
+        numbers.sort_unstable();
+        numbers.dedup();
         let of_peer = |peer: PeerId| {
             let stages = self.offer(peer).map_or(&[][..], |offer| &offer.stages);
             stages.iter().map(move |offer| (offer.stage, peer, offer.speed_milli as f64 / 1e3))
@@ -381,18 +386,24 @@ impl Directory {
     pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> Vec<Row> {
         let planned = self.members.everywhere();
         let planned = planned.filter(|(_, peer, state, _)| *state != State::Draining && !is_gone(*peer));
-        planned.map(|(stage, peer, _, speed)| (peer, stage, speed)).collect()
+        // Most serve one stage.
+        let mut rows = Vec::with_capacity(self.members.len() + 1);
+        rows.extend(planned.map(|(stage, peer, _, speed)| (peer, stage, speed)));
+        rows
     }
 
     /// Every stage of the run, with its replicas among these.
     fn by_stage(&self, replicas: impl Iterator<Item = (Stage, PeerId, State, f64)>) -> Serving {
-        let mut stages: Serving = (0..self.manifest.stages.count).map(|stage| (stage, BTreeMap::new())).collect();
+        let mut stages: Vec<Vec<(PeerId, f64)>> = vec![Vec::new(); usize::from(self.manifest.stages.count)];
         for (stage, peer, _, speed) in replicas {
-            if let Some(peers) = stages.get_mut(&stage) {
-                peers.entry(peer).or_insert(speed);
+            // They come in the order of their names. Of what one says twice the first word counts.
+            if let Some(peers) = stages.get_mut(usize::from(stage))
+                && peers.last().is_none_or(|(last, _)| *last != peer)
+            {
+                peers.push((peer, speed));
             }
         }
-        stages
+        (0..).zip(stages).map(|(stage, peers)| (stage, peers.into_iter().collect())).collect()
     }
 
     /// Who is about to serve a stage, without me.

@@ -42,7 +42,7 @@ use crate::{
         uplink::Uplink,
     },
     job::Job,
-    plan::moves::Foresight,
+    plan::{moves::Foresight, swarm::Cost},
 };
 use circle::Circle;
 use directory::Directory;
@@ -143,6 +143,7 @@ pub struct Peer {
     placement: Placement,
     moving: Option<Moving>,
     foresight: Foresight,
+    stage_costs: Arc<[Cost]>,
     /// No move is tried before.
     move_after: Instant,
     /// Of ids that were given back for a move: who has them two stages on.
@@ -174,6 +175,8 @@ pub struct Peer {
     near: Vec<PeerId>,
     near_is_old: bool,
     circle: Circle,
+    /// All of the circle were connected when that was last looked at, and nobody was lost since.
+    circle_stands: bool,
     /// When the circle was drawn, whether there is news since, and what this peer served then, and whether it fed.
     circled_at: Instant,
     circle_is_old: bool,
@@ -230,6 +233,7 @@ impl Peer {
             placement: Placement::Watch,
             moving: None,
             foresight: Foresight::default(),
+            stage_costs: placement::stage_costs(manifest, me),
             move_after: now,
             beyond: BTreeMap::new(),
             neighbours: Neighbours::default(),
@@ -254,6 +258,7 @@ impl Peer {
             near: Vec::new(),
             near_is_old: true,
             circle: Circle::default(),
+            circle_stands: false,
             circled_at: now,
             circle_is_old: true,
             circled_for: (BTreeSet::new(), false),
@@ -361,7 +366,7 @@ impl Machine for Peer {
         let flows = self.replicas.values().filter_map(|replica| replica.flow().and_then(|flow| flow.deadline()));
         let source = self.source.as_ref().and_then(Source::deadline);
         let offers = flows.chain(source).min().map(|at| (at, "an offer of a micro-batch ends"));
-        let route = self.route_is_old.then(|| (self.routed_at + wiring::ROUTE_PAUSE, "the route is old"));
+        let route = self.route_is_old.then(|| (self.route_at(), "the route is old"));
         let news = self.directory.deadline().filter(|_| !self.silent).map(|at| (at, "news waits"));
         let (at, why) = offers.into_iter().chain(route).chain(news).min()?;
         Some((at.max(self.last_turn + MIN_WAKE), why))

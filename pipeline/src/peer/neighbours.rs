@@ -2,7 +2,10 @@
 //!
 //! In: connections that stand or fall, hellos. Out: whom to greet, whom to fence. It knows nothing of stages.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use skein_protocol::{Incarnation, Instant, PeerId};
 
@@ -115,6 +118,17 @@ impl Neighbours {
 
     pub fn connected(&self) -> impl Iterator<Item = PeerId> + '_ {
         self.peers.iter().filter(|(_, n)| n.connected).map(|(peer, _)| *peer)
+    }
+
+    /// Those of `peers` to whom no connection stands.
+    pub fn missing(&self, peers: &BTreeSet<PeerId>) -> Vec<PeerId> {
+        // Both are in the same order: one walk beside the other.
+        let mut connected = self.connected().peekable();
+        let is_missing = |peer: &&PeerId| {
+            while connected.next_if(|connected| connected < *peer).is_some() {}
+            connected.peek() != Some(*peer)
+        };
+        peers.iter().filter(is_missing).copied().collect()
     }
 
     /// Whether `peer` may be dialled now; if so, the next time is later.

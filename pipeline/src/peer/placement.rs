@@ -1,9 +1,10 @@
 //! Which stages this peer serves, and how each gets its weights: from a living replica, from a held snapshot, from the seed.
 
-use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
+use std::{cmp::Reverse, collections::BTreeSet, sync::Arc, time::Duration};
 
 use skein_protocol::{
-    Blob, Instant, Outbox, PeerId, Stage, Version, event::Event, hash::Digest, wire::state::Purpose as StatePurpose,
+    Blob, Instant, Manifest, Outbox, PeerId, Stage, Version, event::Event, hash::Digest,
+    wire::state::Purpose as StatePurpose,
 };
 
 use super::{
@@ -32,7 +33,7 @@ const SETTLED: Duration = Duration::from_millis(700);
 const LONELY: Duration = Duration::from_secs(20);
 /// A stage without a replica is looked at this often, and the plan.
 const PLAN_EVERY: Duration = Duration::from_millis(500);
-const PLAN_SLOWEST: u32 = 8;
+const PLAN_SLOWEST: u32 = 16;
 /// A peer with room waits this long for a newcomer, or for somebody before it in the order of adoption.
 const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
@@ -134,13 +135,13 @@ impl Peer {
         let mine: BTreeSet<Stage> = self.replicas.keys().copied().collect();
         let mut gone = if mine.is_empty() { self.absent(now) } else { BTreeSet::new() };
         gone.extend(self.neighbours.gone());
-        let mut planned = self.directory.planned(|peer| gone.contains(&peer));
+        let mut planned = self.directory.planned(|peer| !gone.is_empty() && gone.contains(&peer));
         planned.retain(|(peer, ..)| *peer != self.me);
         let speed = |replica: &Replica| replica.flow().map_or(0.0, |flow| flow.busy.speed());
         let rows = self.replicas.iter().map(|(stage, replica)| (self.me, *stage, speed(replica)));
         let at = planned.partition_point(|(peer, ..)| *peer < self.me);
         planned.splice(at..at, rows);
-        let costs = self.stage_costs();
+        let costs = self.stage_costs.clone();
         let swarm = Swarm::of(planned, &costs);
         let used: u64 = mine.iter().filter_map(|stage| costs.get(usize::from(*stage))).map(|cost| cost.memory).sum();
         let memory = self.config.memory.saturating_sub(used);
@@ -181,17 +182,6 @@ impl Peer {
         let others = self.directory.offers().map(|(peer, _)| peer).filter(|peer| !self.neighbours.is_gone(*peer));
         let before = others.filter(|peer| rank(*peer) < mine).count() as u32;
         now.since(since) >= ADOPT_AFTER * (1 + before)
-    }
-
-    fn stage_costs(&self) -> Vec<Cost> {
-        let manifest = &self.config.manifest;
-        // What is not this peer's to serve fits nowhere.
-        let memory = |stage| match manifest.may_serve(self.me, stage) {
-            true => cost::memory(manifest, stage).peak(),
-            false => u64::MAX,
-        };
-        let of_stage = |stage| Cost { memory: memory(stage), flops: cost::stage_flops(manifest, stage) };
-        (0..manifest.stages.count).map(of_stage).collect()
     }
 
     pub(super) fn want_stage(&mut self, now: Instant, stage: Stage, pinned: bool, why: &str, out: &mut Outbox<Output>) {
@@ -434,8 +424,9 @@ impl Peer {
         const LOOKUP_EVERY: Duration = Duration::from_secs(10);
         const OTHERWISE: Duration = Duration::from_secs(60);
         self.draw_circle(now);
-        let missing = |peer: &&PeerId| !self.neighbours.is_connected(**peer);
-        for peer in self.circle.dialled.iter().filter(missing).copied().collect::<Vec<_>>() {
+        let missing = if self.circle_stands { Vec::new() } else { self.neighbours.missing(&self.circle.dialled) };
+        self.circle_stands = missing.is_empty();
+        for peer in missing {
             let addresses = self.directory.offer(peer).map(|offer| offer.addresses.clone());
             if let Some(addresses) = addresses {
                 self.dial(now, peer, addresses, out);
@@ -472,7 +463,7 @@ impl Peer {
         self.circle = Circle::of(needs, self.directory.offers());
         self.route.set_circle(self.circle.is_part.then(|| self.circle.dialled.clone()));
         (self.circled_at, self.circle_is_old, self.circled_for) = (now, false, (mine, feeds));
-        self.near_is_old = true;
+        (self.near_is_old, self.circle_stands) = (true, false);
     }
 
     /// Tells the run what I serve, how fast, and where I am reached. Repeats only what changed, and before it expires.
@@ -487,4 +478,15 @@ impl Peer {
     pub(super) fn root_of_run(&self) -> Digest {
         self.config.run
     }
+}
+
+/// What each stage takes of this peer.
+pub(super) fn stage_costs(manifest: &Manifest, me: PeerId) -> Arc<[Cost]> {
+    // What is not this peer's to serve fits nowhere.
+    let memory = |stage| match manifest.may_serve(me, stage) {
+        true => cost::memory(manifest, stage).peak(),
+        false => u64::MAX,
+    };
+    let of_stage = |stage| Cost { memory: memory(stage), flops: cost::stage_flops(manifest, stage) };
+    (0..manifest.stages.count).map(of_stage).collect()
 }

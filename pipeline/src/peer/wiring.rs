@@ -41,7 +41,7 @@ const EMPTY_AFTER: Duration = Duration::from_secs(3);
 /// Jobs of training in a row that my worker may fail at before I leave: who comes for them then finds somebody else.
 const UNDONE_MAX: u32 = 8;
 /// Where many are, the route hears of those who come at most this often: in the rush of a beginning all come at once.
-pub(super) const ROUTE_PAUSE: Duration = Duration::from_millis(50);
+const ROUTE_PAUSE: Duration = Duration::from_millis(50);
 /// Ticks do their work at most this often.
 const TICK: Duration = Duration::from_millis(90);
 
@@ -101,6 +101,7 @@ impl Peer {
     /// A neighbour is gone; with it what it offered, unless that `still_holds`.
     fn on_peer_lost(&mut self, now: Instant, peer: PeerId, why: &str, still_holds: bool, out: &mut Outbox<Output>) {
         let incarnation = self.neighbours.on_lost(now, peer);
+        self.circle_stands = false;
         if let Some(incarnation) = incarnation {
             out.push(Output::Emit(Event::PeerLost { peer, incarnation, why: why.to_string() }));
         }
@@ -759,7 +760,7 @@ impl Peer {
 
     fn on_tick(&mut self, now: Instant, utc: Utc, out: &mut Outbox<Output>) {
         self.utc = utc;
-        if self.route_is_old && now.since(self.routed_at) >= ROUTE_PAUSE {
+        if self.route_is_old && now >= self.route_at() {
             self.refresh_route(now, out);
         }
         if self.silent {
@@ -838,11 +839,16 @@ impl Peer {
 
     /// Somebody came, or says something else: at once among few.
     fn refresh_route_soon(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        if self.directory.crowd() > 1 && now.since(self.routed_at) < ROUTE_PAUSE {
+        if self.directory.crowd() > 1 && now < self.route_at() {
             self.route_is_old = true;
         } else {
             self.refresh_route(now, out);
         }
+    }
+
+    /// When the route may hear of somebody who came.
+    pub(super) fn route_at(&self) -> Instant {
+        self.routed_at + ROUTE_PAUSE
     }
 
     /// Who serves what, for the route: connected, greeted and living.
@@ -914,9 +920,11 @@ impl Peer {
     }
 
     fn name_active(&mut self, out: &mut Outbox<Output>) {
-        let flows = self.replicas.values().filter_map(Replica::flow);
-        let mut active: Vec<PeerId> =
-            flows.flat_map(|flow| flow.partners().into_iter().chain(flow.feeders())).collect();
+        let mut active: Vec<PeerId> = Vec::new();
+        for flow in self.replicas.values().filter_map(Replica::flow) {
+            active.extend(flow.partners());
+            active.extend(flow.feeders());
+        }
         active.extend(self.source.iter().flat_map(Source::replicas_in_use));
         active.extend(self.transfer.partners());
         active.extend(self.generate.partners());
@@ -924,8 +932,12 @@ impl Peer {
         if std::mem::take(&mut self.near_is_old) {
             self.near = self.who_is_near();
         }
-        active.extend_from_slice(&self.near);
-        active.retain(|peer| *peer != self.me);
+        // Mostly those who are near are all, and they are in order.
+        active.retain(|peer| *peer != self.me && self.near.binary_search(peer).is_err());
+        if active.is_empty() && self.near == self.active {
+            return;
+        }
+        active.extend(self.near.iter().filter(|peer| **peer != self.me));
         active.sort_unstable();
         active.dedup();
         if active != self.active {

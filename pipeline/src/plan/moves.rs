@@ -6,6 +6,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    ops::ControlFlow,
     time::Duration,
 };
 
@@ -23,8 +25,11 @@ pub const GAIN: f64 = 0.9;
 /// Moves that are thought out at once. The next ones are seen when these are done.
 pub const MOVES_MAX: usize = 16;
 
-/// While the same peers serve the same stages, speeds that changed are thought over this often.
+/// While the same peers serve the same stages, speeds that changed are thought over this often; among more peers than these up
+/// to so many times as seldom, since some speed always changes, and one counts for less.
 const THOUGHT: Duration = Duration::from_secs(5);
+const THOUGHT_PEERS: usize = 64;
+const THOUGHT_SLOWEST: u32 = 4;
 
 /// A replica that would help more at another stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +93,8 @@ impl Foresight {
     /// The moves if everybody goes.
     pub fn see(&mut self, now: Instant, own: Own<'_>, swarm: &Swarm, costs: &[Cost]) -> &[(PeerId, Move)] {
         let seen = swarm.marks();
-        let holds = seen == self.seen || now.since(self.seen_at) < THOUGHT && seen.0 == self.seen.0;
+        let crowd = ((swarm.peers.len() / THOUGHT_PEERS) as u32).clamp(1, THOUGHT_SLOWEST);
+        let holds = seen == self.seen || now.since(self.seen_at) < THOUGHT * crowd && seen.0 == self.seen.0;
         if !holds || *own.free != self.free || self.lists.is_empty() {
             let first = list(swarm, costs, Some(own), |_| false);
             let swarm = if first.is_empty() { Swarm::default() } else { swarm.clone() };
@@ -200,15 +206,22 @@ impl Search<'_> {
                     continue;
                 }
                 // Nearly always the first places tell.
-                let differ = |(after, best): &(f64, f64)| after.min(*best) < ALIKE * after.max(*best);
-                let after = self.stand_after(&now, alike.share, from, to);
-                let is_better = match after.zip(best.iter().copied()).find(differ) {
-                    Some((after, best)) if after < best => continue,
-                    Some(_) => true,
-                    None => false,
+                let mut places = best.iter();
+                let differ = |after: f64| match places.next() {
+                    Some(best) if after.min(*best) < ALIKE * after.max(*best) => ControlFlow::Break(after > *best),
+                    _ => ControlFlow::Continue(()),
+                };
+                let is_better = match self.after(&now, alike.share, from, to, differ) {
+                    ControlFlow::Break(false) => continue,
+                    ControlFlow::Break(true) => true,
+                    ControlFlow::Continue(()) => false,
                 };
                 if is_better {
-                    best = self.stand_after(&now, alike.share, from, to).collect();
+                    best.clear();
+                    let ControlFlow::Continue(()) = self.after(&now, alike.share, from, to, |after| {
+                        best.push(after);
+                        ControlFlow::<Infallible>::Continue(())
+                    });
                     equals.clear();
                 }
                 if is_better || !equals.is_empty() {
@@ -231,28 +244,33 @@ impl Search<'_> {
         own.free.contains(&from) && own.fits(memory(alike.served, self.costs), from, to, self.costs)
     }
 
-    /// The ascending throughputs after a move: those of `now` without two, and two others.
-    fn stand_after<'a>(
+    /// Goes through the ascending throughputs after a move: those of `now` without two, and two others.
+    fn after<B>(
         &self,
-        now: &'a [f64],
+        now: &[f64],
         share: f64,
         from: Stage,
         to: Stage,
-    ) -> impl Iterator<Item = f64> + use<'a> {
+        mut see: impl FnMut(f64) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
         let less = before_from - self.swarm.speed(share, from);
         let more = before_to + self.swarm.speed(share, to);
-        let mut gone = [before_from, before_to].map(Some);
-        let mut come = [less.min(more), less.max(more)].into_iter().peekable();
-        let mut stay = now.iter().copied().filter(move |value| {
-            let is_gone = gone.iter_mut().find(|gone| **gone == Some(*value));
-            is_gone.map(Option::take).is_none()
-        });
-        let mut stays = stay.next();
-        std::iter::from_fn(move || match stays {
-            Some(value) => come.next_if(|come| *come <= value).or_else(|| std::mem::replace(&mut stays, stay.next())),
-            None => come.next(),
-        })
+        let mut gone = [Some(before_from), Some(before_to)];
+        let come = [less.min(more), less.max(more)];
+        let mut come = &come[..];
+        for value in now.iter().copied() {
+            if let Some(gone) = gone.iter_mut().find(|gone| **gone == Some(value)) {
+                *gone = None;
+                continue;
+            }
+            while let Some((first, rest)) = come.split_first().filter(|(first, _)| **first <= value) {
+                see(*first)?;
+                come = rest;
+            }
+            see(value)?;
+        }
+        come.iter().try_for_each(|come| see(*come))
     }
 }
 

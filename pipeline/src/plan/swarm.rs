@@ -77,13 +77,19 @@ impl Swarm {
         }
         let credible = CREDIBLE * median(all.clone());
         all.iter_mut().for_each(|power| *power = power.min(credible));
-        let typical = mean(&all).unwrap_or(1.0);
-        let mut swarm = Swarm { flops, replicas, ..Swarm::default() };
+        let typical = mean(all.into_iter()).unwrap_or(1.0);
+        let mut swarm = Swarm {
+            flops,
+            replicas,
+            peers: Vec::with_capacity(rows.len()),
+            power: Vec::with_capacity(rows.len()),
+            stages: Vec::with_capacity(rows.len()),
+            ends: Vec::with_capacity(rows.len()),
+        };
         for of_peer in rows.chunk_by(|a, b| a.0 == b.0) {
             let known = of_peer.iter().map(|(.., power)| *power).filter(|power| *power > 0.0);
-            let known: Vec<f64> = known.map(|power| power.min(credible)).collect();
             swarm.peers.push(of_peer[0].0);
-            swarm.power.push(alike(mean(&known).unwrap_or(typical)));
+            swarm.power.push(alike(mean(known.map(|power| power.min(credible))).unwrap_or(typical)));
             swarm.stages.extend(of_peer.iter().map(|(_, stage, _)| *stage));
             swarm.ends.push(swarm.stages.len() as u32);
         }
@@ -157,8 +163,9 @@ fn alike(power: f64) -> f64 {
     if power > 0.0 { libm::exp2(libm::round(libm::log2(power) * 4.0) / 4.0) } else { power }
 }
 
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (count, sum) = values.fold((0, 0.0), |(count, sum), value| (count + 1, sum + value));
+    (count > 0).then(|| sum / f64::from(count))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -45,9 +45,15 @@ pub enum BadFrame {
 
 impl Frame {
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.about_bytes());
-        minicbor::encode(self, &mut bytes).expect("writing to a Vec cannot fail");
+        let mut bytes = Vec::new();
+        self.encode_to(&mut bytes);
         bytes
+    }
+
+    /// Writes the same behind what is in `bytes`.
+    pub fn encode_to(&self, bytes: &mut Vec<u8>) {
+        bytes.reserve(self.about_bytes());
+        minicbor::encode(self, Behind(bytes)).expect("writing to a Vec cannot fail");
     }
 
     /// About as many bytes as it takes: what is written grows little, and is moved seldom.
@@ -61,6 +67,19 @@ impl Frame {
     /// Reads one frame and nothing else. Allocates no more than a small multiple of `bytes.len()`.
     pub fn decode(bytes: &[u8]) -> Result<Frame, BadFrame> {
         exact(bytes, limits::FRAME_MAX)
+    }
+}
+
+/// Writes behind what is there. Most of what an encoder writes is a byte or nine, for which a call takes longer than the writing.
+struct Behind<'a>(&'a mut Vec<u8>);
+
+impl minicbor::encode::Write for Behind<'_> {
+    type Error = std::convert::Infallible;
+
+    #[inline(always)]
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
     }
 }
 

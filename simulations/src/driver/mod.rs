@@ -65,7 +65,7 @@ const SYNC: Time = 5 * MILLISECOND;
 const UTC_BASE: u64 = 1_790_000_000_000;
 
 enum Happening {
-    Fault(Fault),
+    Fault(Box<Fault>),
     Wake {
         peer: usize,
         process: u32,
@@ -164,6 +164,8 @@ pub struct Simulation<P: Process = Peer> {
     /// Each with the number of lines before it: a process may start in the moment in which the one before it was ended.
     kills: Vec<(usize, Kill)>,
     history: History,
+    /// Kept for its memory: the bytes of the frame that is sent.
+    written: Vec<u8>,
     traffic: [u64; Lane::ALL.len()],
     arrivals: u64,
     pub answers: Vec<Answer>,
@@ -211,7 +213,7 @@ impl<P: Process> Simulation<P> {
         let disks = ids.iter().map(disk_of).collect();
         let mut engine = Engine::default();
         for (peer, plan) in setup.peers.iter().enumerate() {
-            engine.plan(plan.starts.as_nanos() as Time, Happening::Fault(Fault::Start(peer)));
+            engine.plan(plan.starts.as_nanos() as Time, Happening::Fault(Fault::Start(peer).into()));
         }
         Simulation {
             manifest: Arc::new(setup.manifest.clone()),
@@ -239,6 +241,7 @@ impl<P: Process> Simulation<P> {
             lines: Vec::new(),
             kills: Vec::new(),
             history: History::default(),
+            written: Vec::new(),
             traffic: [0; Lane::ALL.len()],
             arrivals: 0,
             answers: Vec::new(),
@@ -382,7 +385,7 @@ impl<P: Process> Simulation<P> {
     }
 
     pub fn at(&mut self, time: Duration, fault: Fault) {
-        self.engine.plan(time.as_nanos() as Time, Happening::Fault(fault));
+        self.engine.plan(time.as_nanos() as Time, Happening::Fault(fault.into()));
     }
 
     /// Does it now.
@@ -456,7 +459,7 @@ impl<P: Process> Simulation<P> {
         }
         let Some(happening) = self.engine.step() else { return };
         match happening {
-            Happening::Fault(fault) => self.do_fault(fault),
+            Happening::Fault(fault) => self.do_fault(*fault),
             Happening::Wake { peer, process, token } => self.on_wake(peer, process, token),
             Happening::Bootstrap { peer, process } => self.bootstrap(peer, process),
             Happening::Fact { peer, process, fact } => {
@@ -532,7 +535,7 @@ impl<P: Process> Simulation<P> {
             Fault::Resume(peer) => self.resume(peer),
             Fault::PauseFor(peer, time) => {
                 self.pause(peer);
-                self.engine.after(time.as_nanos() as Time, Happening::Fault(Fault::Resume(peer)));
+                self.engine.after(time.as_nanos() as Time, Happening::Fault(Fault::Resume(peer).into()));
             }
             Fault::Block(from, to) => {
                 let alarms = self.network.block(now, from, to);
@@ -541,7 +544,7 @@ impl<P: Process> Simulation<P> {
             Fault::Unblock(from, to) => self.unblock(from, to),
             Fault::BlockFor(from, to, time) => {
                 self.do_fault(Fault::Block(from, to));
-                self.engine.after(time.as_nanos() as Time, Happening::Fault(Fault::Unblock(from, to)));
+                self.engine.after(time.as_nanos() as Time, Happening::Fault(Fault::Unblock(from, to).into()));
             }
             Fault::Partition(a, b) => {
                 self.do_fault(Fault::Block(a, b));
@@ -794,10 +797,7 @@ impl<P: Process> Simulation<P> {
         }
         self.record(peer, &fact);
         let hooked = match &fact {
-            Fact::Frame { from, frame, .. } => {
-                let from = self.numbers[from];
-                self.run_hooks(peer, What::Arrived { from, frame })
-            }
+            Fact::Frame { from, frame, .. } => self.run_hooks(peer, What::Arrived { from: *from, frame }),
             Fact::Done { done, .. } => self.run_hooks(peer, What::Finished(done)),
             _ => false,
         };
@@ -812,6 +812,7 @@ impl<P: Process> Simulation<P> {
         let input = match fact {
             Fact::Input(input) => input,
             Fact::Frame { from, frame, body, .. } => {
+                let from = self.ids[from];
                 Input::Frame { from, frame, body: body.map(|body| life.store.insert(body)) }
             }
             Fact::Records { request, tokens, labels, starts } => {
@@ -830,18 +831,17 @@ impl<P: Process> Simulation<P> {
         let history = &mut self.history;
         match fact {
             Fact::Input(Input::Tick { .. }) => history.fact(now, peer, 0, &[]),
+            Fact::Input(Input::PeerUp { peer: other }) => history.fact(now, peer, 4, &other.0),
             Fact::Input(input) => history.fact_in_words(now, peer, 1, format_args!("{input:?}")),
-            Fact::Frame { from, bytes, body, .. } => {
-                history.fact(now, peer, 2, bytes);
-                history.more(&from.0);
-                history.more(&body.as_ref().map_or(0, Payload::len).to_le_bytes());
+            Fact::Frame { from, mark, body, .. } => {
+                history.frame(now, peer, *from, *mark, body.as_ref().map_or(0, Payload::len));
             }
-            Fact::Records { request, .. } => history.fact(now, peer, 3, &request.to_le_bytes()),
-            Fact::Done { job, done } => history.fact_in_words(now, peer, 4, format_args!("{job:?} {done:?}")),
+            Fact::Records { request, .. } => history.fact(now, peer, 2, &request.to_le_bytes()),
+            Fact::Done { job, done } => history.fact_in_words(now, peer, 3, format_args!("{job:?} {done:?}")),
         }
         if self.setup.traced && !matches!(fact, Fact::Input(Input::Tick { .. })) {
-            self.note(peer, |sim| match fact {
-                Fact::Frame { from, frame, .. } => format!("<- p{} {}", sim.numbers[from], brief(frame)),
+            self.note(peer, |_| match fact {
+                Fact::Frame { from, frame, .. } => format!("<- p{from} {}", brief(frame)),
                 other => format!("<- {other:?}"),
             });
         }

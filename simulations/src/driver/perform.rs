@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     checker::Property,
+    digest::Mark,
     engine::{MILLISECOND, Time},
     world::{
         Payload,
@@ -174,18 +175,18 @@ impl<P: Process> Simulation<P> {
         // The frame itself goes on; whoever looks on sees a copy.
         let seen = self.is_watched().then(|| frame.clone());
         if number == peer {
-            let bytes = frame.encode();
-            self.fact_now(peer, Fact::Frame { from: to, frame, bytes, body });
+            let (_, mark) = self.write(&frame);
+            self.fact_now(peer, Fact::Frame { from: peer, frame, mark, body });
         } else if let Some(connection) = self.network.connection(peer, number) {
-            let bytes = frame.encode();
-            let too_large = bytes.len() > FRAME_MAX || body.as_ref().is_some_and(|body| body.len() > BODY_MAX);
+            let (len, mark) = self.write(&frame);
+            let too_large = len > FRAME_MAX || body.as_ref().is_some_and(|body| body.len() > BODY_MAX);
             if too_large {
                 let words = super::brief(&frame);
                 return self.wrong(Property::P0, format!("peer {peer} sends more than the limits allow: {words}"));
             }
             let process = self.processes[peer];
             let message =
-                Message { from: peer, to: number, process, departed: now, connection, lane, frame, bytes, body };
+                Message { from: peer, to: number, process, departed: now, connection, lane, frame, len, mark, body };
             self.traffic[lane as usize] += message.size();
             if message.body.is_none() {
                 self.leave(message);
@@ -196,6 +197,13 @@ impl<P: Process> Simulation<P> {
         if let Some(frame) = seen {
             self.run_hooks(peer, What::Sent { to: number, frame: &frame });
         }
+    }
+
+    /// How many bytes a frame is, and what stands for them.
+    fn write(&mut self, frame: &Frame) -> (usize, Mark) {
+        self.written.clear();
+        frame.encode_to(&mut self.written);
+        (self.written.len(), Mark::of(&self.written))
     }
 
     /// What a poisoned peer sends in the place of its next result.
@@ -278,7 +286,7 @@ impl<P: Process> Simulation<P> {
 
     pub(super) fn on_arrival(&mut self, message: Message) {
         let size = message.size();
-        let Message { from, to, process, departed, connection, lane, frame, bytes, body } = message;
+        let Message { from, to, process, departed, connection, lane, frame, mark, body, .. } = message;
         let cut = self.cuts.get(&(from, process)).is_some_and(|cut| departed >= *cut);
         if cut || self.network.connection(to, from) != Some(connection) {
             return;
@@ -293,11 +301,11 @@ impl<P: Process> Simulation<P> {
         self.meters[to].received(lane, size);
         self.arrivals += 1;
         if self.arrivals.is_multiple_of(self.setup.reread_every.max(1))
-            && let Err(wrong) = read_back(&bytes)
+            && let Err(wrong) = read_back(&frame)
         {
             return self.wrong(Property::P9, format!("a frame of peer {from} {wrong}"));
         }
-        self.deliver(to, Fact::Frame { from: self.ids[from], frame, bytes, body });
+        self.deliver(to, Fact::Frame { from, frame, mark, body });
     }
 
     pub(super) fn on_acknowledgement(&mut self, of: Box<Acknowledgement>) {
@@ -414,8 +422,9 @@ impl<P: Process> Simulation<P> {
 }
 
 /// A receiver reads what was written, and would write the same.
-fn read_back(bytes: &[u8]) -> Result<(), String> {
-    match Frame::decode(bytes) {
+fn read_back(frame: &Frame) -> Result<(), String> {
+    let bytes = frame.encode();
+    match Frame::decode(&bytes) {
         Ok(decoded) if decoded.encode() == bytes => Ok(()),
         Ok(decoded) => Err(format!("is not what it was: {}", super::brief(&decoded))),
         Err(error) => Err(format!("cannot be read: {error}")),

@@ -10,11 +10,12 @@ use skein_pipeline::{
     },
 };
 use skein_protocol::{
-    Incarnation, Instant, JobId, Lane, Machine, Outbox, PeerId,
+    Incarnation, Instant, JobId, Lane, Machine, Outbox,
     wire::{Frame, Starts, flow::About},
 };
 
 use crate::{
+    digest::Mark,
     engine::Time,
     worker::Work,
     world::{Payload, Store, network::ConnectionId},
@@ -38,11 +39,11 @@ impl Process for Peer {
 #[derive(Debug)]
 pub(super) enum Fact {
     Input(Input),
-    /// With the bytes in which it travelled.
+    /// With what stands for the bytes in which it travelled.
     Frame {
-        from: PeerId,
+        from: usize,
         frame: Frame,
-        bytes: Vec<u8>,
+        mark: Mark,
         body: Option<Payload>,
     },
     Records {
@@ -68,7 +69,9 @@ pub(super) struct Message {
     pub connection: ConnectionId,
     pub lane: Lane,
     pub frame: Frame,
-    pub bytes: Vec<u8>,
+    /// How many bytes it is, and what stands for them.
+    pub len: usize,
+    pub mark: Mark,
     pub body: Option<Payload>,
 }
 
@@ -86,7 +89,7 @@ pub(super) struct Acknowledgement {
 impl Message {
     /// Bytes on the wire: the frame, the body, and what the transport adds.
     pub fn size(&self) -> u64 {
-        self.bytes.len() as u64 + self.body.as_ref().map_or(0, Payload::len) + 60
+        self.len as u64 + self.body.as_ref().map_or(0, Payload::len) + 60
     }
 }
 
