@@ -6,6 +6,7 @@ mod conversation;
 mod courtesy;
 #[cfg(test)]
 mod decoders;
+mod granted;
 mod hub;
 mod link;
 mod outbox;
