@@ -22,6 +22,7 @@ use super::{
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
+    pace::Stretch,
     silence::IN_USE,
     units,
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
@@ -210,7 +211,7 @@ async fn send(wire: &Arc<Wire>) -> End {
     let mut orders = link.orders();
     let mut flying = FuturesUnordered::new();
     let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
-    let (mut busy_since, mut sent) = (Instant::now(), sent_by(&wire.connection));
+    let mut stretch = Stretch::new(Instant::now(), sent_by(&wire.connection));
     loop {
         let order = *orders.borrow_and_update();
         let sending = order.sends();
@@ -221,7 +222,7 @@ async fn send(wire: &Arc<Wire>) -> End {
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
             let alone = flying.is_empty();
             if alone {
-                (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
+                stretch = Stretch::new(Instant::now(), sent_by(&wire.connection));
             }
             counts[message.lane as usize] += 1;
             bytes += message.size();
@@ -245,7 +246,11 @@ async fn send(wire: &Arc<Wire>) -> End {
             if Lane::ALL.into_iter().any(|lane| courtesy::is_urgent(lane) && counts[lane as usize] > 0) {
                 own_urgent = Some(now);
             }
-            humility.store(shared.courtesy.is_due(now, &counts, own_urgent), Ordering::Relaxed);
+            let humble = shared.courtesy.is_due(now, &counts, own_urgent);
+            humility.store(humble, Ordering::Relaxed);
+            if humble {
+                stretch.gives_way();
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK), if counts[Lane::Bulk as usize] > 0 => {}
@@ -260,9 +265,11 @@ async fn send(wire: &Arc<Wire>) -> End {
                     Outcome::Stopped => {}
                     Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
                 }
-                if flying.is_empty() || busy_since.elapsed() > PACED {
-                    link.pace.measured(sent_by(&wire.connection) - sent, busy_since.elapsed(), wire.connection.rtt());
-                    (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
+                let now = Instant::now();
+                if flying.is_empty() || stretch.length(now) > PACED {
+                    let sent = sent_by(&wire.connection);
+                    stretch.ends(now, sent, wire.connection.rtt(), &link.pace);
+                    stretch = Stretch::new(now, sent);
                 }
             }
             _ = orders.changed() => {}
