@@ -6,6 +6,7 @@ mod conversation;
 mod courtesy;
 #[cfg(test)]
 mod decoders;
+mod flying;
 mod granted;
 mod hub;
 mod link;
@@ -14,6 +15,7 @@ mod pace;
 mod quic_link;
 mod silence;
 mod stream_link;
+mod turns;
 mod window;
 pub(super) mod wire;
 

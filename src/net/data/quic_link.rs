@@ -18,12 +18,14 @@ use super::{
     Happened, Link, Peering, Shared,
     conversation::{Conversation, End, Lanes, Reply},
     courtesy::{self, LOOK},
+    flying::Flying,
     granted::Granted,
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
     pace::Stretch,
     silence::IN_USE,
+    turns::Turns,
     units,
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
@@ -79,7 +81,13 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
         return connection.close(Code::NotWanted.into(), b"not wanted");
     };
     let (conversation, mut replies) = Conversation::new(shared, peering, link);
-    let wire = Arc::new(Wire { conversation, connection, granted: Granted::default(), sent: Mutex::default() });
+    let wire = Arc::new(Wire {
+        conversation,
+        connection,
+        granted: Granted::default(),
+        sent: Mutex::default(),
+        turns: Turns::default(),
+    });
     let conversation = &wire.conversation;
     let (mut readers, mut refusals) = (JoinSet::new(), Refusals { wire: &wire });
     let mut acknowledged = 0;
@@ -123,6 +131,7 @@ struct Wire {
     granted: Granted,
     /// The messages sent last, by their streams: a refusal may come when all was acknowledged.
     sent: Mutex<VecDeque<(u64, Lane, Bytes)>>,
+    turns: Turns,
 }
 
 impl Wire {
@@ -204,60 +213,54 @@ async fn greet(shared: &Shared, connection: &quinn::Connection, serial: u64) -> 
 /// Sends messages on streams of their own while the hub wants it.
 async fn send(wire: &Arc<Wire>) -> End {
     let Conversation { shared, peering, link, ending, .. } = &wire.conversation;
-    // The send window is shared by all lanes: what is more urgent must find room in it.
-    let window = shared.limits.send_window / 4 * 3;
     let humility = congestion::humility(&wire.connection);
     let mut own_urgent = None;
     let mut orders = link.orders();
-    let mut flying = FuturesUnordered::new();
-    let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
+    let mut sends = FuturesUnordered::new();
+    let mut flying = Flying::new(shared.limits.flying_bytes);
     let mut stretch = Stretch::new(Instant::now(), sent_by(&wire.connection));
     loop {
         let order = *orders.borrow_and_update();
         let sending = order.sends();
         loop {
-            let may = |lane: Lane, size: u64| {
-                sending && counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
-            };
+            let may = |lane: Lane, size: u64| sending && flying.may(lane, size);
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
-            let alone = flying.is_empty();
+            let alone = sends.is_empty();
             if alone {
                 stretch = Stretch::new(Instant::now(), sent_by(&wire.connection));
             }
-            counts[message.lane as usize] += 1;
-            bytes += message.size();
+            flying.begun(&message);
             if writable {
                 wire.conversation.tell_writable(message.lane).await;
             }
-            flying.push(send_one(wire, message, alone));
+            sends.push(send_one(wire, message, alone));
         }
         if !sending {
             // The notice of a new message may have come to us; whoever sends now must have it.
             peering.outbox.queued.notify_one();
         }
         ending.send_if_modified(|ending| {
-            let landed = order.leaves() && flying.is_empty();
+            let landed = order.leaves() && sends.is_empty();
             let news = landed && !ending.landed;
             ending.landed |= landed;
             news
         });
         if let Some(humility) = &humility {
             let now = Instant::now();
-            if Lane::ALL.into_iter().any(|lane| courtesy::is_urgent(lane) && counts[lane as usize] > 0) {
+            if Lane::ALL.into_iter().any(|lane| courtesy::is_urgent(lane) && flying.has(lane)) {
                 own_urgent = Some(now);
             }
-            let humble = shared.courtesy.is_due(now, &counts, own_urgent);
+            let humble = shared.courtesy.is_due(now, flying.counts(), own_urgent);
             humility.store(humble, Ordering::Relaxed);
             if humble {
                 stretch.gives_way();
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK), if counts[Lane::Bulk as usize] > 0 => {}
-            Some(landed) = flying.next(), if !flying.is_empty() => {
+            () = tokio::time::sleep(LOOK), if flying.has(Lane::Bulk) => {}
+            Some(landed) = sends.next(), if !sends.is_empty() => {
                 let (message, outcome): (Message, Outcome) = landed;
-                counts[message.lane as usize] -= 1;
-                bytes -= message.size();
+                flying.landed(&message);
                 match outcome {
                     Outcome::Delivered => {
                         shared.count_sent(message.lane, message.size());
@@ -266,7 +269,7 @@ async fn send(wire: &Arc<Wire>) -> End {
                     Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
                 }
                 let now = Instant::now();
-                if flying.is_empty() || stretch.length(now) > PACED {
+                if sends.is_empty() || stretch.length(now) > PACED {
                     let sent = sent_by(&wire.connection);
                     stretch.ends(now, sent, wire.connection.rtt(), &link.pace);
                     stretch = Stretch::new(now, sent);
@@ -321,9 +324,12 @@ async fn send_one(wire: &Arc<Wire>, message: Message, alone: bool) -> (Message, 
     (message, outcome)
 }
 
+/// The code with which the peer stopped it, if it did.
+type Sending = Result<Option<quinn::VarInt>, quinn::WriteError>;
+
 /// `alone`: nothing else is under way, so nothing is before it.
-async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
-    let mut stream = wire.connection.open_uni().await?;
+async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Sending {
+    let stream = wire.connection.open_uni().await?;
     {
         let mut sent = lock(&wire.sent);
         if sent.len() >= REMEMBERED {
@@ -331,6 +337,12 @@ async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Result<Option<
         }
         sent.push_back((stream.id().index(), message.lane, message.frame.clone()));
     }
+    give(wire, stream, message, alone).await
+}
+
+async fn give(wire: &Wire, mut stream: quinn::SendStream, message: &Message, alone: bool) -> Sending {
+    // Not before it has a stream: it must not keep those back that will give theirs to it.
+    let mut turn = wire.turns.enter(message.lane);
     let head = Head {
         lane: message.lane,
         frame_len: message.frame.len() as u32,
@@ -345,16 +357,17 @@ async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Result<Option<
     if alone {
         // Together, so that the head does not leave in a packet of its own.
         let _ = stream.set_priority(priority);
-        stream.write_all_chunks(&mut [first, body]).await?;
+        turn.give(&mut stream, &mut [first, body]).await?;
     } else {
         // Before the bodies under way: the receiver waits for it as soon as a stream that was opened later has come.
         let _ = stream.set_priority(HEAD_PRIORITY);
         stream.write_all_chunks(&mut [first]).await?;
         let _ = stream.set_priority(priority);
-        stream.write_all_chunks(&mut [body]).await?;
+        turn.give(&mut stream, &mut [body]).await?;
     }
     // It fails only on streams that are finished or reset already.
     let _ = stream.finish();
+    drop(turn);
     stream.stopped().await.map_err(|error| match error {
         quinn::StoppedError::ConnectionLost(error) => quinn::WriteError::ConnectionLost(error),
         quinn::StoppedError::ZeroRttRejected => quinn::WriteError::ZeroRttRejected,
