@@ -21,8 +21,7 @@ pub struct Limits {
     pub frame_max: u32,
     /// Bytes of a message's body: the protocol's own limit, since one averaging round of a stage is one body.
     pub body_max: u64,
-    /// Bytes of bodies that are being read at one time, from one peer and from all.
-    pub receiving_peer: u64,
+    /// Bytes of bodies that are being read at one time.
     pub receiving_total: u64,
     /// Concurrent messages from a peer before and after one of its bodies was taken.
     pub streams_new: u32,
@@ -75,7 +74,6 @@ impl Default for Limits {
         Limits {
             frame_max: 64 * KIB as u32,
             body_max: BODY_MAX,
-            receiving_peer: BODY_MAX,
             receiving_total: 1024 * MIB,
             streams_new: 4,
             streams: 64,

@@ -99,8 +99,8 @@ pub trait Lanes: Send {
         payload: BytesMut,
     ) -> impl Future<Output = Result<(), End>> + Send;
 
-    /// Asked at every record: an end, when a message has been arriving for too long.
-    fn stalled(&self) -> Option<End> {
+    /// Asked at every record, which was waited for so long: an end, when a message has been arriving for too long.
+    fn stalled(&mut self, _: &Conversation, _waited: Duration) -> Option<End> {
         None
     }
 }
@@ -116,11 +116,12 @@ impl Conversation {
     /// Reads records until the stream or the peer's good behaviour ends.
     pub async fn read<R: AsyncRead + Unpin>(&self, reader: &mut R, lanes: &mut impl Lanes) -> End {
         loop {
+            let asked = Instant::now();
             let (kind, payload) = match self.read_record(reader).await {
                 Ok(record) => record,
                 Err(end) => return end,
             };
-            if let Some(end) = lanes.stalled() {
+            if let Some(end) = lanes.stalled(self, asked.elapsed()) {
                 return end;
             }
             let Some(kind) = kind else { continue };
@@ -181,7 +182,7 @@ impl Conversation {
             return Err(self.fault("a frame that is too large"));
         }
         self.shared.count_received(Lane::Control, frame.len() as u64);
-        let message = NetEvent::Message { from: self.link.peer, lane: Lane::Control, frame, body: None };
+        let message = NetEvent::Message { from: self.link.peer, lane: Lane::Control, frame, body: None, room: None };
         self.peering.deliver(&self.shared, message).await;
         Ok(())
     }

@@ -51,7 +51,7 @@ pub enum Kind {
     End,
     /// I have read your end.
     EndRead,
-    /// The body of a message is not wanted: see [`Refusal`].
+    /// A message is not read, or not to its end: see [`Refusal`].
     Refused(Lane),
     /// Where messages have no streams of their own: the head and frame of a message, a piece of its body, its early end.
     Start(Lane),
@@ -133,7 +133,7 @@ impl Segment {
     }
 }
 
-/// Names the message whose body is not wanted: by the index of its stream, or where messages have none by its number in its
+/// Names the message that is not read to its end: by the index of its stream, or where messages have none by its number in its
 /// lane on this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
