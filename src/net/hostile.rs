@@ -242,6 +242,37 @@ async fn whatever_is_not_read_to_its_end_is_refused_in_words_too() {
     assert_eq!(refusal, Some(Refusal { number, code: Code::Malformed }));
 }
 
+/// A body may take minutes; the frames of the connection that is used after this one's do not wait for it.
+#[tokio::test]
+async fn frames_go_on_over_a_better_connection_while_bodies_are_on_their_way_over_the_former() {
+    let mut victim = Victim::start_with(Limits::default(), Arc::new(TakeAll)).await;
+    let former = victim.connection(2).await;
+    let (mut control, mut theirs) = greet_both(&former, 1).await;
+    victim.up().await;
+    let peer = Key::from_secret([2; 32]).peer();
+    let segment = |number| wire::Segment { number, broken: false }.encode();
+    write(&mut control, Kind::Segment, &segment(0)).await;
+    write(&mut control, Kind::Frame, b"first").await;
+    let _body = begin(&former, Lane::Bulk, 100, 1).await;
+    // One of theirs, which nobody here reads.
+    let round = Bytes::from(vec![7; 1 << 20]);
+    victim.net.send(peer, Lane::Average, Bytes::from_static(b"frame"), Some(round)).expect("it is up");
+    let better = victim.connection(2).await;
+    let (mut next, _theirs) = greet_both(&better, 2).await;
+    assert_eq!(record(&mut theirs, Kind::LastFrame).await, b"", "they say that no more frames come on the former");
+    write(&mut next, Kind::Segment, &segment(1)).await;
+    write(&mut next, Kind::Frame, b"second").await;
+    write(&mut control, Kind::LastFrame, b"").await;
+    for wanted in ["first", "second"] {
+        assert_eq!(victim.message().await.1, wanted);
+    }
+}
+
+async fn write(control: &mut quinn::SendStream, kind: Kind, payload: &[u8]) {
+    let record = [&wire::record_head(kind, payload.len() as u32)[..], payload].concat();
+    control.write_all(&record).await.expect("an open stream");
+}
+
 #[tokio::test]
 async fn a_record_larger_than_a_frame_ends_the_connection() {
     let mut victim = Victim::start().await;

@@ -17,7 +17,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use skein_protocol::{Lane, event::Severity};
 use tokio::{
     sync::{mpsc, watch},
-    time::MissedTickBehavior,
+    time::{MissedTickBehavior, timeout},
 };
 
 use super::{
@@ -58,6 +58,8 @@ impl End {
 pub struct Ending {
     /// We have sent a segment on this connection.
     pub used: bool,
+    /// We have said that no more frames come on it.
+    pub framed: bool,
     /// Every message that had a stream of its own was received.
     pub landed: bool,
     /// We have said that we send nothing more.
@@ -130,6 +132,10 @@ impl Conversation {
                 Kind::Ping => self.on_ping(payload.freeze()),
                 Kind::Pong => self.on_pong(&payload),
                 Kind::Segment => self.on_segment(&payload).await,
+                Kind::LastFrame => {
+                    self.end_segment();
+                    Ok(())
+                }
                 Kind::End => self.on_end().await,
                 Kind::EndRead => self.on_end_read().await,
                 Kind::Start(_) | Kind::Piece(_) | Kind::Abort(_) | Kind::Refused(_) => {
@@ -214,7 +220,11 @@ impl Conversation {
             let (peer, number, by) = (self.link.peer, segment.number, self.link.id);
             self.shared.happened(Happened::Broken { peer, number, by }).await;
         }
-        self.peering.segments_ended_below(segment.number).await;
+        // What the peer says here meanwhile is not read: its silence says nothing.
+        let mut ended = std::pin::pin!(self.peering.segments_ended_below(segment.number));
+        while timeout(TICK, &mut ended).await.is_err() {
+            self.hear();
+        }
         self.link.reading.store(segment.number.saturating_add(1), Ordering::Relaxed);
         Ok(())
     }
@@ -336,6 +346,11 @@ impl Conversation {
             Order::Wait | Order::Close(..) => Ok(false),
             Order::Send => Ok(true),
             Order::Drain | Order::Finish => {
+                // Nothing is chosen again that was drained: the next connection's frames need not wait for bodies of this one.
+                if order == Order::Drain && ending.used && !ending.framed {
+                    self.ending.send_modify(|ending| ending.framed = true);
+                    self.write_record(writer, Kind::LastFrame, &[]).await?;
+                }
                 let waiting = order == Order::Finish && self.peering.outbox.has_frames();
                 if waiting {
                     self.peering.outbox.framed.notify_one();

@@ -296,7 +296,7 @@ pub struct Peering {
     /// Whether the node has been told `Up`, and not yet `Lost`. Who delivers a message holds it for reading, so no message
     /// comes between the two.
     up: tokio::sync::RwLock<bool>,
-    /// All of their segments below this were read to their end, or will never be.
+    /// The frames of all of their segments below this were read, or will never be.
     segments: watch::Sender<u32>,
     receiving: Shares,
     /// Milliseconds since our start at which a message last went either way.

@@ -148,7 +148,9 @@ impl Lanes for Incoming<'_> {
                 Ok(())
             }
             Kind::Refused(lane) => self.on_refused(conversation, lane, &payload),
-            Kind::Frame | Kind::Ping | Kind::Pong | Kind::Segment | Kind::End | Kind::EndRead => Ok(()),
+            Kind::Frame | Kind::Ping | Kind::Pong | Kind::Segment | Kind::LastFrame | Kind::End | Kind::EndRead => {
+                Ok(())
+            }
         }
     }
 
