@@ -10,7 +10,10 @@ use skein_protocol::{
     Blob, Instant, Outbox, PeerId, RunId, Stage,
     event::RoundOutcome,
     hash,
-    wire::average::{Frame, Name, Terms},
+    wire::{
+        average::{Frame, Name, Terms},
+        limits::RATE_MIN,
+    },
 };
 
 /// Candidates that are asked before a round is skipped.
@@ -21,11 +24,9 @@ const SUITORS: usize = 8;
 const PROPOSAL: Duration = Duration::from_secs(2);
 /// A proposal waits so long for mine to be answered: its sender must hear of it before it gives up.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The longest a phase of the exchange takes before it is rolled back, beside what its tensors need on a slow link.
+/// The longest a phase of the exchange takes before it is rolled back, beside what its tensors need on the slowest link. A partner
+/// that is gone is noticed long before; this only ends an exchange with one that stays and never sends.
 const PHASE: Duration = Duration::from_secs(60);
-/// Bytes a second of the slowest link over which tensors still arrive in time: 2 Mbit/s. A partner that is gone is noticed long
-/// before; this only ends an exchange with one that stays and never sends.
-const RATE_MIN: u64 = 250_000;
 /// How long the last word of the partner is waited for.
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// Replicas further apart than this many rounds copy rather than average: a mean with slow weights that old pulls back.

@@ -218,7 +218,7 @@ mod tests {
 
     fn said(from: PeerId, frame: hello::Frame) -> NetEvent {
         let frame = Frame::Hello(frame).encode().into();
-        NetEvent::Message { from, lane: Lane::Control, frame, body: None }
+        NetEvent::Message { from, lane: Lane::Control, frame, body: None, room: None }
     }
 
     fn hands_out(from: PeerId, signed: Vec<u8>) -> NetEvent {

@@ -21,8 +21,7 @@ pub struct Limits {
     pub frame_max: u32,
     /// Bytes of a message's body: the protocol's own limit, since one averaging round of a stage is one body.
     pub body_max: u64,
-    /// Bytes of bodies that are being read at one time, from one peer and from all.
-    pub receiving_peer: u64,
+    /// Bytes of bodies that are being read at one time.
     pub receiving_total: u64,
     /// Concurrent messages from a peer before and after one of its bodies was taken.
     pub streams_new: u32,
@@ -34,8 +33,10 @@ pub struct Limits {
     pub window_used: u32,
     pub window: u32,
     pub windows_total: u64,
-    /// Bytes unacknowledged on one connection. All lanes share it, so it is larger than what bulk lanes may have open.
+    /// Bytes unacknowledged on one connection: more than `window`, so that only what the peer grants bounds them.
     pub send_window: u64,
+    /// Bytes of messages on their way over one connection, in a lane and those before it.
+    pub flying_bytes: u64,
     /// Bytes of the longest datagram that is tried to a peer on this machine or in this network, where more than Ethernet's 1500
     /// bytes may pass: fewer packets are sealed and counted for the same bytes. quinn hands ten at once to the system, which
     /// takes no more than 65,507.
@@ -73,7 +74,6 @@ impl Default for Limits {
         Limits {
             frame_max: 64 * KIB as u32,
             body_max: BODY_MAX,
-            receiving_peer: BODY_MAX,
             receiving_total: 1024 * MIB,
             streams_new: 4,
             streams: 64,
@@ -82,7 +82,8 @@ impl Default for Limits {
             window_used: 4 * MIB as u32,
             window: 64 * MIB as u32,
             windows_total: 1024 * MIB,
-            send_window: 32 * MIB,
+            send_window: 80 * MIB,
+            flying_bytes: 24 * MIB,
             datagram_near: 6500,
             queue_messages: 256,
             queue_bytes: 64 * MIB,

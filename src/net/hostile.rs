@@ -9,9 +9,12 @@ use tokio::sync::mpsc;
 
 use super::{
     Admit, Code, Limits, Net, NetConfig, NetEvent, Verdict,
-    data::wire::{self, GREETING_LEN, Greeting, Head, Kind},
+    data::wire::{self, GREETING_LEN, Greeting, Head, Kind, Refusal},
     quic, start,
 };
+
+/// Only bounds how long a failing test hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Refuses every body, as a node does that was not asked for one.
 struct RefuseAll;
@@ -37,11 +40,11 @@ struct Victim {
 
 impl Victim {
     async fn start() -> Victim {
-        Victim::start_with(Arc::new(RefuseAll)).await
+        Victim::start_with(Limits::default(), Arc::new(RefuseAll)).await
     }
 
-    async fn start_with(admit: Arc<dyn Admit>) -> Victim {
-        let config = NetConfig::loopback(Key::from_secret([1; 32]));
+    async fn start_with(limits: Limits, admit: Arc<dyn Admit>) -> Victim {
+        let config = NetConfig { limits, ..NetConfig::loopback(Key::from_secret([1; 32])) };
         let (net, mut events) = start(config, admit).await.expect("loopback is free");
         while !net.addresses().iter().any(|address| quic::to_socket(address).is_some()) {
             events.recv().await.expect("the network runs");
@@ -72,7 +75,21 @@ impl Victim {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), looking).await.expect("it comes to hold in time");
+        tokio::time::timeout(PATIENCE, looking).await.expect("it comes to hold in time");
+    }
+
+    /// The next message, but for what else happens before it.
+    async fn message(&mut self) -> (Lane, Bytes) {
+        let coming = async {
+            loop {
+                match self.events.recv().await.expect("the network runs") {
+                    NetEvent::Message { lane, frame, .. } => return (lane, frame),
+                    NetEvent::Lost { why, .. } => panic!("{why}"),
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, coming).await.expect("it comes in time")
     }
 
     async fn up(&mut self) {
@@ -82,16 +99,47 @@ impl Victim {
 
 /// The control stream after an honest greeting.
 async fn greet(connection: &quinn::Connection) -> quinn::SendStream {
+    let (control, mut theirs) = greet_both(connection, 1).await;
+    // The control stream of the other side stays open for as long as the connection does.
+    tokio::spawn(async move { while let Ok(Some(_)) = theirs.read_chunk(4096, true).await {} });
+    control
+}
+
+/// The control streams of both sides.
+async fn greet_both(connection: &quinn::Connection, serial: u64) -> (quinn::SendStream, quinn::RecvStream) {
     let mut control = connection.open_uni().await.expect("one stream is granted");
-    let greeting = Greeting { instance: 7, serial: 1 };
+    let greeting = Greeting { instance: 7, serial };
     control.write_all(&greeting.encode()).await.expect("an open stream");
     let mut theirs = connection.accept_uni().await.expect("a control stream");
     let mut bytes = [0; GREETING_LEN];
     theirs.read_exact(&mut bytes).await.expect("a greeting");
     assert!(Greeting::decode(&bytes).is_some());
-    // The control stream of the other side stays open for as long as the connection does.
-    tokio::spawn(async move { while let Ok(Some(_)) = theirs.read_chunk(4096, true).await {} });
-    control
+    (control, theirs)
+}
+
+/// The next record of this kind on a control stream; those before it are skipped.
+async fn record(control: &mut quinn::RecvStream, wanted: Kind) -> Vec<u8> {
+    let coming = async {
+        loop {
+            let mut head = [0; wire::RECORD_HEAD_LEN];
+            control.read_exact(&mut head).await.expect("the connection stays");
+            let (kind, len) = wire::read_record_head(head);
+            let mut payload = vec![0; len as usize];
+            control.read_exact(&mut payload).await.expect("the connection stays");
+            if kind == Some(wanted) {
+                return payload;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, coming).await.expect("it comes in time")
+}
+
+/// Begins a message with a body of `len` bytes, and sends `bytes` of it.
+async fn begin(connection: &quinn::Connection, lane: Lane, len: u64, bytes: usize) -> quinn::SendStream {
+    let head = Head { lane, frame_len: 5, body_len: len };
+    let mut stream = connection.open_uni().await.expect("a stream is granted");
+    stream.write_all(&[&head.encode()[..], b"frame", &vec![7; bytes]].concat()).await.expect("an open stream");
+    stream
 }
 
 /// Sends `head` and `rest` as a message and returns the code with which it was stopped.
@@ -143,25 +191,86 @@ async fn a_body_that_nobody_wants_is_refused_before_it_is_sent() {
 #[tokio::test]
 async fn a_message_that_is_cut_off_gives_its_memory_back_and_the_next_one_arrives() {
     const LEN: usize = 256 << 10;
-    let mut victim = Victim::start_with(Arc::new(TakeAll)).await;
+    let mut victim = Victim::start_with(Limits::default(), Arc::new(TakeAll)).await;
     let connection = victim.connection(2).await;
     let _control = greet(&connection).await;
     victim.up().await;
-    let head = Head { lane: Lane::Gradient, frame_len: 5, body_len: LEN as u64 };
-    let message = |len| [&head.encode()[..], b"frame", &vec![7; len]].concat();
-    let mut stream = connection.open_uni().await.expect("a stream is granted");
-    stream.write_all(&message(LEN / 2)).await.expect("an open stream");
+    let mut stream = begin(&connection, Lane::Gradient, LEN as u64, LEN / 2).await;
     victim.receives(|bytes| bytes >= LEN as u64).await;
     stream.reset(Code::Cancelled.into()).expect("it is open");
     victim.receives(|bytes| bytes == 0).await;
-    let mut stream = connection.open_uni().await.expect("a stream is granted");
-    stream.write_all(&message(LEN)).await.expect("an open stream");
-    stream.finish().expect("it is open");
+    begin(&connection, Lane::Gradient, LEN as u64, LEN).await.finish().expect("it is open");
     match victim.events.recv().await {
-        Some(NetEvent::Message { body: Some(body), .. }) => assert_eq!(body.len(), LEN),
+        Some(NetEvent::Message { body: Some(body), room, .. }) => {
+            assert_eq!(body.len(), LEN);
+            assert_eq!(victim.net.stats().receiving, LEN as u64, "until the node counts it elsewhere");
+            drop(room);
+        }
         other => panic!("{other:?}"),
     }
+    assert_eq!(victim.net.stats().receiving, 0);
     assert_eq!(victim.net.stats().faults, 0, "whoever changes its mind did nothing wrong");
+}
+
+#[tokio::test]
+async fn a_body_that_claims_all_room_and_hardly_comes_keeps_no_gradient_out() {
+    const TOTAL: u64 = 4 << 20;
+    let limits = Limits { receiving_total: TOTAL, ..Limits::default() };
+    let mut victim = Victim::start_with(limits, Arc::new(TakeAll)).await;
+    let claims = victim.connection(2).await;
+    let _control = greet(&claims).await;
+    victim.up().await;
+    let _claimed = begin(&claims, Lane::Average, TOTAL, 1).await;
+    victim.receives(|bytes| bytes == TOTAL / 4 * 3).await;
+    let works = victim.connection(3).await;
+    let _control = greet(&works).await;
+    victim.up().await;
+    begin(&works, Lane::Gradient, 1000, 1000).await.finish().expect("it is open");
+    assert_eq!(victim.message().await.0, Lane::Gradient);
+}
+
+#[tokio::test]
+async fn whatever_is_not_read_to_its_end_is_refused_in_words_too() {
+    let mut victim = Victim::start_with(Limits::default(), Arc::new(TakeAll)).await;
+    let connection = victim.connection(2).await;
+    let (_control, mut theirs) = greet_both(&connection, 1).await;
+    victim.up().await;
+    let mut stream = begin(&connection, Lane::Average, 1, 2).await;
+    let number = stream.id().index();
+    stream.finish().expect("it is open");
+    let refusal = Refusal::decode(&record(&mut theirs, Kind::Refused(Lane::Control)).await);
+    assert_eq!(refusal, Some(Refusal { number, code: Code::Malformed }));
+}
+
+/// A body may take minutes; the frames of the connection that is used after this one's do not wait for it.
+#[tokio::test]
+async fn frames_go_on_over_a_better_connection_while_bodies_are_on_their_way_over_the_former() {
+    let mut victim = Victim::start_with(Limits::default(), Arc::new(TakeAll)).await;
+    let former = victim.connection(2).await;
+    let (mut control, mut theirs) = greet_both(&former, 1).await;
+    victim.up().await;
+    let peer = Key::from_secret([2; 32]).peer();
+    let segment = |number| wire::Segment { number, broken: false }.encode();
+    write(&mut control, Kind::Segment, &segment(0)).await;
+    write(&mut control, Kind::Frame, b"first").await;
+    let _body = begin(&former, Lane::Bulk, 100, 1).await;
+    // One of theirs, which nobody here reads.
+    let round = Bytes::from(vec![7; 1 << 20]);
+    victim.net.send(peer, Lane::Average, Bytes::from_static(b"frame"), Some(round)).expect("it is up");
+    let better = victim.connection(2).await;
+    let (mut next, _theirs) = greet_both(&better, 2).await;
+    assert_eq!(record(&mut theirs, Kind::LastFrame).await, b"", "they say that no more frames come on the former");
+    write(&mut next, Kind::Segment, &segment(1)).await;
+    write(&mut next, Kind::Frame, b"second").await;
+    write(&mut control, Kind::LastFrame, b"").await;
+    for wanted in ["first", "second"] {
+        assert_eq!(victim.message().await.1, wanted);
+    }
+}
+
+async fn write(control: &mut quinn::SendStream, kind: Kind, payload: &[u8]) {
+    let record = [&wire::record_head(kind, payload.len() as u32)[..], payload].concat();
+    control.write_all(&record).await.expect("an open stream");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ use tokio::{
 
 pub use self::{
     address::Reachability,
-    data::Path,
+    data::{Held, Path},
     gate::{Code, Limits},
     quic::{bind, plain as plain_quinn, to_multiaddr, to_socket},
 };
@@ -156,6 +156,8 @@ pub enum NetEvent {
         lane: Lane,
         frame: Bytes,
         body: Option<Bytes>,
+        /// Room in memory that the body has: to be kept until the body is counted elsewhere.
+        room: Option<Held>,
     },
     /// The message that began with this frame is on its way no longer: it lies at `peer`, as far as the connection tells, or was
     /// refused there. Only of activations and gradients.

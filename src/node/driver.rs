@@ -521,7 +521,11 @@ impl Driver {
                 }
                 self.turn(Some(Input::PeerLost { peer, why }));
             }
-            NetEvent::Message { from, lane, frame, body } => self.on_message(from, lane, &frame, body),
+            NetEvent::Message { from, lane, frame, body, room } => {
+                self.on_message(from, lane, &frame, body);
+                // The body lies in the store by now, and is counted there.
+                drop(room);
+            }
             NetEvent::Delivered { peer, lane, frame } => self.on_delivered(peer, lane, &frame),
             NetEvent::Refused { peer, lane, frame, code } => self.on_refused(peer, lane, &frame, code),
             NetEvent::Found { request, peers, done } => {

@@ -297,7 +297,13 @@ mod tests {
     fn a_long_wait_keeps_only_what_still_holds() {
         let (here, gone) = (PeerId([1; 32]), PeerId([2; 32]));
         let up = |peer| NetEvent::Up { peer, path: Path::Direct, address: String::new() };
-        let said = |from| NetEvent::Message { from, lane: Lane::Control, frame: Bytes::from_static(b"x"), body: None };
+        let said = |from| NetEvent::Message {
+            from,
+            lane: Lane::Control,
+            frame: Bytes::from_static(b"x"),
+            body: None,
+            room: None,
+        };
         let mut backlog = Vec::new();
         keep(&mut backlog, up(here));
         keep(&mut backlog, said(here));

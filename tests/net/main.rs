@@ -13,6 +13,7 @@ use libp2p::{
 use skein::{
     net::{self, Admit, Code, Limits, NetConfig, NetError, NetEvent, Path, SendError, Verdict},
     node::blobs::{Blobs, Kind, Room},
+    shape::Shaper,
 };
 use skein_protocol::{Lane, PeerId, key::Key};
 
@@ -42,6 +43,47 @@ async fn a_body_larger_than_a_lane_and_all_windows_arrives_whole() {
         a.net.send(b.me, Lane::Average, Bytes::from_static(b"round"), Some(whole.clone())).expect("b is up");
         assert!(b.message().await.3.as_ref() == Some(&whole), "tcp {tcp}");
     }
+}
+
+/// Two peers with a link of 100 Mbit/s and 20 ms between them, for as long as the last is kept.
+async fn narrow_pair() -> (Node, Node, Shaper) {
+    let (mut a, mut b) = (Node::start(config(1)).await, Node::start(config(2)).await);
+    let (to, _) = net::to_socket(&b.address(false)).expect("an address of QUIC");
+    let shaper = Shaper::start(to, "100mbit,20ms".parse().expect("a shape")).await.expect("loopback is free");
+    a.net.dial_address(net::to_multiaddr(shaper.address()));
+    a.up(b.me).await;
+    b.up(a.me).await;
+    (a, b, shaper)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gradient_is_not_behind_a_round_that_was_begun_before_it() {
+    let (a, mut b, _shaper) = narrow_pair().await;
+    let round = body(64 << 20, 1);
+    a.net.send(b.me, Lane::Average, Bytes::from_static(b"round"), Some(round.clone())).expect("b is up");
+    eventually(|| b.net.stats().receiving > 0).await;
+    a.net.send(b.me, Lane::Gradient, Bytes::from_static(b"gradient"), Some(body(64 << 10, 2))).expect("b is up");
+    assert_eq!(b.message().await.2, "gradient");
+    assert!(b.message().await.3 == Some(round));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_round_arrives_beside_gradients_that_never_end() {
+    let (a, mut b, _shaper) = narrow_pair().await;
+    let (to, gradient) = (b.me, body(1 << 10, 2));
+    let send = || a.net.send(to, Lane::Gradient, Bytes::from_static(b"gradient"), Some(gradient.clone()));
+    // The next one is sent before the one that arrived is acknowledged.
+    for _ in 0..8 {
+        send().expect("b is up");
+    }
+    b.message().await;
+    a.net.send(b.me, Lane::Average, Bytes::from_static(b"round"), Some(body(32 << 20, 1))).expect("b is up");
+    let arriving = async {
+        while b.message().await.2 != "round" {
+            send().expect("b is up");
+        }
+    };
+    timeout(PATIENCE, arriving).await.expect("the round arrives in time");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -129,7 +129,7 @@ impl Node {
 
     pub async fn message(&mut self) -> (PeerId, Lane, Bytes, Option<Bytes>) {
         self.until(|event| match event {
-            NetEvent::Message { from, lane, frame, body } => Some((*from, *lane, frame.clone(), body.clone())),
+            NetEvent::Message { from, lane, frame, body, .. } => Some((*from, *lane, frame.clone(), body.clone())),
             _ => None,
         })
         .await

@@ -11,6 +11,8 @@ pub const FRAME_MAX: usize = 64 << 10;
 /// Bytes of the body of one message: the tensors of an averaging round of one stage are the largest. A receiver bounds all bodies
 /// that lie in its memory by its own budget besides.
 pub const BODY_MAX: u64 = 512 << 20;
+/// Bytes a second of the slowest link over which bodies still arrive in time: 2 Mbit/s.
+pub const RATE_MIN: u64 = 250_000;
 /// Bytes of one chunk of a stage's state.
 pub const CHUNK: u64 = 4 << 20;
 /// Stages of a run.

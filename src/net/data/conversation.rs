@@ -17,7 +17,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use skein_protocol::{Lane, event::Severity};
 use tokio::{
     sync::{mpsc, watch},
-    time::MissedTickBehavior,
+    time::{MissedTickBehavior, timeout},
 };
 
 use super::{
@@ -58,6 +58,8 @@ impl End {
 pub struct Ending {
     /// We have sent a segment on this connection.
     pub used: bool,
+    /// We have said that no more frames come on it.
+    pub framed: bool,
     /// Every message that had a stream of its own was received.
     pub landed: bool,
     /// We have said that we send nothing more.
@@ -99,8 +101,8 @@ pub trait Lanes: Send {
         payload: BytesMut,
     ) -> impl Future<Output = Result<(), End>> + Send;
 
-    /// Asked at every record: an end, when a message has been arriving for too long.
-    fn stalled(&self) -> Option<End> {
+    /// Asked at every record, which was waited for so long: an end, when a message has been arriving for too long.
+    fn stalled(&mut self, _: &Conversation, _waited: Duration) -> Option<End> {
         None
     }
 }
@@ -116,11 +118,12 @@ impl Conversation {
     /// Reads records until the stream or the peer's good behaviour ends.
     pub async fn read<R: AsyncRead + Unpin>(&self, reader: &mut R, lanes: &mut impl Lanes) -> End {
         loop {
+            let asked = Instant::now();
             let (kind, payload) = match self.read_record(reader).await {
                 Ok(record) => record,
                 Err(end) => return end,
             };
-            if let Some(end) = lanes.stalled() {
+            if let Some(end) = lanes.stalled(self, asked.elapsed()) {
                 return end;
             }
             let Some(kind) = kind else { continue };
@@ -129,6 +132,10 @@ impl Conversation {
                 Kind::Ping => self.on_ping(payload.freeze()),
                 Kind::Pong => self.on_pong(&payload),
                 Kind::Segment => self.on_segment(&payload).await,
+                Kind::LastFrame => {
+                    self.end_segment();
+                    Ok(())
+                }
                 Kind::End => self.on_end().await,
                 Kind::EndRead => self.on_end_read().await,
                 Kind::Start(_) | Kind::Piece(_) | Kind::Abort(_) | Kind::Refused(_) => {
@@ -181,7 +188,7 @@ impl Conversation {
             return Err(self.fault("a frame that is too large"));
         }
         self.shared.count_received(Lane::Control, frame.len() as u64);
-        let message = NetEvent::Message { from: self.link.peer, lane: Lane::Control, frame, body: None };
+        let message = NetEvent::Message { from: self.link.peer, lane: Lane::Control, frame, body: None, room: None };
         self.peering.deliver(&self.shared, message).await;
         Ok(())
     }
@@ -213,7 +220,11 @@ impl Conversation {
             let (peer, number, by) = (self.link.peer, segment.number, self.link.id);
             self.shared.happened(Happened::Broken { peer, number, by }).await;
         }
-        self.peering.segments_ended_below(segment.number).await;
+        // What the peer says here meanwhile is not read: its silence says nothing.
+        let mut ended = std::pin::pin!(self.peering.segments_ended_below(segment.number));
+        while timeout(TICK, &mut ended).await.is_err() {
+            self.hear();
+        }
         self.link.reading.store(segment.number.saturating_add(1), Ordering::Relaxed);
         Ok(())
     }
@@ -335,6 +346,11 @@ impl Conversation {
             Order::Wait | Order::Close(..) => Ok(false),
             Order::Send => Ok(true),
             Order::Drain | Order::Finish => {
+                // Nothing is chosen again that was drained: the next connection's frames need not wait for bodies of this one.
+                if order == Order::Drain && ending.used && !ending.framed {
+                    self.ending.send_modify(|ending| ending.framed = true);
+                    self.write_record(writer, Kind::LastFrame, &[]).await?;
+                }
                 let waiting = order == Order::Finish && self.peering.outbox.has_frames();
                 if waiting {
                     self.peering.outbox.framed.notify_one();

@@ -39,7 +39,14 @@ pub fn record(bytes: &[u8]) {
                 assert_eq!(Refusal::decode(&refusal.encode()), Some(refusal));
             }
         }
-        Kind::Frame | Kind::Ping | Kind::Pong | Kind::End | Kind::EndRead | Kind::Piece(_) | Kind::Abort(_) => {}
+        Kind::Frame
+        | Kind::Ping
+        | Kind::Pong
+        | Kind::LastFrame
+        | Kind::End
+        | Kind::EndRead
+        | Kind::Piece(_)
+        | Kind::Abort(_) => {}
     }
 }
 

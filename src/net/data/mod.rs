@@ -2,17 +2,23 @@
 //! send. Out: `Up`, `Message`, `Lost`, with at most one connection of a peer in use at a time.
 //! A message is delivered, or its sender hears `Lost`. Knows no frame's content.
 
+mod coming;
 mod conversation;
 mod courtesy;
 #[cfg(test)]
 mod decoders;
+mod flying;
+mod granted;
 mod hub;
 mod link;
 mod outbox;
 mod pace;
 mod quic_link;
+mod rooms;
+mod sent;
 mod silence;
 mod stream_link;
+mod turns;
 mod window;
 pub(super) mod wire;
 
@@ -28,15 +34,17 @@ use std::{
 use bytes::Bytes;
 use libp2p::Multiaddr;
 use skein_protocol::{Lane, PeerId, event::Severity};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use self::{
     courtesy::Courtesy,
     outbox::{Message, Outbox},
+    rooms::{Rooms, Shares},
 };
 pub use self::{
     hub::{Happened, run as run_hub},
     link::{Link, Path},
+    rooms::Held,
     stream_link::{PROTOCOL, Pipe, run as run_stream},
 };
 use super::{
@@ -46,8 +54,6 @@ use super::{
 
 pub use quic_link::run as run_quic;
 
-/// Unit of the semaphores that bound bodies in memory.
-const RECEIVE_UNIT: u64 = 1024;
 /// A connection that carried messages within this time is not closed for idleness.
 const USED_LATELY: Duration = Duration::from_secs(20);
 
@@ -71,7 +77,7 @@ pub struct Shared {
     active: RwLock<BTreeSet<PeerId>>,
     keeps: Mutex<BTreeMap<PeerId, Arc<AtomicBool>>>,
     standing: Mutex<Standing>,
-    receiving: Arc<Semaphore>,
+    receiving: Rooms,
     /// Bytes of receive windows granted to peers beyond what everyone gets.
     granted: AtomicU64,
     courtesy: Courtesy,
@@ -108,7 +114,7 @@ impl Shared {
         commands: mpsc::Sender<Command>,
     ) -> (Arc<Shared>, mpsc::Receiver<Happened>) {
         let (inbox, happened) = mpsc::channel(256);
-        let receiving = Arc::new(Semaphore::new(units(limits.receiving_total) as usize));
+        let receiving = Rooms::new(limits.receiving_total);
         let shared = Shared {
             me,
             limits,
@@ -239,12 +245,6 @@ impl Shared {
         metrics::counter!("skein_net_refused_total").increment(1);
     }
 
-    /// Bytes of bodies that are being read.
-    fn being_read(&self) -> u64 {
-        let free = self.receiving.available_permits() as u64;
-        u64::from(units(self.limits.receiving_total)).saturating_sub(free) * RECEIVE_UNIT
-    }
-
     pub fn stats(&self) -> NetStats {
         let load = |counters: &[AtomicU64; Lane::ALL.len()]| {
             std::array::from_fn(|lane| counters[lane].load(Ordering::Relaxed))
@@ -260,17 +260,13 @@ impl Shared {
         NetStats {
             sent: load(&self.counts.sent),
             received: load(&self.counts.received),
-            receiving: self.being_read(),
+            receiving: self.receiving.taken(),
             refused: self.counts.refused.load(Ordering::Relaxed),
             faults: self.counts.faults.load(Ordering::Relaxed),
             connections: self.counts.connections.load(Ordering::Relaxed),
             peers: peers.collect(),
         }
     }
-}
-
-fn units(bytes: u64) -> u32 {
-    bytes.div_ceil(RECEIVE_UNIT).min(u64::from(u32::MAX)) as u32
 }
 
 fn lane_label(lane: Lane) -> &'static str {
@@ -300,9 +296,9 @@ pub struct Peering {
     /// Whether the node has been told `Up`, and not yet `Lost`. Who delivers a message holds it for reading, so no message
     /// comes between the two.
     up: tokio::sync::RwLock<bool>,
-    /// All of their segments below this were read to their end, or will never be.
+    /// The frames of all of their segments below this were read, or will never be.
     segments: watch::Sender<u32>,
-    receiving: Arc<Semaphore>,
+    receiving: Shares,
     /// Milliseconds since our start at which a message last went either way.
     used: AtomicU64,
 }
@@ -315,7 +311,7 @@ impl Peering {
             keep: shared.keep(peer),
             up: tokio::sync::RwLock::new(false),
             segments: watch::Sender::new(0),
-            receiving: Arc::new(Semaphore::new(units(shared.limits.receiving_peer) as usize)),
+            receiving: shared.receiving.shares(),
             used: AtomicU64::new(0),
         }
     }

@@ -3,7 +3,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Stretches that carried less say more of the round trip than of the rate.
@@ -32,6 +32,38 @@ impl Pace {
     }
 }
 
+/// A stretch of time in which something was on its way.
+#[derive(Debug)]
+pub struct Stretch {
+    since: Instant,
+    /// Bytes that the connection had sent before.
+    sent: u64,
+    /// It sent less than it could have.
+    gave_way: bool,
+}
+
+impl Stretch {
+    pub fn new(now: Instant, sent: u64) -> Stretch {
+        Stretch { since: now, sent, gave_way: false }
+    }
+
+    /// The connection sends less than it could: what is carried says nothing of the link.
+    pub fn gives_way(&mut self) {
+        self.gave_way = true;
+    }
+
+    pub fn length(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
+    /// It ends when `sent` bytes were sent in all.
+    pub fn ends(&self, now: Instant, sent: u64, round_trip: Duration, pace: &Pace) {
+        if !self.gave_way {
+            pace.measured(sent.saturating_sub(self.sent), self.length(now), round_trip);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +84,17 @@ mod tests {
         assert!((1_240_000..1_300_000).contains(&rate), "it follows: {rate}");
         pace.measured(1 << 20, Duration::ZERO, millis(50));
         assert!(pace.get().unwrap() > rate, "what was there at once is fast, and nothing is divided by zero");
+    }
+
+    #[test]
+    fn a_stretch_that_gave_way_says_nothing_of_the_link() {
+        let (pace, now) = (Pace::default(), Instant::now());
+        let second = now + Duration::from_secs(1);
+        let mut stretch = Stretch::new(now, 100);
+        stretch.ends(second, 1_000_100, Duration::ZERO, &pace);
+        assert_eq!(pace.get(), Some(1_000_000));
+        stretch.gives_way();
+        stretch.ends(second, 250_100, Duration::ZERO, &pace);
+        assert_eq!(pace.get(), Some(1_000_000));
     }
 }

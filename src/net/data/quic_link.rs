@@ -3,7 +3,6 @@
 //! Limits are checked before anything is allocated. Knows no frame's content.
 
 use std::{
-    collections::VecDeque,
     future::pending,
     sync::{
         Arc, Mutex,
@@ -15,18 +14,23 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream::FuturesUnordered};
 use skein_protocol::{Lane, PeerId, event::Severity};
-use tokio::{sync::OwnedSemaphorePermit, task::JoinSet, time::timeout};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use super::{
-    Happened, Link, Peering, Shared,
+    Happened, Link, Shared,
+    coming::{Coming, Late, STALLED, longest},
     conversation::{Conversation, End, Lanes, Reply},
     courtesy::{self, LOOK},
+    flying::Flying,
+    granted::Granted,
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
+    pace::Stretch,
+    rooms::{self, Held},
+    sent::Sent,
     silence::IN_USE,
-    units,
-    window::Window,
+    turns::Turns,
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
 use crate::net::{
@@ -35,16 +39,13 @@ use crate::net::{
     quic,
 };
 
-/// A stream that says nothing for this long holds memory for nothing.
-const STALLED: Duration = Duration::from_secs(20);
-/// Bytes a second below which a body is given up: what trickles holds room that others wait for.
-const SLOWEST: u64 = 16 << 10;
-/// Nothing in the protocol waits longer for a body, however large.
-const LONGEST: Duration = Duration::from_secs(300);
+/// How long a body that is not urgent waits for room before its sender is told that we are busy: what has come of it fills the
+/// connection's window, in which urgent ones want room.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+/// A body that brings nothing is looked at after this.
+const LATE_LOOK: Duration = Duration::from_secs(5);
 /// How long messages that arrived whole may take to reach the node after their connection ended.
 const AFTERWARDS: Duration = Duration::from_secs(5);
-/// Messages whose refusal can still be told to the node: more than can be on their way.
-const REMEMBERED: usize = 256;
 /// A stretch of sending is measured after this, though it goes on.
 const PACED: Duration = Duration::from_secs(2);
 /// Pieces of a body that are taken from quinn at one time: a packet each.
@@ -81,7 +82,7 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
         return connection.close(Code::NotWanted.into(), b"not wanted");
     };
     let (conversation, mut replies) = Conversation::new(shared, peering, link);
-    let wire = Arc::new(Wire { conversation, connection, granted: Granted::default(), sent: Mutex::default() });
+    let wire = Arc::new(Wire::new(conversation, connection));
     let conversation = &wire.conversation;
     let (mut readers, mut refusals) = (JoinSet::new(), Refusals { wire: &wire });
     let mut acknowledged = 0;
@@ -104,7 +105,10 @@ pub async fn run(shared: Arc<Shared>, peer: libp2p::PeerId, connection: quinn::C
     };
     let end = wire.judge(end);
     wire.connection.close(end.code.into(), end.why.as_bytes());
-    // Whatever has arrived whole is still delivered; nothing is read after the hub knows of the end.
+    // Whatever has arrived whole is still delivered; nothing is read after the hub knows of the end. A dead peer's bodies that wait
+    // for room will not have arrived whole, and the hub must know soon.
+    wire.cut.send_replace(!end.clean);
+    drop(replies);
     let _ = timeout(AFTERWARDS, async { while readers.join_next().await.is_some() {} }).await;
     readers.shutdown().await;
     wire.granted.give_back(&conversation.shared);
@@ -123,11 +127,39 @@ struct Wire {
     conversation: Conversation,
     connection: quinn::Connection,
     granted: Granted,
-    /// The messages sent last, by their streams: a refusal may come when all was acknowledged.
-    sent: Mutex<VecDeque<(u64, Lane, Bytes)>>,
+    sent: Mutex<Sent>,
+    turns: Turns,
+    /// Bytes of messages that were read.
+    read: AtomicU64,
+    /// When it was last noted as a fault that they come too slowly.
+    blamed: Mutex<Option<Instant>>,
+    /// The connection broke: nobody waits for room any more.
+    cut: watch::Sender<bool>,
 }
 
 impl Wire {
+    fn new(conversation: Conversation, connection: quinn::Connection) -> Wire {
+        Wire {
+            conversation,
+            connection,
+            granted: Granted::default(),
+            sent: Mutex::default(),
+            turns: Turns::default(),
+            read: AtomicU64::new(0),
+            blamed: Mutex::default(),
+            cut: watch::Sender::new(false),
+        }
+    }
+
+    /// Notes that bodies come too slowly: once for all that come at one time.
+    fn blame(&self, now: Instant) {
+        let before = lock(&self.blamed).replace(now);
+        if before.is_none_or(|before| now.saturating_duration_since(before) >= STALLED) {
+            let Conversation { shared, link, .. } = &self.conversation;
+            shared.penalise(link.peer, Severity::Wrong, "a body that trickles while others wait for its room");
+        }
+    }
+
     /// The end as it looks when the connection's own reason is known.
     fn judge(&self, end: End) -> End {
         let ending = *self.conversation.ending.borrow();
@@ -172,12 +204,8 @@ impl Lanes for Refusals<'_> {
         let (Kind::Refused(_), Some(Refusal { number, code })) = (kind, Refusal::decode(&payload)) else {
             return Err(conversation.fault("a message on the control stream"));
         };
-        let known = {
-            let mut sent = lock(&self.wire.sent);
-            let at = sent.iter().position(|(stream, ..)| *stream == number);
-            at.and_then(|at| sent.remove(at))
-        };
-        if let Some((_, lane, frame)) = known {
+        let known = lock(&self.wire.sent).refused(number);
+        if let Some((lane, frame)) = known {
             refused(conversation, lane, frame, code).await;
         }
         Ok(())
@@ -206,56 +234,54 @@ async fn greet(shared: &Shared, connection: &quinn::Connection, serial: u64) -> 
 /// Sends messages on streams of their own while the hub wants it.
 async fn send(wire: &Arc<Wire>) -> End {
     let Conversation { shared, peering, link, ending, .. } = &wire.conversation;
-    // The send window is shared by all lanes: what is more urgent must find room in it.
-    let window = shared.limits.send_window / 4 * 3;
     let humility = congestion::humility(&wire.connection);
     let mut own_urgent = None;
     let mut orders = link.orders();
-    let mut flying = FuturesUnordered::new();
-    let (mut counts, mut bytes) = ([0usize; Lane::ALL.len()], 0u64);
-    let (mut busy_since, mut sent) = (Instant::now(), sent_by(&wire.connection));
+    let mut sends = FuturesUnordered::new();
+    let mut flying = Flying::new(shared.limits.flying_bytes);
+    let mut stretch = Stretch::new(Instant::now(), sent_by(&wire.connection));
     loop {
         let order = *orders.borrow_and_update();
         let sending = order.sends();
         loop {
-            let may = |lane: Lane, size: u64| {
-                sending && counts[lane as usize] < gate::flying_max(lane) && (bytes == 0 || bytes + size <= window)
-            };
+            let may = |lane: Lane, size: u64| sending && flying.may(lane, size);
             let Some((message, writable)) = peering.outbox.pop(may) else { break };
-            let alone = flying.is_empty();
+            let alone = sends.is_empty();
             if alone {
-                (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
+                stretch = Stretch::new(Instant::now(), sent_by(&wire.connection));
             }
-            counts[message.lane as usize] += 1;
-            bytes += message.size();
+            flying.begun(&message);
             if writable {
                 wire.conversation.tell_writable(message.lane).await;
             }
-            flying.push(send_one(wire, message, alone));
+            sends.push(send_one(wire, message, alone));
         }
         if !sending {
             // The notice of a new message may have come to us; whoever sends now must have it.
             peering.outbox.queued.notify_one();
         }
         ending.send_if_modified(|ending| {
-            let landed = order.leaves() && flying.is_empty();
+            let landed = order.leaves() && sends.is_empty();
             let news = landed && !ending.landed;
             ending.landed |= landed;
             news
         });
         if let Some(humility) = &humility {
             let now = Instant::now();
-            if Lane::ALL.into_iter().any(|lane| courtesy::is_urgent(lane) && counts[lane as usize] > 0) {
+            if Lane::ALL.into_iter().any(|lane| courtesy::is_urgent(lane) && flying.has(lane)) {
                 own_urgent = Some(now);
             }
-            humility.store(shared.courtesy.is_due(now, &counts, own_urgent), Ordering::Relaxed);
+            let humble = shared.courtesy.is_due(now, flying.counts(), own_urgent);
+            humility.store(humble, Ordering::Relaxed);
+            if humble {
+                stretch.gives_way();
+            }
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK), if counts[Lane::Bulk as usize] > 0 => {}
-            Some(landed) = flying.next(), if !flying.is_empty() => {
+            () = tokio::time::sleep(LOOK), if flying.has(Lane::Bulk) => {}
+            Some(landed) = sends.next(), if !sends.is_empty() => {
                 let (message, outcome): (Message, Outcome) = landed;
-                counts[message.lane as usize] -= 1;
-                bytes -= message.size();
+                flying.landed(&message);
                 match outcome {
                     Outcome::Delivered => {
                         shared.count_sent(message.lane, message.size());
@@ -263,9 +289,11 @@ async fn send(wire: &Arc<Wire>) -> End {
                     Outcome::Stopped => {}
                     Outcome::Broken => return End::new(Code::Cancelled, closed_here(&wire.connection).await),
                 }
-                if flying.is_empty() || busy_since.elapsed() > PACED {
-                    link.pace.measured(sent_by(&wire.connection) - sent, busy_since.elapsed(), wire.connection.rtt());
-                    (busy_since, sent) = (Instant::now(), sent_by(&wire.connection));
+                let now = Instant::now();
+                if sends.is_empty() || stretch.length(now) > PACED {
+                    let sent = sent_by(&wire.connection);
+                    stretch.ends(now, sent, wire.connection.rtt(), &link.pace);
+                    stretch = Stretch::new(now, sent);
                 }
             }
             _ = orders.changed() => {}
@@ -289,7 +317,7 @@ async fn closed_here(connection: &quinn::Connection) -> String {
 enum Outcome {
     /// Every byte was acknowledged.
     Delivered,
-    /// The peer did not want it; where its node said so, a refusal comes on the control stream.
+    /// The peer did not want it; a refusal comes on the control stream.
     Stopped,
     /// The connection is gone.
     Broken,
@@ -300,7 +328,8 @@ async fn send_one(wire: &Arc<Wire>, message: Message, alone: bool) -> (Message, 
     // Also when the connection ends, and this with it.
     let _under_way = wire.conversation.shared.courtesy.begins(message.lane);
     // Whoever acknowledges packets and takes no body would hold what waits for this one. Others may wait for many before them.
-    let longest = if courtesy::is_urgent(message.lane) { LONGEST } else { Duration::MAX };
+    let before = wire.conversation.shared.limits.flying_bytes;
+    let longest = if courtesy::is_urgent(message.lane) { longest(before + message.size()) } else { Duration::MAX };
     let sent = timeout(longest, try_send(wire, &message, alone)).await.unwrap_or_else(|_| {
         wire.connection.close(Code::Cancelled.into(), b"a body was not taken in time");
         Err(quinn::WriteError::ClosedStream)
@@ -317,16 +346,22 @@ async fn send_one(wire: &Arc<Wire>, message: Message, alone: bool) -> (Message, 
     (message, outcome)
 }
 
+/// The code with which the peer stopped it, if it did.
+type Sending = Result<Option<quinn::VarInt>, quinn::WriteError>;
+
 /// `alone`: nothing else is under way, so nothing is before it.
-async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Result<Option<quinn::VarInt>, quinn::WriteError> {
-    let mut stream = wire.connection.open_uni().await?;
-    {
-        let mut sent = lock(&wire.sent);
-        if sent.len() >= REMEMBERED {
-            sent.pop_front();
-        }
-        sent.push_back((stream.id().index(), message.lane, message.frame.clone()));
-    }
+async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Sending {
+    let stream = wire.connection.open_uni().await?;
+    let number = stream.id().index();
+    lock(&wire.sent).begun(number, message.lane, message.frame.clone());
+    let sent = give(wire, stream, message, alone).await;
+    lock(&wire.sent).landed(number);
+    sent
+}
+
+async fn give(wire: &Wire, mut stream: quinn::SendStream, message: &Message, alone: bool) -> Sending {
+    // Not before it has a stream: it must not keep those back that will give theirs to it.
+    let mut turn = wire.turns.enter(message.lane);
     let head = Head {
         lane: message.lane,
         frame_len: message.frame.len() as u32,
@@ -341,16 +376,17 @@ async fn try_send(wire: &Wire, message: &Message, alone: bool) -> Result<Option<
     if alone {
         // Together, so that the head does not leave in a packet of its own.
         let _ = stream.set_priority(priority);
-        stream.write_all_chunks(&mut [first, body]).await?;
+        turn.give(&mut stream, &mut [first, body]).await?;
     } else {
         // Before the bodies under way: the receiver waits for it as soon as a stream that was opened later has come.
         let _ = stream.set_priority(HEAD_PRIORITY);
         stream.write_all_chunks(&mut [first]).await?;
         let _ = stream.set_priority(priority);
-        stream.write_all_chunks(&mut [body]).await?;
+        turn.give(&mut stream, &mut [body]).await?;
     }
     // It fails only on streams that are finished or reset already.
     let _ = stream.finish();
+    drop(turn);
     stream.stopped().await.map_err(|error| match error {
         quinn::StoppedError::ConnectionLost(error) => quinn::WriteError::ConnectionLost(error),
         quinn::StoppedError::ZeroRttRejected => quinn::WriteError::ZeroRttRejected,
@@ -384,13 +420,16 @@ enum Dropped {
 }
 
 async fn read_message(wire: Arc<Wire>, mut stream: quinn::RecvStream) {
-    let Conversation { shared, peering, link, .. } = &wire.conversation;
-    let code = match try_read(&wire, &mut stream).await {
-        // The room in memory is held until the node has it.
-        Ok((message, _room)) => {
-            shared.count_received(message.lane, message.size());
-            let Message { lane, frame, body } = message;
-            return peering.deliver(shared, NetEvent::Message { from: link.peer, lane, frame, body }).await;
+    let Conversation { shared, peering, link, replies, .. } = &wire.conversation;
+    let read = match read_head(&wire, &mut stream).await {
+        Ok((head, frame)) => read_body(&wire, &mut stream, head, &frame).await.map(|body| (head.lane, frame, body)),
+        Err(dropped) => Err(dropped),
+    };
+    let code = match read {
+        Ok((lane, frame, body)) => {
+            let (body, room) = body.unzip();
+            shared.count_received(lane, frame.len() as u64 + body.as_ref().map_or(0, |body| body.len() as u64));
+            return peering.deliver(shared, NetEvent::Message { from: link.peer, lane, frame, body, room }).await;
         }
         Err(Dropped::Gone) => return,
         Err(Dropped::Stop(code)) => code,
@@ -399,30 +438,50 @@ async fn read_message(wire: Arc<Wire>, mut stream: quinn::RecvStream) {
             code
         }
     };
+    // Its sender may have been told that all of it was acknowledged: only this says that it was not taken. It is known by its
+    // stream, so a lane that was not read does not matter.
+    let refusal = Refusal { number: stream.id().index(), code };
     let _ = stream.stop(code.into());
+    let _ = replies.send(Reply(Kind::Refused(Lane::Control), refusal.encode().into())).await;
 }
 
-async fn try_read(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<(Message, Option<Held>), Dropped> {
-    let Conversation { shared, peering, link, .. } = &wire.conversation;
+async fn read_head(wire: &Wire, stream: &mut quinn::RecvStream) -> Result<(Head, Bytes), Dropped> {
     let mut head = [0; HEAD_LEN];
-    exact(stream, &mut head).await?;
-    let head = check_head(shared, Head::decode(&head))?;
+    exact(wire, stream, &mut head).await?;
+    let head = check_head(&wire.conversation.shared, Head::decode(&head))?;
     let mut frame = BytesMut::zeroed(head.frame_len as usize);
-    exact(stream, &mut frame).await?;
-    let frame = frame.freeze();
+    exact(wire, stream, &mut frame).await?;
+    Ok((head, frame.freeze()))
+}
+
+async fn read_body(
+    wire: &Wire,
+    stream: &mut quinn::RecvStream,
+    head: Head,
+    frame: &[u8],
+) -> Result<Option<(Bytes, Held)>, Dropped> {
+    let Conversation { shared, link, .. } = &wire.conversation;
     if head.body_len == 0 {
-        return Ok((Message { lane: head.lane, frame, body: None }, None));
+        return Ok(None);
     }
-    if let Err(code) = admit(shared, link.peer, head, &frame) {
-        let refusal = Refusal { number: stream.id().index(), code };
-        let _ = wire.conversation.replies.send(Reply(Kind::Refused(head.lane), refusal.encode().into())).await;
-        return Err(Dropped::Stop(code));
-    }
+    admit(shared, link.peer, head, frame).map_err(Dropped::Stop)?;
     wire.granted.begin(shared, &wire.connection);
-    let room = room(shared, peering, head.body_len).await.ok_or(Dropped::Gone)?;
-    let whole = timeout(slowest(head.body_len), body(wire, stream, head.body_len as usize)).await;
-    let body = whole.map_err(|_| Dropped::Stop(Code::Cancelled))??;
-    Ok((Message { lane: head.lane, frame, body: Some(body) }, Some(room)))
+    let room = room(wire, head).await?;
+    Ok(Some((body(wire, stream, head).await?, room)))
+}
+
+/// Room for a body; nothing once the connection broke.
+async fn room(wire: &Wire, head: Head) -> Result<Held, Dropped> {
+    let Conversation { shared, peering, .. } = &wire.conversation;
+    let patience = if rooms::is_apart(head.lane) { Duration::MAX } else { ROOM_PATIENCE };
+    let mut cut = wire.cut.subscribe();
+    tokio::select! {
+        biased;
+        _ = cut.wait_for(|cut| *cut) => Err(Dropped::Gone),
+        room = timeout(patience, shared.receiving.take(&peering.receiving, head.lane, head.body_len)) => {
+            room.map_err(|_| Dropped::Stop(Code::Busy))
+        }
+    }
 }
 
 fn check_head(shared: &Shared, head: Option<Head>) -> Result<Head, Dropped> {
@@ -450,37 +509,39 @@ pub fn admit(shared: &Shared, from: PeerId, head: Head, frame: &[u8]) -> Result<
     }
 }
 
-/// Room in memory, until it is dropped.
-pub type Held = (OwnedSemaphorePermit, OwnedSemaphorePermit);
-
-/// How long a body of `bytes` may take once there is room for it.
-pub fn slowest(bytes: u64) -> Duration {
-    STALLED + Duration::from_secs(bytes / SLOWEST).min(LONGEST)
-}
-
-/// Room in memory for a body, first in the peer's share and then in all. Waiting for it slows the sender down.
-pub async fn room(shared: &Shared, peering: &Peering, bytes: u64) -> Option<Held> {
-    let wanted = |limit: u64| units(bytes).min(units(limit));
-    let own = peering.receiving.clone().acquire_many_owned(wanted(shared.limits.receiving_peer)).await.ok()?;
-    let all = shared.receiving.clone().acquire_many_owned(wanted(shared.limits.receiving_total)).await.ok()?;
-    Some((own, all))
-}
-
-async fn exact(stream: &mut quinn::RecvStream, buffer: &mut [u8]) -> Result<(), Dropped> {
-    match timeout(STALLED, stream.read_exact(buffer)).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(quinn::ReadExactError::FinishedEarly(_))) => Err(Dropped::Fault(Code::Malformed, "a message cut short")),
-        Ok(Err(quinn::ReadExactError::ReadError(_))) => Err(Dropped::Gone),
-        Err(_) => Err(Dropped::Stop(Code::Cancelled)),
+/// Fills `buffer`; as long as anything else is read from the connection, it may be behind that.
+async fn exact(wire: &Wire, stream: &mut quinn::RecvStream, buffer: &mut [u8]) -> Result<(), Dropped> {
+    let mut before = wire.read.load(Ordering::Relaxed);
+    let len = buffer.len() as u64;
+    let mut reading = std::pin::pin!(stream.read_exact(buffer));
+    loop {
+        match timeout(STALLED, &mut reading).await {
+            Ok(Ok(())) => break,
+            Ok(Err(quinn::ReadExactError::FinishedEarly(_))) => {
+                return Err(Dropped::Fault(Code::Malformed, "a message cut short"));
+            }
+            Ok(Err(quinn::ReadExactError::ReadError(_))) => return Err(Dropped::Gone),
+            Err(_) => {
+                let read = wire.read.load(Ordering::Relaxed);
+                if std::mem::replace(&mut before, read) == read {
+                    return Err(Dropped::Stop(Code::Cancelled));
+                }
+            }
+        }
     }
+    wire.read.fetch_add(len, Ordering::Relaxed);
+    Ok(())
 }
 
-/// Reads a body of exactly `len` bytes into one buffer: the only copy of it between the packets and its decoder.
-async fn body(wire: &Wire, stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Dropped> {
+/// Reads a body of exactly the length that was said into one buffer: the only copy of it between the packets and its decoder.
+async fn body(wire: &Wire, stream: &mut quinn::RecvStream, head: Head) -> Result<Bytes, Dropped> {
+    let Conversation { shared, .. } = &wire.conversation;
+    let len = head.body_len as usize;
     let mut body = BytesMut::with_capacity(len);
     let mut chunks = [const { Bytes::new() }; CHUNKS];
+    let mut coming = Coming::new(Instant::now(), wire.read.load(Ordering::Relaxed), head.body_len);
     loop {
-        match timeout(STALLED, stream.read_chunks(&mut chunks)).await {
+        match timeout(LATE_LOOK, stream.read_chunks(&mut chunks)).await {
             Ok(Ok(Some(count))) => {
                 let before = body.len();
                 for chunk in &mut chunks[..count] {
@@ -489,63 +550,23 @@ async fn body(wire: &Wire, stream: &mut quinn::RecvStream, len: usize) -> Result
                     }
                     body.extend_from_slice(&std::mem::take(chunk));
                 }
-                wire.granted.on_read(&wire.conversation.shared, &wire.connection, (body.len() - before) as u64);
+                let bytes = (body.len() - before) as u64;
+                wire.read.fetch_add(bytes, Ordering::Relaxed);
+                wire.granted.on_read(shared, &wire.connection, bytes);
             }
             Ok(Ok(None)) if body.len() == len => return Ok(body.freeze()),
             Ok(Ok(None)) => return Err(Dropped::Fault(Code::Malformed, "a body shorter than it said")),
             Ok(Err(_)) => return Err(Dropped::Gone),
-            Err(_) => return Err(Dropped::Stop(Code::Cancelled)),
+            Err(_) => {}
         }
-    }
-}
-
-/// The window that a peer gets beyond a stranger's once one of its bodies is wanted, out of a sum that is granted to all.
-#[derive(Default)]
-struct Granted {
-    window: Mutex<Option<Window>>,
-    /// Taken from the sum.
-    taken: AtomicU64,
-}
-
-impl Granted {
-    /// The first body of this peer is wanted, or another one.
-    fn begin(&self, shared: &Shared, connection: &quinn::Connection) {
-        let mut window = lock(&self.window);
-        if window.is_some() {
-            return;
+        let (now, read) = (Instant::now(), wire.read.load(Ordering::Relaxed));
+        match coming.look(now, read, shared.receiving.is_waited_for(head.lane)) {
+            None => {}
+            Some(Late::Over | Late::Silent) => return Err(Dropped::Stop(Code::Cancelled)),
+            Some(Late::Trickles) => {
+                wire.blame(now);
+                return Err(Dropped::Stop(Code::Busy));
+            }
         }
-        let limits = &shared.limits;
-        connection.set_max_concurrent_uni_streams(limits.streams.into());
-        let (new, used) = (u64::from(limits.window_new), u64::from(limits.window_used));
-        let new = Window::new(Instant::now(), new, used, limits.window.into());
-        self.set(shared, connection, window.insert(new), used);
-    }
-
-    /// `bytes` of a body were read.
-    fn on_read(&self, shared: &Shared, connection: &quinn::Connection, bytes: u64) {
-        let mut window = lock(&self.window);
-        let Some(window) = window.as_mut() else { return };
-        if let Some(size) = window.on_read(Instant::now(), bytes, || connection.rtt()) {
-            self.set(shared, connection, window, size);
-        }
-    }
-
-    /// Sets the window if the sum allows it.
-    fn set(&self, shared: &Shared, connection: &quinn::Connection, window: &mut Window, size: u64) {
-        let wanted = size.saturating_sub(shared.limits.window_new.into());
-        let has = self.taken.load(Ordering::Relaxed);
-        let granted = shared.granted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |granted| {
-            Some(granted - has + wanted).filter(|sum| *sum <= shared.limits.windows_total)
-        });
-        if granted.is_ok() {
-            self.taken.store(wanted, Ordering::Relaxed);
-            connection.set_receive_window(quinn::VarInt::try_from(size).unwrap_or(quinn::VarInt::MAX));
-            window.set(size);
-        }
-    }
-
-    fn give_back(&self, shared: &Shared) {
-        *lock(&self.window) = None;
-        shared.granted.fetch_sub(self.taken.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 }

@@ -21,11 +21,13 @@ use tokio::{
 
 use super::{
     Happened, Link, Shared,
+    coming::{Coming, Late},
     conversation::{Conversation, End, Lanes, Reply},
     link::{Path, Rank, Rtt},
     lock,
     outbox::Message,
-    quic_link::{Held, admit, refused, room, slowest},
+    quic_link::{admit, refused},
+    rooms::Held,
     silence::{AT_REST, Pace},
     wire::{GREETING_LEN, Greeting, HEAD_LEN, Head, Kind, Refusal},
 };
@@ -76,7 +78,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Send + Unpin>(shared: &Arc<Shared>, m
     let (conversation, mut replies) = Conversation::new(shared.clone(), peering, link);
     let (mut reader, mut writer) = pipe.stream.split();
     let refusals = Refusals::default();
-    let mut incoming = Incoming { lanes: Default::default(), counts: Default::default(), refusals: &refusals };
+    let mut incoming = Incoming::new(&refusals);
     let pace = |in_use| Some(if in_use { IN_USE } else { AT_REST });
     let end = tokio::select! {
         biased;
@@ -121,6 +123,10 @@ struct Refusals {
 struct Incoming<'a> {
     lanes: [Option<Arriving>; Lane::ALL.len()],
     counts: [u64; Lane::ALL.len()],
+    /// Bytes of bodies that were read.
+    read: u64,
+    /// Goes on only while the peer is waited for: the time for which the node keeps us waiting is not its delay.
+    now: Instant,
     refusals: &'a Refusals,
 }
 
@@ -129,9 +135,7 @@ struct Arriving {
     body: BytesMut,
     missing: u64,
     /// Nothing where the message was refused and its pieces are skipped.
-    room: Option<Held>,
-    /// When it must have arrived.
-    until: Instant,
+    room: Option<(Held, Coming)>,
 }
 
 impl Lanes for Incoming<'_> {
@@ -144,18 +148,35 @@ impl Lanes for Incoming<'_> {
                 Ok(())
             }
             Kind::Refused(lane) => self.on_refused(conversation, lane, &payload),
-            Kind::Frame | Kind::Ping | Kind::Pong | Kind::Segment | Kind::End | Kind::EndRead => Ok(()),
+            Kind::Frame | Kind::Ping | Kind::Pong | Kind::Segment | Kind::LastFrame | Kind::End | Kind::EndRead => {
+                Ok(())
+            }
         }
     }
 
-    fn stalled(&self) -> Option<End> {
-        let now = Instant::now();
-        let late = self.lanes.iter().flatten().any(|arriving| arriving.room.is_some() && arriving.until < now);
-        late.then(|| End::new(Code::Cancelled, "a message stalled"))
+    fn stalled(&mut self, conversation: &Conversation, waited: Duration) -> Option<End> {
+        self.now += waited;
+        let (Conversation { shared, link, .. }, now, read) = (conversation, self.now, self.read);
+        for (lane, arriving) in Lane::ALL.into_iter().zip(&mut self.lanes) {
+            let Some((_, coming)) = arriving.as_mut().and_then(|arriving| arriving.room.as_mut()) else { continue };
+            match coming.look(now, read, shared.receiving.is_waited_for(lane)) {
+                None => {}
+                Some(Late::Over | Late::Silent) => return Some(End::new(Code::Cancelled, "a message stalled")),
+                Some(Late::Trickles) => {
+                    shared.penalise(link.peer, Severity::Wrong, "a body that trickles while others wait for its room");
+                    return Some(End::new(Code::Busy, "a message came too slowly"));
+                }
+            }
+        }
+        None
     }
 }
 
 impl Incoming<'_> {
+    fn new(refusals: &Refusals) -> Incoming<'_> {
+        Incoming { lanes: Default::default(), counts: Default::default(), read: 0, now: Instant::now(), refusals }
+    }
+
     async fn on_start(&mut self, conversation: &Conversation, lane: Lane, mut payload: Bytes) -> Result<(), End> {
         let shared = &conversation.shared;
         let head = payload.first_chunk::<HEAD_LEN>().and_then(Head::decode);
@@ -175,22 +196,18 @@ impl Incoming<'_> {
         let number = self.counts[lane as usize];
         self.counts[lane as usize] = number.wrapping_add(1);
         if head.body_len == 0 {
-            return deliver(conversation, Message { lane, frame: payload, body: None }).await;
+            return deliver(conversation, Message { lane, frame: payload, body: None }, None).await;
         }
-        let until = Instant::now() + slowest(head.body_len);
-        let mut arriving =
-            Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None, until };
+        let mut arriving = Arriving { frame: payload, body: BytesMut::new(), missing: head.body_len, room: None };
+        let room = shared.receiving.take(&conversation.peering.receiving, lane, head.body_len);
         let wanted = match admit(shared, conversation.link.peer, head, &arriving.frame) {
             // While we wait nothing else is read, not even the pieces of other lanes whose end would make room.
-            Ok(()) => match timeout(ROOM_PATIENCE, room(shared, &conversation.peering, head.body_len)).await {
-                Ok(room) => Ok(room),
-                Err(_) => Err(Code::Busy),
-            },
+            Ok(()) => timeout(ROOM_PATIENCE, room).await.map_err(|_| Code::Busy),
             Err(code) => Err(code),
         };
         match wanted {
             Ok(room) => {
-                arriving.room = room;
+                arriving.room = Some((room, Coming::new(self.now, self.read, head.body_len)));
                 arriving.body.reserve(head.body_len as usize);
             }
             Err(code) => {
@@ -210,6 +227,7 @@ impl Incoming<'_> {
             return Err(conversation.fault("a body longer than it said"));
         };
         arriving.missing = missing;
+        self.read += piece.len() as u64;
         if arriving.room.is_some() {
             arriving.body.extend_from_slice(piece);
         }
@@ -217,8 +235,8 @@ impl Incoming<'_> {
             return Ok(());
         }
         match self.lanes[lane as usize].take() {
-            Some(Arriving { frame, body, room: Some(_room), .. }) => {
-                deliver(conversation, Message { lane, frame, body: Some(body.freeze()) }).await
+            Some(Arriving { frame, body, room: Some((room, _)), .. }) => {
+                deliver(conversation, Message { lane, frame, body: Some(body.freeze()) }, Some(room)).await
             }
             _ => Ok(()),
         }
@@ -236,10 +254,10 @@ impl Incoming<'_> {
     }
 }
 
-async fn deliver(conversation: &Conversation, message: Message) -> Result<(), End> {
+async fn deliver(conversation: &Conversation, message: Message, room: Option<Held>) -> Result<(), End> {
     conversation.shared.count_received(message.lane, message.size());
     let Message { lane, frame, body } = message;
-    let event = NetEvent::Message { from: conversation.link.peer, lane, frame, body };
+    let event = NetEvent::Message { from: conversation.link.peer, lane, frame, body, room };
     conversation.peering.deliver(&conversation.shared, event).await;
     Ok(())
 }

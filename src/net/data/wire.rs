@@ -47,11 +47,13 @@ pub enum Kind {
     Pong,
     /// From here on frames belong to this segment: see [`Segment`].
     Segment,
+    /// I send no more frames on this connection; messages of other lanes may be on their way still.
+    LastFrame,
     /// I send nothing more on this connection, and everything I sent was received.
     End,
     /// I have read your end.
     EndRead,
-    /// The body of a message is not wanted: see [`Refusal`].
+    /// A message is not read, or not to its end: see [`Refusal`].
     Refused(Lane),
     /// Where messages have no streams of their own: the head and frame of a message, a piece of its body, its early end.
     Start(Lane),
@@ -73,6 +75,7 @@ impl Kind {
             Kind::Segment => 3,
             Kind::End => 4,
             Kind::EndRead => 5,
+            Kind::LastFrame => 6,
             Kind::Start(lane) => START + lane as u8,
             Kind::Piece(lane) => PIECE + lane as u8,
             Kind::Abort(lane) => ABORT + lane as u8,
@@ -90,6 +93,7 @@ impl Kind {
                 3 => Kind::Segment,
                 4 => Kind::End,
                 5 => Kind::EndRead,
+                6 => Kind::LastFrame,
                 _ => return None,
             },
             START => Kind::Start(lane()?),
@@ -113,7 +117,7 @@ pub fn read_record_head(bytes: [u8; RECORD_HEAD_LEN]) -> (Option<Kind>, u32) {
 }
 
 /// Control frames keep their order when they move from one connection to another: the sender numbers the stretches that it
-/// sends over each, and the receiver reads the next stretch when it has read the end of the one before. `broken` says that
+/// sends over each, and the receiver reads the next stretch when it has read the last frame of the one before. `broken` says that
 /// the former connection died, so that its end will never come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -133,7 +137,7 @@ impl Segment {
     }
 }
 
-/// Names the message whose body is not wanted: by the index of its stream, or where messages have none by its number in its
+/// Names the message that is not read to its end: by the index of its stream, or where messages have none by its number in its
 /// lane on this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -249,7 +253,7 @@ mod tests {
                 assert_eq!(read_record_head(record_head(kind, 9)), (Some(kind), 9));
             }
         }
-        for kind in [Kind::Frame, Kind::Ping, Kind::Pong, Kind::Segment, Kind::End, Kind::EndRead] {
+        for kind in [Kind::Frame, Kind::Ping, Kind::Pong, Kind::Segment, Kind::End, Kind::EndRead, Kind::LastFrame] {
             assert_eq!(read_record_head(record_head(kind, u32::MAX)), (Some(kind), u32::MAX));
         }
     }
@@ -257,7 +261,7 @@ mod tests {
     #[test]
     fn every_number_reads_as_one_kind_or_none() {
         let known = (0..=255u8).filter_map(Kind::from_number).count();
-        assert_eq!(known, 6 + 4 * Lane::ALL.len());
+        assert_eq!(known, 7 + 4 * Lane::ALL.len());
         assert!((0..=255u8).all(|n| Kind::from_number(n).is_none_or(|kind| kind.number() == n)));
     }
 

@@ -81,7 +81,7 @@ pub async fn run(context: &Context) -> Result<u8, Report> {
             _ = ended.recv() => None,
         };
         let Some(event) = event else { break };
-        if let NetEvent::Message { from, frame, body, lane } = event {
+        if let NetEvent::Message { from, frame, body, lane, .. } = event {
             let answer = if frame == ECHO {
                 net.send(from, Lane::Activation, ECHO, body)
             } else if frame == HOP {
