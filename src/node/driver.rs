@@ -50,6 +50,7 @@ use super::{
 };
 use crate::{
     home::{Book, Home, HomeError},
+    memory::held,
     net::{self, Code, Net, NetEvent, Path, Reachability, gate},
 };
 
@@ -386,7 +387,7 @@ impl Driver {
         let waiting = self.waiting.as_ref().filter(|(at, _)| self.now.since(*at) < WAITING);
         let (view, net) = (parts.peer.view(), parts.net.stats());
         let (in_blobs, at_work) = (parts.blobs.bytes_in_memory(), parts.worker.at_work());
-        let memory = self.books.account(parts.memory, &parts.manifest, &view, at_work, in_blobs, net.receiving);
+        let memory = self.books.account(parts.memory, &parts.manifest, &view, at_work, in_blobs, net.receiving, held());
         let state = State {
             run: parts.run,
             name: parts.manifest.run.name.clone(),

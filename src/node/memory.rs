@@ -14,8 +14,6 @@ use skein_pipeline::{
 };
 use skein_protocol::Manifest;
 
-use crate::memory;
-
 /// What a process holds beside its account: code, stacks, tables of the network, what the allocator keeps. Allowed
 /// for, not measured: `skein bench memory` shows how far off it is.
 pub const BESIDE: u64 = 48 << 20;
@@ -149,6 +147,8 @@ pub struct Books {
 }
 
 impl Books {
+    /// `counted`: bytes that the allocator holds, and the most that it ever held.
+    #[allow(clippy::too_many_arguments)]
     pub fn account(
         &mut self,
         budget: u64,
@@ -157,6 +157,7 @@ impl Books {
         at_work: &AtWork,
         blobs: u64,
         network: u64,
+        counted: Option<(u64, u64)>,
     ) -> Account {
         let mut account = Account { budget, kept: at_work.kept(), blobs, network, ..Account::default() };
         account.add_stages(manifest, view);
@@ -165,7 +166,7 @@ impl Books {
         // Frozen weights are those of a file, which the allocator knows nothing of.
         let mapped = account.frozen;
         self.mapped_most = self.mapped_most.max(mapped);
-        let (held, most) = match memory::held() {
+        let (held, most) = match counted {
             Some((held, most)) => (held + mapped, most + self.mapped_most),
             None => (0, self.most),
         };
@@ -217,20 +218,22 @@ mod tests {
         let (mut books, at_work) = (Books::default(), AtWork::default());
         at_work.begins(0);
         at_work.ended(1000, 0);
-        let account = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 200, 30);
+        let account = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 200, 30, None);
         let planned = [0, 1].map(|stage| cost::memory(&manifest, stage));
         let fixed: u64 = planned.iter().map(|memory| memory.steady() - memory.kept).sum();
         assert_eq!((account.total(), account.most), (fixed + 1230, fixed + 1230));
         assert_eq!(account.parameters, planned.iter().map(|memory| memory.parameters).sum::<u64>());
         // A stage that is only looked for takes nothing yet, and what was is remembered.
         at_work.ended(0, 0);
-        let after = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Looking), &at_work, 0, 0);
+        let after = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Looking), &at_work, 0, 0, None);
         assert_eq!((after.total(), after.most), (0, fixed + 1230));
+        let counted = books.account(1 << 30, &manifest, &serving(&[0], MyState::Serving), &at_work, 0, 0, Some((7, 9)));
+        assert_eq!((counted.held, counted.most), (7, 9), "as it is, where somebody counts");
         // So is what a job took between two looks, a round that is in the air included.
         at_work.ended(0, 400);
         at_work.begins(5000);
         at_work.ended(0, 300);
-        let again = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 0, 0);
+        let again = books.account(1 << 30, &manifest, &serving(&[0, 1], MyState::Serving), &at_work, 0, 0, None);
         assert_eq!((again.passing, again.most), (300, fixed + 5400));
     }
 
