@@ -1,6 +1,7 @@
 //! What this process holds in memory, by what it is for, beside what the person gave. In: the stages that are served, what the
-//! worker and the network say, the handles, what the allocator counted. Out: one account. What no part of it explains (code, stacks,
-//! tables of the network, pages that the allocator has not given back) is the difference to what the system says is resident.
+//! worker and the network say, the handles, what the allocator counted. Out: one account. What no part of it explains (stacks, tables
+//! of the network, pages that the allocator has not given back) is the difference to what the system says is resident. Pages of files
+//! (code, weights and states that are mapped from the disk) count nowhere: the system drops them when it needs room.
 
 use std::sync::{
     Arc,
@@ -14,8 +15,8 @@ use skein_pipeline::{
 };
 use skein_protocol::Manifest;
 
-/// What a process holds beside its account: code, stacks, tables of the network, what the allocator keeps. Allowed
-/// for, not measured: `skein bench memory` shows how far off it is.
+/// What a process holds beside its account: stacks, tables of the network, small blocks, what the allocator keeps. Allowed for,
+/// not measured: `skein bench memory` shows how far off it is.
 pub const BESIDE: u64 = 48 << 20;
 
 /// Bytes, by what they are for.
@@ -46,13 +47,13 @@ pub struct Account {
     pub blobs: u64,
     /// Bodies that are being read from the network.
     pub network: u64,
-    /// What the allocator counted, and weights that are mapped from the disk: all of the above as it is, rather than as it is
-    /// planned, but for what lies on a card. 0 where nobody counts.
+    /// What the allocator counted: all of the above as it is, rather than as it is planned, but for what lies on a card or is
+    /// mapped from the disk. 0 where nobody counts.
     #[serde(default)]
     pub held: u64,
     /// The most that was ever held at one time; where nobody counts, the most that was accounted for.
     pub most: u64,
-    /// What the system says: now, and the most that it ever was. 0 where it does not say.
+    /// What the system says, without pages of files: now, and the most that was seen. 0 where it does not say.
     pub resident: u64,
     pub resident_most: u64,
 }
@@ -143,7 +144,7 @@ impl AtWork {
 #[derive(Debug, Default)]
 pub struct Books {
     most: u64,
-    mapped_most: u64,
+    resident_most: u64,
 }
 
 impl Books {
@@ -163,31 +164,32 @@ impl Books {
         account.add_stages(manifest, view);
         // Jobs are shorter than the time between two looks: what one of them took is remembered until the next.
         self.most = self.most.max(account.total().saturating_add(at_work.take_passing_most()));
-        // Frozen weights are those of a file, which the allocator knows nothing of.
-        let mapped = account.frozen;
-        self.mapped_most = self.mapped_most.max(mapped);
-        let (held, most) = match counted {
-            Some((held, most)) => (held + mapped, most + self.mapped_most),
-            None => (0, self.most),
-        };
-        let (resident, resident_most) = resident().unwrap_or_default();
-        Account { passing: at_work.passing(), held, most, resident, resident_most, ..account }
+        let (held, most) = counted.unwrap_or((0, self.most));
+        let resident = resident().unwrap_or_default();
+        self.resident_most = self.resident_most.max(resident);
+        Account { passing: at_work.passing(), held, most, resident, resident_most: self.resident_most, ..account }
     }
 }
 
-/// What the system says this process holds, now and at most.
+/// What the system says this process holds, without pages of files.
+pub fn resident() -> Option<u64> {
+    said("RssAnon:")
+}
+
+/// The most that this process ever held, pages of files with it.
+pub fn peak() -> Option<u64> {
+    said("VmHWM:")
+}
+
 #[cfg(target_os = "linux")]
-pub fn resident() -> Option<(u64, u64)> {
+fn said(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let of = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
-    };
-    Some((of("VmRSS:")?, of("VmHWM:")?))
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn resident() -> Option<(u64, u64)> {
+fn said(_: &str) -> Option<u64> {
     None
 }
 
@@ -240,7 +242,9 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_is_resident() {
-        let (now, most) = resident().expect("it runs");
-        assert!(now > 1 << 20 && most >= now, "{now} {most}");
+        let before = resident().expect("it runs");
+        let block = std::hint::black_box(vec![1u8; 32 << 20]);
+        let after = resident().expect("it runs");
+        assert!(before > 1 << 20 && after > before + (block.len() as u64) / 2, "{before} {after}");
     }
 }

@@ -283,9 +283,9 @@ Examples
 
 Figures
   PLANNED is what a stage takes at most by the plan that admits it, ACCOUNT the most that was held
-  of blocks of 16 KiB and more, RESIDENT the most that the system gave the process. OFF is by how
-  much RESIDENT is more than ACCOUNT and BESIDE together, which is the same for every peer: code,
-  stacks, tables of the network, what the allocator keeps.")]
+  of blocks of 16 KiB and more, RESIDENT the most that the system gave the process, but for pages
+  of files, which it may drop. OFF is by how much RESIDENT is more than ACCOUNT and BESIDE together,
+  which is the same for every peer: stacks, tables of the network, what the allocator keeps.")]
 pub struct BenchMemory {
     /// Widths of the models, each of 8 layers in two stages
     #[arg(long, default_values_t = [320, 512, 768], value_delimiter = ',', value_name = "N,N", value_parser = heads_of_32)]

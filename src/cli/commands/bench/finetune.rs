@@ -86,7 +86,7 @@ pub fn run(args: &BenchFinetune, context: &Context) -> Result<u8, Report> {
         backward_ms: speed.backward_ms,
         step_ms: speed.step_ms,
         adapter_bytes: 4 * trained,
-        peak_rss_bytes: memory::resident().map(|(_, most)| most),
+        peak_rss_bytes: memory::peak(),
         torch_tokens_per_s: theirs,
         ratio_percent: theirs.map(|theirs| 100.0 * speed.tokens_per_s / theirs),
     };

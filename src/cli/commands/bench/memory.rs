@@ -157,7 +157,9 @@ async fn until(swarm: &LocalSwarm, wanted: impl Fn(&State) -> bool) -> Result<Ve
         for ((state, peer), most) in states.iter_mut().zip(&swarm.peers).zip(&mut most) {
             // Where a process cannot see the most that it ever held, it is what was seen of it.
             *most = used(peer.pid()).map_or(0, |used| used.resident).max(*most);
-            state.memory.resident_most = state.memory.resident_most.max(*most);
+            if state.memory.resident_most == 0 {
+                state.memory.resident_most = *most;
+            }
         }
         if states.iter().all(&wanted) {
             return Ok(states);

@@ -96,7 +96,7 @@ pub fn run(args: &BenchGenerate, context: &Context) -> Result<u8, Report> {
         first_token_ms: 1e3 * first,
         clients: args.clients,
         clients_tokens_per_s: together,
-        peak_rss_bytes: memory::resident().map(|(_, most)| most),
+        peak_rss_bytes: memory::peak(),
         beside: None,
         swarm: None,
     };
