@@ -106,8 +106,8 @@ mod waiting {
     };
 
     /// Bytes of all of them, and of one.
-    const ALL: usize = 24 << 20;
-    const ONE: usize = 8 << 20;
+    const ALL: usize = 32 << 20;
+    const ONE: usize = 16 << 20;
     const PLACES: usize = 32;
     /// What every one of them is aligned to, at least.
     const ALIGN: usize = 16;
