@@ -25,7 +25,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 pub fn run(args: &args::Stop, context: &Context) -> Result<u8, Report> {
     let client = ask::client(context)?;
-    client.stop(args.now)?;
+    client.state()?;
+    match client.stop(args.now) {
+        // It was here a moment ago, and may leave before it has answered.
+        Err(ClientError::NobodyHere { .. }) => {}
+        asked => asked?,
+    }
     let since = Instant::now();
     let progress = Progress::start(&context.out, if args.now { "stopping" } else { "draining" }, 0, Unit::Things);
     loop {
