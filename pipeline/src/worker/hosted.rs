@@ -320,11 +320,12 @@ impl Hosted {
     }
 
     fn state(&self, version: Version, full: bool) -> Result<StageState, Done> {
-        let train = self.engine.state()?;
         if !full {
-            let train = exact::TrainState { params: train.params, ..Default::default() };
+            self.engine.readable()?;
+            let train = exact::TrainState { params: self.engine.params().to_vec(), ..Default::default() };
             return Ok(StageState { version, samples: self.samples, train, ..StageState::default() });
         }
+        let train = self.engine.state()?;
         let (slow, momentum) = self.rounds.tensors();
         Ok(StageState { version, samples: self.samples, train, slow: slow.to_vec(), momentum: momentum.to_vec() })
     }
