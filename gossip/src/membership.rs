@@ -193,39 +193,28 @@ impl Membership {
         self.peers.iter().map(|known| (known.peer(), known.offer()))
     }
 
-    /// Replicas that serve `stage`, with version and claimed speed (micro-batches a second; 0 = unknown).
-    pub fn replicas(&self, stage: Stage) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
-        self.in_state(stage, |state| state == State::Serving)
-    }
-
-    /// Replicas that serve or are about to.
-    pub fn planned(&self, stage: Stage) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
-        self.in_state(stage, |state| state != State::Draining)
+    /// Replicas that serve `stage`, with their versions.
+    pub fn replicas(&self, stage: Stage) -> impl Iterator<Item = (PeerId, Version)> + '_ {
+        self.in_state(stage, State::Serving)
     }
 
     /// Replicas that take nothing new.
     pub fn leaving(&self, stage: Stage) -> impl Iterator<Item = PeerId> + '_ {
-        self.in_state(stage, |state| state == State::Draining).map(|(peer, ..)| peer)
+        self.in_state(stage, State::Draining).map(|(peer, _)| peer)
     }
 
-    /// All replicas of all stages, in the order of the peers: stage, peer, state and claimed speed.
-    pub fn everywhere(&self) -> impl Iterator<Item = (Stage, PeerId, State, f64)> + '_ {
-        self.peers().flat_map(|(peer, offer)| {
-            offer.stages.iter().map(move |offer| (offer.stage, peer, offer.state, offer.speed_milli as f64 / 1e3))
-        })
+    /// All replicas of all stages, in the order of the peers.
+    pub fn everywhere(&self) -> impl Iterator<Item = (PeerId, &StageOffer)> + '_ {
+        self.peers().flat_map(|(peer, offer)| offer.stages.iter().map(move |offer| (peer, offer)))
     }
 
-    fn in_state(
-        &self,
-        stage: Stage,
-        wanted: impl Fn(State) -> bool + 'static,
-    ) -> impl Iterator<Item = (PeerId, Version, f64)> + '_ {
+    fn in_state(&self, stage: Stage, wanted: State) -> impl Iterator<Item = (PeerId, Version)> + '_ {
         let some = if self.count(stage) > 0 { &self.peers[..] } else { &[] };
         some.iter().filter_map(move |known| {
-            let offer = known.offer().stages.iter().find(|offer| offer.stage == stage && wanted(offer.state))?;
+            let offer = known.offer().stages.iter().find(|offer| offer.stage == stage && offer.state == wanted)?;
             let (peer, incarnation) = (known.peer(), known.incarnation());
             let version = Version { stage, peer, incarnation, round: offer.round, own_step: offer.own_step };
-            Some((peer, version, offer.speed_milli as f64 / 1e3))
+            Some((peer, version))
         })
     }
 
@@ -313,7 +302,8 @@ mod tests {
     }
 
     fn serving(stage: Stage) -> What {
-        let offer = StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 1500 };
+        let offer =
+            StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 1500, carries_milli: 0 };
         What::Offer(Offer { stages: vec![offer], ..Offer::default() })
     }
 
@@ -332,7 +322,7 @@ mod tests {
     fn a_lost_replica_is_gone_until_it_offers_itself_again() {
         let mut members = Membership::default();
         members.on_item(&item(A, 1, serving(2)), |_| true);
-        assert_eq!(members.replicas(2).map(|(peer, _, speed)| (peer, speed)).collect::<Vec<_>>(), vec![(A, 1.5)]);
+        assert_eq!(members.everywhere().map(|(peer, offer)| (peer, offer.pace())).collect::<Vec<_>>(), vec![(A, 1.5)]);
         members.on_lost(A, Some(1));
         assert_eq!(members.replicas(2).count(), 0);
         members.on_item(&item(A, 2, serving(2)), |_| true);

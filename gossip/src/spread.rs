@@ -577,7 +577,7 @@ mod tests {
         let mut out = Outbox::new();
         (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
         let offer = |sequence: u32, state: State, speed_milli: u64| {
-            let stages = vec![StageOffer { stage: 1, state, round: 0, own_step: 0, speed_milli }];
+            let stages = vec![StageOffer { stage: 1, state, round: 0, own_step: 0, speed_milli, carries_milli: 0 }];
             Item { what: What::Offer(Offer { stages, ..Offer::default() }), ..item(sequence) }
         };
         let mut hear = |spread: &mut Spread, author: u8, item: Item| {
@@ -760,7 +760,8 @@ mod tests {
         };
         for stage in [4, 77, u16::MAX] {
             assert!(matches!(say(&mut spread, held(stage, 1))[..], [Act::Blame { .. }]));
-            let offer = StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 0 };
+            let offer =
+                StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 0, carries_milli: 0 };
             let offer = Offer { stages: vec![offer], ..Offer::default() };
             assert!(matches!(say(&mut spread, Item { what: What::Offer(offer), ..item(1) })[..], [Act::Blame { .. }]));
         }

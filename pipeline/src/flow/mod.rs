@@ -15,6 +15,8 @@ pub mod stage;
 pub mod uplink;
 pub mod window;
 
+use std::time::Duration;
+
 use skein_protocol::{Blob, Instant, Lane, Outbox, PeerId, event::Event, wire};
 
 use crate::peer::io::Output;
@@ -27,6 +29,11 @@ pub struct Desk<'a> {
     pub jobs: &'a mut schedule::Schedule,
     pub route: &'a mut route::Route,
     pub uplink: &'a mut uplink::Uplink,
+}
+
+/// What is left of a sum of that which came in the time before, after so many seconds: half of it after `half_life`.
+fn faded(seconds: f64, half_life: Duration) -> f64 {
+    libm::exp2(-seconds / half_life.as_secs_f64())
 }
 
 impl Desk<'_> {

@@ -1,9 +1,9 @@
 //! Chooses the next peer for a micro-batch. In: who serves a stage, and our own measurements. Out: one peer, or nothing and the
 //! micro-batch waits.
 //!
-//! Weighted by what is already with a peer over its speed (join the shortest expected wait), randomised among near-equals so that
-//! replicas mix. The speed is what the peer says of its device, as far as it is believable, less where its answers are late. What
-//! one sender alone measures of a peer is no speed: in a deep pipeline it is the share that this sender gives it.
+//! Weighted by what is already with a peer over its pace (join the shortest expected wait), randomised among near-equals so that
+//! replicas mix. The pace is what the peer says of its device and its uplink, as far as it is believable, less where its answers
+//! are late. What one sender alone measures of a peer is no pace: in a deep pipeline it is the share that this sender gives it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use skein_protocol::{
     rng::{Purpose, Streams},
 };
 
-use super::coding::LinkSpeed;
+use super::{coding::LinkSpeed, faded};
 
 /// Samples of the acceptance time that are remembered a peer.
 const WINDOW: usize = 64;
@@ -85,7 +85,7 @@ impl Route {
         }
     }
 
-    /// Replicas that serve, are connected and not suspected, with the speed they claim (micro-batches a second; 0 = unknown).
+    /// Replicas that serve, are connected and not suspected, with the pace they claim (micro-batches a second; 0 = unknown).
     /// `leaving`: those that only finish what they have.
     pub fn set_serving(&mut self, serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>, leaving: BTreeSet<(Stage, PeerId)>) {
         self.leaving = leaving;
@@ -98,10 +98,10 @@ impl Route {
         self.circle = circle;
     }
 
-    /// A replica that serves claims another speed.
-    pub fn set_claim(&mut self, stage: Stage, peer: PeerId, speed: f64) {
+    /// A replica that serves claims another pace.
+    pub fn set_claim(&mut self, stage: Stage, peer: PeerId, pace: f64) {
         if let Some(claim) = self.serving.get_mut(&stage).and_then(|peers| peers.get_mut(&peer)) {
-            *claim = speed;
+            *claim = pace;
         }
     }
 
@@ -294,7 +294,7 @@ impl Measured {
     fn book(&mut self, now: Instant, answers: f64) {
         let Some(since) = self.busy_since else { return };
         let seconds = now.since(since).as_secs_f64();
-        let fade = libm::exp2(-seconds / SPEED_HALF_LIFE.as_secs_f64());
+        let fade = faded(seconds, SPEED_HALF_LIFE);
         self.weight = self.weight * fade + answers;
         self.busy = self.busy * fade + seconds;
         self.awaited = self.awaited * fade + seconds * f64::from(self.in_flight);

@@ -70,6 +70,8 @@ pub struct Source {
     samples_each: u64,
     tokens_each: u64,
     in_flight_max: u64,
+    /// How far it mints from the first that is not over.
+    reach_max: u64,
     /// How many ids are to be open, within `in_flight_max`.
     pub window: Window,
     lock_step: bool,
@@ -111,6 +113,7 @@ impl Source {
             samples_each: u64::from(manifest.train.micro_batch),
             tokens_each: manifest.tokens_per_micro_batch(),
             in_flight_max: u64::from(manifest.train.in_flight_max).max(1),
+            reach_max: manifest.reach_max(),
             window: Window::new(manifest.stages.count, u64::from(manifest.train.in_flight_max)),
             lock_step: manifest.lock_step(),
             feeding: false,
@@ -194,12 +197,11 @@ impl Source {
 
     /// Whether another id may be minted.
     fn may_mint(&self) -> bool {
-        // What is told of them has room for so many from the first that is not over.
-        let told = self.next < self.low + self.in_flight_max;
+        let near = self.next < self.low + self.reach_max;
         // In lock-step the step is the window: n+1 begins when all of n is over.
         let window = self.lock_step || (self.open.len() as u64) < self.open_max();
         let step = !self.lock_step || self.next / self.per_step <= self.low / self.per_step;
-        self.feeding && !self.ended && told && window && step
+        self.feeding && !self.ended && near && window && step
     }
 
     /// Asks for records, mints, sends. `run_samples` is what all feeders completed.

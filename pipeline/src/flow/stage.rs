@@ -189,9 +189,9 @@ impl StageFlow {
             desk.release(body);
             return self.decline(desk, from, &forward, Why::NotServing);
         }
-        // A feeder has at most `in_flight_max` ids open; completed ones are kept until its progress arrives.
+        // A feeder's ids reach no farther, and those that are over are kept until its progress arrives.
         let of_feeder = self.kept.keys().filter(|id| id.feeder == forward.id.feeder).count();
-        if of_feeder >= 4 * self.rules.in_flight_max as usize + 16 {
+        if of_feeder as u64 >= 2 * self.rules.reach_max + 16 {
             desk.release(body);
             return self.decline(desk, from, &forward, Why::Busy);
         }
@@ -294,6 +294,7 @@ impl StageFlow {
             && to != desk.me
         {
             let (stage, codec, bytes) = (self.stage, coding.codec, output.len);
+            self.busy.sends(bytes);
             desk.emit(Event::SentForward { id, stage, to, codec, bytes, raw });
         }
     }

@@ -1,7 +1,8 @@
 //! When bodies of micro-batches leave: one after the other, so that what is first in need is first to arrive.
 //!
-//! In: bodies to send, and what arrived or was lost. Out: as many of them as keep the uplink full. It knows no rate: a body that
-//! takes much longer than its way waits for the uplink, and then fewer are let out at a time.
+//! In: bodies to send, and what arrived or was lost. Out: as many of them as keep the uplink full, and the rate that it has
+//! then. It goes by no rate: a body that takes much longer than its way waits for the uplink, and then fewer are let out at a
+//! time.
 //!
 //! A volunteer's uplink is the narrowest part of nearly every way, and all its connections share it. Bodies that all leave at
 //! once share it evenly, and all arrive when the last one does: every stage then waits for the slowest, and works on nothing
@@ -15,7 +16,7 @@ use skein_protocol::{
     wire::{self, flow},
 };
 
-use super::route::Route;
+use super::{faded, route::Route};
 use crate::peer::io::Output;
 
 /// Bodies may take so much longer than a round trip: what the uplink has to send when one of them has left.
@@ -31,6 +32,14 @@ const BODIES_MIN_TO_ALL: usize = 4;
 /// A body that takes so long, and a second for each of so many bytes, waits for its receiver and not for the uplink.
 const STUCK: Duration = Duration::from_secs(10);
 const STUCK_RATE: u64 = 256 << 10;
+/// Time that the measurement of the rate goes by, of the uplink at work.
+const RATE_HALF_LIFE: Duration = Duration::from_secs(10);
+/// Bodies that must have arrived for the rate to count.
+const RATE_PROVEN: u32 = 8;
+/// Nobody who is thought slow gets anything to show better: without bodies the rate is forgotten.
+const RATE_HOLDS: Duration = Duration::from_secs(60);
+/// A round trip is longer while the uplink has much to send: part of the time of a body that is the uplink's in any case.
+const CARRYING_LEAST: f64 = 0.1;
 /// Nobody says any more what became of a body.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
@@ -55,6 +64,34 @@ impl Flying {
     }
 }
 
+/// Bytes of bodies that arrived, and what the uplink had to do for them: for each the time since the one before arrived, or
+/// since it left and went its way, if that was later. So it is the rate of the uplink, full or not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Carried {
+    bytes: f64,
+    seconds: f64,
+    bodies: u32,
+    last: Instant,
+}
+
+impl Carried {
+    /// `way`: no body arrives sooner, however fast the uplink.
+    fn arrived(&mut self, now: Instant, bytes: u64, sent: Instant, way: Duration) {
+        let took = now.since(sent).as_secs_f64();
+        let carrying = now.since(self.last.max(sent + way)).as_secs_f64().max(took * CARRYING_LEAST);
+        let fade = faded(carrying, RATE_HALF_LIFE);
+        self.bytes = self.bytes * fade + bytes as f64;
+        self.seconds = self.seconds * fade + carrying;
+        self.bodies = self.bodies.saturating_add(1);
+        self.last = now;
+    }
+
+    fn rate(&self, now: Instant) -> Option<f64> {
+        let holds = self.bodies >= RATE_PROVEN && now.since(self.last) < RATE_HOLDS;
+        (holds && self.seconds > 0.0).then(|| self.bytes / self.seconds)
+    }
+}
+
 #[derive(Debug)]
 pub struct Uplink {
     /// The most urgent lane first, and each in order.
@@ -64,12 +101,20 @@ pub struct Uplink {
     limit: u64,
     /// Something waits since the limit is reached.
     bound: bool,
+    carried: Carried,
     next: u64,
 }
 
 impl Default for Uplink {
     fn default() -> Self {
-        Uplink { waiting: BTreeMap::new(), flying: BTreeMap::new(), limit: LIMIT.0, bound: false, next: 0 }
+        Uplink {
+            waiting: BTreeMap::new(),
+            flying: BTreeMap::new(),
+            limit: LIMIT.0,
+            bound: false,
+            carried: Carried::default(),
+            next: 0,
+        }
     }
 }
 
@@ -104,8 +149,13 @@ impl Uplink {
     /// A body lies at `peer`, or was refused there.
     pub fn on_delivered(&mut self, now: Instant, route: &Route, peer: PeerId, lane: Lane, about: &flow::About) {
         let flow::About { id, attempt, stage } = about.clone();
-        let Some(Flying { size, sent }) = self.flying.remove(&(peer, lane, stage, id, attempt)) else { return };
+        let Some(flying) = self.flying.remove(&(peer, lane, stage, id, attempt)) else { return };
+        let Flying { size, sent } = flying;
         let way = route.link(peer).map_or(ROUND_TRIP, |link| link.round_trip);
+        // What a receiver did not take says nothing of the uplink.
+        if !flying.is_stuck(now) {
+            self.carried.arrived(now, size, sent, way);
+        }
         if now.since(sent) > way.saturating_add(AHEAD) {
             self.limit = self.limit.saturating_sub(size);
         } else if self.bound {
@@ -155,6 +205,11 @@ impl Uplink {
             out.push(Output::Send { to: peer, lane: key.0, frame: wire::Frame::Flow(frame), body: Some(body) });
         }
         self.bound = !self.waiting.is_empty();
+    }
+
+    /// Bytes a second of bodies that it carries, when enough of them have arrived to tell.
+    pub fn carries(&self, now: Instant) -> Option<f64> {
+        self.carried.rate(now)
     }
 }
 
@@ -258,6 +313,74 @@ mod tests {
             world.arrives(300);
         }
         assert!(world.left.len() <= BODIES_MIN_TO_ALL, "{}", world.left.len());
+    }
+
+    #[test]
+    fn its_rate_is_the_same_full_or_not() {
+        let mut world = World::new();
+        assert_eq!(world.uplink.carries(world.now), None);
+        for _ in 0..20 {
+            world.push(1, Lane::Activation, 128 * KIB);
+        }
+        world.leave();
+        for _ in 0..20 {
+            world.arrives(500);
+            world.leave();
+        }
+        let full = world.uplink.carries(world.now).unwrap();
+        assert!((full / (256.0 * KIB as f64) - 1.0).abs() < 0.02, "{full}");
+        // One at a time, a long way, and long pauses: the uplink is the same.
+        for _ in 0..40 {
+            world.now += Duration::from_secs(20);
+            world.push(1, Lane::Activation, 128 * KIB);
+            world.leave();
+            world.arrives(500 + ROUND_TRIP.as_millis() as u64);
+        }
+        let rare = world.uplink.carries(world.now).unwrap();
+        assert!((rare / full - 1.0).abs() < 0.02, "{rare} {full}");
+        // A faster one is seen to be so.
+        for _ in 0..400 {
+            world.push(1, Lane::Activation, 128 * KIB);
+            world.leave();
+            world.arrives(10 + ROUND_TRIP.as_millis() as u64);
+        }
+        assert!(world.uplink.carries(world.now).unwrap() > 4.0 * full);
+        world.now += RATE_HOLDS;
+        assert_eq!(world.uplink.carries(world.now), None, "it may be another one by now");
+    }
+
+    #[test]
+    fn what_is_rare_and_has_a_long_way_is_not_taken_for_slow() {
+        let mut world = World::new();
+        // Six a second, each 100 ms under way: some are always on their way, and the uplink has hardly anything to do.
+        for n in 0..60u64 {
+            world.now = Instant(n * 80_000_000);
+            world.push(1, Lane::Activation, 128 * KIB);
+            world.leave();
+            if n > 0 {
+                let way = 22 + n % 2;
+                world.arrives(way);
+            }
+        }
+        let rate = world.uplink.carries(world.now).unwrap();
+        assert!(rate > 8e6, "{rate}");
+    }
+
+    #[test]
+    fn a_receiver_that_takes_nothing_is_not_a_slow_uplink() {
+        let mut world = World::new();
+        world.push(2, Lane::Activation, 128 * KIB);
+        world.leave();
+        let stuck = world.left.remove(0);
+        for _ in 0..40 {
+            world.push(1, Lane::Activation, 128 * KIB);
+            world.leave();
+            world.arrives(500 + ROUND_TRIP.as_millis() as u64);
+        }
+        world.left.push(stuck);
+        world.arrives(0);
+        let rate = world.uplink.carries(world.now).unwrap();
+        assert!((rate / (256.0 * KIB as f64) - 1.0).abs() < 0.02, "{rate}");
     }
 
     #[test]

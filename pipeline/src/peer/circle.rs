@@ -104,7 +104,14 @@ mod tests {
 
     /// So many peers, one stage each in turn, by name.
     fn swarm(count: usize) -> Vec<(PeerId, Offer)> {
-        let offer = |stage| StageOffer { stage, state: State::Serving, round: 0, own_step: 0, speed_milli: 0 };
+        let offer = |stage| StageOffer {
+            stage,
+            state: State::Serving,
+            round: 0,
+            own_step: 0,
+            speed_milli: 0,
+            carries_milli: 0,
+        };
         let of = |n: usize| (peer(n), Offer { stages: vec![offer(n as Stage % STAGES)], ..Offer::default() });
         let mut swarm: Vec<_> = (0..count).map(of).collect();
         swarm.sort_by_key(|(peer, _)| *peer);

@@ -119,16 +119,20 @@ impl Directory {
         self.perform(acts, out);
     }
 
-    pub fn offer_of(&self, replica: &Replica) -> StageOffer {
+    /// `carries`: bytes a second of my uplink, if that is known.
+    pub fn offer_of(&self, replica: &Replica, carries: Option<f64>) -> StageOffer {
         let stage = replica.stage;
         match &replica.phase {
             Phase::Serving(flow) => {
                 let version = flow.version();
                 let state = if flow.standing == Standing::Serving { State::Serving } else { State::Draining };
-                let speed_milli = (flow.busy.speed() * 1e3) as u64;
-                StageOffer { stage, state, round: version.round, own_step: version.own_step, speed_milli }
+                let milli = |per_s: f64| (per_s * 1e3) as u64;
+                let (speed_milli, carries_milli) =
+                    (milli(flow.busy.speed()), flow.busy.carried(carries).map_or(0, |rate| milli(rate).max(1)));
+                let Version { round, own_step, .. } = version;
+                StageOffer { stage, state, round, own_step, speed_milli, carries_milli }
             }
-            _ => StageOffer { stage, state: State::Joining, round: 0, own_step: 0, speed_milli: 0 },
+            _ => StageOffer { stage, state: State::Joining, round: 0, own_step: 0, speed_milli: 0, carries_milli: 0 },
         }
     }
 
@@ -229,9 +233,9 @@ impl Directory {
     fn note_empty(&mut self, now: Instant, is_gone: impl Fn(PeerId) -> bool) {
         let mut empty = vec![true; usize::from(self.manifest.stages.count)];
         let mut left = empty.len();
-        for (stage, peer, state, _) in self.members.everywhere() {
-            let Some(is_empty) = empty.get_mut(usize::from(stage)).filter(|is_empty| **is_empty) else { continue };
-            if state != State::Draining && !is_gone(peer) {
+        for (peer, StageOffer { stage, state, .. }) in self.members.everywhere() {
+            let Some(is_empty) = empty.get_mut(usize::from(*stage)).filter(|is_empty| **is_empty) else { continue };
+            if *state != State::Draining && !is_gone(peer) {
                 *is_empty = false;
                 left -= 1;
                 if left == 0 {
@@ -311,14 +315,14 @@ impl Directory {
         std::mem::take(&mut self.news)
     }
 
-    /// Stages that peers serve as before, with the speeds that they claim anew, since this was last asked.
+    /// Stages that peers serve as before, with the paces that they claim anew, since this was last asked.
     pub fn take_numbers(&mut self) -> Vec<(Stage, PeerId, f64)> {
         let mut numbers = std::mem::take(&mut self.numbers);
         numbers.sort_unstable();
         numbers.dedup();
         let of_peer = |peer: PeerId| {
             let stages = self.offer(peer).map_or(&[][..], |offer| &offer.stages);
-            stages.iter().map(move |offer| (offer.stage, peer, offer.speed_milli as f64 / 1e3))
+            stages.iter().map(move |offer| (offer.stage, peer, offer.pace()))
         };
         numbers.into_iter().flat_map(of_peer).collect()
     }
@@ -353,13 +357,13 @@ impl Directory {
             .map(|milli| milli.map(|milli| milli as f32 / 1e3))
     }
 
-    /// Who serves what and how fast they say they are, and who only finishes what it has; of those that are `up` (in the order
+    /// Who serves what and at what pace, by their own word, and who only finishes what it has; of those that are `up` (in the order
     /// of their names), without me.
     pub fn standing(&self, up: impl Iterator<Item = PeerId>) -> (Serving, BTreeSet<(Stage, PeerId)>) {
         // Both are in the same order, and everybody may be there: one walk beside the other, and no search.
         let mut up = up.peekable();
         let mut leaving = BTreeSet::new();
-        let serving = self.members.everywhere().filter(|(stage, peer, state, _)| {
+        let serving = self.members.everywhere().filter(|(peer, StageOffer { stage, state, .. })| {
             while up.next_if(|up| up < peer).is_some() {}
             let counts = *peer != self.me && up.peek() == Some(peer);
             if counts && *state == State::Draining {
@@ -367,14 +371,14 @@ impl Directory {
             }
             counts && *state == State::Serving
         });
-        let serving = self.by_stage(serving);
+        let serving = self.by_stage(serving, StageOffer::pace);
         (serving, leaving)
     }
 
-    /// Who serves what and how fast they say they are, connected or not, without me.
+    /// Who serves what and how fast their devices are, by their own word, connected or not, without me.
     pub fn serving(&self) -> Serving {
-        let serves = |(_, peer, state, _): &(Stage, PeerId, State, f64)| *peer != self.me && *state == State::Serving;
-        self.by_stage(self.members.everywhere().filter(serves))
+        let serves = |(peer, offer): &(PeerId, &StageOffer)| *peer != self.me && offer.state == State::Serving;
+        self.by_stage(self.members.everywhere().filter(serves), StageOffer::speed)
     }
 
     /// Who only finishes what it has of a stage, connected or not, without me.
@@ -385,22 +389,26 @@ impl Directory {
     /// Who serves or is about to, connected or not, for the plan: in the order of the peers.
     pub fn planned(&self, is_gone: impl Fn(PeerId) -> bool) -> Vec<Row> {
         let planned = self.members.everywhere();
-        let planned = planned.filter(|(_, peer, state, _)| *state != State::Draining && !is_gone(*peer));
+        let planned = planned.filter(|(peer, offer)| offer.state != State::Draining && !is_gone(*peer));
         // Most serve one stage.
         let mut rows = Vec::with_capacity(self.members.len() + 1);
-        rows.extend(planned.map(|(stage, peer, _, speed)| (peer, stage, speed)));
+        rows.extend(planned.map(|(peer, offer)| (peer, offer.stage, offer.speed())));
         rows
     }
 
     /// Every stage of the run, with its replicas among these.
-    fn by_stage(&self, replicas: impl Iterator<Item = (Stage, PeerId, State, f64)>) -> Serving {
+    fn by_stage<'a>(
+        &self,
+        replicas: impl Iterator<Item = (PeerId, &'a StageOffer)>,
+        speed: impl Fn(&StageOffer) -> f64,
+    ) -> Serving {
         let mut stages: Vec<Vec<(PeerId, f64)>> = vec![Vec::new(); usize::from(self.manifest.stages.count)];
-        for (stage, peer, _, speed) in replicas {
+        for (peer, offer) in replicas {
             // They come in the order of their names. Of what one says twice the first word counts.
-            if let Some(peers) = stages.get_mut(usize::from(stage))
+            if let Some(peers) = stages.get_mut(usize::from(offer.stage))
                 && peers.last().is_none_or(|(last, _)| *last != peer)
             {
-                peers.push((peer, speed));
+                peers.push((peer, speed(offer)));
             }
         }
         (0..).zip(stages).map(|(stage, peers)| (stage, peers.into_iter().collect())).collect()
@@ -415,7 +423,7 @@ impl Directory {
     }
 
     pub fn replicas(&self, stage: Stage) -> Vec<(PeerId, Version)> {
-        self.members.replicas(stage).map(|(peer, version, _)| (peer, version)).collect()
+        self.members.replicas(stage).collect()
     }
 
     pub fn held(&self, stage: Stage) -> Vec<(PeerId, Version)> {

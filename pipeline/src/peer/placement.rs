@@ -471,7 +471,8 @@ impl Peer {
         if self.silent {
             return;
         }
-        let offers = self.replicas.values().map(|replica| self.directory.offer_of(replica)).collect();
+        let carries = self.uplink.carries(now);
+        let offers = self.replicas.values().map(|replica| self.directory.offer_of(replica, carries)).collect();
         self.directory.publish_offer(now, self.utc, self.incarnation, offers, out);
     }
 

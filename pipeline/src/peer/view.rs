@@ -105,6 +105,7 @@ impl Peer {
         let manifest = &self.config.manifest;
         let samples = self.run_samples();
         let [told, told_held_out] = self.directory.losses();
+        let carries = self.uplink.carries(self.last_turn);
         View {
             me: self.me,
             incarnation: self.incarnation,
@@ -119,7 +120,7 @@ impl Peer {
                     StageView { stage, first_layer, layers, replicas: self.route.replicas(stage).collect() }
                 })
                 .collect(),
-            mine: self.replicas.values().map(|replica| self.mine(replica)).collect(),
+            mine: self.replicas.values().map(|replica| self.mine(replica, carries)).collect(),
             peers: self.peer_views(),
             feeding: self.source.as_ref().map(|source| FeedView {
                 open: source.open_len(),
@@ -155,17 +156,14 @@ impl Peer {
                         .to_string(),
                         round: offer.round,
                         own_step: offer.own_step,
-                        micro_batches_per_s: self
-                            .route
-                            .speed(offer.stage, peer)
-                            .unwrap_or(offer.speed_milli as f64 / 1e3),
+                        micro_batches_per_s: self.route.speed(offer.stage, peer).unwrap_or_else(|| offer.pace()),
                     })
                     .collect(),
             })
             .collect()
     }
 
-    fn mine(&self, replica: &Replica) -> MineView {
+    fn mine(&self, replica: &Replica, carries: Option<f64>) -> MineView {
         let frozen = self.frozen_progress(replica.stage);
         let flow = replica.flow();
         MineView {
@@ -179,7 +177,7 @@ impl Peer {
             },
             version: flow.map(|flow| flow.version()),
             micro_batches: flow.map_or(0, |flow| flow.busy.done),
-            micro_batches_per_s: flow.map_or(0.0, |flow| flow.busy.speed()),
+            micro_batches_per_s: flow.map_or(0.0, |flow| flow.busy.pace(carries)),
             rounds: replica.average.rounds,
             rounds_rolled_back: replica.average.rolled_back,
             fetched: match replica.phase {

@@ -41,7 +41,7 @@ const EMPTY_AFTER: Duration = Duration::from_secs(3);
 /// Jobs of training in a row that my worker may fail at before I leave: who comes for them then finds somebody else.
 const UNDONE_MAX: u32 = 8;
 /// Where many are, the route hears of those who come at most this often: in the rush of a beginning all come at once.
-const ROUTE_PAUSE: Duration = Duration::from_millis(50);
+const ROUTE_PAUSE: Duration = Duration::from_millis(200);
 /// Ticks do their work at most this often.
 const TICK: Duration = Duration::from_millis(90);
 
@@ -854,12 +854,13 @@ impl Peer {
     /// Who serves what, for the route: connected, greeted and living.
     pub(super) fn refresh_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
         (self.routed_at, self.route_is_old, self.near_is_old) = (now, false, true);
+        let carries = self.uplink.carries(now);
         let (mut serving, mut leaving) = self.directory.standing(self.neighbours.up());
         for (stage, replica) in &self.replicas {
             let Phase::Serving(flow) = &replica.phase else { continue };
             match flow.standing {
                 Standing::Serving => {
-                    serving.entry(*stage).or_default().insert(self.me, flow.busy.speed());
+                    serving.entry(*stage).or_default().insert(self.me, flow.busy.pace(carries));
                 }
                 Standing::Draining => {
                     leaving.insert((*stage, self.me));
@@ -882,18 +883,19 @@ impl Peer {
         self.tell_empty(now, out);
     }
 
-    /// What changes with every tick: speeds, and what they mean for a feeder's window. In lock-step a replica leads by its
+    /// What changes with every tick: paces, and what speeds mean for a feeder's window. In lock-step a replica leads by its
     /// version.
     fn renew_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
         let numbers = self.directory.take_numbers();
         if self.config.manifest.lock_step() {
             self.refresh_route(now, out);
         }
-        for (stage, peer, speed) in numbers {
-            self.route.set_claim(stage, peer, speed);
+        for (stage, peer, pace) in numbers {
+            self.route.set_claim(stage, peer, pace);
         }
+        let carries = self.uplink.carries(now);
         for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((*stage, replica.flow()?))) {
-            self.route.set_claim(stage, self.me, flow.busy.speed());
+            self.route.set_claim(stage, self.me, flow.busy.pace(carries));
         }
         self.tell_empty(now, out);
         if let Some(source) = &mut self.source {

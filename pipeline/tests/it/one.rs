@@ -189,13 +189,14 @@ impl One {
 
     /// Another peer offers a stage, at a version.
     pub fn offers(&mut self, from: u8, stage: Stage, state: State, round: u32, own_step: u32) {
-        let offer = StageOffer { stage, state, round, own_step, speed_milli: 0 };
+        let offer = StageOffer { stage, state, round, own_step, speed_milli: 0, carries_milli: 0 };
         self.hear_item(from, What::Offer(Offer { stages: vec![offer], ..Offer::default() }));
     }
 
     /// `from` passes on that another peer serves a stage.
     pub fn passes_on(&mut self, from: u8, author: u8, stage: Stage) {
-        let offer = StageOffer { stage, state: State::Serving, round: 0, own_step: 5, speed_milli: 0 };
+        let offer =
+            StageOffer { stage, state: State::Serving, round: 0, own_step: 5, speed_milli: 0, carries_milli: 0 };
         self.hear_item_by(from, author, What::Offer(Offer { stages: vec![offer], ..Offer::default() }));
     }
 

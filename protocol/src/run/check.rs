@@ -65,7 +65,7 @@ pub fn limits_of_wire(manifest: &Manifest) -> Vec<Problem> {
     let told = 8 * BITMAP_MAX;
     if train.in_flight_max as usize > told {
         let got = train.in_flight_max;
-        let what = format!("cannot be {got}: the progress that a feeder tells has a bit for each of {told} open ids");
+        let what = format!("cannot be {got}: the progress that a feeder tells has a bit for each of {told} ids");
         found.error("train.in_flight_max", what);
     }
     let hidden = u64::from(model.hidden);
@@ -749,6 +749,20 @@ mod tests {
         let mut manifest = demo();
         manifest.train.in_flight_max = 65_536;
         assert_eq!(limits_of_wire(&manifest).iter().map(|p| p.key).collect::<Vec<_>>(), ["train.in_flight_max"]);
+    }
+
+    #[test]
+    fn a_feeder_mints_on_behind_a_stuck_id_as_far_as_staleness_and_progress_allow() {
+        let reach = |open, per_step, bound| {
+            let mut m = demo();
+            (m.train.in_flight_max, m.train.micro_batches_per_step, m.staleness.bound) = (open, per_step, bound);
+            m.reach_max()
+        };
+        assert_eq!(reach(24, 16, 8), 48);
+        assert_eq!(reach(24, 16, 2), 32, "the oldest would be refused");
+        assert_eq!(reach(24, 16, 0), 24, "lock-step");
+        assert_eq!(reach(32, 16, 2), 32);
+        assert_eq!(reach(8_000, 65_535, 64), 8_192, "a progress has no more bits");
     }
 
     #[test]

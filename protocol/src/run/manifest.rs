@@ -5,10 +5,13 @@
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{hash::Digest, id::PeerId, unset};
+use crate::{hash::Digest, id::PeerId, unset, wire::membership::BITMAP_MAX};
 
 /// The wire and manifest protocol of this build.
 pub const PROTOCOL: u16 = 1;
+
+/// Windows that a feeder mints from an id that is stuck: as many are fed again after a crash, though they may be over.
+const REACH: u64 = 2;
 
 #[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -939,5 +942,17 @@ impl Manifest {
     /// Whether the run is in lock-step: one replica a stage serves, in the order of the indices.
     pub fn lock_step(&self) -> bool {
         self.staleness.bound == 0
+    }
+
+    /// How far a feeder mints from its first id that is not over. One that is stuck at a slow peer does not stop those behind it
+    /// at once; but no more are minted than its staleness allows where one replica steps on all of them, and a progress has a bit
+    /// for each.
+    pub fn reach_max(&self) -> u64 {
+        let (train, open) = (&self.train, u64::from(self.train.in_flight_max).max(1));
+        if self.lock_step() {
+            return open;
+        }
+        let oldest = u64::from(self.staleness.bound) * u64::from(train.micro_batches_per_step);
+        (open * REACH).min(oldest).min(8 * BITMAP_MAX as u64).max(open)
     }
 }

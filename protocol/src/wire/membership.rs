@@ -104,6 +104,22 @@ pub struct StageOffer {
     /// Thousandths of a micro-batch a second of busy time; 0 = not measured yet.
     #[n(4)]
     pub speed_milli: u64,
+    /// The same of what its uplink carries; 0 = not known.
+    #[n(5)]
+    pub carries_milli: u64,
+}
+
+impl StageOffer {
+    /// Micro-batches a second of its device; 0 = unknown.
+    pub fn speed(&self) -> f64 {
+        self.speed_milli as f64 / 1e3
+    }
+
+    /// Micro-batches a second that come and go: the least of its device and its uplink; 0 = unknown.
+    pub fn pace(&self) -> f64 {
+        let milli = if self.carries_milli > 0 { self.speed_milli.min(self.carries_milli) } else { self.speed_milli };
+        milli as f64 / 1e3
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]

@@ -137,6 +137,7 @@ impl Draw {
                     round: draw.u32(),
                     own_step: draw.u32(),
                     speed_milli: draw.u64(),
+                    carries_milli: draw.u64(),
                 };
                 let address = |draw: &mut Draw| format!("/ip4/192.0.2.{}/udp/4747/quic-v1", draw.below(256));
                 membership::What::Offer(membership::Offer {

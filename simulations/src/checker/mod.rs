@@ -44,6 +44,8 @@ pub struct Given {
     /// Own steps that a gradient may be old.
     pub staleness_bound: u32,
     pub in_flight_max: u32,
+    /// How far a feeder mints from its first id that is not over.
+    pub reach_max: u64,
     pub kills: Vec<Kill>,
     /// Some peers have no log here: of them nothing is said.
     pub partial: bool,
@@ -55,6 +57,7 @@ impl Given {
             stages: manifest.stages.count,
             staleness_bound: manifest.staleness.bound,
             in_flight_max: manifest.train.in_flight_max,
+            reach_max: manifest.reach_max(),
             kills,
             partial: false,
         }
@@ -230,7 +233,7 @@ impl Checker {
             versions: Default::default(),
             staleness: staleness::Staleness::new(given.staleness_bound),
             straight: straight::Straight::new(given.partial),
-            window: window::Window::new(given.in_flight_max),
+            window: window::Window::new(given),
             snapshots: Default::default(),
             leaving: Default::default(),
             open: Default::default(),

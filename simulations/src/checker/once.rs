@@ -295,7 +295,7 @@ mod tests {
     }
 
     fn account(events: Vec<(PeerId, Event)>, kills: Vec<Kill>) -> Account {
-        let given = Given { stages: 1, in_flight_max: 8, staleness_bound: 4, kills, partial: false };
+        let given = Given { stages: 1, in_flight_max: 8, reach_max: 32, staleness_bound: 4, kills, partial: false };
         check(&lines(events), &given).stages[0]
     }
 
@@ -378,7 +378,7 @@ mod tests {
     #[test]
     fn an_id_that_is_completed_twice_is_told() {
         let events = vec![started(A, 1), added(A, 1), completed(A, 1, 1), completed(A, 1, 1)];
-        let given = Given { stages: 1, in_flight_max: 8, staleness_bound: 4, ..Given::default() };
+        let given = Given { stages: 1, in_flight_max: 8, reach_max: 32, staleness_bound: 4, ..Given::default() };
         let broken = check(&lines(events), &given).broken;
         assert!(broken.iter().any(|broken| broken.property == Property::P1), "{broken:?}");
     }

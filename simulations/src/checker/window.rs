@@ -1,15 +1,16 @@
-//! P7: what is open is bounded by the window. A feeder mints at most `in_flight_max` ids from the first that is not over to the
-//! last, so no replica ever keeps more of it.
+//! P7: what is open is bounded by the window. A feeder has at most `in_flight_max` ids open, and mints only so far behind one
+//! that is stuck, so no replica keeps more of it than what is over and not told yet.
 
 use std::collections::BTreeMap;
 
 use skein_protocol::{Incarnation, MicroBatchId, PeerId, event::Event};
 
-use super::{Findings, Line, Property};
+use super::{Findings, Given, Line, Property};
 
 #[derive(Debug)]
 pub struct Window {
-    most: u64,
+    open_max: usize,
+    reach_max: u64,
     feeders: BTreeMap<(PeerId, Incarnation), Feeder>,
 }
 
@@ -29,8 +30,9 @@ impl Feeder {
 }
 
 impl Window {
-    pub fn new(most: u32) -> Self {
-        Window { most: u64::from(most), feeders: BTreeMap::new() }
+    pub fn new(given: &Given) -> Self {
+        let open_max = given.in_flight_max as usize;
+        Window { open_max, reach_max: given.reach_max, feeders: BTreeMap::new() }
     }
 
     pub fn on_line(&mut self, line: &Line, found: &mut Findings) {
@@ -39,8 +41,11 @@ impl Window {
                 let feeder = self.feeders.entry((id.feeder, id.incarnation)).or_default();
                 feeder.open.insert(*id, feeder.minted);
                 feeder.minted += 1;
-                let reach = feeder.reach();
-                if reach > self.most {
+                let (open, reach) = (feeder.open.len(), feeder.reach());
+                if open > self.open_max {
+                    found.add(Property::P7, format!("one feeder has {open} ids open"));
+                }
+                if reach > self.reach_max {
                     let what = format!("the ids of one feeder reach {reach} beyond the first that is not over");
                     found.add(Property::P7, what);
                 }
@@ -80,7 +85,8 @@ mod tests {
     }
 
     fn found(events: Vec<Event>) -> (usize, Window) {
-        let (mut window, mut found) = (Window::new(4), Findings::default());
+        let (mut window, mut found) =
+            (Window::new(&Given { in_flight_max: 2, reach_max: 4, ..Given::default() }), Findings::default());
         for event in events {
             let record = Record { at: 0, utc: 0, peer: FEEDER, seq: 0, event };
             window.on_line(&Line { at: 0, record }, &mut found);
@@ -98,9 +104,16 @@ mod tests {
     }
 
     #[test]
+    fn who_has_more_open_than_the_window_is_found() {
+        let open = |last| (0..last).map(|index| minted(id(1, index))).collect();
+        assert_eq!(found(open(2)).0, 0);
+        assert_eq!(found(open(3)).0, 1);
+    }
+
+    #[test]
     fn a_new_incarnation_begins_a_window_of_its_own() {
-        let first = (0..4).map(|index| minted(id(1, index)));
-        let second = (0..4).map(|index| minted(id(2, index)));
+        let first = (0..2).map(|index| minted(id(1, index)));
+        let second = (0..2).map(|index| minted(id(2, index)));
         let started = std::iter::once(Event::Started { peer: FEEDER, incarnation: 2 });
         let (broken, window) = found(first.chain(started).chain(second).collect());
         assert_eq!((broken, window.feeders.len()), (0, 1));

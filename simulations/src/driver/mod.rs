@@ -204,7 +204,7 @@ impl<P: Process> Simulation<P> {
         setup.manifest.run.delegates = also.map(|(i, _)| ids[i]).collect();
         let (run, manifest_bytes) = setup::run_of(&setup.manifest, &keys[owner]);
         let network = Network::new(setup.terrain(), setup.idle, setup.stream(Purpose::Link, 0));
-        let flows = Flows::new(Sharing::default(), flows::PRODUCT, &network.rates());
+        let flows = Flows::new(Sharing::default(), flows::EQUAL, &network.rates());
         let on_shelf: BTreeMap<Digest, Payload> = setup.shelf.iter().cloned().collect();
         let disk_of = |id: &PeerId| match *id == setup.manifest.run.owner {
             true => Disk::with_shelf(on_shelf.clone()),

@@ -55,7 +55,7 @@ impl Fleet {
         let lost = self.orphans.iter().sum::<f64>() * calibrated::REPAIR_S / span_s;
         let windows = Windows {
             feeders: f64::from(self.setup.feeders.count.max(1)),
-            most: self.load.in_flight_max / calibrated::OLDEST,
+            most: self.load.in_flight_max.min(self.load.reach_max / calibrated::OLDEST),
             spare: self.pools.iter().map(|pool| f64::from(pool.serving.max(1))).sum(),
             lost,
         };

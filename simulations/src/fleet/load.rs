@@ -59,6 +59,7 @@ pub struct Load {
     /// Own steps between rounds; none: no rounds.
     pub every: Option<f64>,
     pub in_flight_max: f64,
+    pub reach_max: f64,
     pub staleness_bound: u32,
     /// Rounds that a replica takes part in, for each micro-batch.
     pub rounds: f64,
@@ -81,6 +82,7 @@ impl Load {
             per_step,
             every,
             in_flight_max: f64::from(manifest.train.in_flight_max.max(1)),
+            reach_max: manifest.reach_max() as f64,
             staleness_bound: manifest.staleness.bound,
             rounds: every.map_or(0.0, |every| calibrated::ROUNDS_A_PERIOD / (every * per_step)),
         }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use skein_pipeline::{flow::window::Way, model::cost};
-use skein_simulations::{Plan, Setup, Simulation, Small, worker::modelled::Device, world::Access};
+use skein_protocol::event::Event;
+use skein_simulations::{Fault, Plan, Setup, Simulation, Small, worker::modelled::Device, world::Access};
 
 use crate::common::{assert_sound, seconds, swarm};
 
@@ -103,4 +104,29 @@ fn with_the_window_of_the_law_the_busiest_stage_hardly_ever_waits() {
         let fewest = case.way().fewest();
         assert!(window >= fewest && (case.ceiling() < 1.0 || window <= fewest + 3), "{case:?}: {window}, {fewest}");
     }
+}
+
+#[test]
+fn what_is_stuck_at_one_replica_does_not_stop_the_others_at_once() {
+    const OPEN: u32 = 8;
+    let small =
+        Small { in_flight_max: OPEN, micro_batches_per_step: 8, staleness_bound: 8, round_every: 0, ..Small::demo(1) };
+    let manifest = small.manifest();
+    let device = Device { flops: cost::stage_flops(&manifest, 0) as f64 / 0.05, noise: 0.0 };
+    let plans = swarm(1, 2).into_iter().map(|plan| plan.device(device)).collect();
+    let mut sim = Simulation::new(Setup::new(5, manifest, plans));
+    assert!(sim.run_completed(seconds(60), 40));
+    let completed = |sim: &Simulation| {
+        sim.lines().iter().filter(|line| matches!(line.record.event, Event::Completed { .. })).count()
+    };
+    let before = completed(&sim);
+    // It holds some, and will not end the next of them within a minute.
+    sim.act(Fault::Speed(2, 1e-3));
+    sim.run_for(seconds(20));
+    let more = completed(&sim) - before;
+    let reach = sim.manifest().reach_max() as usize;
+    assert!(more > OPEN as usize && more < reach, "{more} of {reach}");
+    sim.act(Fault::Speed(2, 1.0));
+    assert!(sim.run_completed(seconds(60), 100), "all goes on");
+    assert_sound(&sim, "stuck");
 }

@@ -100,6 +100,7 @@ fn check(lines: &[Line], context: &Context) -> Result<u8, Report> {
         stages: stages.max().unwrap_or(0),
         staleness_bound: u32::MAX,
         in_flight_max: u32::MAX,
+        reach_max: u64::MAX,
         kills: Vec::new(),
         partial: true,
     };

@@ -16,6 +16,7 @@ use crate::{
     flow::{
         Desk,
         coding::{Change, Facts},
+        faded,
         handoff::Handoff,
         kept::{Kept, Work},
         schedule::{Priority, Purpose},
@@ -43,21 +44,26 @@ impl Orphan {
     }
 }
 
-/// Time of the worker and micro-batches, fading by half in 10 s of it: the claimed speed. What a micro-batch waits for other
-/// stages does not count, so that speeds of different stages can be compared.
+/// Time that [`Busy`] goes by, of the worker at work.
+const BUSY_HALF_LIFE: Duration = Duration::from_secs(10);
+
+/// Time of the worker, micro-batches and what was sent of them, fading by half in 10 s of it: the claimed speed. What a
+/// micro-batch waits for other stages does not count, so that speeds of different stages can be compared.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Busy {
     pub done: u64,
     weight: f64,
     seconds: f64,
+    bytes: f64,
 }
 
 impl Busy {
     /// The worker was at a forward, a backward or a step of this stage for so long.
     pub fn worked(&mut self, took: Duration) {
         let seconds = took.as_secs_f64();
-        let fade = libm::exp2(-seconds / 10.0);
+        let fade = faded(seconds, BUSY_HALF_LIFE);
         self.weight *= fade;
+        self.bytes *= fade;
         self.seconds = self.seconds * fade + seconds;
     }
 
@@ -69,6 +75,21 @@ impl Busy {
     /// Micro-batches a second that the worker could do if it did nothing else; 0 while unknown.
     pub fn speed(&self) -> f64 {
         if self.seconds > 0.0 { self.weight / self.seconds } else { 0.0 }
+    }
+
+    /// A body of so many bytes goes to somebody else.
+    pub(super) fn sends(&mut self, bytes: u64) {
+        self.bytes += bytes as f64;
+    }
+
+    /// Micro-batches a second that an uplink of so many bytes a second carries if it carries nothing else, if that is known.
+    pub fn carried(&self, bytes_per_s: Option<f64>) -> Option<f64> {
+        bytes_per_s.filter(|_| self.bytes > 0.0).map(|rate| rate * self.weight / self.bytes)
+    }
+
+    /// Micro-batches a second that come and go over such an uplink; 0 while unknown.
+    pub fn pace(&self, bytes_per_s: Option<f64>) -> f64 {
+        self.carried(bytes_per_s).map_or(self.speed(), |carried| carried.min(self.speed()))
     }
 }
 
@@ -334,6 +355,7 @@ impl StageFlow {
         {
             kept.returns = Some(to);
             let (stage, codec, bytes) = (self.stage, coding.codec, gradient.len);
+            self.busy.sends(bytes);
             desk.emit(Event::SentBackward { id, stage, to, codec, bytes, raw });
         }
         desk.send(to, Lane::Gradient, Frame::Backward(returned), gradient);

@@ -9,7 +9,8 @@ use crate::flow::coding::{Chooser, Costs};
 pub struct StageRules {
     pub last: Stage,
     pub micro_batches_per_step: u32,
-    pub in_flight_max: u32,
+    /// From a feeder's first id that is not over to its last.
+    pub reach_max: u64,
     pub bound: u32,
     pub weight: StalenessWeight,
     /// Numbers in an activation, and in its gradient.
@@ -26,7 +27,7 @@ impl StageRules {
         StageRules {
             last: manifest.last_stage(),
             micro_batches_per_step: manifest.train.micro_batches_per_step,
-            in_flight_max: manifest.train.in_flight_max,
+            reach_max: manifest.reach_max(),
             bound: manifest.staleness.bound,
             weight: manifest.staleness.weight,
             values: manifest.tokens_per_micro_batch().saturating_mul(u64::from(manifest.model.config.hidden)),

@@ -65,7 +65,7 @@ impl Default for Relay {
 }
 
 /// How much of a link bodies get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Fill {
     /// All of it, whatever is lost: the rates of an access are those of bodies.
     #[default]
@@ -73,6 +73,8 @@ pub enum Fill {
     /// What our congestion controller filled in a measurement (BENCHMARKS.md, narrow link): 93 % where nothing is lost, 70 % where
     /// 0.5 % is; between and beyond by 0.93 / (1 + 66 p).
     Measured,
+    /// This part of it, 0 to 1.
+    Part(f64),
 }
 
 /// Everything between the peers.
@@ -146,6 +148,7 @@ impl Delays {
         let part = match self.terrain.fill {
             Fill::Whole => 1.0,
             Fill::Measured => measured_fill(self.terrain.loss),
+            Fill::Part(part) => part.clamp(0.0, 1.0),
         };
         let of = |rate: u64| (rate as f64 * part) as u64;
         self.terrain.places.iter().map(|place| (of(place.access.up), of(place.access.down))).collect()
