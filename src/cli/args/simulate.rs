@@ -208,7 +208,7 @@ pub struct SimulateCheck {
 #[command(after_help = "\
 Examples
   skein simulate validate --out simulations/VALIDATION.md
-  skein simulate validate --loopback              beside real processes: about ten minutes
+  skein simulate validate --loopback              beside real processes: a quarter of an hour
 ")]
 pub struct SimulateValidate {
     /// Where the page is written; nothing: printed

@@ -22,7 +22,7 @@ pub fn run(args: &SimulateValidate, context: &Context) -> Result<u8, Report> {
         progress.at(done);
     });
     if args.loopback {
-        tables.push(validate::loopback(&loopback::measure(context)?));
+        tables.push(validate::loopback(&loopback::measure(context)?, loopback::FILL));
     }
     let holds = tables.iter().all(|table| table.broken().is_empty());
     progress.done(if holds { "every row is within its bound" } else { "some rows are beyond their bounds" });
