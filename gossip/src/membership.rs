@@ -1,17 +1,18 @@
 //! Who is there and what they serve: the directory, made of verified items.
 //!
-//! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It takes no newcomers beyond 256 replicas a
-//! stage, and keeps one progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
+//! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It takes no newcomers beyond as many
+//! replicas of a stage as items are spread, and keeps one progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
+use crate::spread::ITEMS;
 use skein_protocol::{
     Incarnation, Instant, MicroBatchId, PeerId, Stage, Version,
     wire::membership::{Heard, Held, ItemKey, Offer, Progress, StageOffer, State, What},
 };
 
-/// Replicas of one stage that are kept.
-pub const REPLICAS_MAX: usize = 256;
+/// Replicas of one stage that are kept. Everybody must know the same: who is not known gets no labels.
+pub const REPLICAS_MAX: usize = ITEMS;
 
 /// An item with the offer of a peer.
 #[derive(Clone, Debug)]
@@ -328,6 +329,18 @@ mod tests {
         members.on_item(&item(A, 2, serving(2)), |_| true);
         members.on_lost(A, Some(1));
         assert_eq!(members.replicas(2).count(), 1, "its next life was there already");
+    }
+
+    #[test]
+    fn all_replicas_are_known_where_hundreds_serve_one_stage() {
+        let mut members = Membership::default();
+        for peer in 0..1000u16 {
+            let mut name = [7; 32];
+            name[..2].copy_from_slice(&peer.to_be_bytes());
+            let change = members.on_item(&item(PeerId(name), 1, serving(2)), |_| true);
+            assert_eq!(change, Change::Offer(PeerId(name)));
+        }
+        assert_eq!(members.count(2), 1000);
     }
 
     #[test]

@@ -257,7 +257,7 @@ catalogue! {
     BadScenario { problems: String = "1 problem", list: String = "my.toml:3:9: peers.count cannot be 0" } "SK148" Failure 3
     what "The scenario cannot be simulated: {problems}."
     why "{list}"
-    next ["skein simulate show first" => "a scenario with every key", "skein simulate list" => "scenarios that come with the program"]
+    next ["skein simulate show first" => "a scenario to begin with", "skein simulate list" => "scenarios that come with the program"]
     about "A scenario is read as a whole before anything is simulated: unknown keys, values without a unit and what contradicts itself are refused with their lines, so that no report answers another question than the one that was meant. docs/simulator.md lists every key."
 
     NoScenario { what: String = "home_uplod", why: String = "there is no such file, and none of the built-in scenarios has that name", hint: Hint = "home_upload" } "SK149" Failure 2

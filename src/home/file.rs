@@ -27,6 +27,16 @@ pub fn write(path: &Path, bytes: &[u8], reader: Reader) -> Result<(), HomeError>
     write_with(path, bytes.len() as u64, reader, |file| file.write_all(bytes))
 }
 
+/// Whether a file can be made beside `path`: before the work whose result it shall be.
+///
+/// # Errors
+/// As [`write()`].
+pub fn probe(path: &Path) -> Result<(), HomeError> {
+    let dir = parent(path);
+    make_dir(dir)?;
+    builder(Reader::Anyone).tempfile_in(dir).map(drop).map_err(|error| refused(path, 0, error))
+}
+
 /// As [`write()`], for content that is produced piece by piece; `len` is what it will need, for the message if it does not fit.
 pub fn write_with(
     path: &Path,

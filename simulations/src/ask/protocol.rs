@@ -20,6 +20,8 @@ use crate::{
 const SAMPLES: u64 = 240;
 /// Shortest interval between two samples.
 const INTERVAL_MIN: Time = SECOND;
+/// So often it is asked whether it goes on, in simulated time: between two samples of a long run that may be half a minute.
+const PART: Time = 2 * SECOND;
 /// With nothing completed for so long, and nobody about to come, a simulation ends.
 const STUCK: Time = 30 * 60 * SECOND;
 
@@ -88,17 +90,15 @@ impl Protocol {
         let mut now = 0;
         let ended = loop {
             let until = (now + self.interval).min(self.live.duration);
-            self.live.sim.run_for(Duration::from_nanos(until - now));
-            now = until;
+            let mut goes_on = true;
+            while goes_on && now < until {
+                let part = (now + PART).min(until);
+                self.live.sim.run_for(Duration::from_nanos(part - now));
+                now = part;
+                goes_on = now == until || watch.far(&self.far(now));
+            }
             self.look(now, watch);
-            let far = Far {
-                simulated: Duration::from_nanos(now),
-                of: Duration::from_nanos(self.live.duration),
-                events: self.live.sim.happenings(),
-                tokens: self.recorder.tokens(),
-                alive: self.recorder.alive(),
-            };
-            if !watch.far(&far) {
+            if !goes_on || !watch.far(&self.far(now)) {
                 break Ended::Interrupted;
             }
             if let Some(stuck) = self.stuck(now) {
@@ -109,6 +109,16 @@ impl Protocol {
             }
         };
         self.finish(now, ended)
+    }
+
+    fn far(&self, now: Time) -> Far {
+        Far {
+            simulated: Duration::from_nanos(now),
+            of: Duration::from_nanos(self.live.duration),
+            events: self.live.sim.happenings(),
+            tokens: self.recorder.tokens(),
+            alive: self.recorder.alive(),
+        }
     }
 
     /// Takes what was said in the interval.

@@ -291,6 +291,7 @@ impl Summary {
             _ => {
                 let as_expected = if self.expected.is_empty() { "" } else { ", as expected" };
                 let it = match (self.answers && !self.expected.is_empty(), self.for_the_same_money()) {
+                    (true, _) if self.ended == Ended::Interrupted => "So far: it".into(),
                     (true, _) => "Yes: it".into(),
                     (false, Some(money)) => format!("{money}: this swarm"),
                     (false, None) => "It".to_string(),

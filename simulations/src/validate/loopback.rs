@@ -56,7 +56,7 @@ pub fn loopback(rows: &[Measured], fill: f64) -> Table {
         title: "Our own runs: real processes against simulation".into(),
         source: "8 real processes of this program on one machine, through the shaping proxy; tokens/s".into(),
         how: vec![
-            "The same manifest, links, devices and churn script, once as processes and once at protocol fidelity."
+            "The same manifest, links and churn script, once as processes and once at protocol fidelity with devices as fast as one thread here."
                 .into(),
             format!(
                 "Bodies get {:.0}% of a simulated link. That was fitted to four stages without churn; the other rows were not.",

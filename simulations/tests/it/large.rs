@@ -24,3 +24,14 @@ fn in_a_swarm_of_forty_those_who_need_each_other_are_connected() {
     assert!(sim.run_completed(seconds(40), 100), "{:#?}", sim.summary());
     assert_sound(&sim, "forty");
 }
+
+#[test]
+fn where_hundreds_serve_every_stage_no_micro_batch_gets_stuck() {
+    let manifest = Small { round_every: 0, ..Small::demo(2) }.manifest();
+    let everything = Role { hosts: vec![0, 1], ..Role::default() };
+    let mut peers = vec![Plan::new(Role::feeder())];
+    peers.extend((0..280).map(|_| Plan::new(everything.clone())));
+    let mut sim = Simulation::new(Setup::new(82, manifest, peers));
+    assert!(sim.run_completed(seconds(60), 200), "{:#?}", sim.summary());
+    assert_sound(&sim, "hundreds");
+}

@@ -31,7 +31,11 @@ pub fn run(args: &SimulateCheck, context: &Context) -> Result<u8, Report> {
     progress.done(&format!(
         "{} looked at, {events} events: {}",
         counted(found.len() as u64, "random scenario"),
-        if failed.is_empty() { "every property held".to_string() } else { format!("{} with violations", failed.len()) }
+        match failed.len() {
+            _ if found.is_empty() => "nothing is known of any property".to_string(),
+            0 => "every property held".to_string(),
+            failed => format!("{failed} with violations"),
+        }
     ));
     if out.style().json {
         let failed: Vec<_> = failed
@@ -49,8 +53,11 @@ pub fn run(args: &SimulateCheck, context: &Context) -> Result<u8, Report> {
     } else {
         for property in Property::ALL.into_iter().filter(|property| search::LOOKED_AT.contains(property)) {
             let broken = failed.iter().filter(|found| found.broken.iter().any(|(of, _)| *of == property)).count();
-            let mark =
-                if broken == 0 { "held".to_string() } else { format!("BROKEN at {}", counted(broken as u64, "seed")) };
+            let mark = match broken {
+                _ if found.is_empty() => "not looked at".to_string(),
+                0 => "held".to_string(),
+                broken => format!("BROKEN at {}", counted(broken as u64, "seed")),
+            };
             out.print(&format!("{:<4} {mark:<20} {}", property.to_string(), property.says()));
         }
         if context.verbose {
