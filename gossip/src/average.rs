@@ -203,12 +203,6 @@ impl Average {
         self.leavers = leavers;
     }
 
-    /// `peer` is gone.
-    pub fn drop_member(&mut self, peer: PeerId) {
-        self.members.retain(|member| *member != peer);
-        self.leavers.retain(|leaver| *leaver != peer);
-    }
-
     /// The last round lies more than two intervals back: phi must not be given to anybody as it is.
     pub fn is_stale(&self) -> bool {
         self.every > 0 && self.steps > 2 * self.every

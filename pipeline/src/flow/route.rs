@@ -93,15 +93,6 @@ impl Route {
         self.serving = serving;
     }
 
-    /// `peer` is gone, whatever it served.
-    pub fn drop_peer(&mut self, peer: PeerId) {
-        self.serving.values_mut().for_each(|peers| {
-            peers.remove(&peer);
-        });
-        self.leaving.retain(|(_, leaver)| *leaver != peer);
-        self.measured.retain(|(_, measured), _| *measured != peer);
-    }
-
     /// Micro-batches go to these, if any of them serves; nothing: to everybody who does.
     pub fn set_circle(&mut self, circle: Option<BTreeSet<PeerId>>) {
         self.circle = circle;

@@ -159,7 +159,7 @@ impl Peer {
         out: &mut Outbox<Output>,
     ) {
         self.uplink.forget(Some(peer));
-        self.route_without(now, peer, out);
+        self.refresh_route(now, out);
         let mut moved = 0;
         let stages: Vec<Stage> = self.replicas.keys().copied().collect();
         for stage in stages {
@@ -844,17 +844,6 @@ impl Peer {
         } else {
             self.refresh_route(now, out);
         }
-    }
-
-    /// Somebody is gone: at once, and among many without asking all others who serves what.
-    fn route_without(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Output>) {
-        if self.directory.crowd() == 1 || self.config.manifest.lock_step() {
-            return self.refresh_route(now, out);
-        }
-        self.route.drop_peer(peer);
-        self.replicas.values_mut().for_each(|replica| replica.average.drop_member(peer));
-        (self.route_is_old, self.near_is_old) = (true, true);
-        self.tell_empty(now, out);
     }
 
     /// When the route may hear of somebody who came.
