@@ -383,7 +383,7 @@ catalogue! {
     NotEmpty { path: String = "./model" } "SK314" Failure 2
     what "{path} is already there."
     why "Nothing is overwritten unasked."
-    next ["--out {path}-2" => "another place", "skein export --force" => "and others that make files replace them with --force; a run that trains does not"]
+    next ["--out {path}-2" => "another place", "--force" => "replaces a manifest, or the files of a model or a report; a run that trains has no such option"]
     about "`--force` replaces a manifest, or the files of a model or of a report. Other files in the folder stay. A report of the same scenario is replaced without it."
 
     NotYours { run: String = "my.toml", owner: String = "quiet-heron 12fa9c" } "SK315" Failure 6

@@ -65,8 +65,14 @@ pub fn compare(a: &Summary, b: &Summary) -> Comparison {
     if a.config == b.config && paired {
         remarks.push("Both are the same scenario with the same seeds: there is nothing to differ.".into());
     }
-    if a.seeds.len() < 2 || b.seeds.len() < 2 {
-        remarks.push("One seed says nothing about chance: run both with --seeds 5 for intervals.".into());
+    let which = match (a.seeds.len() < 2, b.seeds.len() < 2) {
+        (true, true) => Some("both"),
+        (true, false) => Some("A"),
+        (false, true) => Some("B"),
+        (false, false) => None,
+    };
+    if let Some(which) = which {
+        remarks.push(format!("One seed says nothing about chance: run {which} with --seeds 5 for intervals."));
     }
     Comparison { a: a.scenario.clone(), b: b.scenario.clone(), paired, differences, remarks }
 }
