@@ -1,15 +1,17 @@
 //! Who is there and what they serve: the directory, made of verified items.
 //!
 //! In: items that `spread` found new, expiries, losses. Out: nothing; it is asked. It takes no newcomers beyond as many
-//! replicas of a stage as items are spread, and keeps one progress a feeder and one held snapshot a stage and keeper, so it does not grow with the swarm.
+//! replicas of a stage as items are spread, and keeps one progress a feeder and one held snapshot a stage and keeper: what it
+//! keeps is bounded as `spread` is.
 
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
-use crate::spread::ITEMS;
 use skein_protocol::{
     Incarnation, Instant, MicroBatchId, PeerId, Stage, Version,
     wire::membership::{Heard, Held, ItemKey, Offer, Progress, StageOffer, State, What},
 };
+
+use crate::spread::ITEMS;
 
 /// Replicas of one stage that are kept. Everybody must know the same: who is not known gets no labels.
 pub const REPLICAS_MAX: usize = ITEMS;

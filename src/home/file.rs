@@ -27,14 +27,13 @@ pub fn write(path: &Path, bytes: &[u8], reader: Reader) -> Result<(), HomeError>
     write_with(path, bytes.len() as u64, reader, |file| file.write_all(bytes))
 }
 
-/// Whether a file can be made beside `path`: before the work whose result it shall be.
+/// Makes a folder and sees that a file can be made in it: before the work whose result it shall be.
 ///
 /// # Errors
 /// As [`write()`].
-pub fn probe(path: &Path) -> Result<(), HomeError> {
-    let dir = parent(path);
+pub fn probe(dir: &Path) -> Result<(), HomeError> {
     make_dir(dir)?;
-    builder(Reader::Anyone).tempfile_in(dir).map(drop).map_err(|error| refused(path, 0, error))
+    builder(Reader::Anyone).tempfile_in(dir).map(drop).map_err(|error| refused(dir, 0, error))
 }
 
 /// As [`write()`], for content that is produced piece by piece; `len` is what it will need, for the message if it does not fit.
@@ -130,7 +129,8 @@ pub fn owner(path: &Path) -> Option<u32> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder of a file.
+pub fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),

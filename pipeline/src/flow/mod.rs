@@ -31,11 +31,6 @@ pub struct Desk<'a> {
     pub uplink: &'a mut uplink::Uplink,
 }
 
-/// What is left of a sum of that which came in the time before, after so many seconds: half of it after `half_life`.
-fn faded(seconds: f64, half_life: Duration) -> f64 {
-    libm::exp2(-seconds / half_life.as_secs_f64())
-}
-
 impl Desk<'_> {
     pub fn send(&mut self, to: PeerId, lane: Lane, frame: wire::flow::Frame, body: Option<Blob>) {
         match body {
@@ -57,4 +52,9 @@ impl Desk<'_> {
     pub fn emit(&mut self, event: Event) {
         self.out.push(Output::Emit(event));
     }
+}
+
+/// What is left of a sum of that which came in the time before, after so many seconds: half of it after `half_life`.
+fn faded(seconds: f64, half_life: Duration) -> f64 {
+    libm::exp2(-seconds / half_life.as_secs_f64())
 }

@@ -357,8 +357,8 @@ impl Directory {
             .map(|milli| milli.map(|milli| milli as f32 / 1e3))
     }
 
-    /// Who serves what and at what pace, by their own word, and who only finishes what it has; of those that are `up` (in the order
-    /// of their names), without me.
+    /// Who serves what and at what pace, by their own word, and who only finishes what it has; of those that are `up` (in the
+    /// order of their names), without me.
     pub fn standing(&self, up: impl Iterator<Item = PeerId>) -> (Serving, BTreeSet<(Stage, PeerId)>) {
         // Both are in the same order, and everybody may be there: one walk beside the other, and no search.
         let mut up = up.peekable();

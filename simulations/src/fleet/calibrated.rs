@@ -37,7 +37,7 @@ pub const CONTROL_BYTES: f64 = 1200.0;
 /// of protocol fidelity in the test, 0 and 2 own steps.
 pub const SPREAD: f64 = 0.5;
 
-/// A feeder mints nothing beyond [`reach_max`](skein_protocol::Manifest::reach_max) ids after its oldest that is not over, and the
-/// oldest is under way for so many times the mean: so many fewer are open than that allows. 40 peers at 4 stages, 80 allowed: 2.03 micro-batches a second
-/// where the law gives 1.85 with it.
+/// A feeder mints nothing beyond [`reach_max`](skein_protocol::Manifest::reach_max) ids after its oldest that is not over, and
+/// the oldest is under way for so many times the mean: so many fewer are open than that allows. 40 peers at 4 stages, 80
+/// allowed: 2.03 micro-batches a second where the law gives 1.85 with it.
 pub const OLDEST: f64 = 1.7;

@@ -42,7 +42,7 @@ const LOOPBACK_FOR: Duration = Duration::from_millis(700);
 
 pub fn run(args: &args::Probe, context: &Context) -> Result<u8, Report> {
     let out = &context.out;
-    file::probe(&args.out)?;
+    file::probe(file::parent(&args.out))?;
     out.note("measuring: computing, the disk, codecs, a link between two processes; about half a minute");
     let (flops, noise) = compute(context)?;
     let (disk_read, disk_write) = disk(context.home.data())?;

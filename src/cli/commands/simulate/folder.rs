@@ -51,9 +51,7 @@ impl Place {
         if replaces && !force && !is_own(dir, &holds, kind, name) {
             return Err(Failure::NotEmpty { path: dir.display().to_string() }.into());
         }
-        file::make_dir(dir).map_err(|error| refused(in_words(&error)))?;
-        let probe = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(dir);
-        probe.map_err(|error| refused(error.to_string()))?;
+        file::probe(dir).map_err(|error| refused(in_words(&error)))?;
         Ok(Place { dir: dir.into(), replaces })
     }
 
