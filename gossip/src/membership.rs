@@ -4,14 +4,14 @@
 //! replicas of a stage as items are spread, and keeps one progress a feeder and one held snapshot a stage and keeper: what it
 //! keeps is bounded as `spread` is.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use skein_protocol::{
     Incarnation, Instant, MicroBatchId, PeerId, Stage, Version,
     wire::membership::{Heard, Held, ItemKey, Offer, Progress, StageOffer, State, What},
 };
 
-use crate::spread::ITEMS;
+use crate::{sorted::Sorted, spread::ITEMS};
 
 /// Replicas of one stage that are kept. Everybody must know the same: who is not known gets no labels.
 pub const REPLICAS_MAX: usize = ITEMS;
@@ -19,8 +19,6 @@ pub const REPLICAS_MAX: usize = ITEMS;
 /// An item with the offer of a peer.
 #[derive(Clone, Debug)]
 struct Known {
-    /// The beginning of the peer's name, in the order of the names: few searches have to look at the items.
-    start: u64,
     heard: Arc<Heard>,
 }
 
@@ -50,7 +48,7 @@ struct Fed {
 #[derive(Debug, Default)]
 pub struct Membership {
     /// In the order of their names.
-    peers: Vec<Known>,
+    peers: Sorted<Known>,
     /// How many offer each stage, in whatever state.
     stages: BTreeMap<Stage, usize>,
     feeders: BTreeMap<PeerId, Fed>,
@@ -77,26 +75,16 @@ impl Membership {
         let (author, incarnation) = (heard.author(), heard.item.stamp.incarnation);
         match &heard.item.what {
             What::Offer(offer) => {
-                let known = Known { start: author.start(), heard: heard.clone() };
-                match self.find(author) {
-                    Ok(at) => {
-                        let before = std::mem::replace(&mut self.peers[at], known);
-                        if before.incarnation() == incarnation && states(before.offer()).eq(states(offer)) {
-                            return Change::Numbers(author);
-                        }
-                        self.unlist(&before);
+                let place = self.find(author);
+                let full = |stage| self.count(stage) >= REPLICAS_MAX;
+                if place.is_err() && offer.stages.iter().any(|s| full(s.stage)) {
+                    return Change::Nothing;
+                }
+                if let Some(before) = self.peers.put(place, author.start(), Known { heard: heard.clone() }) {
+                    if before.incarnation() == incarnation && states(before.offer()).eq(states(offer)) {
+                        return Change::Numbers(author);
                     }
-                    Err(at) => {
-                        let full = |stage| self.count(stage) >= REPLICAS_MAX;
-                        if offer.stages.iter().any(|s| full(s.stage)) {
-                            return Change::Nothing;
-                        }
-                        // It grows by little: there are as many of these lists as peers.
-                        if self.peers.len() == self.peers.capacity() {
-                            self.peers.reserve_exact(8 + self.peers.len() / 8);
-                        }
-                        self.peers.insert(at, known);
-                    }
+                    self.unlist(&before);
                 }
                 for of in distinct(offer) {
                     *self.stages.entry(of).or_default() += 1;
@@ -142,21 +130,11 @@ impl Membership {
     }
 
     fn find(&self, peer: PeerId) -> Result<usize, usize> {
-        let start = peer.start();
-        // Hardly ever do two begin alike.
-        let mut place = self.peers.partition_point(|known| known.start < start);
-        while let Some(known) = self.peers.get(place).filter(|known| known.start == start) {
-            match known.peer().cmp(&peer) {
-                Ordering::Less => place += 1,
-                Ordering::Equal => return Ok(place),
-                Ordering::Greater => break,
-            }
-        }
-        Err(place)
+        self.peers.find(peer.start(), |known| known.peer().cmp(&peer))
     }
 
     fn known(&self, peer: PeerId) -> Option<&Known> {
-        self.find(peer).ok().map(|at| &self.peers[at])
+        self.find(peer).ok().map(|at| &self.peers.items()[at])
     }
 
     fn remove(&mut self, peer: PeerId) {
@@ -185,15 +163,15 @@ impl Membership {
 
     /// Peers that offer something.
     pub fn len(&self) -> usize {
-        self.peers.len()
+        self.peers.items().len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.peers.is_empty()
+        self.len() == 0
     }
 
     pub fn peers(&self) -> impl Iterator<Item = (PeerId, &Offer)> {
-        self.peers.iter().map(|known| (known.peer(), known.offer()))
+        self.peers.items().iter().map(|known| (known.peer(), known.offer()))
     }
 
     /// Replicas that serve `stage`, with their versions.
@@ -212,7 +190,7 @@ impl Membership {
     }
 
     fn in_state(&self, stage: Stage, wanted: State) -> impl Iterator<Item = (PeerId, Version)> + '_ {
-        let some = if self.count(stage) > 0 { &self.peers[..] } else { &[] };
+        let some = if self.count(stage) > 0 { self.peers.items() } else { &[] };
         some.iter().filter_map(move |known| {
             let offer = known.offer().stages.iter().find(|offer| offer.stage == stage && offer.state == wanted)?;
             let (peer, incarnation) = (known.peer(), known.incarnation());

@@ -323,7 +323,7 @@ impl Spread {
             self.numbers.remove(&key);
             self.news.insert(key, said_by);
         }
-        self.items.put(place, Kept::new(heard.clone(), expires));
+        self.items.put(place, Kept { heard: heard.clone(), expires });
         true
     }
 

@@ -315,9 +315,10 @@ impl Directory {
         std::mem::take(&mut self.news)
     }
 
-    /// Stages that peers serve as before, with the paces that they claim anew, since this was last asked.
-    pub fn take_numbers(&mut self) -> Vec<(Stage, PeerId, f64)> {
+    /// Stages that those who are up serve as before, with the paces that they claim anew, since this was last asked.
+    pub fn take_numbers(&mut self, is_up: impl Fn(PeerId) -> bool) -> Vec<(Stage, PeerId, f64)> {
         let mut numbers = std::mem::take(&mut self.numbers);
+        numbers.retain(|peer| is_up(*peer));
         numbers.sort_unstable();
         numbers.dedup();
         let of_peer = |peer: PeerId| {

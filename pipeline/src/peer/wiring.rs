@@ -886,7 +886,7 @@ impl Peer {
     /// What changes with every tick: paces, and what speeds mean for a feeder's window. In lock-step a replica leads by its
     /// version.
     fn renew_route(&mut self, now: Instant, out: &mut Outbox<Output>) {
-        let numbers = self.directory.take_numbers();
+        let numbers = self.directory.take_numbers(|peer| self.neighbours.is_up(peer));
         if self.config.manifest.lock_step() {
             self.refresh_route(now, out);
         }
@@ -897,7 +897,10 @@ impl Peer {
         for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((*stage, replica.flow()?))) {
             self.route.set_claim(stage, self.me, flow.busy.pace(carries));
         }
-        self.tell_empty(now, out);
+        // What is empty at the beginning is told later, and afterwards whenever the route is another one.
+        if self.routed_at <= self.started + EMPTY_AFTER {
+            self.tell_empty(now, out);
+        }
         if let Some(source) = &mut self.source {
             // Stages that a feeder has no connection to are on the way, too.
             let mut everybody = self.directory.serving();

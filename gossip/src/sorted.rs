@@ -1,0 +1,82 @@
+//! What is kept under the name of a peer, in one sorted list. In: the beginning of a name, and how an item compares with what is
+//! looked for. Out: where it is.
+//!
+//! Everybody keeps what everybody says, so what one item takes counts, and what a search reads: beginnings of names lie beside
+//! each other, and hardly ever do two begin alike.
+
+use std::cmp::Ordering;
+
+#[derive(Debug)]
+pub struct Sorted<T> {
+    starts: Vec<u64>,
+    items: Vec<T>,
+}
+
+impl<T> Default for Sorted<T> {
+    fn default() -> Self {
+        Sorted { starts: Vec::new(), items: Vec::new() }
+    }
+}
+
+impl<T> Sorted<T> {
+    /// Where the item is that `compare` finds equal, or would be: `start` is the beginning of its key, in the order of the keys.
+    pub fn find(&self, start: u64, compare: impl Fn(&T) -> Ordering) -> Result<usize, usize> {
+        let mut place = self.starts.partition_point(|other| *other < start);
+        while self.starts.get(place) == Some(&start) {
+            match compare(&self.items[place]) {
+                Ordering::Less => place += 1,
+                Ordering::Equal => return Ok(place),
+                Ordering::Greater => break,
+            }
+        }
+        Err(place)
+    }
+
+    /// In the place of an older one of the same key, which is given back, or where [`Self::find`] found that it belongs.
+    pub fn put(&mut self, place: Result<usize, usize>, start: u64, item: T) -> Option<T> {
+        match place {
+            Ok(at) => Some(std::mem::replace(&mut self.items[at], item)),
+            Err(at) => {
+                // It grows by little: there are as many of these lists as peers.
+                if self.items.len() == self.items.capacity() {
+                    let more = 8 + self.items.len() / 8;
+                    self.items.reserve_exact(more);
+                    self.starts.reserve_exact(more);
+                }
+                self.items.insert(at, item);
+                self.starts.insert(at, start);
+                None
+            }
+        }
+    }
+
+    pub fn remove(&mut self, at: usize) -> T {
+        self.starts.remove(at);
+        self.items.remove(at)
+    }
+
+    /// In the order of their keys.
+    pub fn items(&self) -> &[T] {
+        &self.items
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_begin_alike_are_told_apart() {
+        let mut sorted = Sorted::default();
+        let find = |sorted: &Sorted<(u64, u8)>, key: (u64, u8)| sorted.find(key.0, |item| item.cmp(&key));
+        for key in [(5, 2), (1, 0), (5, 1), (9, 0), (5, 3)] {
+            let place = find(&sorted, key);
+            assert_eq!(sorted.put(place, key.0, key), None);
+        }
+        assert_eq!(sorted.items(), [(1, 0), (5, 1), (5, 2), (5, 3), (9, 0)]);
+        assert_eq!((find(&sorted, (5, 2)), find(&sorted, (5, 0)), find(&sorted, (6, 0))), (Ok(2), Err(1), Err(4)));
+        assert_eq!(sorted.put(Ok(2), 5, (5, 2)), Some((5, 2)));
+        assert_eq!(sorted.remove(1), (5, 1));
+        assert_eq!((find(&sorted, (5, 2)), find(&sorted, (9, 0))), (Ok(1), Ok(3)));
+    }
+}
