@@ -21,6 +21,7 @@ pub mod report;
 pub mod scenario;
 pub mod search;
 pub mod validate;
+pub mod words;
 pub mod worker;
 pub mod world;
 

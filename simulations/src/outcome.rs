@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::world::adversary::Lie;
+
 /// Number of the form of `summary.json`: a reader of another one refuses.
 pub const SCHEMA: u32 = 1;
 
@@ -175,6 +177,22 @@ pub struct Totals {
     pub joined: u64,
     pub left: u64,
     pub died: u64,
+    #[serde(default)]
+    pub lies: Lies,
+}
+
+/// What peers did that lie. Whoever simulates knows who they are; the peers do not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lies {
+    /// How many lie, and how; nothing where nobody does, or at fleet fidelity, which does not follow them.
+    pub peers: u64,
+    pub kind: Option<Lie>,
+    /// Micro-batches that were completed with a liar's result in them.
+    pub passed: u64,
+    /// Micro-batches that were given up, since a value was not finite.
+    pub refused: u64,
+    /// Results that were computed and never sent.
+    pub withheld: u64,
 }
 
 /// One interval of the time series: what happened in it, and how things stood at its end.

@@ -430,6 +430,7 @@ impl Recorder {
             joined: self.joined,
             left: self.left,
             died: self.died,
+            ..Totals::default()
         }
     }
 

@@ -13,7 +13,7 @@ pub use self::bench::{
     BenchShape, BenchSimulate, BenchStage, BenchSwarm,
 };
 pub use self::simulate::{
-    Ask, Probe, Replay, ShapeArgs, Simulate, SimulateCheck, SimulateCompare, SimulateReplay, SimulateReport,
+    Ask, Probe, Replay, ShapeArgs, Simulate, SimulateCheck, SimulateCompare, SimulateExplain, SimulateReplay,
     SimulateShow, SimulateSweep, SimulateValidate, SimulateWhat,
 };
 pub use self::train::{Course, Finetune, Train};

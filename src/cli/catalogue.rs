@@ -290,6 +290,12 @@ catalogue! {
     next ["df -h {path}" => "make room there, then the same command again", "--out /mnt/other/report" => "a folder on another disk", "without --events" => "the events of a run are most of its report"]
     about "A report is written whole or not at all. The figures of the run are printed all the same, and the same command gives the same report."
 
+    NoFile { path: String = "/proc/probe.json", error: String = "Permission denied (os error 13)" } "SK154" Failure 4
+    what "The file {path} cannot be written."
+    why "{error}."
+    next ["--out FILE" => "a file in a folder that you may write to"]
+    about "The folder is made where it is not there. This is seen before anything is measured."
+
     NobodyAnswers { count: usize = 2usize, list: String = "192.0.2.7:4747 refused\n192.0.2.8:4747 silent for 20 s" } "SK201" Failure 5
     what "None of the {count} bootstrap peers answers."
     why "{list}"

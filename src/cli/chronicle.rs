@@ -142,7 +142,8 @@ fn short(id: &MicroBatchId) -> String {
 }
 
 /// Hours, minutes, seconds and milliseconds.
-fn clock(at: Duration) -> String {
+/// `00:01:01.250`
+pub fn clock(at: Duration) -> String {
     let (seconds, ms) = (at.as_secs(), at.subsec_millis());
     format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }

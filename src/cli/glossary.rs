@@ -1,16 +1,13 @@
-//! The words of Skein, one page each, for `skein explain WORD` and docs/glossary.md.
+//! The words of Skein, one page each, for `skein explain WORD` and docs/glossary.md. Those that the simulator prints are its own.
 
-pub struct Word {
-    pub word: &'static str,
-    pub page: &'static str,
-}
+use skein_simulations::words::{self, Word};
 
 const fn word(word: &'static str, page: &'static str) -> Word {
-    Word { word, page }
+    Word { word, also: &[], page }
 }
 
-/// In alphabetical order.
-pub const WORDS: &[Word] = &[
+/// What no simulation prints, in alphabetical order.
+const OWN: &[Word] = &[
     word(
         "attempt",
         "Counts how often the work on one micro-batch was handed out again at each hop. Newer replaces; equal or older is answered from \
@@ -60,19 +57,9 @@ pub const WORDS: &[Word] = &[
          affair and stands in config.toml.",
     ),
     word(
-        "micro-batch",
-        "A few sequences that travel through all stages together and come back as gradients. Each has an id, and enters the weights of a \
-         stage once: never twice, never silently lost.",
-    ),
-    word(
         "offer",
         "A replica's signed announcement: which stage, since when, how fast, until when. It lives two minutes at most and is renewed; what it \
          says of its speed decides where newcomers and micro-batches go, as far as it is believable.",
-    ),
-    word(
-        "own step",
-        "One step of the optimizer at one replica. With R replicas of a stage each makes about 1/R of the run's steps. Rounds and staleness \
-         count own steps.",
     ),
     word("owner", "Whose key signed the manifest. The owner feeds data and says who may join."),
     word(
@@ -107,15 +94,6 @@ pub const WORDS: &[Word] = &[
          when that works. Forwarding one UDP port in your router, or IPv6, makes relays unnecessary.",
     ),
     word(
-        "replica",
-        "A peer that serves a stage. A stage should have two or more: then one may leave, or die, and training goes on.",
-    ),
-    word(
-        "round",
-        "Two replicas of a stage average what they have learned since their last round, and go on. Nobody waits for it: it either happens on \
-         both sides or on neither, and work goes on meanwhile.",
-    ),
-    word(
         "route",
         "How a micro-batch finds the next stage: weighted by measured speed, with some chance, so that replicas mix.",
     ),
@@ -131,24 +109,26 @@ pub const WORDS: &[Word] = &[
          its newest snapshot.",
     ),
     word(
-        "stage",
-        "A contiguous range of layers, small enough for one peer. Stage 0 holds the embedding, the last one the head. A peer may serve several.",
-    ),
-    word(
-        "staleness",
-        "The age of a gradient: how many own steps a replica made since the forward that the gradient belongs to, plus one for each adopted \
-         round. Stale gradients are weighted down, and past the bound of the manifest they are not added, though still passed on. Slow links \
-         and slow devices make work stale.",
-    ),
-    word(
         "version",
         "The weights of a stage at one replica: stage, peer, incarnation, round and own step. One version has one hash.",
     ),
 ];
 
+/// All, in alphabetical order.
+pub fn all() -> Vec<&'static Word> {
+    let mut all: Vec<&Word> = OWN.iter().chain(words::WORDS).collect();
+    all.sort_by_key(|word| word.word);
+    all
+}
+
+/// The page of a word, however it is written.
 pub fn find(name: &str) -> Option<&'static Word> {
-    let name = name.to_lowercase().replace('_', " ");
-    WORDS.iter().find(|word| word.word == name || word.word.replace([' ', '-'], "") == name.replace([' ', '-'], ""))
+    OWN.iter().find(|word| word.is(name)).or_else(|| words::find(name))
+}
+
+/// Everything that [`find`] finds.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    all().into_iter().flat_map(|word| std::iter::once(&word.word).chain(word.also).copied())
 }
 
 /// docs/glossary.md.
@@ -156,7 +136,7 @@ pub fn markdown() -> String {
     let mut text = String::from(
         "# Words\n\nThe same in the code, on the command line and in these pages. `skein explain WORD` prints them offline.\n",
     );
-    for word in WORDS {
+    for word in all() {
         text.push_str(&format!("\n## {}\n\n{}\n", word.word, word.page));
     }
     text
@@ -168,7 +148,11 @@ mod tests {
 
     #[test]
     fn words_are_sorted_and_found_however_they_are_written() {
-        assert!(WORDS.windows(2).all(|pair| pair[0].word < pair[1].word));
+        assert!(OWN.windows(2).all(|pair| pair[0].word < pair[1].word));
+        for name in names() {
+            let of = all().into_iter().filter(|word| word.is(name)).count();
+            assert_eq!(of, 1, "{name} has one page");
+        }
         for name in ["micro-batch", "microbatch", "Run Step", "run-step", "RUN_STEP"] {
             assert!(find(name).is_some(), "{name}");
         }

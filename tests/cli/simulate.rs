@@ -49,6 +49,90 @@ fn a_report_is_written_read_back_explained_and_compared() {
 }
 
 #[test]
+fn what_perished_is_one_count_whether_the_simulator_or_the_log_tells_it() {
+    let home = home();
+    let said = simulated(home.path(), "report", &["--json", "--events"]);
+    let done: Value = serde_json::from_str(said.stdout.lines().last().unwrap()).unwrap();
+    let events = home.path().join("report/events.jsonl");
+    let check = json(&ask(home.path(), &["replay", events.to_str().unwrap(), "--check", "--json"]));
+    for count in ["completed", "applied", "perished", "refused", "lost", "doubled", "overlapped"] {
+        assert_eq!(check["summary"][count], done[count], "{count}");
+    }
+    assert!(done["perished"].as_u64() > Some(0), "somebody died with work that was not safe: {done}");
+    let told = ask(home.path(), &["replay", events.to_str().unwrap(), "--check"]).stdout;
+    assert!(told.contains("1 peer died, by what the others say: "), "{told}");
+}
+
+#[test]
+fn the_question_says_what_was_changed() {
+    let home = home();
+    let said = simulated(home.path(), "changed", &["--peers", "7"]);
+    let flowing = said.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(flowing.contains("one that comes late? (changed: duration=40s, peers=7)"), "{flowing}");
+    let said = ask(home.path(), &["simulate", "demo", "--out", home.path().join("as_it_is").to_str().unwrap()]);
+    assert!(!said.stdout.contains("changed"), "{}", said.stdout);
+}
+
+#[test]
+fn changes_are_typed_and_tried_and_chance_is_remarked_once() {
+    let home = home();
+    assert_eq!(simulated(home.path(), "report", &[]).exit, 0);
+    let report = home.path().join("report");
+    let report = report.to_str().unwrap();
+    let said = ask(home.path(), &["simulate", "explain", report, "--try"]);
+    assert!(
+        said.stdout.contains("BROUGHT") && said.stdout.contains("--set peers=10"),
+        "{}{}",
+        said.stdout,
+        said.stderr
+    );
+    let compared = ask(home.path(), &["simulate", "compare", report, report]).stdout;
+    assert_eq!(compared.to_lowercase().matches("one seed").count(), 1, "{compared}");
+}
+
+#[test]
+fn all_that_is_wrong_with_a_scenario_and_with_what_was_set_is_told_at_once() {
+    let home = home();
+    let file = home.path().join("my.toml");
+    fs::write(home.path().join("binary"), [0, 159, 146, 150]).unwrap();
+    fs::write(
+        &file,
+        "question = \"?\"\n[run]\nmodel = \"demo\"\n[peers]\ncount = 4\ncuont = 4\n[simulate]\nduration = \"0 s\"\n",
+    )
+    .unwrap();
+    let file = file.to_str().unwrap();
+    let said =
+        ask(home.path(), &["simulate", file, "--set", "stages=9", "--set", "nonsense", "--set", "churn=trace:binary"]);
+    for part in [
+        "4 problems",
+        "my.toml:6:1: peers.cuont",
+        "my.toml:8:12: simulate.duration is 0",
+        "--set nonsense",
+        "names a file that could not be read: binary (it is not text (UTF-8))",
+    ] {
+        assert!(said.stderr.contains(part), "{part} in {}", said.stderr);
+    }
+    let said = ask(home.path(), &["simulate", "demo", "--duration", "-3h"]);
+    assert!(said.exit == 3 && said.stderr.contains("\"-3h\" is negative"), "{}", said.stderr);
+    let said = ask(home.path(), &["simulate", "sweep", "demo", "--over", "peers=0,5,many"]);
+    assert!(said.stderr.contains("--over peers=0: ") && said.stderr.contains("--over peers=many: "), "{}", said.stderr);
+    let said = ask(home.path(), &["simulate", "replay", "nowhere"]);
+    assert!(said.exit == 2 && said.stderr.contains("neither a seed"), "{}", said.stderr);
+}
+
+#[test]
+fn a_probe_that_cannot_be_written_speaks_of_its_file() {
+    let home = home();
+    fs::write(home.path().join("file"), "").unwrap();
+    let out = home.path().join("file").join("probe.json");
+    let said = ask(home.path(), &["probe", "--out", out.to_str().unwrap()]);
+    assert!(said.exit == 4 && said.stderr.contains("SK154") && said.stderr.contains("--out"), "{}", said.stderr);
+    assert!(!said.stderr.contains("--home"), "{}", said.stderr);
+    let said = ask(home.path(), &["probe", "--out", home.path().to_str().unwrap()]);
+    assert!(said.exit == 4 && said.stderr.contains("it is a folder"), "{}", said.stderr);
+}
+
+#[test]
 fn a_folder_with_anything_else_is_left_alone_unless_told_otherwise() {
     let home = home();
     let dir = home.path().join("mine");

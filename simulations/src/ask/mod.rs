@@ -128,7 +128,7 @@ pub fn blank(world: &World) -> Outcome {
         schema: SCHEMA,
         skein: env!("CARGO_PKG_VERSION").into(),
         scenario: world.name.clone(),
-        question: world.scenario.question.clone(),
+        question: world.question.clone(),
         text: world.text.clone(),
         seed: world.seed,
         fidelity: world.fidelity,

@@ -10,10 +10,10 @@ use crate::{
     checker::{Checker, Findings, Given, Kill, Line, Property},
     driver::{Fault, Said, Simulation},
     engine::{SECOND, Time},
-    outcome::{Ended, Learning, Outcome, PeerRow, Traffic, Violation},
+    outcome::{Ended, Lies, Outcome, PeerRow, Traffic, Violation},
     record::{Recorded, Recorder},
     scenario::{Person, World},
-    world::adversary::{Citizen, Lie},
+    world::adversary::{Citizen, Lie, Withheld},
 };
 
 /// Samples of a time series.
@@ -32,6 +32,8 @@ pub struct Live {
     pub duration: Time,
     /// When somebody comes, or a trouble ends, for the last time by plan.
     last_coming: Time,
+    lie: Option<Lie>,
+    withheld: Withheld,
 }
 
 impl Live {
@@ -47,9 +49,11 @@ impl Live {
             lies.iter().enumerate().filter_map(|(peer, lie)| Some((setup.key(peer).peer(), (*lie)?))).collect();
         // A signature holds for all or for none.
         let seals = Seals::remembered();
+        let withheld = Withheld::default();
+        let counted = withheld.clone();
         let make = move |config: PeerConfig, now, utc| {
             let lie = liars.get(&config.key.peer()).copied();
-            Citizen::new(config, now, utc, lie, seals.clone())
+            Citizen::new(config, now, utc, lie, seals.clone()).counting(counted.clone())
         };
         let mut sim = Simulation::with(setup, Box::new(make));
         for (peer, lie) in lies.into_iter().enumerate() {
@@ -58,7 +62,7 @@ impl Live {
             }
         }
         faults.into_iter().for_each(|(at, fault)| sim.at(Duration::from_nanos(at), fault));
-        Live { sim, people, duration, last_coming }
+        Live { sim, people, duration, last_coming, lie, withheld }
     }
 }
 
@@ -68,9 +72,7 @@ pub struct Protocol {
     interval: Time,
     recorder: Recorder,
     checker: Checker,
-    /// Completed micro-batches of which a liar computed a part, and results that somebody refused as no numbers.
-    tainted: u64,
-    caught: u64,
+    lies: Lies,
     /// Violations that were told.
     broken: usize,
     outcome: Outcome,
@@ -83,7 +85,9 @@ impl Protocol {
         let live = Live::of(world);
         let recorder = Recorder::new(live.sim.manifest(), live.sim.ids(), live.duration);
         let interval = (live.duration / SAMPLES).max(INTERVAL_MIN);
-        Protocol { live, interval, recorder, checker, tainted: 0, caught: 0, broken: 0, outcome }
+        let liars = live.people.iter().filter(|person| person.liar).count() as u64;
+        let lies = Lies { peers: liars, kind: live.lie.filter(|_| liars > 0), ..Lies::default() };
+        Protocol { live, interval, recorder, checker, lies, broken: 0, outcome }
     }
 
     pub fn run(mut self, watch: &mut dyn Watch) -> Outcome {
@@ -160,9 +164,9 @@ impl Protocol {
         match &line.record.event {
             Event::Completed { path, .. } => {
                 let is_liar = |peer| self.live.sim.number(peer).is_some_and(|peer| self.live.people[peer].liar);
-                self.tainted += u64::from(path.iter().any(|hop| is_liar(hop.peer)));
+                self.lies.passed += u64::from(path.iter().any(|hop| is_liar(hop.peer)));
             }
-            Event::Voided { why, .. } => self.caught += u64::from(why.contains("finite")),
+            Event::Voided { why, .. } => self.lies.refused += u64::from(why.contains("finite")),
             _ => {}
         }
     }
@@ -182,7 +186,7 @@ impl Protocol {
     }
 
     fn finish(self, now: Time, ended: Ended) -> Outcome {
-        let Protocol { live: Live { sim, people, .. }, recorder, checker, mut outcome, tainted, caught, .. } = self;
+        let Protocol { live: Live { sim, people, withheld, .. }, recorder, checker, mut outcome, lies, .. } = self;
         let summary = checker.finish();
         let Recorded { totals, shares, series, changes, rows, by_stage, violations, remarks } =
             recorder.finish(now, &summary, sim.manifest());
@@ -206,18 +210,7 @@ impl Protocol {
             let remark = "Links are shared by the smaller of the fair shares at both ends, as above 1,000 peers: about 5 % less than they carry.";
             outcome.remarks.push(remark.into());
         }
-        if people.iter().any(|person| person.liar) {
-            let share = 100.0 * tainted as f64 / outcome.totals.completed.max(1) as f64;
-            outcome.remarks.push(match outcome.learning {
-                Learning::Real => format!(
-                    "Of the micro-batches that a liar worked on, {tainted} passed and are in the weights ({share:.1} % of \
-                     all), and {caught} were refused, since a value was not finite."
-                ),
-                Learning::None | Learning::Curve => {
-                    format!("A liar stood on the path of {share:.1} % of the micro-batches.")
-                }
-            });
-        }
+        outcome.totals.lies = Lies { withheld: withheld.count(), ..lies };
         outcome
     }
 }

@@ -1,8 +1,10 @@
 //! Event logs of real processes: one JSON object a line, one file a peer.
 
-use skein_protocol::event::Record;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Line;
+use skein_protocol::event::{Event, Record};
+
+use super::{Kill, Line};
 
 #[derive(Debug, thiserror::Error)]
 #[error("line {line} is no event: {why}")]
@@ -35,6 +37,31 @@ pub fn merge(logs: impl IntoIterator<Item = Vec<Record>>) -> Vec<Line> {
     lines
 }
 
+/// Whose process was ended, and when: no log says that of itself. Others lost the peer after its last word, it did not leave politely,
+/// and it never spoke again. Whoever knows of the deaths that it caused, as the demo does, knows the same of them.
+pub fn deaths(lines: &[Line]) -> Vec<Kill> {
+    let mut last = BTreeMap::new();
+    let mut left = BTreeSet::new();
+    for Line { at, record } in lines {
+        last.insert(record.peer, *at);
+        match record.event {
+            Event::Drained => drop(left.insert(record.peer)),
+            Event::Started { .. } => drop(left.remove(&record.peer)),
+            _ => {}
+        }
+    }
+    let mut dead = BTreeSet::new();
+    for Line { at, record } in lines {
+        if let Event::PeerLost { peer, .. } = &record.event
+            && last.get(peer).is_some_and(|last| last < at)
+            && !left.contains(peer)
+        {
+            dead.insert(*peer);
+        }
+    }
+    dead.into_iter().map(|peer| Kill { peer, at: last[&peer] }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +80,22 @@ mod tests {
         text.push_str("{\"at\":1,\"ut");
         assert_eq!(read(&text).unwrap(), records);
         assert_eq!(read("nonsense\n").unwrap_err().line, 1);
+    }
+
+    #[test]
+    fn who_was_lost_after_its_last_word_died_and_who_left_or_spoke_again_did_not() {
+        let said = |peer, utc, event| Record { event, ..record(peer, utc, 0) };
+        let lost = |peer| Event::PeerLost { peer: PeerId([peer; 32]), incarnation: 1, why: String::new() };
+        let lines = merge([
+            vec![said(1, 10, lost(2)), said(1, 20, lost(3)), said(1, 30, lost(4)), said(1, 40, lost(5))],
+            vec![record(2, 9, 0)],
+            vec![record(3, 5, 0), said(3, 9, Event::Drained)],
+            vec![record(4, 9, 0), record(4, 31, 1)],
+            // A later life of a peer that had left.
+            vec![said(5, 5, Event::Drained), said(5, 9, Event::Started { peer: PeerId([5; 32]), incarnation: 2 })],
+        ]);
+        let kill = |peer, at: u64| Kill { peer: PeerId([peer; 32]), at: at * 1_000_000 };
+        assert_eq!(deaths(&lines), [kill(2, 9), kill(5, 9)]);
     }
 
     #[test]

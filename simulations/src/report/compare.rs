@@ -128,7 +128,7 @@ impl Comparison {
                 (Some(low), Some(high), Some(clear)) => {
                     format!("{} to {}{}", written(low), written(high), if clear { "" } else { "  (may be chance)" })
                 }
-                _ => "not known with one seed".into(),
+                _ => "-".into(),
             };
             text.push_str(&format!(
                 "  {:<20} {:>12} {:>12} {:>12}   {interval}\n",

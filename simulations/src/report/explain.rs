@@ -1,17 +1,17 @@
-//! What limits a run, and which one change would bring most. In: a summary. Out: sentences and a guessed factor for each change.
-//!
-//! A change frees a part of one share of the time; if nothing else stood in the way, the same work would be done in what is left,
-//! a factor 1 / (1 - freed). But no resource can be busy for more than all of the time (the utilisation law): a stage whose workers
-//! are busy for the part u carries at most 1 / u as much. The smaller one counts. It is an estimate; a simulation with the change
-//! made is the answer.
+//! What limits a run, and which one change would bring most. In: a summary. Out: sentences, and the changes of [`super::advice`].
+//! Every gain is an estimate; a simulation with the change made is the answer.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    numbers::{figure, percent, span},
+    advice::{Change, changes},
+    numbers::{counted, figure, percent, span},
     summary::Summary,
 };
-use crate::outcome::{Cause, Ended, StageRow};
+use crate::{
+    outcome::{Cause, Ended, Learning, StageRow},
+    world::adversary::Lie,
+};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -19,21 +19,10 @@ pub struct Explanation {
     /// Of the lost time; where computing is the cause, of all time.
     pub share: f64,
     pub sentences: Vec<String>,
-    /// What would bring most; nothing where nothing was done or nothing is lost.
+    /// What would bring most; nothing where nothing was done, nothing is lost, or the scenario can change nothing that would help.
     pub change: Option<Change>,
     /// All that were looked at, the best first.
     pub changes: Vec<Change>,
-}
-
-/// One thing that somebody could do.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Change {
-    pub cause: Cause,
-    pub what: String,
-    /// Estimated throughput with it, over that without: 1 is no gain.
-    pub gain: f64,
-    /// What would limit it then, where that is known.
-    pub then: Option<Cause>,
 }
 
 /// Names what binds, and estimates what each change would bring.
@@ -52,33 +41,31 @@ pub fn explain(summary: &Summary) -> Explanation {
     }
     if let Ended::Stuck { stage, since_s, why } = &summary.ended {
         // A mean over the time before and after the stop says nothing of either.
-        let sentences = vec![
+        let mut sentences = vec![
             stopped(*stage, *since_s, why),
             format!("Until the end {}", lower(&where_time_goes(summary, cause, share, lost))),
-            "No change is estimated: what would bring more is not known of a run that stopped.".into(),
         ];
+        sentences.extend(lies(summary));
+        sentences.push("No change is estimated: what would bring more is not known of a run that stopped.".into());
         return Explanation { cause, share, sentences, change: None, changes: Vec::new() };
     }
-    let mut changes: Vec<Change> = Cause::LOSSES
-        .into_iter()
-        .chain((cause == Cause::Compute).then_some(Cause::Compute))
-        .filter(|of| shares.of(*of) > 0.0)
-        .map(|of| change(summary, of))
-        .collect();
-    changes.sort_by(|a, b| b.gain.total_cmp(&a.gain).then(a.cause.cmp(&b.cause)));
-    let best = changes.first().filter(|change| change.gain > 1.005).cloned();
-    let mut sentences = vec![where_time_goes(summary, cause, share, lost)];
-    sentences.push(why(summary, cause));
+    let changes = changes(summary);
+    let best = changes.first().cloned();
+    let mut sentences = vec![where_time_goes(summary, cause, share, lost), why(summary, cause)];
+    sentences.extend(lies(summary));
     sentences.push(match &best {
         Some(change) => format!(
-            "One change would bring most: {}. Estimate: {} as many tokens/s{}. Simulate it to know.",
+            "One change would bring most: {} ({}). Estimate: {} as many tokens/s{}. Simulate it to know: {} {}",
             change.what,
+            change.typed(),
             times(change.gain),
-            change.then.map_or(String::new(), |then| format!("; then {} would limit", then.name()))
+            change.then.map_or(String::new(), |then| format!("; then {} would limit", then.name())),
+            summary.command,
+            change.typed()
         ),
         None => {
-            "No single change that was looked at would bring much: what is left of the lost time is small, or bound by \
-                 something else at once. This is an estimate."
+            "No single change that was looked at would bring much: what is left of the lost time is small, bound by something \
+             else at once, or nothing that this scenario can change. This is an estimate."
                 .into()
         }
     });
@@ -190,6 +177,41 @@ fn why(summary: &Summary, cause: Cause) -> String {
     }
 }
 
+/// What liars did, where there are any: the simulator knows who they are.
+pub(super) fn lies(summary: &Summary) -> Option<String> {
+    let (totals, lies) = (&summary.totals, &summary.totals.lies);
+    let kind = lies.kind.filter(|_| lies.peers > 0)?;
+    let who = format!(
+        "{} of {} {} (adversaries.kind = {}: {})",
+        people(lies.peers),
+        counted(u64::from(summary.peers), "peer", "peers"),
+        if lies.peers == 1 { "lies" } else { "lie" },
+        kind.name(),
+        kind.says()
+    );
+    let passed = format!(
+        "{} ({} of all)",
+        counted(lies.passed, "micro-batch", "micro-batches"),
+        percent(lies.passed as f64 / totals.completed.max(1) as f64)
+    );
+    let what = match (kind, summary.learning) {
+        (Lie::Silent, _) => format!(
+            "{} never came. What they hold keeps its place in the window until it is sent again elsewhere, as happened {} times",
+            counted(lies.withheld, "result", "results"),
+            people(totals.resent)
+        ),
+        (_, Learning::Real) => format!(
+            "{passed} came back with a wrong result in them and are in the weights, {} were given up, since a value was not finite",
+            people(lies.refused)
+        ),
+        (_, Learning::None | Learning::Curve) => format!(
+            "{passed} came back with a result of theirs in them. Without learning = \"real\" there are no values, and nobody can \
+             see that they are wrong"
+        ),
+    };
+    Some(format!("{who}: {what}. Without them: --set liars=0"))
+}
+
 fn people(number: u64) -> String {
     super::numbers::count(number)
 }
@@ -205,59 +227,6 @@ fn busiest(stages: &[StageRow]) -> Option<&StageRow> {
 fn others(stages: &[StageRow], stage: u16) -> f64 {
     let rest: Vec<f64> = stages.iter().filter(|row| row.stage != stage).map(|row| row.busy).collect();
     if rest.is_empty() { 0.0 } else { rest.iter().sum::<f64>() / rest.len() as f64 }
-}
-
-/// What one could do about a cause, and what it would bring.
-fn change(summary: &Summary, cause: Cause) -> Change {
-    // What the change frees of its share: half where it doubles something, all where it takes the cause away.
-    let (what, freed) = match cause {
-        Cause::Compute => (format!("twice as many peers ({})", people(u64::from(summary.peers) * 2)), 0.5),
-        Cause::Upload => {
-            ("uploads twice as fast, or a codec that sends half the bytes (int4 instead of int8)".to_string(), 0.5)
-        }
-        Cause::Download => ("downloads twice as fast, or a codec that sends half the bytes".to_string(), 0.5),
-        Cause::Latency => ("a window twice as large (in_flight_max), or peers of nearer regions".to_string(), 0.5),
-        Cause::Imbalance => match busiest(&summary.by_stage) {
-            Some(row) => (format!("more peers at stage {}, or another split of the layers", row.stage), 1.0),
-            None => ("another split of the layers".to_string(), 1.0),
-        },
-        Cause::Churn => {
-            ("smaller stages (less to fetch), one more replica for each, or averaging twice as often".to_string(), 0.5)
-        }
-        Cause::Staleness => ("a larger bound of staleness, or fewer micro-batches in flight".to_string(), 1.0),
-    };
-    let left = (1.0 - freed * summary.shares.of(cause)).max(0.01);
-    let (cap, by) = cap(summary, cause);
-    let (gain, then) = if cap < 1.0 / left { (cap, Some(by)) } else { (1.0 / left, None) };
-    Change { cause, what, gain: gain.max(1.0), then }
-}
-
-/// How much more the busiest other resource can carry, and what it is.
-fn cap(summary: &Summary, cause: Cause) -> (f64, Cause) {
-    let stages = &summary.by_stage;
-    let most = |part: fn(&StageRow) -> f64| stages.iter().map(part).fold(0.0, f64::max);
-    let mut busy = most(|row| row.busy);
-    if cause == Cause::Imbalance && !stages.is_empty() {
-        // Perfectly balanced, every stage is as busy as all are on average.
-        let workers: f64 = stages.iter().map(|row| row.replicas).sum();
-        if workers > 0.0 {
-            busy = stages.iter().map(|row| row.busy * row.replicas).sum::<f64>() / workers;
-        }
-    }
-    // Peers that are added bring workers and links.
-    let resources = match cause {
-        Cause::Compute => Vec::new(),
-        _ => vec![
-            (busy, Cause::Compute),
-            (most(|row| row.sending) * if cause == Cause::Upload { 0.5 } else { 1.0 }, Cause::Upload),
-            (most(|row| row.receiving) * if cause == Cause::Download { 0.5 } else { 1.0 }, Cause::Download),
-        ],
-    };
-    resources
-        .into_iter()
-        .filter(|(part, _)| *part > 0.0)
-        .map(|(part, of)| (1.0 / part.min(1.0), of))
-        .fold((f64::INFINITY, Cause::Compute), |least, one| if one.0 < least.0 { one } else { least })
 }
 
 fn lower(sentence: &str) -> String {

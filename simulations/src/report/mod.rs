@@ -1,6 +1,7 @@
 //! What a user reads of an [`Outcome`]: pages, charts, tables, sentences. Pure: text and pixels come
 //! out, nothing is written here.
 
+mod advice;
 mod charts;
 mod columns;
 mod compare;
@@ -18,11 +19,13 @@ mod sweep;
 mod tables;
 mod terminal;
 
+pub use advice::Change;
 pub use compare::{Comparison, Difference, compare};
 pub use done::{SimulateDone, SimulateSummary};
 pub use estimate::{Estimate, student_t};
-pub use explain::{Change, Explanation, explain};
-pub(crate) use numbers::{counted, span};
+pub use explain::{Explanation, explain};
+pub(crate) use numbers::counted;
+pub use numbers::span;
 pub use summary::{Expected, Figures, Seed, SeedViolation, Summary, Told, Unreadable, quoted};
 pub use sweep::{Point, sweep};
 pub use terminal::text;

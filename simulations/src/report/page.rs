@@ -4,15 +4,19 @@
 use std::fmt::Write;
 
 use super::{
+    advice::Change,
     charts::Charts,
     drawing::Drawing,
     estimate::Estimate,
-    explain::{Change, Explanation},
+    explain::Explanation,
     numbers::{bytes, count, counted, figure, percent, short, span},
     summary::{Summary, fidelity_name},
     svg::{escape, svg},
 };
-use crate::outcome::{Ended, Fidelity, Learning};
+use crate::{
+    outcome::{Ended, Fidelity, Learning},
+    words::{WORDS, find},
+};
 
 const STYLE: &str = include_str!("page.css");
 const HOVER: &str = include_str!("hover.js");
@@ -35,6 +39,7 @@ pub fn page(summary: &Summary, explanation: &Explanation, charts: &Charts, text:
     totals(&mut body, summary);
     modelled(&mut body, summary);
     scenario(&mut body, text);
+    words(&mut body);
     repeat(&mut body, summary);
     frame(&format!("{}: simulation by skein", summary.scenario), &body)
 }
@@ -162,12 +167,18 @@ fn one(body: &mut String, name: &str, number: &str, unit: &str, band: &str) {
     };
     put!(
         body,
-        "<div><dt>{}</dt><dd class=\"number\">{}</dd>{}{}</div>",
+        "<div><dt{}>{}</dt><dd class=\"number\">{}</dd>{}{}</div>",
+        meaning(name),
         escape(name),
         escape(number),
         below("unit", unit),
         below("band", band)
     );
+}
+
+/// What a word means, for who points at it.
+fn meaning(name: &str) -> String {
+    find(name).map_or(String::new(), |word| format!(" title=\"{}\"", escape(word.short())))
 }
 
 fn band(estimate: &Estimate, written: fn(f64) -> String) -> String {
@@ -211,14 +222,15 @@ fn limits(body: &mut String, explanation: &Explanation, charts: &Charts) {
     if explanation.changes.len() > 1 {
         put!(
             body,
-            "<div class=\"scroll\"><table><thead><tr><th>If one changed</th><th>against</th><th class=\"n\">tokens/s (estimate)</th></tr></thead><tbody>"
+            "<div class=\"scroll\"><table><thead><tr><th>If one changed</th><th>Typed</th><th>against</th><th class=\"n\">tokens/s (estimate)</th></tr></thead><tbody>"
         );
-        for Change { cause, what, gain, then } in &explanation.changes {
+        for change @ Change { cause, what, gain, then, .. } in &explanation.changes {
             let then = then.map_or(String::new(), |then| format!("; then {} limits", then.name()));
             put!(
                 body,
-                "<tr><td>{}</td><td>{}</td><td class=\"n\">&#215; {gain:.2}{}</td></tr>",
+                "<tr><td>{}</td><td><code>{}</code></td><td>{}</td><td class=\"n\">&#215; {gain:.2}{}</td></tr>",
                 escape(what),
+                escape(&change.typed()),
                 cause.name(),
                 escape(&then)
             );
@@ -362,6 +374,14 @@ fn totals(body: &mut String, summary: &Summary) {
         ("Averaging rounds", count(totals.rounds)),
         ("rolled back", count(totals.rounds_rolled_back)),
     ];
+    let lies = &totals.lies;
+    let of_liars = [
+        ("Peers that lie", count(lies.peers)),
+        ("micro-batches completed with a result of theirs", count(lies.passed)),
+        ("given up, as a value was not finite", count(lies.refused)),
+        ("results that they kept back", count(lies.withheld)),
+    ];
+    let work: Vec<_> = work.into_iter().chain(of_liars.into_iter().filter(|_| lies.peers > 0)).collect();
     let rest = [
         ("Staleness, median and 99th percentile", format!("{} and {}", totals.staleness_p50, totals.staleness_p99)),
         ("Peers that joined", count(totals.joined)),
@@ -379,14 +399,15 @@ fn totals(body: &mut String, summary: &Summary) {
         ("Parameters of the model", short(summary.parameters as f64)),
     ];
     put!(body, "<h2>Totals</h2>\n<div class=\"split\">");
-    for side in [&work, &rest] {
+    for side in [&work[..], &rest[..]] {
         put!(body, "<table><tbody>");
         for (name, value) in side {
             let part = name.starts_with(char::is_lowercase);
             put!(
                 body,
-                "<tr><td{}>{}</td><td class=\"n\">{}</td></tr>",
+                "<tr><td{}{}>{}</td><td class=\"n\">{}</td></tr>",
                 if part { " class=\"part\"" } else { "" },
+                meaning(name.split([' ', ',']).next().unwrap_or_default()),
                 escape(name),
                 escape(value)
             );
@@ -448,6 +469,15 @@ fn scenario(body: &mut String, text: &str) {
     if cut.len() < text.len() {
         put!(body, "<p class=\"note\">The rest of the text is left out here.</p>");
     }
+}
+
+/// What the words of this page mean, one sentence each; `skein explain WORD` has the rest.
+fn words(body: &mut String) {
+    put!(body, "<h2>Words</h2>\n<details><summary>What the words on this page mean</summary>\n<dl class=\"words\">");
+    for word in WORDS {
+        put!(body, "<dt>{}</dt><dd>{}</dd>", escape(word.word), flow(word.short()));
+    }
+    put!(body, "</dl>\n<p class=\"note\"><code>skein explain WORD</code> says more of each.</p>\n</details>");
 }
 
 fn repeat(body: &mut String, summary: &Summary) {

@@ -5,11 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     estimate::Estimate,
-    numbers::{count, figure, percent, span},
+    numbers::{count, counted, figure, percent, span},
 };
 use crate::{
-    outcome::{Cause, Cost, Ended, Fidelity, Learning, Outcome, SCHEMA, Shares, StageRow, Totals, Traffic, Violation},
+    outcome::{
+        Cause, Cost, Ended, Fidelity, Learning, Lies, Outcome, SCHEMA, Shares, StageRow, Totals, Traffic, Violation,
+    },
     scenario::{Document, Expect},
+    world::adversary::Lie,
 };
 
 /// What outcomes do not know of themselves.
@@ -274,7 +277,7 @@ impl Summary {
             _ if !self.violations.is_empty() => format!(
                 "Not safely: it trains {speed} tokens/s, but {} of {} that were checked did not hold.",
                 count(self.broken().len() as u64),
-                super::numbers::counted(self.properties.len() as u64, "property", "properties")
+                counted(self.properties.len() as u64, "property", "properties")
             ),
             _ if self.expected.iter().any(|expected| !expected.met) => {
                 let missed: Vec<String> = self
@@ -329,6 +332,29 @@ impl Summary {
     }
 
     fn limit(&self) -> String {
+        let mut limit = self.bound_by();
+        let Lies { peers, kind, passed, withheld, .. } = self.totals.lies;
+        match kind.filter(|_| peers > 0) {
+            Some(Lie::Silent) => limit.push_str(&format!(
+                " {} of {} peers {} silent: {} never came.",
+                count(peers),
+                count(u64::from(self.peers)),
+                if peers == 1 { "is" } else { "are" },
+                counted(withheld, "result", "results")
+            )),
+            Some(_) => limit.push_str(&format!(
+                " {} of {} peers {}: {} of the micro-batches hold a result of theirs.",
+                count(peers),
+                count(u64::from(self.peers)),
+                if peers == 1 { "lies" } else { "lie" },
+                percent(passed as f64 / self.totals.completed.max(1) as f64)
+            )),
+            None => {}
+        }
+        limit
+    }
+
+    fn bound_by(&self) -> String {
         let share = |cause| self.shares.lost().into_iter().find(|(of, _)| *of == cause).map_or(0.0, |(_, share)| share);
         match self.bottleneck {
             Cause::Compute => {
@@ -512,6 +538,13 @@ fn mean_totals(seeds: &[Seed]) -> Totals {
         joined: whole(|totals| totals.joined),
         left: whole(|totals| totals.left),
         died: whole(|totals| totals.died),
+        lies: Lies {
+            peers: whole(|totals| totals.lies.peers),
+            kind: seeds.iter().find_map(|seed| seed.totals.lies.kind),
+            passed: whole(|totals| totals.lies.passed),
+            refused: whole(|totals| totals.lies.refused),
+            withheld: whole(|totals| totals.lies.withheld),
+        },
     }
 }
 

@@ -16,7 +16,10 @@ use super::{
     svg::escape,
     tables::Row,
 };
-use crate::outcome::{Cause, Ended, Outcome, SCHEMA};
+use crate::{
+    outcome::{Cause, Ended, Outcome, SCHEMA},
+    scenario::unchanged,
+};
 
 /// Maps on a page; the rest is in the tables.
 const MAPS_MAX: usize = 40;
@@ -272,7 +275,10 @@ fn page(points: &[Point], summaries: &[Option<Summary>], drawings: &[Vec<Drawing
     let name = first.map_or("sweep", |summary| summary.scenario.as_str());
     let keys = keys(points);
     put(format!("<header>\n<p class=\"name\">{} &#183; sweep over {}</p>", escape(name), escape(&keys.join(", "))));
-    put(format!("<h1>{}</h1>", escape(first.map_or("A sweep without results", |summary| summary.question.as_str()))));
+    put(format!(
+        "<h1>{}</h1>",
+        escape(first.map_or("A sweep without results", |summary| question(summaries, summary)))
+    ));
     let verdict = match best(points, summaries) {
         Some((point, summary)) => format!(
             "The fastest of {} is {}: {} tokens/s, limited by {}.",
@@ -326,6 +332,12 @@ fn page(points: &[Point], summaries: &[Option<Summary>], drawings: &[Vec<Drawing
     }
     rows(&mut body, points, summaries, &keys);
     frame(&format!("{name}: sweep by skein"), &body)
+}
+
+/// As it is asked of all places: what differs stands in the table.
+fn question<'a>(summaries: &'a [Option<Summary>], first: &'a Summary) -> &'a str {
+    let is_same = summaries.iter().flatten().all(|summary| summary.question == first.question);
+    if is_same { &first.question } else { unchanged(&first.question) }
 }
 
 fn rows(body: &mut String, points: &[Point], summaries: &[Option<Summary>], keys: &[String]) {

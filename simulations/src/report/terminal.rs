@@ -2,7 +2,7 @@
 
 use super::{
     estimate::Estimate,
-    explain::explain,
+    explain::{explain, lies},
     numbers::{bytes, count, counted, figure, percent, short},
     summary::{Summary, fidelity_name},
 };
@@ -71,8 +71,12 @@ pub fn text(summary: &Summary, width: usize, report: Option<&str>) -> String {
     );
     lines.row("traffic", &traffic(summary));
     lines.row("limits", &limits(summary));
+    if let Some(lies) = lies(summary) {
+        lines.row("liars", &lies);
+    }
     if let Some(change) = explain(summary).change {
-        lines.row("would help", &format!("{}: about {:.2} times the tokens/s (estimate)", change.what, change.gain));
+        let what = format!("{}, {}: about {:.2} times the tokens/s", change.what, change.typed(), change.gain);
+        lines.row("would help", &format!("{what} (estimate)"));
     }
     lines.row("cost", &cost(summary));
     for expected in summary.expected.iter().filter(|expected| !expected.met) {
@@ -165,6 +169,9 @@ fn limits(summary: &Summary) -> String {
         .filter(|(_, share)| *share >= 0.005)
         .map(|(cause, share)| format!("{} {}", cause.name(), percent(*share)))
         .collect();
+    if summary.shares.computing + lost <= 0.0 {
+        return "not known: no device was there for any time".into();
+    }
     if parts.is_empty() {
         return "no time was lost".into();
     }

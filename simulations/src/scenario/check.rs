@@ -14,11 +14,12 @@ use super::{
     Document, Fault, FidelityChoice, Files, Places, Problem, Refused, Scenario, What,
     keys::Kind,
     manifest::{self, fewest_stages, largest_stage},
-    problem::unknown,
+    problem::{unknown, unread},
 };
 use crate::{
-    engine::Time,
+    engine::{SECOND, Time},
     outcome::{Fidelity, Learning},
+    report::span,
     world::{
         access::Accesses,
         churn::Preset,
@@ -124,7 +125,7 @@ impl Found<'_> {
     fn file<'f>(&mut self, files: &'f Files, key: &str, name: &str) -> Option<&'f str> {
         let text = files.get(name).map(String::as_str);
         if text.is_none() {
-            self.wrong(key, format!("names a file that could not be read: {name}"));
+            self.wrong(key, unread(name));
         }
         text
     }
@@ -208,13 +209,10 @@ impl Found<'_> {
 
     /// What is written and makes no difference.
     fn unfollowed(&mut self, fidelity: Fidelity) {
-        let Scenario { adversaries, network, learning, .. } = self.scenario;
+        let Scenario { adversaries, network, .. } = self.scenario;
         let lies = adversaries.share > 0.0;
         if fidelity == Fidelity::Fleet && (lies || network.relayed > 0.0) {
             self.remarks.push("Liars and relays are not followed at fleet fidelity.".into());
-        } else if lies && adversaries.kind != "silent" && *learning != Learning::Real {
-            self.remarks
-                .push("Without learning = \"real\" there are no values to lie about: liars are only counted.".into());
         } else if lies {
             self.remarks.push("Nobody is banned here: real peers refuse a liar whom they caught often enough.".into());
         }
@@ -228,10 +226,12 @@ impl Found<'_> {
             let key = |name: &str| format!("fault.{number}.{name}");
             let (at, lasts) = (time(&fault.at), time(&fault.lasts));
             if at >= duration {
-                let end = &self.scenario.simulate.duration;
+                let in_words = |at: Time| span(at as f64 / SECOND as f64);
                 self.remarks.push(format!(
-                    "fault.{number}, {:?} at {}, never happens: it ends at {end}.",
-                    fault.what, fault.at
+                    "fault.{number}, {} at {}, never happens: the simulation ends at {}.",
+                    fault.what.name(),
+                    in_words(at),
+                    in_words(duration)
                 ));
             }
             let whom = befalls(fault, count);

@@ -11,7 +11,7 @@ use toml::{
 };
 
 use super::{
-    Scenario,
+    Draft, Scenario,
     keys::{self, KEYS, Kind, SHORT},
     problem::{Place, Problem, Refused, unknown},
 };
@@ -21,6 +21,14 @@ const TEXT_MAX: usize = 1 << 20;
 
 /// Shares may miss 1 by this: a third is written 0.3333.
 const SUM_SLACK: f64 = 1e-3;
+
+/// Stands between a question and what was changed.
+const CHANGED: &str = " (changed: ";
+
+/// A question as its author asked it.
+pub fn unchanged(asked: &str) -> &str {
+    asked.split_once(CHANGED).map_or(asked, |(question, _)| question)
+}
 
 /// Texts of the files that scenarios name, by the name that they use.
 pub type Files = BTreeMap<String, String>;
@@ -33,35 +41,15 @@ pub struct Document {
     pub scenario: Scenario,
     table: Table,
     places: BTreeMap<String, Place>,
+    /// What was set, by key: the last of each.
+    changed: Vec<(String, String)>,
 }
 
 impl Document {
     /// # Errors
-    /// All problems of the first kind that occurs: what is no TOML; keys that are unknown, missing or of a wrong kind.
+    /// All problems: what is no TOML; keys that are unknown, missing or of a wrong kind.
     pub fn read(file: &str, text: &str) -> Result<Self, Refused> {
-        let mut reader = Reader { file, text, places: BTreeMap::new(), found: Vec::new() };
-        if text.len() > TEXT_MAX {
-            let what = format!("has {} bytes, at most {TEXT_MAX}", text.len());
-            return Err(Refused(vec![reader.at(0, "", what)]));
-        }
-        let (document, errors) = DeTable::parse_recoverable(text);
-        let problem = |error: &toml::de::Error| {
-            let at = error.span().map_or(0, |span| span.start);
-            reader.at(at, "", too_large(text, at).unwrap_or_else(|| error.message().to_string()))
-        };
-        let table = match (errors.is_empty(), toml::from_str::<Table>(text)) {
-            (true, Ok(table)) => table,
-            (true, Err(error)) => return Err(Refused(vec![problem(&error)])),
-            (false, _) => return Err(Refused(in_order(errors.iter().map(problem).collect()))),
-        };
-        reader.walk("", document.get_ref(), &table);
-        reader.missing(&table);
-        let Reader { places, found, .. } = reader;
-        if !found.is_empty() {
-            return Err(Refused(in_order(found)));
-        }
-        let document = Document { file: file.into(), scenario: Scenario::default(), table, places };
-        document.complete()
+        Draft::read(file, text).whole()
     }
 
     fn complete(mut self) -> Result<Self, Refused> {
@@ -121,6 +109,8 @@ impl Document {
                 return Err(refuse("run.model", format!("lacks {}", missing.join(", "))));
             }
         }
+        changed.changed.retain(|(key, _)| key != path);
+        changed.changed.push((path.into(), format!("{name}={}", text.trim())));
         *self = changed.complete()?;
         Ok(())
     }
@@ -159,6 +149,19 @@ impl Document {
             table.remove(name);
         }
         self.places.remove(path);
+    }
+
+    /// The question, and what was changed since its author asked it: a number in it may be another one now. The seed, and what only
+    /// says how it is simulated, change no question.
+    pub fn asked(&self) -> String {
+        let asks = |key: &str| {
+            !matches!(key, "question" | "simulate.seed" | "simulate.fidelity" | "learning")
+                && !key.starts_with("expect.")
+        };
+        let changed: Vec<&str> =
+            self.changed.iter().filter(|(key, _)| asks(key)).map(|(_, change)| change.as_str()).collect();
+        let question = &self.scenario.question;
+        if changed.is_empty() { question.clone() } else { format!("{question}{CHANGED}{})", changed.join(", ")) }
     }
 
     /// Whether somebody wrote the value of `key`.
@@ -208,13 +211,89 @@ impl Document {
     }
 }
 
-/// A whole number that TOML's 64 bits do not hold, where one stands there.
-fn too_large(text: &str, at: usize) -> Option<String> {
-    let digits: String = text.get(at..)?.chars().take_while(|c| c.is_ascii_digit() || "_+-".contains(*c)).collect();
-    let plain = digits.replace('_', "");
-    let is_whole = plain.len() > 1 && plain.trim_start_matches(['+', '-']).bytes().all(|byte| byte.is_ascii_digit());
-    (is_whole && plain.parse::<i64>().is_err())
-        .then(|| format!("{digits} is too large: whole numbers go to {}", i64::MAX))
+/// As much of a text as is right, and every problem of the rest. Nothing is left of what is no TOML.
+pub(super) fn salvage(file: &str, text: &str) -> (Option<Document>, Vec<Problem>) {
+    let mut reader = Reader { file, text, places: BTreeMap::new(), found: Vec::new() };
+    if text.len() > TEXT_MAX {
+        let what = format!("has {} bytes, at most {TEXT_MAX}", text.len());
+        return (None, vec![reader.at(0, "", what)]);
+    }
+    let (spans, errors) = DeTable::parse_recoverable(text);
+    let table = reader.plain("", spans.get_ref());
+    reader.walk("", spans.get_ref(), &table);
+    if !errors.is_empty() {
+        let of =
+            |error: &toml::de::Error| reader.at(error.span().map_or(0, |span| span.start), "", error.message().into());
+        let broken: Vec<Problem> = errors.iter().map(of).collect();
+        // A line that is no TOML is told once, and what it would have said is not missed.
+        let is_there = |problem: &Problem| broken.iter().any(|broken| broken.place.line() == problem.place.line());
+        reader.found.retain(|problem| !is_there(problem));
+        reader.found.extend(broken);
+        return (None, in_order(reader.found));
+    }
+    reader.missing(&table);
+    let Reader { places, mut found, .. } = reader;
+    let document = Document {
+        file: file.into(),
+        scenario: Scenario::default(),
+        table: repaired(table, &found),
+        places,
+        changed: Vec::new(),
+    };
+    match document.complete() {
+        Ok(document) => (Some(document), in_order(found)),
+        Err(refused) => {
+            // Of what could not be repaired everything else was said.
+            if found.is_empty() {
+                found.extend(refused.0);
+            }
+            (None, in_order(found))
+        }
+    }
+}
+
+/// A table that can be read: wrong values give way to defaults, what has no default to something that contradicts nothing.
+fn repaired(mut table: Table, found: &[Problem]) -> Table {
+    for problem in found {
+        let path = problem.key.as_str();
+        match path.split_once('.') {
+            Some(("fault", rest)) => {
+                let number = rest.split('.').next().and_then(|number| number.parse::<usize>().ok());
+                let faults = table.get_mut("fault").and_then(Value::as_array_mut);
+                if let Some(fault) = number.and_then(|number| faults?.get_mut(number)) {
+                    *fault = Value::Table(
+                        [("at", "0 s"), ("what", "slow")]
+                            .map(|(key, value)| (key.into(), value.into()))
+                            .into_iter()
+                            .collect(),
+                    );
+                }
+            }
+            _ if path == "run.model" || path.starts_with("run.model.") => without(&mut table, "run.model"),
+            Some(_) => {
+                let shares = path.rsplit_once('.').map(|(above, _)| above);
+                let shares = shares.filter(|above| keys::find(above).is_some_and(|key| key.kind.names().is_some()));
+                without(&mut table, shares.unwrap_or(path));
+            }
+            None => without(&mut table, path),
+        }
+    }
+    table.entry("question").or_insert_with(|| "?".into());
+    if let Value::Table(run) = table.entry("run").or_insert_with(|| Value::Table(Table::new())) {
+        run.entry("model").or_insert_with(|| "demo".into());
+    }
+    table
+}
+
+fn without(table: &mut Table, path: &str) {
+    match path.split_once('.') {
+        None => drop(table.remove(path)),
+        Some((first, rest)) => {
+            if let Some(Value::Table(inner)) = table.get_mut(first) {
+                without(inner, rest);
+            }
+        }
+    }
 }
 
 fn below<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
@@ -259,7 +338,7 @@ fn shares_wrong(kind: Kind, value: &Value) -> Vec<(String, String)> {
     wrong
 }
 
-fn in_order(mut found: Vec<Problem>) -> Vec<Problem> {
+pub(super) fn in_order(mut found: Vec<Problem>) -> Vec<Problem> {
     found.sort_by(|a, b| a.place.cmp(&b.place));
     found
 }
@@ -281,6 +360,44 @@ impl Reader<'_> {
 
     fn at(&self, offset: usize, key: &str, what: String) -> Problem {
         Problem { place: self.place(offset), key: key.into(), what }
+    }
+
+    /// Values without their places. A whole number that TOML's 64 bits do not hold is a problem, and left out.
+    fn plain(&mut self, prefix: &str, spans: &DeTable<'_>) -> Table {
+        let mut table = Table::new();
+        for (name, value) in spans {
+            let name = name.get_ref().as_ref();
+            let path = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+            if let Some(value) = self.value(&path, value.span().start, value.get_ref()) {
+                table.insert(name.to_string(), value);
+            }
+        }
+        table
+    }
+
+    fn value(&mut self, path: &str, at: usize, value: &DeValue<'_>) -> Option<Value> {
+        Some(match value {
+            DeValue::String(text) => Value::String(text.to_string()),
+            DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+                Ok(number) => Value::Integer(number),
+                Err(_) => {
+                    let what = format!("cannot be {number}: whole numbers go to {}", i64::MAX);
+                    self.found.push(self.at(at, path, what));
+                    return None;
+                }
+            },
+            DeValue::Float(number) => Value::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+            DeValue::Boolean(is) => Value::Boolean(*is),
+            DeValue::Datetime(time) => Value::Datetime(*time),
+            DeValue::Array(items) => {
+                let each = items.iter().enumerate();
+                let value = |(i, item): (usize, &toml::Spanned<DeValue<'_>>)| {
+                    self.value(&format!("{path}.{i}"), item.span().start, item.get_ref()).unwrap_or(Value::Integer(0))
+                };
+                Value::Array(each.map(value).collect())
+            }
+            DeValue::Table(table) => Value::Table(self.plain(path, table)),
+        })
     }
 
     fn walk(&mut self, prefix: &str, spans: &DeTable<'_>, table: &Table) {
@@ -391,6 +508,19 @@ mod tests {
     }
 
     #[test]
+    fn a_question_says_what_was_changed_since_it_was_asked() {
+        let mut document = document();
+        document.set("seed=7").unwrap();
+        assert_eq!(document.asked(), "Will it?");
+        ["peers=20", "upload=5 Mbit/s", "peers.count=30"].iter().for_each(|set| document.set(set).unwrap());
+        assert_eq!(document.asked(), "Will it? (changed: upload=5 Mbit/s, peers.count=30)");
+        assert_eq!(unchanged(&document.asked()), "Will it?");
+        // It is no other scenario by what it was made of.
+        let written = Document::read("my.toml", &document.write()).unwrap();
+        assert_eq!(written.digest(&Files::new()), document.digest(&Files::new()));
+    }
+
+    #[test]
     fn what_runs_can_be_written_and_read_again() {
         let mut document = document();
         document.set("up=20Mbit/s").unwrap();
@@ -421,7 +551,7 @@ mod tests {
             "my.toml:7:9: peers.count is float, and must be a whole number, 1 to 1000000",
             "my.toml:8:25: peers.devices.rtx409 \"rtx409\" is not known, did you mean rtx4090? allowed: a100,",
             "my.toml:10:6: network.up is integer, and must be a rate with its unit in quotes, like \"20 Mbit/s\"",
-            "my.toml:11:9: network.delay is \"10\" has no unit",
+            "my.toml:11:9: network.delay \"10\" has no unit",
             "my.toml:12:11: network.regions \"asw\" is not known, did you mean aws? allowed: one, population, aws, gcp",
             "my.toml:13:10: network.access sums to 0.7; shares sum to 1",
             "my.toml:14:11: network.relayed cannot be NaN; allowed: 0 to 1",
@@ -446,8 +576,9 @@ mod tests {
     fn what_is_no_toml_says_where() {
         let none = said("question = \"\n[run]\n");
         assert!(none.starts_with("my.toml:1:"), "{none}");
-        let large = said("question = \"?\"\n[peers]\ncount = 99999999999999999999\n");
-        assert_eq!(large, "my.toml:3:9: 99999999999999999999 is too large: whole numbers go to 9223372036854775807");
+        let large = said("question = \"?\"\n[run]\nmodel = \"demo\"\n[peers]\ncount = 99999999999999999999\n");
+        let wrong = "my.toml:5:9: peers.count cannot be 99999999999999999999: whole numbers go to 9223372036854775807";
+        assert_eq!(large, wrong);
     }
 
     #[test]

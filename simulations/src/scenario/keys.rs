@@ -230,9 +230,9 @@ impl Kind {
             (Kind::Real(low, high), Value::Integer(_) | Value::Float(_)) => in_range(real(value), low, high),
             (Kind::Flag, Value::Boolean(_)) => Ok(()),
             (Kind::TimeOrEmpty | Kind::RateOrEmpty, Value::String(text)) if text.is_empty() => Ok(()),
-            (Kind::Time | Kind::TimeOrEmpty, Value::String(text)) => unit::time(text).map(drop).map_err(is),
-            (Kind::RateOrEmpty, Value::String(text)) => unit::rate(text).map(drop).map_err(is),
-            (Kind::Size, Value::String(text)) => unit::size(text).map(drop).map_err(is),
+            (Kind::Time | Kind::TimeOrEmpty, Value::String(text)) => unit::time(text).map(drop),
+            (Kind::RateOrEmpty, Value::String(text)) => unit::rate(text).map(drop),
+            (Kind::Size, Value::String(text)) => unit::size(text).map(drop),
             (Kind::Churn, Value::String(name)) => match name.strip_prefix("trace:") {
                 Some("") => Err("names no file: trace:FILE".into()),
                 Some(_) => Ok(()),
@@ -325,10 +325,6 @@ fn shares(text: &str) -> Result<Value, String> {
         table.insert(name.trim().into(), Value::Float(share));
     }
     Ok(Value::Table(table))
-}
-
-fn is(what: String) -> String {
-    format!("is {what}")
 }
 
 /// A number, whole or not.

@@ -6,6 +6,7 @@
 pub mod built_in;
 pub mod check;
 mod document;
+mod draft;
 pub mod keys;
 pub mod manifest;
 mod people;
@@ -20,7 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::outcome::Learning;
 
 pub use built_in::built_in;
-pub use document::{Document, Files};
+pub use document::{Document, Files, unchanged};
+pub use draft::{Draft, Unread};
 pub use people::Person;
 pub use problem::{Place, Problem, Refused};
 pub use troubles::Trouble;

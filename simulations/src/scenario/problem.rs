@@ -21,8 +21,20 @@ pub enum Place {
     Line { file: String, line: usize, column: usize },
     /// `--set` and its text.
     Set(String),
+    /// `--over`, and one of its values.
+    Over(String),
     /// Nowhere: a default.
     Default { file: String },
+}
+
+impl Place {
+    /// Of a text.
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Place::Line { line, .. } => Some(*line),
+            Place::Set(_) | Place::Over(_) | Place::Default { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for Place {
@@ -30,6 +42,7 @@ impl fmt::Display for Place {
         match self {
             Place::Line { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Place::Set(text) => write!(f, "--set {text}"),
+            Place::Over(text) => write!(f, "--over {text}"),
             Place::Default { file } => write!(f, "{file}"),
         }
     }
@@ -64,6 +77,11 @@ pub fn unknown(name: &str, known: &[impl AsRef<str>]) -> String {
     let gap = if hint.is_empty() { ";" } else { "" };
     let all: Vec<&str> = known.iter().map(AsRef::as_ref).collect();
     format!("\"{name}\" is not known{hint}{gap} allowed: {}", all.join(", "))
+}
+
+/// What is wrong with the name of a file whose text is not there.
+pub fn unread(name: &str) -> String {
+    format!("names a file that could not be read: {name}")
 }
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ pub struct World {
     pub prices: Prices,
     /// What about this is not as it looks. Sentences.
     pub remarks: Vec<String>,
+    /// With what was changed since its author asked it.
+    pub question: String,
 }
 
 /// # Errors
@@ -74,6 +76,7 @@ pub fn expand(document: &Document, files: &Files, seed: u64) -> Result<World, Re
     Ok(World {
         name: document.file.clone(),
         scenario: scenario.clone(),
+        question: document.asked(),
         text: document.write(),
         config: document.digest(files),
         seed,

@@ -1,6 +1,12 @@
 //! Peers that lie. A [`Citizen`] is the product's own peer; a liar's requests are edited on their way to its driver, so that its
 //! machine itself stays honest and knows nothing of it.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use serde::{Deserialize, Serialize};
 use skein_pipeline::peer::{
     Peer, PeerConfig,
     io::{Input, Output},
@@ -14,7 +20,8 @@ use skein_protocol::{
 use crate::driver::Process;
 
 /// How a peer lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Lie {
     /// What it computes for others is not finite.
     Nan,
@@ -34,6 +41,21 @@ impl Lie {
 
     pub fn named(name: &str) -> Option<Lie> {
         Lie::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, lie)| lie)
+    }
+
+    pub fn name(self) -> &'static str {
+        Lie::ALL.into_iter().find(|(_, lie)| *lie == self).map_or("", |(name, _)| name)
+    }
+
+    /// What such a peer does, in words.
+    pub fn says(self) -> &'static str {
+        match self {
+            Lie::Nan => "answers with values that are not finite",
+            Lie::Sign => "answers with the wrong sign",
+            Lie::Zero => "answers with zeros",
+            Lie::Noise => "answers with chance",
+            Lie::Silent => "takes work and never answers",
+        }
     }
 
     /// What becomes of values that it computed for somebody else.
@@ -60,18 +82,35 @@ pub fn is_result(frame: &Frame) -> bool {
     }
 }
 
+/// Results that silent liars kept back, all of them together.
+#[derive(Clone, Debug, Default)]
+pub struct Withheld(Arc<AtomicU64>);
+
+impl Withheld {
+    pub fn count(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
 /// A peer of the product, and whether it keeps its answers to itself.
 pub struct Citizen {
     peer: Peer,
     silent: bool,
     held_back: Outbox<Output>,
+    withheld: Withheld,
 }
 
 impl Citizen {
     pub fn new(config: PeerConfig, now: Instant, utc: Utc, lie: Option<Lie>, seals: Seals) -> Self {
         let mut peer = Peer::new(config, now, utc);
         peer.share_seals(seals);
-        Citizen { peer, silent: lie == Some(Lie::Silent), held_back: Outbox::new() }
+        let (held_back, withheld) = (Outbox::new(), Withheld::default());
+        Citizen { peer, silent: lie == Some(Lie::Silent), held_back, withheld }
+    }
+
+    /// Counts what it keeps back with what others do.
+    pub fn counting(self, withheld: Withheld) -> Self {
+        Citizen { withheld, ..self }
     }
 }
 
@@ -86,7 +125,7 @@ impl Machine for Citizen {
         self.peer.handle(now, input, &mut self.held_back);
         while let Some(output) = self.held_back.pop() {
             match output {
-                Output::Send { frame, .. } if is_result(&frame) => {}
+                Output::Send { frame, .. } if is_result(&frame) => drop(self.withheld.0.fetch_add(1, Relaxed)),
                 output => out.push(output),
             }
         }

@@ -95,6 +95,9 @@ impl Quantity {
 
 fn quantity(text: &str, units: &[(&str, u64)], example: &str) -> Result<Quantity, String> {
     let trimmed = text.trim();
+    if trimmed.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
+        return Err(format!("\"{text}\" is negative: {example}"));
+    }
     let at = trimmed.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(at);
     let unit = unit.trim();
@@ -141,7 +144,7 @@ mod tests {
             (time(""), "does not begin with a number"),
             (time("ms"), "does not begin with a number"),
             (time("1.2.3 s"), "number"),
-            (time("-3 s"), "number"),
+            (time("-3 s"), "is negative"),
             (time("inf s"), "number"),
             (time("400 d"), "at most 365 d"),
             (time("99999999999999999999 s"), "number"),

@@ -2,9 +2,11 @@
 
 use skein_simulations::{
     ask::{Far, Unwatched, Watch, ask},
-    outcome::{Cause, Ended, Learning, Outcome},
+    outcome::{Cause, Ended, Learning, Lies, Outcome},
+    report::{Summary, Told, explain},
     scenario::{Document, Files, built_in},
     search,
+    world::adversary::Lie,
 };
 
 fn document(name: &str, changes: &[&str]) -> Document {
@@ -163,9 +165,30 @@ fn what_liars_did_is_told_where_values_are_real() {
                 places = \"even\"\n[adversaries]\nshare = 0.34\nkind = \"nan\"\n[simulate]\nduration = \"20 s\"\n";
     let document = Document::read("liars", text).expect("it is clean");
     let outcome = ask(&document, &Files::new(), 1, &mut Unwatched).expect("it contradicts nothing");
-    let told =
-        |remark: &&String| remark.contains("passed and are in the weights") && !remark.contains(" 0 were refused");
-    assert!(outcome.remarks.iter().any(|remark| told(&remark)), "{:?}", outcome.remarks);
+    let lies = outcome.totals.lies;
+    assert_eq!((lies.peers, lies.kind), (1, Some(Lie::Nan)));
+    assert!(lies.refused > 0 && lies.withheld == 0, "{lies:?}");
+    let said = said_of(&outcome);
+    assert!(said.iter().any(|said| said.contains("1 of 6 peers lies") && said.contains("not finite")), "{said:?}");
+}
+
+fn said_of(outcome: &Outcome) -> Vec<String> {
+    explain(&Summary::of(std::slice::from_ref(outcome), &Told::default()).expect("an outcome")).sentences
+}
+
+#[test]
+fn what_silent_liars_kept_back_is_told_beside_the_bottleneck() {
+    let sets = ["duration=90s", "liars=0.1", "adversaries.kind=silent"];
+    let outcome = ask(&document("first", &sets), &Files::new(), 1, &mut Unwatched).expect("it contradicts nothing");
+    let lies = outcome.totals.lies;
+    assert!(lies.peers > 0 && lies.withheld > 0, "{lies:?}");
+    let said = said_of(&outcome);
+    let wanted = format!("{} results never came", lies.withheld);
+    assert!(said.iter().any(|said| said.contains(&wanted) && said.contains("--set liars=0")), "{said:?}");
+    // Nobody lies: nobody is named.
+    let honest = ask(&document("first", &sets[..1]), &Files::new(), 1, &mut Unwatched).expect("it contradicts nothing");
+    assert_eq!(honest.totals.lies, Lies::default());
+    assert!(!said_of(&honest).iter().any(|said| said.contains("lie")), "{:?}", said_of(&honest));
 }
 
 #[test]

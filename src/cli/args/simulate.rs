@@ -54,7 +54,7 @@ pub struct Ask {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub seeds: Option<u32>,
     /// Simulated time, e.g. 6h
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub duration: Option<String>,
     /// Peers beside the feeder
     #[arg(long, value_name = "N")]
@@ -94,7 +94,7 @@ pub enum SimulateWhat {
     /// The same scenario at many values: a table and a heat map
     Sweep(SimulateSweep),
     /// What limits the swarm of a report, and the one change that would bring most
-    Explain(SimulateReport),
+    Explain(SimulateExplain),
     /// Two reports beside each other
     Compare(SimulateCompare),
     /// Everything that happens, an event a line
@@ -142,10 +142,22 @@ pub struct SimulateSweep {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct SimulateReport {
+#[command(after_help = "\
+Examples
+  skein simulate explain sim-first
+  skein simulate explain sim-first --try          estimates beside what each change brings
+
+Figures
+  An estimate comes from the shares of time of the run as it was. It does not know what would
+  queue up elsewhere; for the scenarios that come with the program it came within a third of what
+  the change brought. --try simulates every change, at the seeds of the report.")]
+pub struct SimulateExplain {
     /// The folder of a report, or its summary.json
     #[arg(value_name = "REPORT")]
     pub report: PathBuf,
+    /// Simulate each change that is estimated: as many simulations as there are changes and seeds
+    #[arg(long = "try")]
+    pub tries: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -7,7 +7,7 @@ use crate::{
         args,
         context::Context,
         failure::{self, Failure, Report, TEXTS},
-        glossary::{self, WORDS},
+        glossary,
         table::{Column, Table},
     },
     config::nearest,
@@ -30,22 +30,18 @@ pub fn run(args: &args::Explain, context: &Context) -> Result<u8, Report> {
 
 fn list(context: &Context) {
     if context.out.style().json {
-        let words: Vec<&str> = WORDS.iter().map(|word| word.word).collect();
+        let words: Vec<&str> = glossary::all().into_iter().map(|word| word.word).collect();
         let codes: Vec<_> = TEXTS.iter().map(|text| json!({ "code": text.code, "what": text.what })).collect();
         return context.out.document("explain", &json!({ "words": words, "codes": codes }));
     }
     let mut table = Table::new(vec![Column::Left("PAGE"), Column::Left("ABOUT")]);
-    for word in WORDS {
-        table.row(vec![word.word.into(), first_sentence(word.page).into()]);
+    for word in glossary::all() {
+        table.row(vec![word.word.into(), word.short().into()]);
     }
     for text in TEXTS {
         table.row(vec![text.code.into(), text.what.into()]);
     }
     context.out.table(&table);
-}
-
-fn first_sentence(page: &str) -> &str {
-    page.find(". ").map_or(page, |end| &page[..=end])
 }
 
 fn page(word: &str) -> Result<String, Report> {
@@ -54,11 +50,17 @@ fn page(word: &str) -> Result<String, Report> {
         return Ok(format!("{code}: {}", failure::page(text)));
     }
     if let Some(found) = glossary::find(word) {
-        return Ok(format!("{}\n\n{}\n", found.word, found.page));
+        return Ok(format!("{}{}\n\n{}\n", found.word, also(found.also), found.page));
     }
-    let pages = WORDS.iter().map(|word| word.word.to_string()).chain(TEXTS.iter().map(|text| text.code.to_string()));
-    let hint = nearest(if code.starts_with("SK") { &code } else { word }, pages);
+    let pages = glossary::names().map(str::to_string).chain(TEXTS.iter().map(|text| text.code.to_string()));
+    let asked = word.to_lowercase();
+    let hint = nearest(if code.starts_with("SK") { &code } else { &asked }, pages);
     Err(Failure::NoPage { word: word.into(), hint: hint.into() }.into())
+}
+
+/// Other names of a word, beside it.
+fn also(names: &[&str]) -> String {
+    if names.is_empty() { String::new() } else { format!("  (also: {})", names.join(", ")) }
 }
 
 #[cfg(test)]
@@ -69,6 +71,10 @@ mod tests {
     fn codes_and_words_have_pages_and_near_misses_a_hint() {
         assert!(page("sk201").unwrap().starts_with("SK201: None of the {count} bootstrap peers answers."));
         assert!(page("Staleness").unwrap().starts_with("staleness\n\nThe age of a gradient"));
+        assert!(page("GOODPUT").unwrap().starts_with("goodput\n\nThe part of the work done that counts"));
+        assert!(page("in_flight_max").unwrap().starts_with("window  (also: in_flight_max"));
+        let failure = page("Goodputt").unwrap_err().failure;
+        assert!(failure.why().ends_with("Did you mean goodput?"), "{}", failure.why());
         let failure = page("stalenes").unwrap_err().failure;
         assert!(failure.code() == "SK313" && failure.why().ends_with("Did you mean staleness?"), "{}", failure.why());
     }

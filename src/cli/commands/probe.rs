@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read as _, Write as _},
+    io::{ErrorKind, Read as _, Write as _},
     path::Path,
     time::{Duration, Instant},
 };
@@ -27,7 +27,10 @@ use crate::{
         show,
         table::{Column, Table},
     },
-    home::file::{self, Reader},
+    home::{
+        HomeError,
+        file::{self, Reader},
+    },
     node,
 };
 
@@ -42,7 +45,11 @@ const LOOPBACK_FOR: Duration = Duration::from_millis(700);
 
 pub fn run(args: &args::Probe, context: &Context) -> Result<u8, Report> {
     let out = &context.out;
-    file::probe(file::parent(&args.out))?;
+    let no_file = |error: HomeError| unwritable(&args.out, error);
+    if args.out.is_dir() {
+        return Err(Failure::NoFile { path: args.out.display().to_string(), error: "it is a folder".into() }.into());
+    }
+    file::probe(file::parent(&args.out)).map_err(no_file)?;
     out.note("measuring: computing, the disk, codecs, a link between two processes; about half a minute");
     let (flops, noise) = compute(context)?;
     let (disk_read, disk_write) = disk(context.home.data())?;
@@ -59,7 +66,7 @@ pub fn run(args: &args::Probe, context: &Context) -> Result<u8, Report> {
         watts: None,
     };
     let text = serde_json::to_string_pretty(&probe).expect("a probe is plain data");
-    file::write(&args.out, text.as_bytes(), Reader::Anyone)?;
+    file::write(&args.out, text.as_bytes(), Reader::Anyone).map_err(no_file)?;
     if out.style().json {
         out.document("probe", &probe);
         return Ok(0);
@@ -78,6 +85,20 @@ pub fn run(args: &args::Probe, context: &Context) -> Result<u8, Report> {
     let file = args.out.display();
     out.done(&format!("{file}   in a scenario: [peers] devices = {{ \"{file}\" = 1.0 }}"));
     Ok(0)
+}
+
+/// A file that somebody named is no file of a home: what to do is to name another.
+fn unwritable(path: &Path, error: HomeError) -> Report {
+    match error {
+        HomeError::Denied { source, .. } => {
+            let error = match source.kind() {
+                ErrorKind::AlreadyExists | ErrorKind::NotADirectory => "a part of its path is a file, no folder".into(),
+                _ => source.to_string(),
+            };
+            Failure::NoFile { path: path.display().to_string(), error }.into()
+        }
+        other => other.into(),
+    }
 }
 
 /// Operations a second, and by what part turns differ.

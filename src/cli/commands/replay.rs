@@ -16,6 +16,7 @@ use crate::cli::{
     chronicle::Chronicle,
     context::Context,
     failure::{Failure, Report},
+    show::{Count, Peer, counted},
 };
 
 /// Properties that logs of real peers can show; bounds of a run (P6, P7) stand in its manifest, not in its logs.
@@ -101,24 +102,35 @@ fn check(lines: &[Line], context: &Context) -> Result<u8, Report> {
         staleness_bound: u32::MAX,
         in_flight_max: u32::MAX,
         reach_max: u64::MAX,
-        kills: Vec::new(),
+        kills: log::deaths(lines),
         partial: true,
     };
+    let died = given.kills.len() as u64;
     let summary = checker::check(lines, &given);
     if context.out.style().json {
         let shown = SHOWN.map(|property| property.to_string());
         context.out.document("replay", &json!({ "events": lines.len(), "checked": shown, "summary": summary }));
     } else {
         context.out.print(&format!(
-            "{} events: {} micro-batches completed, {} added and applied, {} perished, {} refused, {} lost, {} counted twice",
-            lines.len(),
-            summary.completed,
-            summary.applied,
-            summary.perished,
-            summary.refused,
-            summary.lost,
-            summary.doubled
+            "{} events: {} completed; of their gradients, one a stage, {} applied, {} pending, {} perished, {} refused, \
+             {} lost, {} counted twice",
+            Count(lines.len() as u64),
+            counted(summary.completed, "micro-batch"),
+            Count(summary.applied),
+            Count(summary.pending),
+            Count(summary.perished),
+            Count(summary.refused),
+            Count(summary.lost),
+            Count(summary.doubled)
         ));
+        if died > 0 {
+            let names: Vec<String> = given.kills.iter().map(|kill| Peer(kill.peer).to_string()).collect();
+            context.out.print(&format!(
+                "{} died, by what the others say: {}; what was not safe then perished",
+                counted(died, "peer"),
+                names.join(", ")
+            ));
+        }
         for property in SHOWN {
             let broken: Vec<_> = summary.broken.iter().filter(|broken| broken.property == property).collect();
             let mark = if broken.is_empty() { "held" } else { "BROKEN" };

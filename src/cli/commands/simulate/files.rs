@@ -7,7 +7,7 @@ use std::{
 
 use skein_simulations::{
     report::Summary,
-    scenario::{Document, Files, Refused, built_in, check::check},
+    scenario::{Document, Draft, Files, Refused, Unread, built_in},
 };
 
 use crate::{
@@ -31,6 +31,11 @@ pub struct Opened {
 
 /// `what`: a built-in scenario or a file.
 pub fn open(what: &str, ask: &Ask) -> Result<Opened, Report> {
+    drafted(what, ask)?.map_err(refused)
+}
+
+/// The same, with the problems as they are.
+pub fn drafted(what: &str, ask: &Ask) -> Result<Result<Opened, Refused>, Report> {
     let path = Path::new(what);
     let (file, text, beside) = match built_in().iter().find(|(name, _)| *name == what) {
         Some((name, text)) => ((*name).to_string(), (*text).to_string(), PathBuf::new()),
@@ -42,46 +47,56 @@ pub fn open(what: &str, ask: &Ask) -> Result<Opened, Report> {
         None => return Err(unknown(what)),
     };
     let name = path.file_stem().map_or(file.clone(), |stem| stem.to_string_lossy().into_owned());
-    let mut document = Document::read(&file, &text).map_err(refused)?;
-    for change in ask.changes() {
-        document.set(&change).map_err(refused)?;
-    }
-    let files = named(&document, &beside)?;
+    let mut draft = Draft::read(&file, &text);
+    ask.changes().iter().for_each(|change| draft.set(change));
+    let (files, unread) = named(draft.files(), &beside);
     // Contradictions are told before anything is made.
-    check(&document, &files).map_err(refused)?;
-    Ok(Opened { name, document, files })
+    Ok(draft.checked(&files, &unread).map(|document| Opened { name, document, files }))
 }
 
 /// A scenario that stands in a report, with the files that it names, looked for here.
-pub fn with_files(name: String, document: Document) -> Result<Opened, Report> {
-    let files = named(&document, Path::new(""))?;
-    Ok(Opened { name, document, files })
+pub fn with_files(name: String, document: Document) -> Opened {
+    let (files, _) = named(document.files(), Path::new(""));
+    Opened { name, document, files }
 }
 
-/// The files that a scenario names: meant beside the scenario, or here.
-fn named(document: &Document, beside: &Path) -> Result<Files, Report> {
-    let named = document.files().into_iter().map(|name| {
+/// The files that a scenario names, meant beside the scenario, or here; and why those that are missing are.
+fn named(names: Vec<String>, beside: &Path) -> (Files, Unread) {
+    let (mut files, mut unread) = (Files::new(), Unread::new());
+    for name in names {
         let place = beside.join(&name);
-        let place = if place.is_file() { place } else { PathBuf::from(&name) };
-        // What is missing is the scenario's problem, with its line.
-        Ok(place.is_file().then(|| read(&place)).transpose()?.map(|text| (name, text)))
-    });
-    Ok(named.collect::<Result<Vec<_>, Report>>()?.into_iter().flatten().collect())
+        let place = if place.exists() { place } else { PathBuf::from(&name) };
+        match text(&place) {
+            Ok(text) => drop(files.insert(name, text)),
+            Err(why) => drop(unread.insert(name, why)),
+        }
+    }
+    (files, unread)
 }
 
 fn read(path: &Path) -> Result<String, Report> {
-    let too_long = fs::metadata(path).is_ok_and(|facts| facts.len() > FILE_MAX);
-    if too_long {
-        let why = format!("it has more than {} MiB", FILE_MAX >> 20);
-        return Err(Failure::NoScenario { what: path.display().to_string(), why, hint: None.into() }.into());
+    let no = |why| Failure::NoScenario { what: path.display().to_string(), why, hint: None.into() };
+    text(path).map_err(|why| no(why).into())
+}
+
+/// The text of a file, or why there is none.
+fn text(path: &Path) -> Result<String, String> {
+    let facts = fs::metadata(path).map_err(|error| in_words(&error))?;
+    if facts.is_dir() {
+        return Err("it is a folder".into());
     }
-    fs::read_to_string(path).map_err(|error| {
-        let why = match error.kind() {
-            io::ErrorKind::InvalidData => "it is not text (UTF-8)".to_string(),
-            _ => error.to_string(),
-        };
-        Failure::NoScenario { what: path.display().to_string(), why, hint: None.into() }.into()
-    })
+    if facts.len() > FILE_MAX {
+        return Err(format!("it has more than {} MiB", FILE_MAX >> 20));
+    }
+    fs::read_to_string(path).map_err(|error| in_words(&error))
+}
+
+fn in_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "it is not there".into(),
+        io::ErrorKind::InvalidData => "it is not text (UTF-8)".into(),
+        _ => error.to_string(),
+    }
 }
 
 fn unknown(what: &str) -> Report {
@@ -102,6 +117,6 @@ pub fn refused(refused: Refused) -> Report {
 pub fn summary(report: &Path) -> Result<Summary, Report> {
     let path = if report.is_dir() { report.join("summary.json") } else { report.to_path_buf() };
     let no = |why: String| Report::from(Failure::NoReport { path: path.display().to_string(), why });
-    let text = fs::read_to_string(&path).map_err(|error| no(error.to_string()))?;
+    let text = text(&path).map_err(no)?;
     Summary::read(&text).map_err(|error| no(error.to_string()))
 }

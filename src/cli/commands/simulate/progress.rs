@@ -10,12 +10,12 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use skein_simulations::ask::{Far, Watch};
-
-use crate::cli::{
-    out::{Mark, Out},
-    show::Span,
+use skein_simulations::{
+    ask::{Far, Watch},
+    report,
 };
+
+use crate::cli::out::{Mark, Out};
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Of the bar.
@@ -65,7 +65,7 @@ impl Progress {
         let took = self.began.elapsed();
         let faster = simulated.as_secs_f64() / took.as_secs_f64().max(1e-3);
         let left = Duration::from_secs_f64(took.as_secs_f64() * (1.0 - done) / done.max(1e-3));
-        let message = format!("{} simulated, {faster:.0} times real time, {} left", Span(simulated), Span(left));
+        let message = format!("{} simulated, {} times real time, {} left", span(simulated), times(faster), span(left));
         match &self.bar {
             Some(bar) => {
                 bar.set_position((done * STEPS as f64) as u64);
@@ -104,6 +104,15 @@ impl Drop for Progress {
             self.out.bars().remove(bar);
         }
     }
+}
+
+/// Whole seconds, since it goes on while it is read.
+fn span(of: Duration) -> String {
+    report::span(of.as_secs_f64().round())
+}
+
+fn times(faster: f64) -> String {
+    if faster < 9.95 { format!("{faster:.1}") } else { format!("{faster:.0}") }
 }
 
 struct Watched<'p> {

@@ -14,7 +14,7 @@ use skein_simulations::{
 use super::files::{Opened, open, refused, summary, with_files};
 use crate::cli::{
     args::{Ask, SimulateReplay},
-    chronicle::Chronicle,
+    chronicle::{Chronicle, clock},
     context::Context,
     failure::{Failure, Report},
 };
@@ -42,10 +42,15 @@ pub fn run(args: &SimulateReplay, context: &Context) -> Result<u8, Report> {
     }
     let outcome = ask(&opened.document, &opened.files, seed, &mut watch).map_err(refused)?;
     for broken in &outcome.violations {
-        context.out.warn(&format!("{} at {:.3} s: {}", broken.property, broken.at_s, broken.what));
+        context.out.warn(&format!("{} at {}: {}", broken.property, at(broken.at_s), broken.what));
     }
     context.out.done(&format!("seed {seed}, digest {}, {} events", outcome.digest, outcome.events));
     Ok(if outcome.violations.is_empty() { 0 } else { 10 })
+}
+
+/// As the lines of the history have it.
+fn at(seconds: f64) -> String {
+    clock(Duration::from_secs_f64(seconds.max(0.0)))
 }
 
 /// A seed of a scenario, or what a report says of itself.
@@ -53,7 +58,12 @@ fn what(args: &SimulateReplay) -> Result<(Opened, u64), Report> {
     if let Ok(seed) = args.what.parse::<u64>() {
         return Ok((open(&args.scenario, &Ask { seed: Some(seed), ..args.ask.clone() })?, seed));
     }
-    let summary = summary(Path::new(&args.what))?;
+    let path = Path::new(&args.what);
+    if !path.exists() {
+        let message = format!("\"{}\" is neither a seed (a whole number) nor the folder of a report", args.what);
+        return Err(Failure::Usage { message }.into());
+    }
+    let summary = summary(path)?;
     if !args.ask.changes().is_empty() {
         let message = "a report is replayed as it was: --seed, --set and the like go with a seed".into();
         return Err(Failure::Usage { message }.into());
@@ -62,12 +72,12 @@ fn what(args: &SimulateReplay) -> Result<(Opened, u64), Report> {
     let broke = summary.violations.first().map(|violation| violation.seed);
     let seed = broke.or(summary.seeds.first().map(|seed| seed.seed)).unwrap_or(1);
     let document = Document::read(&summary.scenario, &summary.text).map_err(refused)?;
-    Ok((with_files(summary.scenario, document)?, seed))
+    Ok((with_files(summary.scenario, document), seed))
 }
 
 fn time(text: Option<&str>) -> Result<Option<Time>, Report> {
     let read = |text: &str| {
-        let why = |why| Report::from(Failure::Usage { message: format!("the time \"{text}\" {why}") });
+        let why = |why| Report::from(Failure::Usage { message: format!("the time {why}") });
         unit::time(text).map_err(why)
     };
     text.map(read).transpose()

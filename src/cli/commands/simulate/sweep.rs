@@ -6,11 +6,11 @@ use skein_simulations::{
     ask::ask,
     outcome::Ended,
     report::{Folder, Point, Summary, Told, sweep},
-    scenario::keys::whole,
+    scenario::{Place as Written, Problem, Refused, keys::whole},
 };
 
 use super::{
-    files::{Opened, open, refused},
+    files::{Opened, drafted, open, refused},
     folder::{Kind, Place},
     in_parallel,
     progress::{Progress, stopped_by_signal},
@@ -44,7 +44,10 @@ pub fn run(args: &SimulateSweep, context: &Context) -> Result<u8, Report> {
     }
     let points = combinations(&over);
     // All are looked at before any is simulated.
-    let opened = points.iter().map(|point| at(args, point)).collect::<Result<Vec<Opened>, Report>>()?;
+    let opened = open_all(args, &points)?;
+    if seeds.len() == 1 {
+        context.out.note("One seed says nothing about chance: --seeds 5 gives each point an interval, in the report.");
+    }
     let pieces: Vec<(usize, u64)> =
         (0..points.len()).flat_map(|point| seeds.iter().map(move |seed| (point, *seed))).collect();
     let progress = Progress::start(&context.out, &base.name, pieces.len(), stopped_by_signal());
@@ -132,6 +135,9 @@ fn parse(over: &str) -> Result<Over, Report> {
     if values.is_empty() {
         return Err(wrong("has no values: --over peers=50,100,500"));
     }
+    if let Some((_, twice)) = values.iter().enumerate().find(|(number, value)| values[..*number].contains(value)) {
+        return Err(wrong(&format!("names {twice} twice: each value is one point")));
+    }
     Ok((key.trim().to_string(), values))
 }
 
@@ -160,11 +166,38 @@ fn combinations(over: &[Over]) -> Vec<Vec<(String, String)>> {
     })
 }
 
+/// The scenario at every point, or all that is wrong with any.
+fn open_all(args: &SimulateSweep, points: &[Vec<(String, String)>]) -> Result<Vec<Opened>, Report> {
+    let (mut opened, mut problems) = (Vec::new(), Vec::<Problem>::new());
+    for point in points {
+        match at(args, point)? {
+            Ok(there) => opened.push(there),
+            Err(Refused(found)) => found.into_iter().for_each(|problem| {
+                if !problems.contains(&problem) {
+                    problems.push(problem);
+                }
+            }),
+        }
+    }
+    if problems.is_empty() { Ok(opened) } else { Err(refused(Refused(problems))) }
+}
+
 /// The scenario at one point.
-fn at(args: &SimulateSweep, point: &[(String, String)]) -> Result<Opened, Report> {
+fn at(args: &SimulateSweep, point: &[(String, String)]) -> Result<Result<Opened, Refused>, Report> {
     let mut ask: Ask = args.ask.clone();
-    ask.set.extend(point.iter().map(|(key, value)| format!("{key}={value}")));
-    open(&args.scenario, &ask)
+    let over: Vec<String> = point.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    ask.set.extend(over.iter().cloned());
+    let drafted = drafted(&args.scenario, &ask)?;
+    Ok(drafted.map_err(|Refused(mut found)| {
+        for Problem { place, .. } in &mut found {
+            if let Written::Set(text) = place
+                && over.contains(text)
+            {
+                *place = Written::Over(std::mem::take(text));
+            }
+        }
+        Refused(found)
+    }))
 }
 
 #[cfg(test)]
@@ -177,7 +210,7 @@ mod tests {
         let points = combinations(&over);
         assert_eq!(points.len(), 6);
         assert_eq!(points[1], [("peers".to_string(), "50".to_string()), ("upload".to_string(), "20".to_string())]);
-        assert!(parse("peers").is_err() && parse("peers=").is_err());
+        assert!(parse("peers").is_err() && parse("peers=").is_err() && parse("peers=5, 5").is_err());
     }
 
     #[test]
