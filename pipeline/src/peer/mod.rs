@@ -50,6 +50,7 @@ use drain::Drain;
 use export::Export;
 use generate::Generate;
 use io::{Input, Output};
+pub use circle::{ALL, NEAR};
 pub use moving::{EMPTY_FOR, SLOW_FOR};
 
 use moving::Moving;
