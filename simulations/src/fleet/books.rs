@@ -441,7 +441,8 @@ impl Fleet {
         let rows = self.peer_rows();
         let peers = self.setup.peers.len();
         let mut remarks = vec![
-            "Fleet fidelity: peers are flows and ticks, calibrated against protocol fidelity at 40 peers.".to_string(),
+            "Fleet fidelity: peers are flows and ticks, calibrated against protocol fidelity at 40 and 200 peers."
+                .to_string(),
         ];
         if peers > rows.len() {
             remarks.push(format!("Of {peers} peers {} have rows, the others are in the sums.", rows.len()));

@@ -320,7 +320,7 @@ impl Fleet {
         for stage in stages.iter().filter(|_| dies) {
             let at_stage = usize::from(stage);
             self.books.perish(at_stage, self.unsafe_of(f64::from(state.done)));
-            self.orphans[at_stage] += self.part(peer, stage).rate() * self.flow.at_rate_1(at_stage);
+            self.orphans[at_stage] += self.flow.at_rate_1(at_stage) / self.takes(peer, stage).slowest();
         }
         self.change(peer, |state| {
             let before = state.is_serving();
@@ -361,9 +361,10 @@ impl Fleet {
         let (State { serves, fetches, .. }, region) = (self.states[peer as usize], self.region(peer));
         self.serving -= u32::from(!serves.is_empty());
         self.power -= self.power_of(peer);
+        let whole = self.whole(peer);
         for stage in serves.iter() {
-            let (part, claim) = (self.part(peer, stage), self.claim(peer, stage));
-            self.pools[usize::from(stage)].take(&part, claim, region, serves.len());
+            let (part, claim) = (self.part(peer, stage, &whole), self.claim(peer, stage));
+            self.pools[usize::from(stage)].take(&part, claim, region, whole.stages);
         }
         for stage in fetches.iter() {
             let claim = self.claim(peer, stage);
@@ -375,9 +376,10 @@ impl Fleet {
         let (State { serves, fetches, .. }, region) = (self.states[peer as usize], self.region(peer));
         self.serving += u32::from(!serves.is_empty());
         self.power += self.power_of(peer);
+        let whole = self.whole(peer);
         for stage in serves.iter() {
-            let (part, claim) = (self.part(peer, stage), self.claim(peer, stage));
-            self.pools[usize::from(stage)].add(&part, claim, region, serves.len());
+            let (part, claim) = (self.part(peer, stage, &whole), self.claim(peer, stage));
+            self.pools[usize::from(stage)].add(&part, claim, region, whole.stages);
         }
         for stage in fetches.iter() {
             let claim = self.claim(peer, stage);
@@ -408,11 +410,14 @@ impl Fleet {
         self.load.takes(stage, &self.setup.peers[peer as usize], self.speed(peer), stays)
     }
 
+    fn whole(&self, peer: u32) -> Whole {
+        Whole::of(self.states[peer as usize].serves.iter().map(|stage| self.takes(peer, stage)))
+    }
+
     /// What a peer adds to the pool of a stage that it serves, as it stands now.
-    fn part(&self, peer: u32, stage: Stage) -> Part {
-        let serves = self.states[peer as usize].serves;
-        let whole = Whole::of(serves.iter().map(|stage| self.takes(peer, stage)));
-        Part::of(&self.setup.peers[peer as usize], self.takes(peer, stage), &whole, serves.has_after(stage))
+    fn part(&self, peer: u32, stage: Stage, whole: &Whole) -> Part {
+        let onward = self.states[peer as usize].serves.has_after(stage);
+        Part::of(&self.setup.peers[peer as usize], self.takes(peer, stage), whole, onward)
     }
 
     /// What it claims of a stage that it serves, or fetches, or would serve instead of one of these.

@@ -3,7 +3,7 @@
 //! A peer chooses the next replica among those whom it works with (`pipeline::peer`, `pipeline::flow::route`). Among few that is
 //! everybody, itself included; in a crowd it is a circle of others.
 
-use skein_pipeline::peer::{ALL, NEAR};
+use skein_pipeline::peer::circle::{ALL, NEAR};
 use skein_protocol::Stage;
 
 use super::{Fleet, Stages, calibrated, load::Stays};

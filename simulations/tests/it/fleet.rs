@@ -234,6 +234,20 @@ fn who_comes_to_nobody_takes_every_stage_that_fits_and_who_comes_later_takes_one
 }
 
 #[test]
+fn a_peer_that_is_much_stronger_than_the_others_takes_more_stages() {
+    let replicas = |flops: f32| {
+        let mut setup = roomy(5);
+        setup.peers.iter_mut().zip(0..4).for_each(|(peer, stage)| peer.place = Some(stage));
+        setup.peers[4].flops = flops;
+        setup.life.arrive_within = None;
+        let comes = |peer| course::Change { at: u64::from(peer / 4) * 60_000_000_000, peer, what: course::What::Comes };
+        setup.changes = (0..5).map(comes).collect();
+        outcome(setup).series.last().unwrap().replicas.iter().sum::<u32>()
+    };
+    assert_eq!((replicas(2e8), replicas(1e10)), (4 + 1, 4 + 4));
+}
+
+#[test]
 fn a_stage_that_died_is_taken_by_those_who_have_room() {
     let mut setup = roomy(60);
     // All are told where they serve but the last ten.
