@@ -12,7 +12,7 @@ use skein_protocol::{PeerId, Stage, hash::scatter, wire::membership::Offer};
 /// Among so many others a peer knows everybody.
 pub const ALL: usize = 32;
 /// Replicas of each stage that it works with.
-const NEAR: usize = 8;
+pub const NEAR: usize = 8;
 /// Of each stage, if it serves none.
 const EACH: usize = 2;
 /// Peers of whatever stage.

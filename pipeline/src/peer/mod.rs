@@ -3,7 +3,7 @@
 //! In: facts from the driver ([`io::Input`]). Out: requests to it ([`io::Output`]). It knows no clock, socket, thread, disk or
 //! tensor, and holds no logic of its own beyond "this output becomes that input": what a machine decides is the machine's.
 
-mod circle;
+pub mod circle;
 pub mod directory;
 pub mod drain;
 pub mod export;

@@ -11,7 +11,7 @@ use super::swarm::{Cost, Swarm};
 
 /// A stage without a replica is taken over at once; a stage that is merely slower must be slower than this part of the best
 /// before somebody takes it in addition: so nobody moves back and forth over noise.
-const HYSTERESIS: f64 = 0.8;
+pub const HYSTERESIS: f64 = 0.8;
 
 /// Stages that `me` should take, most needed first. `memory` is what is left of mine.
 pub fn stages_for(me: PeerId, swarm: &Swarm, mine: &BTreeSet<Stage>, costs: &[Cost], memory: u64) -> Vec<Stage> {

@@ -21,6 +21,11 @@ pub(super) struct View<'a> {
     pub load: &'a Load,
     pub pools: &'a [Pool],
     pub flow: &'a Flow,
+    /// By stage: part of what goes on to the next one that takes no link.
+    pub stays: &'a [f64],
+    /// Peers that serve or fetch something, and those that serve.
+    pub here: u32,
+    pub serving: u32,
     /// At the end of the tick, and its length.
     pub now_s: f64,
     pub span_s: f64,
@@ -248,8 +253,9 @@ impl Books {
         sums.staleness_p99 += done * f64::from(stale.p99);
         sums.control += done * (TOKEN_BYTES * load.tokens + pools.len() as f64 * calibrated::CONTROL_BYTES);
         for (at, (pool, stage)) in pools.iter().zip(&load.stages).enumerate() {
-            sums.activations += done * stage.sends[0];
-            sums.gradients += done * stage.sends[1];
+            sums.activations += done * stage.sends[0] * (1.0 - view.stays[at]);
+            let back = at.checked_sub(1).map_or(0.0, |before| view.stays[before]);
+            sums.gradients += done * stage.sends[1] * (1.0 - back);
             if pool.serving > 1 {
                 let taking_part = done * load.rounds;
                 sums.averaging += taking_part * stage.round;
@@ -275,9 +281,11 @@ impl Books {
     /// Where the time of the devices went in a tick.
     fn spend(&mut self, view: &View<'_>, done: f64, stale: &Stale) {
         let weakest = view.flow.stages.iter().map(|stage| stage.could).fold(f64::INFINITY, f64::min);
+        let all_used: f64 = view.flow.stages.iter().map(|stage| stage.used).sum();
+        let others = (view.pools.len() as f64 - 1.0).max(1.0);
         for (at, (pool, stage)) in view.pools.iter().zip(&view.flow.stages).enumerate() {
             let (sum, used) = (&pool.sum, stage.used.min(1.0));
-            let there = f64::from(pool.serving);
+            let there = sum.share();
             let busy = used * sum.computes();
             let refused = done * stale.refused[at] * pool.compute() / view.span_s;
             // The uplink sends while the device waits: as if the two knew nothing of each other below full load.
@@ -296,14 +304,17 @@ impl Books {
             spent.download += download * view.span_s;
             spent.imbalance += imbalance * view.span_s;
             spent.latency += (rest - imbalance) * view.span_s;
-            spent.churn += f64::from(pool.fetching) * view.span_s;
-            self.sums.peer_s += (there + f64::from(pool.fetching)) * view.span_s;
+            // What its replicas' peers do for all of their stages, the others as these are in the mean.
+            let beside = (all_used - stage.used) / others;
+            let all = |whole: f64, own: f64| (stage.used * own + beside * (whole - own)) * view.span_s;
             let of = &mut self.stages[at];
-            of.busy_s += busy * view.span_s;
-            of.sample_busy_s += busy * view.span_s;
-            of.sending_s += sending * view.span_s;
-            of.receiving_s += used * sum.receives() * view.span_s;
+            of.busy_s += all(sum.device(), sum.computes());
+            of.sample_busy_s += all(sum.device(), sum.computes());
+            of.sending_s += all(sum.uplink(), sum.sends());
+            of.receiving_s += all(sum.downlink(), sum.receives());
         }
+        self.spent.churn += f64::from(view.here - view.serving) * view.span_s;
+        self.sums.peer_s += f64::from(view.here) * view.span_s;
     }
 
     /// What was computed again since replicas died.
@@ -322,13 +333,12 @@ impl Books {
             sums.flops_useful - before.flops_useful,
         ];
         let mean = |now: f64, then: f64| if completed > 0.0 { ((now - then) / completed).round() as u32 } else { 0 };
-        let serving: u32 = view.pools.iter().map(|pool| pool.serving).sum();
         let busy = |stage: &StageSums| (stage.sample_busy_s / stage.sample_replicas_s.max(1e-9)).min(1.0) as f32;
         self.series.push(Sample {
             at_s: view.now_s,
             for_s: view.now_s - self.sample_at_s,
-            alive: serving + view.pools.iter().map(|pool| pool.fetching).sum::<u32>(),
-            serving,
+            alive: view.here,
+            serving: view.serving,
             tokens: (sums.completed * view.load.tokens) as u64 - (before.completed * view.load.tokens) as u64,
             completed: sums.completed as u64 - before.completed as u64,
             goodput: if flops > 0.0 { (useful / flops).clamp(0.0, 1.0) } else { 1.0 },
@@ -431,8 +441,8 @@ impl Fleet {
         let rows = self.peer_rows();
         let peers = self.setup.peers.len();
         let mut remarks = vec![
-            "Fleet fidelity: peers are flows and ticks, calibrated against protocol fidelity at 40 peers.".to_string(),
-            "Every peer serves one stage.".to_string(),
+            "Fleet fidelity: peers are flows and ticks, calibrated against protocol fidelity at 40 and 200 peers."
+                .to_string(),
         ];
         if peers > rows.len() {
             remarks.push(format!("Of {peers} peers {} have rows, the others are in the sums.", rows.len()));
@@ -484,17 +494,14 @@ impl Fleet {
     /// Everybody's time is booked up to now.
     fn settle_all(&mut self) {
         for peer in 0..self.states.len() as u32 {
-            let standing = self.states[peer as usize].standing;
-            if let Standing::Serves(stage) = standing {
-                self.settle(peer, stage);
-            }
+            self.settle(peer);
             let now = self.now;
             let state = &mut self.states[peer as usize];
-            if standing != Standing::Away {
+            if state.standing != Standing::Away {
                 state.alive_s += seconds(now.saturating_sub(state.came)) as f32;
             }
-            if let Standing::Serves(_) = standing {
-                state.serving_s += seconds(now.saturating_sub(state.serves)) as f32;
+            if state.is_serving() {
+                state.serving_s += seconds(now.saturating_sub(state.since)) as f32;
             }
         }
     }

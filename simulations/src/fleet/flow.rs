@@ -2,7 +2,7 @@
 
 use super::{
     Fleet, calibrated,
-    law::{self, Station, Windows},
+    law::{self, Class, Station, Windows},
     seconds,
 };
 use crate::engine::Time;
@@ -46,27 +46,27 @@ impl Fleet {
     pub(super) fn flow_for(&self, span: Time) -> Flow {
         let stages = self.pools.len();
         let span_s = seconds(span).max(1e-9);
-        let stations: Vec<Station> = (0..stages).map(|stage| self.station(stage, span_s)).collect();
-        let round_trips: Vec<f64> =
-            (0..stages.saturating_sub(1)).map(|stage| 2.0 * self.way(stage, stage + 1)).collect();
+        let stations = self.stations(span_s);
+        let round_trips: Vec<f64> = (0..stages.saturating_sub(1)).map(|stage| 2.0 * self.way_on(stage)).collect();
         let to_first = self.to_feeder(0);
         let delays = self.delays(&round_trips);
         // What died replicas held waits until somebody notices, and fills the windows meanwhile.
         let lost = self.orphans.iter().sum::<f64>() * calibrated::REPAIR_S / span_s;
         let windows = Windows {
             feeders: f64::from(self.setup.feeders.count.max(1)),
-            most: self.load.in_flight_max.min(self.load.reach_max / calibrated::OLDEST),
+            most: self.load.in_flight_max,
+            reach: self.load.reach_max,
             spare: self.pools.iter().map(|pool| f64::from(pool.serving.max(1))).sum(),
             lost,
         };
-        let rate = law::throughput(&stations, delays, &windows, calibrated::QUEUE).min(self.feeding());
+        let law::Runs { rate, sojourns } = law::throughput(&stations, delays, &windows, calibrated::WAITS);
+        let rate = rate.min(self.feeding());
         // From a stage's arrival to its gradient: everything behind it, there and back.
-        let sojourns: Vec<f64> = stations.iter().map(|station| station.sojourn(rate, calibrated::QUEUE)).collect();
         let behind = |stage: usize| {
             sojourns[stage..].iter().sum::<f64>() + round_trips[stage.min(round_trips.len())..].iter().sum::<f64>()
         };
         let of_stage = |stage: usize| StageFlow {
-            could: stations[stage].rate,
+            could: stations[stage].most(),
             used: if rate > 0.0 { rate / self.pools[stage].sum.rate() } else { 0.0 },
             sojourn: sojourns[stage],
             held: behind(stage),
@@ -75,15 +75,41 @@ impl Fleet {
         Flow { rate, open, stages: (0..stages).map(of_stage).collect() }
     }
 
-    /// A pool as the law sees it, without what fetches take of its uplinks and what is done again.
+    /// The pools as the law sees them.
+    fn stations(&self, span_s: f64) -> Vec<Station> {
+        let mut stations: Vec<Station> = (0..self.pools.len()).map(|stage| self.station(stage, span_s)).collect();
+        let all = |of: fn(&Station) -> f64| stations.iter().map(|station| 1.0 / of(station)).sum::<f64>();
+        let (for_all, for_devices) = (all(|station| station.rate), all(|station| station.claim));
+        let others = (stations.len() as f64 - 1.0).max(1.0);
+        for (station, pool) in stations.iter_mut().zip(&self.pools) {
+            // With nobody at some stage nothing is done at all.
+            let beside = |all: f64, own: f64| if all.is_finite() { (all - 1.0 / own) / others } else { 0.0 };
+            let beside = [beside(for_all, station.rate), beside(for_devices, station.claim)];
+            let class = |(stages, count): (&u32, &u32)| Class {
+                part: f64::from(*count) / f64::from(pool.serving),
+                beside: beside.map(|at_each| at_each * f64::from(stages - 1)),
+            };
+            station.classes = pool.by_stages.iter().map(class).collect();
+        }
+        stations
+    }
+
+    /// One of them, without what fetches take of its uplinks and what is done again.
     fn station(&self, stage: usize, span_s: f64) -> Station {
         let pool = &self.pools[stage];
         let fetched = f64::from(pool.fetching) * self.fetch_rate(stage);
         let taken = (fetched / pool.sum.up().max(1.0)).min(1.0 - calibrated::FETCH_SHARE);
         let again = calibrated::REDONE * self.orphans[stage] / span_s;
-        let rate = (pool.sum.rate() - taken * pool.sum.slowed() - again).max(0.0);
-        let claim = pool.sum.claim();
-        Station { rate, claim, slowest: pool.slowest(), compute: pool.compute(), sends: pool.sends() }
+        Station {
+            rate: (pool.sum.rate() - taken * pool.sum.slowed() - again).max(0.0),
+            claim: pool.sum.claim(),
+            whole: pool.sum.whole(),
+            slowest: pool.slowest(),
+            compute: pool.compute(),
+            sends: pool.sends(),
+            ways: self.ways(stage),
+            classes: Vec::new(),
+        }
     }
 
     /// Seconds of a micro-batch in which it is only on its way: an id and a loss between the feeder and the first stage, a body
@@ -99,6 +125,11 @@ impl Fleet {
             })
             .sum();
         first + labels + round_trips.iter().sum::<f64>() + confirmed
+    }
+
+    /// Seconds one way from a stage to the next, in the mean: none where that is at the same peer.
+    fn way_on(&self, stage: usize) -> f64 {
+        self.way(stage, stage + 1) * (1.0 - self.stays_in_all(stage))
     }
 
     /// Seconds one way between replicas of two stages, in the mean.
@@ -131,14 +162,19 @@ impl Fleet {
     /// Time passes.
     pub(super) fn pass(&mut self, span: Time) {
         let span_s = seconds(span);
-        for (pool, stage) in self.pools.iter_mut().zip(&self.flow.stages) {
+        for ((pool, stage), stays) in self.pools.iter_mut().zip(&self.flow.stages).zip(&self.stays) {
             pool.done_at_rate_1 += stage.used * span_s;
+            pool.stayed_at_rate_1 += stage.used * stays * span_s;
         }
         self.now += span;
+        let stays: Vec<f64> = (0..self.pools.len()).map(|stage| self.stays_in_all(stage)).collect();
         let view = super::books::View {
             load: &self.load,
             pools: &self.pools,
             flow: &self.flow,
+            stays: &stays,
+            here: self.here,
+            serving: self.serving,
             now_s: seconds(self.now),
             span_s,
         };

@@ -10,7 +10,7 @@ use skein_protocol::{
     run::{AveragingRule, Codec},
 };
 
-use super::{calibrated, setup::Peer};
+use super::{calibrated, setup::Peer, stages::Stages};
 
 /// What every job costs to begin and end, and bytes a second of walking over parameters: as the modelled worker has them.
 const JOB_S: f64 = 1e-4;
@@ -48,6 +48,13 @@ impl Takes {
     pub fn slowest(self) -> f64 {
         self.compute.max(self.up).max(self.down)
     }
+}
+
+/// Part of what a replica hands on, and of what it hands back, that stays at its peer, which serves the stage beside it too.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stays {
+    pub on: f64,
+    pub back: f64,
 }
 
 /// All stages of a run.
@@ -88,17 +95,15 @@ impl Load {
         }
     }
 
-    pub fn takes(&self, stage: Stage, peer: &Peer, speed: f64) -> Takes {
+    pub fn takes(&self, stage: Stage, peer: &Peer, speed: f64, stays: Stays) -> Takes {
         let of = &self.stages[usize::from(stage)];
-        let flops = f64::from(peer.flops).max(1.0) * speed.max(1e-6);
-        let walks = STEP_WALKS / self.per_step + ROUND_WALKS * self.rounds;
-        let compute = of.jobs * JOB_S + of.flops / flops + walks * of.parameters / WALK;
         let averaging = self.rounds * of.round;
-        let bytes = |parts: [f64; 2]| parts[0] + parts[1] + averaging;
+        let (on, back) = (1.0 - stays.on, 1.0 - stays.back);
+        let walks = STEP_WALKS / self.per_step + ROUND_WALKS * self.rounds;
         Takes {
-            compute,
-            up: bytes(of.sends) / f64::from(peer.up).max(1.0),
-            down: bytes(of.receives) / f64::from(peer.down).max(1.0),
+            compute: of.jobs * JOB_S + of.flops / flops(peer, speed) + walks * of.parameters / WALK,
+            up: (of.sends[0] * on + of.sends[1] * back + averaging) / f64::from(peer.up).max(1.0),
+            down: (of.receives[0] * back + of.receives[1] * on + averaging) / f64::from(peer.down).max(1.0),
         }
     }
 
@@ -107,9 +112,10 @@ impl Load {
         if usize::from(stage) + 1 == self.stages.len() { compute } else { compute / 3.0 }
     }
 
-    /// Whether a peer has the memory for the stage.
-    pub fn fits(&self, stage: Stage, peer: &Peer) -> bool {
-        self.stages[usize::from(stage)].memory <= u64::from(peer.memory_mib) << 20
+    /// Whether a peer has the memory for the stage beside others.
+    pub fn fits(&self, stage: Stage, beside: Stages, peer: &Peer) -> bool {
+        let used = beside.iter().map(|other| self.stages[usize::from(other)].memory).fold(0, u64::saturating_add);
+        used.saturating_add(self.stages[usize::from(stage)].memory) <= u64::from(peer.memory_mib) << 20
     }
 
     /// Seconds in which a donor makes the state and a joiner an engine of it.
@@ -121,6 +127,16 @@ impl Load {
     pub fn flops(&self) -> f64 {
         self.stages.iter().map(|stage| stage.flops).sum()
     }
+}
+
+/// Operations a second of a device that has a part of its speed.
+pub fn flops(peer: &Peer, speed: f64) -> f64 {
+    f64::from(peer.flops).max(1.0) * speed.max(1e-6)
+}
+
+/// The same in millions, as it is summed.
+pub fn power(peer: &Peer, speed: f64) -> u64 {
+    (flops(peer, speed) / 1e6) as u64
 }
 
 fn of_stage(manifest: &Manifest, stage: Stage) -> StageLoad {
@@ -163,19 +179,19 @@ mod tests {
         assert_eq!(bodies(0), ([body, 0.0], [0.0, body]));
         assert_eq!(bodies(1), ([body, body], [body, body]));
         assert_eq!(bodies(3), ([0.0, body], [body, 0.0]));
-        let takes = load.takes(1, &peer(1e9, 1e6), 1.0);
+        let takes = load.takes(1, &peer(1e9, 1e6), 1.0, Stays::default());
         let steps = 28.0 * load.stages[1].parameters / 5e9 / 4.0;
         assert!((takes.compute - (2e-4 + load.stages[1].flops / 1e9 + steps)).abs() < 1e-9);
         assert!((takes.up - 2.0 * body / 1e6).abs() < 1e-9 && (takes.down - 2.0 * body / 1e7).abs() < 1e-9);
         // Half the speed takes twice the arithmetic.
-        let slow = load.takes(1, &peer(1e9, 1e6), 0.5);
+        let slow = load.takes(1, &peer(1e9, 1e6), 0.5, Stays::default());
         assert!((slow.compute - takes.compute - load.stages[1].flops / 1e9).abs() < 1e-9 && slow.up == takes.up);
     }
 
     #[test]
     fn rounds_share_the_links() {
         let with = |every| Load::of(&Small { round_every: every, ..Small::demo(4) }.manifest(), None);
-        let up = |load: &Load| load.takes(1, &peer(1e9, 1e6), 1.0).up;
+        let up = |load: &Load| load.takes(1, &peer(1e9, 1e6), 1.0, Stays::default()).up;
         assert_eq!(with(0).every, None);
         let more = up(&with(5)) - up(&with(0));
         let each = with(5).stages[1].round / 1e6;
@@ -186,6 +202,23 @@ mod tests {
     fn a_stage_that_does_not_fit_is_none_of_a_peers() {
         let load = Load::of(&Small::demo(2).manifest(), None);
         let small = Peer { memory_mib: 1, ..peer(1e9, 1e6) };
-        assert!(load.fits(0, &peer(1e9, 1e6)) && !load.fits(0, &small));
+        assert!(load.fits(0, Stages::NONE, &peer(1e9, 1e6)) && !load.fits(0, Stages::NONE, &small));
+        let both = load.stages[0].memory + load.stages[1].memory;
+        let room = |memory: u64| Peer { memory_mib: (memory >> 20) as u32, ..peer(1e9, 1e6) };
+        let beside = |memory: u64| load.fits(1, Stages::one(0), &room(memory));
+        assert!(beside(both + (1 << 20)) && !beside(both - (1 << 20)), "its memory is shared");
+    }
+
+    #[test]
+    fn what_stays_at_a_peer_takes_no_link() {
+        let load = Load::of(&Small { round_every: 0, ..Small::demo(4) }.manifest(), None);
+        let takes = |on, back| load.takes(1, &peer(1e9, 1e6), 1.0, Stays { on, back });
+        let (all, none) = (takes(0.0, 0.0), takes(1.0, 1.0));
+        assert_eq!((none.up, none.down, none.compute), (0.0, 0.0, all.compute));
+        // Forward and back are alike: half of the activations is a quarter of all.
+        assert!(
+            (takes(0.5, 0.0).up - 0.75 * all.up).abs() < 1e-12
+                && (takes(0.0, 0.5).down - 0.75 * all.down).abs() < 1e-12
+        );
     }
 }

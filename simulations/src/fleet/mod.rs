@@ -1,7 +1,8 @@
 //! Fleet fidelity: ten thousand to a hundred thousand peers as flows and ticks. In: a [`Setup`]. Out: an
 //! [`Outcome`] as protocol fidelity gives it.
 //!
-//! No frame is sent here. A stage is a pool of replicas, kept as sums; a pipeline completes what the [`law`] of queues gives for
+//! No frame is sent here. A stage is a pool of replicas, kept as sums; a peer has a replica of each stage that it serves, and its
+//! device, its links and its memory are there for all of them. A pipeline completes what the [`law`] of queues gives for
 //! its pools, the delays between them and the feeders' window; who comes and goes is an event, and everything else is
 //! arithmetic once a tick. What the product's peers decide is followed as a rule (where a newcomer serves, what a death costs),
 //! and where a rule has a number that only a measurement can give, it stands in [`calibrated`]. It does not know single
@@ -15,12 +16,14 @@ pub mod course;
 mod flow;
 pub mod law;
 pub mod load;
+mod near;
 mod of;
 mod place;
 pub mod pool;
 mod setup;
+mod stages;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use skein_protocol::{Stage, hash::Digest};
 
@@ -31,8 +34,10 @@ use crate::{
 };
 use books::Books;
 use course::{Change, Course, What};
-use load::Load;
-use pool::{Part, Pool};
+use load::{Load, Takes};
+use place::Unseen;
+use pool::{Claim, Part, Pool, Whole};
+use stages::Stages;
 
 pub use setup::{Feeders, Names, Owner, Peer, Setup};
 
@@ -46,8 +51,8 @@ enum Standing {
     Away,
     /// It is there, and no stage fits it.
     Idle,
-    Fetches(Stage),
-    Serves(Stage),
+    /// It serves something, or fetches it.
+    Here,
 }
 
 /// What is kept of one peer while it runs, beside its draw.
@@ -60,14 +65,17 @@ struct State {
     slow: u16,
     joined: u16,
     died: u16,
-    /// The last stage that it served; counted from 1, and 0 is none.
+    /// The last stage that it began to serve; counted from 1, and 0 is none.
     last: u16,
-    /// What its pool had done, for a replica of rate 1, when it was last settled, and when it began to serve.
+    serves: Stages,
+    fetches: Stages,
+    /// What the pool of its stage had done, for a replica of rate 1, when it was last settled; of several stages the fleet has it.
     settled: f64,
-    began: f64,
     /// When it came, and when it began to serve.
     came: Time,
-    serves: Time,
+    since: Time,
+    /// Micro-batches at each of its stages since then.
+    done: f32,
     alive_s: f32,
     serving_s: f32,
     busy_s: f32,
@@ -77,13 +85,30 @@ struct State {
     received_mb: f32,
 }
 
+impl State {
+    fn is_serving(&self) -> bool {
+        !self.serves.is_empty()
+    }
+}
+
 /// A fleet that runs.
 pub struct Fleet {
     setup: Setup,
     load: Load,
     course: Course,
     states: Vec<State>,
+    /// Of peers of several stages: what their pools had done when they were last settled, in the order of the stages.
+    settled: BTreeMap<u32, Vec<f64>>,
     pools: Vec<Pool>,
+    /// Peers that serve or fetch something, and those of them that serve.
+    here: u32,
+    serving: u32,
+    /// Millions of operations a second of all of them, and of the strongest peer, whether it is there or not.
+    power: u64,
+    strongest: u64,
+    unseen: Unseen,
+    /// By stage: part of what goes on to the next one that stays at its peer, where that serves it too.
+    stays: Vec<f64>,
     now: Time,
     tick: Time,
     until: Time,
@@ -115,7 +140,14 @@ impl Fleet {
         Fleet {
             course,
             states: vec![State::default(); setup.peers.len()],
+            settled: BTreeMap::new(),
             pools,
+            here: 0,
+            serving: 0,
+            power: 0,
+            strongest: setup.peers.iter().map(|peer| load::power(peer, 1.0)).max().unwrap_or(0),
+            unseen: Unseen::new(stages),
+            stays: vec![0.0; stages],
             now: 0,
             tick,
             until,
@@ -158,6 +190,11 @@ impl Fleet {
     pub fn bytes(&self) -> usize {
         self.setup.peers.capacity() * size_of::<Peer>()
             + self.states.capacity() * size_of::<State>()
+            + self
+                .settled
+                .values()
+                .map(|of| of.capacity() * size_of::<f64>() + size_of::<(u32, Vec<f64>)>())
+                .sum::<usize>()
             + self.course.bytes()
             + self.books.bytes()
     }
@@ -170,7 +207,9 @@ impl Fleet {
         while let Some(change) = self.course.next(self.now) {
             self.on_change(change);
         }
+        self.take_more();
         self.move_if_due();
+        self.keep_near();
         let span = self.tick.min(self.until - self.now);
         self.flow = self.flow_for(span);
         self.mend();
@@ -188,15 +227,17 @@ impl Fleet {
 
     fn on_change(&mut self, change: Change) {
         let Change { at, peer, what } = change;
-        let standing = self.states[peer as usize].standing;
+        let State { standing, fetches, .. } = self.states[peer as usize];
         match (what, standing) {
             (What::Comes, Standing::Away) => self.on_comes(at, peer),
-            (What::Serves, Standing::Fetches(stage)) => self.on_serves(at, peer, stage),
+            (What::Serves, Standing::Here) if !fetches.is_empty() => self.on_serves(at, peer),
             (What::Leaves, there) if there != Standing::Away => self.on_goes(at, peer, false),
             (What::Dies, there) if there != Standing::Away => self.on_goes(at, peer, true),
             (What::Sits, there) if there != Standing::Away => self.on_owner(at, peer, true),
             (What::Rises, there) if there != Standing::Away => self.on_owner(at, peer, false),
-            (What::Runs { permille }, _) => self.on_runs(peer, permille),
+            (What::Runs { permille }, _) => {
+                self.change(peer, |state| state.slow = WHOLE.saturating_sub(permille));
+            }
             (What::Comes | What::Serves | What::Leaves | What::Dies | What::Sits | What::Rises, _) => return,
         }
         self.events += 1;
@@ -216,58 +257,53 @@ impl Fleet {
 
     fn on_comes(&mut self, at: Time, peer: u32) {
         self.course.came(at, peer);
-        let place = self.place_for(peer);
+        let stages = self.place_for(at, peer);
         let state = &mut self.states[peer as usize];
         state.came = at;
         state.joined = state.joined.saturating_add(1);
         state.sat = false;
-        match place {
+        if stages.is_empty() {
             // It changes nothing, and is counted nowhere but in its own row.
-            None => state.standing = Standing::Idle,
-            Some(stage) => {
-                self.books.came(at, peer, Came::Joined);
-                self.fetch(at, peer, stage);
-            }
+            state.standing = Standing::Idle;
+            return;
         }
+        state.standing = Standing::Here;
+        self.here += 1;
+        self.unseen.push(at, stages);
+        self.books.came(at, peer, Came::Joined);
+        self.fetch(at, peer, stages);
     }
 
-    fn fetch(&mut self, at: Time, peer: u32, stage: Stage) {
-        let part = self.part(peer, stage);
-        let seconds = self.fetch_seconds(peer, stage);
-        self.states[peer as usize].standing = Standing::Fetches(stage);
-        self.pools[usize::from(stage)].expect(&part);
+    fn fetch(&mut self, at: Time, peer: u32, stages: Stages) {
+        let seconds = self.fetch_seconds(peer, stages);
+        self.change(peer, |state| state.fetches = stages);
         self.course.fetches(at.saturating_add((seconds * SECOND as f64) as Time), peer);
     }
 
-    fn on_serves(&mut self, at: Time, peer: u32, stage: Stage) {
-        let part = self.part(peer, stage);
-        let region = self.setup.peers[peer as usize].region;
-        let pool = &mut self.pools[usize::from(stage)];
-        pool.expect_no_more(&part);
-        let is_copy = pool.serving > 0;
-        pool.add(&part, region);
-        self.books.claims(part.claim());
-        let state = &mut self.states[peer as usize];
-        state.standing = Standing::Serves(stage);
-        (state.settled, state.began) = (pool.done_at_rate_1, pool.done_at_rate_1);
-        (state.serves, state.last) = (at, stage + 1);
-        if is_copy {
-            self.books.fetched(self.load.stages[usize::from(stage)].state);
+    fn on_serves(&mut self, at: Time, peer: u32) {
+        let fetched = self.states[peer as usize].fetches;
+        for stage in fetched.iter().map(usize::from).filter(|stage| self.pools[*stage].serving > 0) {
+            self.books.fetched(self.load.stages[stage].state);
+        }
+        self.change(peer, |state| {
+            if !state.is_serving() {
+                (state.since, state.done) = (at, 0.0);
+            }
+            (state.serves, state.fetches) = (state.serves.and(fetched), Stages::NONE);
+            state.last = fetched.iter().last().map_or(0, |stage| stage + 1);
+        });
+        for stage in fetched.iter() {
+            self.books.claims(self.claim(peer, stage).number());
         }
     }
 
     fn on_goes(&mut self, at: Time, peer: u32, dies: bool) {
         self.course.went(at, peer);
-        let standing = self.states[peer as usize].standing;
-        match standing {
-            Standing::Serves(stage) => self.stop_serving(at, peer, stage, dies),
-            Standing::Fetches(stage) => {
-                let part = self.part(peer, stage);
-                self.pools[usize::from(stage)].expect_no_more(&part);
-            }
-            Standing::Away | Standing::Idle => {}
-        }
-        if standing != Standing::Idle {
+        let State { standing, serves, .. } = self.states[peer as usize];
+        if standing == Standing::Here {
+            self.stop_serving(at, peer, serves, dies);
+            self.change(peer, |state| state.fetches = Stages::NONE);
+            self.here -= 1;
             self.books.came(at, peer, if dies { Came::Died } else { Came::Left });
         }
         let state = &mut self.states[peer as usize];
@@ -276,19 +312,23 @@ impl Fleet {
         (state.standing, state.sat) = (Standing::Away, false);
     }
 
-    /// What a replica did is settled, and it is taken out of its pool. One that dies takes with it what is not safe.
-    fn stop_serving(&mut self, at: Time, peer: u32, stage: Stage, dies: bool) {
-        self.settle(peer, stage);
-        let part = self.part(peer, stage);
-        let at_stage = usize::from(stage);
-        let state = &mut self.states[peer as usize];
-        state.serving_s += seconds(at - state.serves.min(at)) as f32;
-        let since_began = part.rate() * (self.pools[at_stage].done_at_rate_1 - state.began);
-        if dies {
-            self.books.perish(at_stage, self.unsafe_of(since_began));
-            self.orphans[at_stage] += part.rate() * self.flow.at_rate_1(at_stage);
+    /// What a peer did is settled, and its replicas of some stages are taken out of their pools. One that dies takes with it what
+    /// is not safe.
+    fn stop_serving(&mut self, at: Time, peer: u32, stages: Stages, dies: bool) {
+        self.settle(peer);
+        let state = self.states[peer as usize];
+        for stage in stages.iter().filter(|_| dies) {
+            let at_stage = usize::from(stage);
+            self.books.perish(at_stage, self.unsafe_of(f64::from(state.done)));
+            self.orphans[at_stage] += self.flow.at_rate_1(at_stage) / self.takes(peer, stage).slowest();
         }
-        self.pools[at_stage].take(&part, self.setup.peers[peer as usize].region);
+        self.change(peer, |state| {
+            let before = state.is_serving();
+            state.serves = stages.iter().fold(state.serves, Stages::without);
+            if before && !state.is_serving() {
+                state.serving_s += seconds(at - state.since.min(at)) as f32;
+            }
+        });
     }
 
     /// Micro-batches of a replica that are lost if it dies now: those since the last round with a partner, or since it was copied.
@@ -306,60 +346,125 @@ impl Fleet {
         } else {
             self.course.rose(at, peer)
         }
-        self.change_speed(peer, |state| state.sat = sits);
+        self.change(peer, |state| state.sat = sits);
     }
 
-    fn on_runs(&mut self, peer: u32, permille: u16) {
-        self.change_speed(peer, |state| state.slow = WHOLE.saturating_sub(permille));
-    }
-
-    /// A peer goes on with another speed.
-    fn change_speed(&mut self, peer: u32, change: impl FnOnce(&mut State)) {
-        let standing = self.states[peer as usize].standing;
-        let region = self.setup.peers[peer as usize].region;
-        let before = match standing {
-            Standing::Serves(stage) | Standing::Fetches(stage) => Some((stage, self.part(peer, stage))),
-            Standing::Away | Standing::Idle => None,
-        };
-        if let Standing::Serves(stage) = standing {
-            self.settle(peer, stage);
-        }
+    /// A peer goes on with another speed, or other stages.
+    fn change(&mut self, peer: u32, change: impl FnOnce(&mut State)) {
+        self.leave_pools(peer);
         change(&mut self.states[peer as usize]);
-        let Some((stage, before)) = before else { return };
-        let after = self.part(peer, stage);
-        let pool = &mut self.pools[usize::from(stage)];
-        if matches!(standing, Standing::Serves(_)) {
-            pool.take(&before, region);
-            pool.add(&after, region);
-        } else {
-            pool.expect_no_more(&before);
-            pool.expect(&after);
+        self.join_pools(peer);
+    }
+
+    fn leave_pools(&mut self, peer: u32) {
+        self.settle(peer);
+        let (State { serves, fetches, .. }, region) = (self.states[peer as usize], self.region(peer));
+        self.serving -= u32::from(!serves.is_empty());
+        self.power -= self.power_of(peer);
+        let whole = self.whole(peer);
+        for stage in serves.iter() {
+            let (part, claim) = (self.part(peer, stage, &whole), self.claim(peer, stage));
+            self.pools[usize::from(stage)].take(&part, claim, region, whole.stages);
+        }
+        for stage in fetches.iter() {
+            let claim = self.claim(peer, stage);
+            self.pools[usize::from(stage)].expect_no_more(claim);
         }
     }
 
-    /// What a peer adds to the pool of a stage as it stands now.
-    fn part(&self, peer: u32, stage: Stage) -> Part {
+    fn join_pools(&mut self, peer: u32) {
+        let (State { serves, fetches, .. }, region) = (self.states[peer as usize], self.region(peer));
+        self.serving += u32::from(!serves.is_empty());
+        self.power += self.power_of(peer);
+        let whole = self.whole(peer);
+        for stage in serves.iter() {
+            let (part, claim) = (self.part(peer, stage, &whole), self.claim(peer, stage));
+            self.pools[usize::from(stage)].add(&part, claim, region, whole.stages);
+        }
+        for stage in fetches.iter() {
+            let claim = self.claim(peer, stage);
+            self.pools[usize::from(stage)].expect(claim);
+        }
+        self.mark(peer);
+    }
+
+    fn region(&self, peer: u32) -> u8 {
+        self.setup.peers[peer as usize].region
+    }
+
+    /// Part of a peer's speed that it has as it stands now.
+    fn speed(&self, peer: u32) -> f64 {
         let state = &self.states[peer as usize];
         let owner = if state.sat { self.setup.owner.leaves } else { 1.0 };
-        let speed = owner * f64::from(WHOLE - state.slow.min(WHOLE)) / f64::from(WHOLE);
-        Part::of(&self.load, stage, &self.setup.peers[peer as usize], speed)
+        owner * f64::from(WHOLE - state.slow.min(WHOLE)) / f64::from(WHOLE)
     }
 
-    /// Books what a replica did since it was last settled into its own row.
-    fn settle(&mut self, peer: u32, stage: Stage) {
-        let part = self.part(peer, stage);
+    fn power_of(&self, peer: u32) -> u64 {
+        let State { serves, fetches, .. } = self.states[peer as usize];
+        if serves.and(fetches).is_empty() { 0 } else { load::power(&self.setup.peers[peer as usize], self.speed(peer)) }
+    }
+
+    /// What a micro-batch takes of a peer at one stage that it serves.
+    fn takes(&self, peer: u32, stage: Stage) -> Takes {
+        let stays = self.stays_of(self.states[peer as usize].serves, stage);
+        self.load.takes(stage, &self.setup.peers[peer as usize], self.speed(peer), stays)
+    }
+
+    fn whole(&self, peer: u32) -> Whole {
+        Whole::of(self.states[peer as usize].serves.iter().map(|stage| self.takes(peer, stage)))
+    }
+
+    /// What a peer adds to the pool of a stage that it serves, as it stands now.
+    fn part(&self, peer: u32, stage: Stage, whole: &Whole) -> Part {
+        let onward = self.states[peer as usize].serves.has_after(stage);
+        Part::of(&self.setup.peers[peer as usize], self.takes(peer, stage), whole, onward)
+    }
+
+    /// What it claims of a stage that it serves, or fetches, or would serve instead of one of these.
+    fn claim(&self, peer: u32, stage: Stage) -> Claim {
+        let State { serves, fetches, .. } = self.states[peer as usize];
+        Claim::of(self.takes(peer, stage).compute, serves.and(fetches).len())
+    }
+
+    /// From here on is counted what a peer does.
+    fn mark(&mut self, peer: u32) {
+        let serves = self.states[peer as usize].serves;
+        let mut done = serves.iter().map(|stage| self.pools[usize::from(stage)].done_at_rate_1);
+        if serves.len() > 1 {
+            let done: Vec<f64> = done.collect();
+            self.settled.insert(peer, done);
+        } else {
+            self.states[peer as usize].settled = done.next().unwrap_or_default();
+            self.settled.remove(&peer);
+        }
+    }
+
+    /// Books what a peer did since it was last settled into its own row.
+    fn settle(&mut self, peer: u32) {
+        let State { serves, settled: of_one, .. } = self.states[peer as usize];
+        for (nth, stage) in serves.iter().enumerate() {
+            let settled = self.settled.get(&peer).map_or(of_one, |settled| settled[nth]);
+            self.settle_stage(peer, stage, serves, settled);
+        }
+        self.mark(peer);
+    }
+
+    fn settle_stage(&mut self, peer: u32, stage: Stage, serves: Stages, settled: f64) {
+        let (takes, stays) = (self.takes(peer, stage), self.stays_of(serves, stage));
         let load = &self.load.stages[usize::from(stage)];
-        let done = self.pools[usize::from(stage)].done_at_rate_1;
-        let state = &mut self.states[peer as usize];
         // At full rate for so many seconds.
-        let full = done - state.settled;
-        let micro_batches = part.rate() * full;
+        let full = self.pools[usize::from(stage)].done_at_rate_1 - settled;
+        let micro_batches = full / takes.slowest();
         let averaging = self.load.rounds * load.round;
-        state.settled = done;
-        state.busy_s += (part.computes() * full) as f32;
-        state.sending_s += (part.sends() * full) as f32;
-        state.sent_mb += (micro_batches * (load.sends[0] + load.sends[1] + averaging) / 1e6) as f32;
-        state.received_mb += (micro_batches * (load.receives[0] + load.receives[1] + averaging) / 1e6) as f32;
+        let (on, back) = (1.0 - stays.on, 1.0 - stays.back);
+        let sent = load.sends[0] * on + load.sends[1] * back + averaging;
+        let received = load.receives[0] * back + load.receives[1] * on + averaging;
+        let state = &mut self.states[peer as usize];
+        state.done += (micro_batches / f64::from(serves.len())) as f32;
+        state.busy_s += (micro_batches * takes.compute) as f32;
+        state.sending_s += (micro_batches * takes.up) as f32;
+        state.sent_mb += (micro_batches * sent / 1e6) as f32;
+        state.received_mb += (micro_batches * received / 1e6) as f32;
     }
 
     /// What died replicas had under way is at work elsewhere.

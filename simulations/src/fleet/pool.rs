@@ -3,12 +3,9 @@
 //!
 //! Sums are of integers (billionths), so they do not depend on the order in which replicas came, and taking off undoes adding.
 
-use skein_protocol::Stage;
+use std::collections::BTreeMap;
 
-use super::{
-    load::{Load, Takes},
-    setup::Peer,
-};
+use super::{load::Takes, setup::Peer};
 
 /// One of what is summed as so many.
 const UNIT: f64 = 1e9;
@@ -16,20 +13,73 @@ const UNIT: f64 = 1e9;
 /// What one replica adds, or all of them together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// Micro-batches a second, with overlap of device and links; and by the device alone, as it claims.
+    /// Micro-batches a second if its peer did nothing else, by which routes choose: with overlap of device and links, and by the
+    /// device alone.
     rate: u64,
     claim: u64,
-    /// Of its time at full rate: device, uplink and downlink at work, the device at work while the uplink is.
+    /// Micro-batches a second of the device where it does all stages of its peer for each.
+    whole: u64,
+    /// The rate of those whose peer serves the next stage, too.
+    onward: u64,
+    /// Of its time at full rate: device, uplink and downlink at work, the device of its peer at work while the uplink is.
     computes: u64,
     sends: u64,
     receives: u64,
     both: u64,
+    /// The same of all replicas of its peer together: device, uplink, downlink.
+    device: u64,
+    uplink: u64,
+    downlink: u64,
+    /// Part of its peer's device that is there for this stage.
+    share: u64,
     /// Rate of those bound by their uplink; time in which those bound by their downlink wait for it, at full rate.
     slowed: u64,
     starved: u64,
     /// Bytes a second of the uplink, microseconds to the backbone.
     up: u64,
     delay_us: u64,
+}
+
+/// All replicas of one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Whole {
+    pub stages: u32,
+    /// Seconds at the device of a micro-batch at all of them.
+    compute: f64,
+    /// Of the time at full rate.
+    device: f64,
+    uplink: f64,
+    downlink: f64,
+}
+
+impl Whole {
+    pub fn of(replicas: impl Iterator<Item = Takes>) -> Self {
+        replicas.fold(Whole::default(), |whole, takes| {
+            let rate = 1.0 / takes.slowest();
+            Whole {
+                stages: whole.stages + 1,
+                compute: whole.compute + takes.compute,
+                device: whole.device + rate * takes.compute,
+                uplink: whole.uplink + rate * takes.up,
+                downlink: whole.downlink + rate * takes.down,
+            }
+        })
+    }
+}
+
+/// Micro-batches a second that a replica claims, in the plan's sense: a peer's device is there for all its stages alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim(u64);
+
+impl Claim {
+    /// `compute`: seconds of a micro-batch at the device. `stages`: how many the peer serves or is about to.
+    pub fn of(compute: f64, stages: u32) -> Claim {
+        Claim(units(1.0 / (compute * f64::from(stages.max(1)))))
+    }
+
+    pub fn number(self) -> f64 {
+        number(self.0)
+    }
 }
 
 fn units(of: f64) -> u64 {
@@ -41,21 +91,28 @@ fn number(units: u64) -> f64 {
 }
 
 impl Part {
-    pub fn of(load: &Load, stage: Stage, peer: &Peer, speed: f64) -> Part {
-        let takes = load.takes(stage, peer, speed);
+    /// `takes`: what a micro-batch takes at this stage. `onward`: the peer serves the next, too.
+    pub fn of(peer: &Peer, takes: Takes, whole: &Whole, onward: bool) -> Part {
         let Takes { compute, up, down } = takes;
         let rate = 1.0 / takes.slowest();
         let by_up = up > compute && up >= down;
         let by_down = down > compute && down > up;
+        let share = 1.0 / f64::from(whole.stages);
         Part {
             rate: units(rate),
             claim: units(1.0 / compute),
+            whole: units(1.0 / whole.compute),
+            onward: if onward { units(rate) } else { 0 },
             computes: units(rate * compute),
             sends: units(rate * up),
             receives: units(rate * down),
-            both: units(rate * compute * rate * up),
+            both: units(whole.device * rate * up),
+            device: units(whole.device),
+            uplink: units(whole.uplink),
+            downlink: units(whole.downlink),
+            share: units(share),
             slowed: if by_up { units(rate) } else { 0 },
-            starved: if by_down { units(1.0 - rate * compute) } else { 0 },
+            starved: if by_down { units(share * (1.0 - rate * compute)) } else { 0 },
             up: peer.up as u64,
             delay_us: u64::from(peer.delay_us),
         }
@@ -65,10 +122,16 @@ impl Part {
         Part {
             rate: with(self.rate, other.rate),
             claim: with(self.claim, other.claim),
+            whole: with(self.whole, other.whole),
+            onward: with(self.onward, other.onward),
             computes: with(self.computes, other.computes),
             sends: with(self.sends, other.sends),
             receives: with(self.receives, other.receives),
             both: with(self.both, other.both),
+            device: with(self.device, other.device),
+            uplink: with(self.uplink, other.uplink),
+            downlink: with(self.downlink, other.downlink),
+            share: with(self.share, other.share),
             slowed: with(self.slowed, other.slowed),
             starved: with(self.starved, other.starved),
             up: with(self.up, other.up),
@@ -84,6 +147,10 @@ impl Part {
         number(self.claim)
     }
 
+    pub fn whole(&self) -> f64 {
+        number(self.whole)
+    }
+
     pub fn computes(&self) -> f64 {
         number(self.computes)
     }
@@ -94,6 +161,22 @@ impl Part {
 
     pub fn receives(&self) -> f64 {
         number(self.receives)
+    }
+
+    pub fn device(&self) -> f64 {
+        number(self.device)
+    }
+
+    pub fn uplink(&self) -> f64 {
+        number(self.uplink)
+    }
+
+    pub fn downlink(&self) -> f64 {
+        number(self.downlink)
+    }
+
+    pub fn share(&self) -> f64 {
+        number(self.share)
     }
 
     pub fn both(&self) -> f64 {
@@ -129,10 +212,13 @@ pub struct Pool {
     /// Those that fetch its state, and what all that serve and fetch claim.
     pub fetching: u32,
     planned: u64,
-    /// Replicas of each region.
+    /// Replicas of each region; and by how many stages their peers serve.
     pub regions: Vec<u32>,
-    /// Micro-batches so far, for one of rate 1: a replica of rate r did r times what was added since it began.
+    pub by_stages: BTreeMap<u32, u32>,
+    /// Micro-batches so far, for one of rate 1: a replica of rate r did r times what was added since it began. And those of
+    /// them that went on to the next stage at the same peer, where it serves that one.
     pub done_at_rate_1: f64,
+    pub stayed_at_rate_1: f64,
 }
 
 impl Pool {
@@ -140,18 +226,26 @@ impl Pool {
         Pool { regions: vec![0; regions], ..Pool::default() }
     }
 
-    pub fn add(&mut self, part: &Part, region: u8) {
+    /// `stages`: how many the replica's peer serves.
+    pub fn add(&mut self, part: &Part, claim: Claim, region: u8, stages: u32) {
         self.sum = self.sum.merge(part, |a, b| a + b);
         self.serving += 1;
-        self.planned += part.claim;
+        self.planned += claim.0;
         self.count(region, 1);
+        *self.by_stages.entry(stages).or_default() += 1;
     }
 
-    pub fn take(&mut self, part: &Part, region: u8) {
+    pub fn take(&mut self, part: &Part, claim: Claim, region: u8, stages: u32) {
         self.sum = self.sum.merge(part, |a, b| a - b);
         self.serving -= 1;
-        self.planned -= part.claim;
+        self.planned -= claim.0;
         self.count(region, u32::MAX);
+        let left = self.by_stages.get(&stages).map_or(0, |count| count - 1);
+        if left > 0 {
+            self.by_stages.insert(stages, left)
+        } else {
+            self.by_stages.remove(&stages)
+        };
     }
 
     fn count(&mut self, region: u8, by: u32) {
@@ -161,19 +255,29 @@ impl Pool {
     }
 
     /// Somebody begins to fetch the state, or is done with it, or goes.
-    pub fn expect(&mut self, part: &Part) {
+    pub fn expect(&mut self, claim: Claim) {
         self.fetching += 1;
-        self.planned += part.claim;
+        self.planned += claim.0;
     }
 
-    pub fn expect_no_more(&mut self, part: &Part) {
+    pub fn expect_no_more(&mut self, claim: Claim) {
         self.fetching -= 1;
-        self.planned -= part.claim;
+        self.planned -= claim.0;
     }
 
     /// Micro-batches a second by what all that serve or will soon say of themselves.
     pub fn planned(&self) -> f64 {
         number(self.planned)
+    }
+
+    /// Who serves it or is about to.
+    pub fn expected(&self) -> u32 {
+        self.serving + self.fetching
+    }
+
+    /// Part of its micro-batches that are at a peer that serves the next stage, too.
+    pub fn onward(&self) -> f64 {
+        self.each(number(self.sum.onward))
     }
 
     /// Of each micro-batch, at a replica that is chosen in proportion to its rate.
@@ -214,8 +318,13 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
+    use skein_protocol::Stage;
+
     use super::*;
-    use crate::Small;
+    use crate::{
+        Small,
+        fleet::load::{Load, Stays},
+    };
 
     fn peer(flops: f32, up: f32) -> Peer {
         let down = 10.0 * up;
@@ -226,38 +335,62 @@ mod tests {
         Load::of(&Small { round_every: 0, ..Small::demo(4) }.manifest(), None)
     }
 
+    fn takes(stage: Stage, peer: &Peer) -> Takes {
+        load().takes(stage, peer, 1.0, Stays::default())
+    }
+
+    /// Of a peer of one stage.
+    fn part(peer: &Peer) -> (Part, Claim) {
+        let takes = takes(1, peer);
+        (Part::of(peer, takes, &Whole::of([takes].into_iter()), false), Claim::of(takes.compute, 1))
+    }
+
     #[test]
     fn what_is_taken_off_was_never_there() {
-        let parts = [(1e8, 1e6), (3.7e8, 2e5), (9.1e7, 3e6)].map(|(f, u)| Part::of(&load(), 1, &peer(f, u), 1.0));
+        let parts = [(1e8, 1e6), (3.7e8, 2e5), (9.1e7, 3e6)].map(|(f, u)| part(&peer(f, u)));
         let mut pool = Pool::new(2);
-        parts.iter().for_each(|part| pool.add(part, 1));
+        parts.iter().for_each(|(part, claim)| pool.add(part, *claim, 1, 1));
         let mut other = Pool::new(2);
-        parts.iter().rev().for_each(|part| other.add(part, 1));
+        parts.iter().rev().for_each(|(part, claim)| other.add(part, *claim, 1, 1));
         assert_eq!(pool, other, "in any order");
-        parts.iter().for_each(|part| pool.take(part, 1));
+        parts.iter().for_each(|(part, claim)| pool.take(part, *claim, 1, 1));
         assert_eq!(pool, Pool::new(2));
     }
 
     #[test]
     fn a_replica_is_as_fast_as_its_slowest_part() {
-        let load = load();
-        let takes = load.takes(1, &peer(1e9, 1e4), 1.0);
-        let bound = Part::of(&load, 1, &peer(1e9, 1e4), 1.0);
+        let (bound, _) = part(&peer(1e9, 1e4));
+        let takes = takes(1, &peer(1e9, 1e4));
         assert!((bound.rate() - 1.0 / takes.up).abs() < 1e-6 && (bound.claim() - 1.0 / takes.compute).abs() < 1e-6);
         assert!((bound.sends() - 1.0).abs() < 1e-6 && bound.slowed() == bound.rate());
-        let free = Part::of(&load, 1, &peer(1e8, 1e9), 1.0);
+        let (free, _) = part(&peer(1e8, 1e9));
         assert_eq!(free.slowed(), 0.0);
         assert!((free.computes() - 1.0).abs() < 1e-6 && (free.rate() - free.claim()).abs() < 1e-6);
     }
 
     #[test]
+    fn a_replica_claims_what_it_would_do_alone_and_is_planned_with_what_its_peer_has_for_it() {
+        let peer = peer(1e8, 1e9);
+        let each = [1, 2].map(|stage| takes(stage, &peer));
+        let whole = Whole::of(each.into_iter());
+        let mut pool = Pool::new(2);
+        pool.add(&Part::of(&peer, each[0], &whole, true), Claim::of(each[0].compute, 2), 1, 2);
+        let (alone, _) = part(&peer);
+        assert_eq!((pool.sum.rate(), pool.sum.claim()), (alone.rate(), alone.claim()));
+        assert!((pool.planned() - 0.5 * alone.claim()).abs() < 1e-6 && pool.sum.share() == 0.5);
+        assert!((pool.sum.whole() - 1.0 / (each[0].compute + each[1].compute)).abs() < 1e-6);
+        assert!((pool.sum.device() - 2.0).abs() < 1e-6, "both at full rate are twice what it can do");
+        assert_eq!((pool.onward(), pool.by_stages.get(&2)), (1.0, Some(&1)));
+    }
+
+    #[test]
     fn those_who_will_serve_are_planned_with() {
-        let part = Part::of(&load(), 1, &peer(1e9, 1e6), 1.0);
+        let (part, claim) = part(&peer(1e9, 1e6));
         let mut pool = Pool::new(0);
-        pool.expect(&part);
+        pool.expect(claim);
         assert_eq!((pool.planned(), pool.serving, pool.fetching), (part.claim(), 0, 1));
-        pool.expect_no_more(&part);
-        pool.add(&part, 0);
-        assert_eq!((pool.planned(), pool.serving, pool.fetching), (part.claim(), 1, 0));
+        pool.expect_no_more(claim);
+        pool.add(&part, claim, 0, 1);
+        assert_eq!((pool.planned(), pool.serving, pool.expected()), (part.claim(), 1, 1));
     }
 }

@@ -28,12 +28,19 @@ fn peer(number: u32) -> Peer {
         up: 4e5,
         down: 4e6,
         delay_us: 10_000,
-        memory_mib: 8 << 10,
+        memory_mib: room(&small(), 1),
         place: None,
         device: 0,
         access: 0,
         region: 0,
     }
+}
+
+/// Memory, MiB, that holds so many stages.
+fn room(small: &Small, stages: u32) -> u32 {
+    let manifest = small.manifest();
+    let largest = (0..small.stages).map(|stage| cost::memory(&manifest, stage).peak()).max().unwrap_or(0);
+    (u64::from(stages) * largest).div_ceil(1 << 20) as u32
 }
 
 fn hours(n: f64) -> Duration {
@@ -94,6 +101,8 @@ fn more_bandwidth_is_never_slower() {
         setup.peers.iter_mut().for_each(|peer| {
             peer.up *= times;
             peer.down *= times;
+            // Who serves more stages than others is chosen as if it did not, by how fast its links are for one.
+            peer.memory_mib = room(&Small { in_flight_max: 100, ..small() }, 1);
         });
         outcome(setup).tokens_per_s()
     };
@@ -185,8 +194,9 @@ fn a_crowd_takes_the_stages_alike_and_a_stage_that_died_is_filled() {
 
 #[test]
 fn stages_that_a_burst_empties_are_all_filled_by_those_who_are_left() {
-    let manifest = Small { in_flight_max: 4096, staleness_bound: 64, ..Small::demo(12) }.manifest();
-    let mut setup = Setup::new(1, manifest, (0..120).map(peer).collect(), hours(2.0));
+    let twelve = Small { in_flight_max: 4096, staleness_bound: 64, ..Small::demo(12) };
+    let with_room = |number| Peer { memory_mib: room(&twelve, 1), ..peer(number) };
+    let mut setup = Setup::new(1, twelve.manifest(), (0..120).map(with_room).collect(), hours(2.0));
     let one = outcome(setup_of(&setup));
     let dead: Vec<u32> = one.rows.iter().filter(|row| row.stage.is_some_and(|s| s < 8)).map(|row| row.peer).collect();
     assert!((60..100).contains(&dead.len()), "{}", dead.len());
@@ -197,6 +207,97 @@ fn stages_that_a_burst_empties_are_all_filled_by_those_who_are_left() {
     let back: Vec<f64> = two.by_stage[..8].iter().map(|row| row.empty_s).collect();
     assert!(back.iter().all(|empty_s| *empty_s < 180.0), "{back:?}");
     assert!(two.series.last().unwrap().completed > 0);
+}
+
+/// Peers that have room for all four stages.
+fn roomy(peers: u32) -> Setup {
+    let peer = |number| Peer { memory_mib: room(&small(), 4), ..peer(number) };
+    Setup::new(1, small().manifest(), (0..peers).map(peer).collect(), hours(1.0))
+}
+
+#[test]
+fn who_comes_to_nobody_takes_every_stage_that_fits_and_who_comes_later_takes_one() {
+    let mut setup = roomy(100);
+    setup.life.arrive_within = Some(hours(0.1));
+    let one = outcome(setup_with(&setup, hours(0.2)));
+    let counts: Vec<u32> = one.series.last().unwrap().replicas.clone();
+    // Four, then two and two, then 97 that take one each.
+    assert_eq!(counts.iter().sum::<u32>(), 4 + 2 + 2 + 97, "{counts:?}");
+    assert!(counts.iter().all(|count| (20..34).contains(count)), "{counts:?}");
+    let all = outcome(roomy(100)).series.last().unwrap().replicas.clone();
+    assert_eq!(all, [100; 4], "all come at once");
+    // Half of them has room for three of the four.
+    let mut some = roomy(100);
+    some.peers.iter_mut().step_by(2).for_each(|peer| peer.memory_mib = room(&small(), 3));
+    let some = outcome(some).series.last().unwrap().replicas.clone();
+    assert_eq!(some.iter().sum::<u32>(), 50 * 4 + 50 * 3, "{some:?}");
+}
+
+#[test]
+fn a_peer_that_is_much_stronger_than_the_others_takes_more_stages() {
+    let replicas = |flops: f32| {
+        let mut setup = roomy(5);
+        setup.peers.iter_mut().zip(0..4).for_each(|(peer, stage)| peer.place = Some(stage));
+        setup.peers[4].flops = flops;
+        setup.life.arrive_within = None;
+        let comes = |peer| course::Change { at: u64::from(peer / 4) * 60_000_000_000, peer, what: course::What::Comes };
+        setup.changes = (0..5).map(comes).collect();
+        outcome(setup).series.last().unwrap().replicas.iter().sum::<u32>()
+    };
+    assert_eq!((replicas(2e8), replicas(1e10)), (4 + 1, 4 + 4));
+}
+
+#[test]
+fn a_stage_that_died_is_taken_by_those_who_have_room() {
+    let mut setup = roomy(60);
+    // All are told where they serve but the last ten.
+    setup.peers.iter_mut().zip(0..).take(50).for_each(|(peer, number)| peer.place = Some(number % 4));
+    let at = |seconds: u64, peer, what| course::Change { at: seconds * 1_000_000_000, peer, what };
+    setup.life.arrive_within = None;
+    setup.changes = (0..60).map(|peer| at(u64::from(peer >= 50) * 60, peer, course::What::Comes)).collect();
+    setup.changes.extend((0..60).filter(|peer| peer % 4 == 1).map(|peer| at(600, peer, course::What::Dies)));
+    let one = outcome(setup);
+    assert_eq!(one.ended, Ended::Finished);
+    assert!(one.by_stage[1].empty_s < 120.0 && one.series.last().unwrap().completed > 0, "{:?}", one.by_stage[1]);
+}
+
+#[test]
+fn stages_of_a_peer_share_its_device_and_are_booked_to_it() {
+    let one = outcome(roomy(100));
+    let of_rows: f64 = one.rows.iter().map(|row| row.busy_s).sum();
+    // A stage's row says how busy the peers of its replicas are, whatever they are busy with.
+    for row in &one.by_stage {
+        let of_stage = row.busy * row.replicas * one.simulated_s;
+        assert!((of_rows / of_stage - 1.0).abs() < 0.01 && row.busy <= 1.0, "{of_rows} {of_stage} {row:?}");
+    }
+    assert_eq!(one.series.last().unwrap().serving, 100);
+    let sent: u64 = one.rows.iter().map(|row| row.sent).sum();
+    let traffic = one.totals.traffic;
+    let bodies = (traffic.activations + traffic.gradients + traffic.averaging) as f64;
+    assert!((sent as f64 / bodies - 1.0).abs() < 0.01, "{sent} {traffic:?}");
+    let received: u64 = one.rows.iter().map(|row| row.received).sum();
+    assert!((sent as f64 / received as f64 - 1.0).abs() < 1e-3, "{sent} {received}");
+}
+
+#[test]
+fn among_few_a_part_of_the_hops_takes_no_link() {
+    let bytes = |peers: u32| {
+        let one = outcome(roomy(peers));
+        let traffic = one.totals.traffic;
+        let sent = one.rows.iter().map(|row| row.sent).sum::<u64>() as f64;
+        let all = (traffic.activations + traffic.gradients + traffic.averaging) as f64;
+        assert!(peers == 1 || (sent / all - 1.0).abs() < 0.01, "{sent} {all}");
+        (traffic.activations + traffic.gradients) as f64 / one.totals.completed as f64
+    };
+    let crowd = bytes(100);
+    // To itself three times rather than to one of eleven others.
+    assert!((bytes(12) / crowd - 11.0 / 14.0).abs() < 0.01, "{crowd}");
+    assert_eq!(bytes(1), 0.0, "alone");
+}
+
+fn setup_with(setup: &Setup, duration: Duration) -> Setup {
+    let life = setup.life;
+    Setup { life, ..Setup::new(setup.seed, setup.manifest.clone(), setup.peers.clone(), duration) }
 }
 
 fn setup_of(setup: &Setup) -> Setup {
@@ -210,6 +311,8 @@ fn setup_of(setup: &Setup) -> Setup {
 struct Scene {
     small: Small,
     replicas: u32,
+    /// Stages that fit the peers, one after the other and again from the first; none: each is told one place.
+    rooms: &'static [u32],
     /// Seconds of a micro-batch at the last stage, in the middle of the devices.
     compute: f64,
     /// The fastest device is so many times as fast as the middle, and the slowest as much slower.
@@ -231,10 +334,15 @@ impl Scene {
         slower as f64 / self.compute * libm::pow(self.spread, place)
     }
 
-    /// Stage and replica of the peers, without the feeder.
+    /// Stage and replica of the peers, without the feeder; what is no place where they choose themselves.
     fn places(&self) -> impl Iterator<Item = (u16, u32)> {
         let replicas = self.replicas;
         (0..self.small.stages).flat_map(move |stage| (0..replicas).map(move |replica| (stage, replica)))
+    }
+
+    /// Memory of a peer, MiB.
+    fn memory_mib(&self, replica: u32) -> u32 {
+        room(&self.small, self.rooms.get(replica as usize % self.rooms.len().max(1)).copied().unwrap_or(1))
     }
 
     /// Who dies, and when.
@@ -250,7 +358,9 @@ impl Scene {
         let feeder = Plan::new(Role::feeder()).access(Access { up: 1 << 28, down: 1 << 28, ..access });
         let host = |(stage, replica): (u16, u32)| {
             let device = Device { flops: self.flops(replica), noise: 0.05 };
-            Plan::new(Role::host(stage)).access(access).device(device).disk(0)
+            let role = if self.rooms.is_empty() { Role::host(stage) } else { Role::joiner() };
+            let memory = u64::from(self.memory_mib(replica)) << 20;
+            Plan { memory, ..Plan::new(role).access(access).device(device).disk(0) }
         };
         let peers = [feeder].into_iter().chain(self.places().map(host)).collect();
         let mut sim = Simulation::new(skein_simulations::Setup::new(5, self.small.manifest(), peers));
@@ -279,8 +389,8 @@ impl Scene {
             up: self.up as f32,
             down: 10.0 * self.up as f32,
             delay_us: self.delay.as_micros() as u32,
-            memory_mib: 1 << 14,
-            place: Some(stage),
+            memory_mib: self.memory_mib(replica),
+            place: self.rooms.is_empty().then_some(stage),
             device: 0,
             access: 0,
             region: 0,
@@ -337,6 +447,7 @@ fn scene() -> Scene {
             ..Small::demo(4)
         },
         replicas: REPLICAS,
+        rooms: &[],
         compute: 4.0,
         spread: 1.0,
         up: 2_500_000,
@@ -355,4 +466,19 @@ fn a_steady_swarm_is_as_fast_at_either_fidelity() {
 #[test]
 fn a_swarm_that_loses_peers_is_as_fast_at_either_fidelity() {
     Scene { deaths: 4 * REPLICAS / 5, ..scene() }.compare();
+}
+
+#[test]
+fn a_swarm_whose_peers_serve_every_stage_is_as_fast_at_either_fidelity() {
+    Scene { rooms: &[4], ..scene() }.compare();
+}
+
+#[test]
+fn a_swarm_of_peers_that_hold_one_stage_or_all_is_as_fast_at_either_fidelity() {
+    Scene { rooms: &[1, 4], ..scene() }.compare();
+}
+
+#[test]
+fn a_swarm_whose_peers_serve_every_stage_behind_slow_links_is_as_fast_at_either_fidelity() {
+    Scene { rooms: &[4], compute: 0.1, up: 200_000, ..scene() }.compare();
 }
