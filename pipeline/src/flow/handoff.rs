@@ -380,7 +380,7 @@ mod tests {
     #[test]
     fn what_is_out_counts_until_it_is_answered_and_once() {
         let (me, to) = (PeerId([1; 32]), PeerId([2; 32]));
-        let mut route = Route::new(&Streams::new(1, me), false);
+        let mut route = Route::new(me, &Streams::new(1, me), false);
         route.set_serving(BTreeMap::from([(1, BTreeMap::from([(to, 0.0)]))]), BTreeSet::new());
         let (mut out, mut jobs) = (Outbox::new(), Schedule::default());
         let mut desk = Desk {
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn nobody_is_late_with_what_is_still_on_its_way() {
         let (me, to) = (PeerId([1; 32]), PeerId([2; 32]));
-        let mut route = Route::new(&Streams::new(1, me), false);
+        let mut route = Route::new(me, &Streams::new(1, me), false);
         route.set_serving(BTreeMap::from([(1, BTreeMap::from([(to, 0.0)]))]), BTreeSet::new());
         let (mut out, mut jobs, mut uplink) = (Outbox::new(), Schedule::default(), Uplink::default());
         let mut at = |seconds: u64, act: &mut dyn FnMut(&mut Desk<'_>)| {

@@ -60,6 +60,7 @@ struct Measured {
 
 #[derive(Debug)]
 pub struct Route {
+    me: PeerId,
     serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>,
     /// Replicas that finish what they have and take nothing new.
     leaving: BTreeSet<(Stage, PeerId)>,
@@ -73,8 +74,9 @@ pub struct Route {
 }
 
 impl Route {
-    pub fn new(streams: &Streams, lock_step: bool) -> Self {
+    pub fn new(me: PeerId, streams: &Streams, lock_step: bool) -> Self {
         Route {
+            me,
             serving: BTreeMap::new(),
             leaving: BTreeSet::new(),
             circle: None,
@@ -141,7 +143,8 @@ impl Route {
         if let Some(circle) = &self.circle
             && candidates.iter().any(|(peer, _)| circle.contains(peer))
         {
-            candidates.retain(|(peer, _)| circle.contains(peer));
+            // What goes on at this peer goes over no link.
+            candidates.retain(|(peer, _)| circle.contains(peer) || *peer == self.me);
         }
         if self.lock_step {
             return candidates.first().map(|(peer, _)| *peer);
@@ -311,7 +314,7 @@ mod tests {
     use super::*;
 
     fn route(peers: &[u8]) -> Route {
-        let mut route = Route::new(&Streams::new(1, PeerId([9; 32])), false);
+        let mut route = Route::new(PeerId([9; 32]), &Streams::new(1, PeerId([9; 32])), false);
         let peers = peers.iter().map(|p| (PeerId([*p; 32]), 0.0)).collect();
         route.set_serving(BTreeMap::from([(0, peers)]), BTreeSet::new());
         route
@@ -337,6 +340,19 @@ mod tests {
             ends.push((free[who], who));
         }
         counts
+    }
+
+    #[test]
+    fn in_a_circle_this_peer_is_one_of_those_who_are_chosen() {
+        let mut route = route(&[1, 2, 3, 9]);
+        route.set_circle(Some(BTreeSet::from([PeerId([1; 32]), PeerId([2; 32])])));
+        let chosen = |route: &mut Route| -> BTreeSet<u8> {
+            (0..50).filter_map(|_| route.choose(0, None, &[])).map(|peer| peer.0[0]).collect()
+        };
+        assert_eq!(chosen(&mut route), BTreeSet::from([1, 2, 9]));
+        // Where nobody of the circle serves, everybody who does is as good.
+        route.set_circle(Some(BTreeSet::from([PeerId([7; 32])])));
+        assert_eq!(chosen(&mut route), BTreeSet::from([1, 2, 3, 9]));
     }
 
     #[test]

@@ -237,7 +237,7 @@ mod tests {
 
     impl World {
         fn new() -> World {
-            let route = Route::new(&Streams::new(1, PeerId([9; 32])), false);
+            let route = Route::new(PeerId([9; 32]), &Streams::new(1, PeerId([9; 32])), false);
             World { uplink: Uplink::default(), route, now: Instant::ZERO, next: 0, left: Vec::new() }
         }
 

@@ -322,8 +322,8 @@ impl Directory {
         numbers.sort_unstable();
         numbers.dedup();
         let of_peer = |peer: PeerId| {
-            let stages = self.offer(peer).map_or(&[][..], |offer| &offer.stages);
-            stages.iter().map(move |offer| (offer.stage, peer, offer.pace()))
+            let paces = self.offer(peer).into_iter().flat_map(Offer::paces);
+            paces.map(move |(stage, pace)| (stage, peer, pace))
         };
         numbers.into_iter().flat_map(of_peer).collect()
     }
@@ -364,22 +364,23 @@ impl Directory {
         // Both are in the same order, and everybody may be there: one walk beside the other, and no search.
         let mut up = up.peekable();
         let mut leaving = BTreeSet::new();
-        let serving = self.members.everywhere().filter(|(peer, StageOffer { stage, state, .. })| {
+        let near = self.members.peers().filter(|(peer, _)| {
             while up.next_if(|up| up < peer).is_some() {}
-            let counts = *peer != self.me && up.peek() == Some(peer);
-            if counts && *state == State::Draining {
-                leaving.insert((*stage, *peer));
-            }
-            counts && *state == State::Serving
+            *peer != self.me && up.peek() == Some(peer)
         });
-        let serving = self.by_stage(serving, StageOffer::pace);
-        (serving, leaving)
+        let serving = near.flat_map(|(peer, offer)| {
+            let drains = offer.stages.iter().filter(|of| of.state == State::Draining);
+            leaving.extend(drains.map(|of| (of.stage, peer)));
+            offer.paces().map(move |(stage, pace)| (peer, stage, pace))
+        });
+        (self.by_stage(serving), leaving)
     }
 
     /// Who serves what and how fast their devices are, by their own word, connected or not, without me.
     pub fn serving(&self) -> Serving {
         let serves = |(peer, offer): &(PeerId, &StageOffer)| *peer != self.me && offer.state == State::Serving;
-        self.by_stage(self.members.everywhere().filter(serves), StageOffer::speed)
+        let serving = self.members.everywhere().filter(serves);
+        self.by_stage(serving.map(|(peer, offer)| (peer, offer.stage, offer.speed())))
     }
 
     /// Who only finishes what it has of a stage, connected or not, without me.
@@ -398,18 +399,14 @@ impl Directory {
     }
 
     /// Every stage of the run, with its replicas among these.
-    fn by_stage<'a>(
-        &self,
-        replicas: impl Iterator<Item = (PeerId, &'a StageOffer)>,
-        speed: impl Fn(&StageOffer) -> f64,
-    ) -> Serving {
+    fn by_stage(&self, replicas: impl Iterator<Item = Row>) -> Serving {
         let mut stages: Vec<Vec<(PeerId, f64)>> = vec![Vec::new(); usize::from(self.manifest.stages.count)];
-        for (peer, offer) in replicas {
+        for (peer, stage, speed) in replicas {
             // They come in the order of their names. Of what one says twice the first word counts.
-            if let Some(peers) = stages.get_mut(usize::from(offer.stage))
+            if let Some(peers) = stages.get_mut(usize::from(stage))
                 && peers.last().is_none_or(|(last, _)| *last != peer)
             {
-                peers.push((peer, speed(offer)));
+                peers.push((peer, speed));
             }
         }
         (0..).zip(stages).map(|(stage, peers)| (stage, peers.into_iter().collect())).collect()

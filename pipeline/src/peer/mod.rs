@@ -238,7 +238,7 @@ impl Peer {
             beyond: BTreeMap::new(),
             neighbours: Neighbours::default(),
             directory: Directory::new(&config, &streams, now),
-            route: Route::new(&streams, manifest.lock_step()),
+            route: Route::new(me, &streams, manifest.lock_step()),
             uplink: Uplink::default(),
             jobs: Schedule::default(),
             transfer: Transfer::default(),

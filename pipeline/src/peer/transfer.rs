@@ -726,7 +726,7 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let route = Route::new(&Streams::new(1, ME), false);
+            let route = Route::new(ME, &Streams::new(1, ME), false);
             World { transfer: Transfer::default(), jobs: Schedule::default(), route }
         }
 

@@ -17,7 +17,7 @@ use super::{
     generate::Means,
     io::{Command, Input, Output},
     neighbours::Greeting,
-    replica::{Phase, Replica},
+    replica::Replica,
 };
 use crate::{
     flow::{
@@ -856,17 +856,11 @@ impl Peer {
         (self.routed_at, self.route_is_old, self.near_is_old) = (now, false, true);
         let carries = self.uplink.carries(now);
         let (mut serving, mut leaving) = self.directory.standing(self.neighbours.up());
-        for (stage, replica) in &self.replicas {
-            let Phase::Serving(flow) = &replica.phase else { continue };
-            match flow.standing {
-                Standing::Serving => {
-                    serving.entry(*stage).or_default().insert(self.me, flow.busy.pace(carries));
-                }
-                Standing::Draining => {
-                    leaving.insert((*stage, self.me));
-                }
-            }
+        for (stage, pace) in self.own_paces(carries) {
+            serving.entry(stage).or_default().insert(self.me, pace);
         }
+        let drains = |replica: &&Replica| replica.flow().is_some_and(|flow| flow.standing == Standing::Draining);
+        leaving.extend(self.replicas.values().filter(drains).map(|replica| (replica.stage, self.me)));
         for (stage, replica) in &mut self.replicas {
             let others = serving.get(stage).into_iter().flat_map(BTreeMap::keys);
             let members = others.copied().filter(|peer| *peer != self.me).collect();
@@ -894,8 +888,8 @@ impl Peer {
             self.route.set_claim(stage, peer, pace);
         }
         let carries = self.uplink.carries(now);
-        for (stage, flow) in self.replicas.iter().filter_map(|(stage, replica)| Some((*stage, replica.flow()?))) {
-            self.route.set_claim(stage, self.me, flow.busy.pace(carries));
+        for (stage, pace) in self.own_paces(carries) {
+            self.route.set_claim(stage, self.me, pace);
         }
         // What is empty at the beginning is told later, and afterwards whenever the route is another one.
         if self.routed_at <= self.started + EMPTY_AFTER {
@@ -909,6 +903,15 @@ impl Peer {
             }
             source.window.on_serving(&everybody);
         }
+    }
+
+    /// The stages that this peer serves, each with its pace, as it offers them: see `Offer::paces`.
+    fn own_paces(&self, carries: Option<f64>) -> Vec<(Stage, f64)> {
+        let serves = |flow: &&StageFlow| flow.standing == Standing::Serving;
+        let serving =
+            self.replicas.values().filter_map(|replica| Some((replica.stage, replica.flow().filter(serves)?)));
+        let count = serving.clone().count() as f64;
+        serving.map(|(stage, flow)| (stage, flow.busy.pace(carries) / count)).collect()
     }
 
     fn tell_empty(&mut self, now: Instant, out: &mut Outbox<Output>) {

@@ -109,13 +109,22 @@ pub struct StageOffer {
     pub carries_milli: u64,
 }
 
+impl Offer {
+    /// The stages that it serves, each with its pace: device and uplink are there for all of them, alike.
+    pub fn paces(&self) -> impl Iterator<Item = (Stage, f64)> {
+        let serving = self.stages.iter().filter(|of| of.state == State::Serving);
+        let count = serving.clone().count() as f64;
+        serving.map(move |of| (of.stage, of.pace() / count))
+    }
+}
+
 impl StageOffer {
     /// Micro-batches a second of its device; 0 = unknown.
     pub fn speed(&self) -> f64 {
         self.speed_milli as f64 / 1e3
     }
 
-    /// Micro-batches a second that come and go: the least of its device and its uplink; 0 = unknown.
+    /// Micro-batches a second that come and go if its peer does nothing else: the least of its device and its uplink; 0 = unknown.
     pub fn pace(&self) -> f64 {
         let milli = if self.carries_milli > 0 { self.speed_milli.min(self.carries_milli) } else { self.speed_milli };
         milli as f64 / 1e3
@@ -291,6 +300,27 @@ mod tests {
         let mut forged = signed;
         forged.by = Key::from_secret([2; 32]).peer();
         assert_eq!(Item::open(&forged), None);
+    }
+
+    #[test]
+    fn a_peer_has_a_part_of_its_pace_for_each_stage_that_it_serves() {
+        let of = |stage, state, speed_milli, carries_milli| StageOffer {
+            stage,
+            state,
+            round: 0,
+            own_step: 0,
+            speed_milli,
+            carries_milli,
+        };
+        let stages = vec![
+            of(0, State::Serving, 4000, 0),
+            of(1, State::Joining, 0, 0),
+            of(2, State::Serving, 3000, 1000),
+            of(3, State::Draining, 8000, 0),
+        ];
+        let offer = Offer { stages, ..Offer::default() };
+        assert_eq!(offer.paces().collect::<Vec<_>>(), [(0, 2.0), (2, 0.5)]);
+        assert_eq!(Offer::default().paces().count(), 0);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     Fleet, calibrated,
-    law::{self, Class, Station, Windows},
+    law::{self, Station, Windows},
     seconds,
 };
 use crate::engine::Time;
@@ -46,7 +46,7 @@ impl Fleet {
     pub(super) fn flow_for(&self, span: Time) -> Flow {
         let stages = self.pools.len();
         let span_s = seconds(span).max(1e-9);
-        let stations = self.stations(span_s);
+        let stations: Vec<Station> = (0..stages).map(|stage| self.station(stage, span_s)).collect();
         let round_trips: Vec<f64> = (0..stages.saturating_sub(1)).map(|stage| 2.0 * self.way_on(stage)).collect();
         let to_first = self.to_feeder(0);
         let delays = self.delays(&round_trips);
@@ -66,7 +66,7 @@ impl Fleet {
             sojourns[stage..].iter().sum::<f64>() + round_trips[stage.min(round_trips.len())..].iter().sum::<f64>()
         };
         let of_stage = |stage: usize| StageFlow {
-            could: stations[stage].most(),
+            could: stations[stage].rate,
             used: if rate > 0.0 { rate / self.pools[stage].sum.rate() } else { 0.0 },
             sojourn: sojourns[stage],
             held: behind(stage),
@@ -75,26 +75,7 @@ impl Fleet {
         Flow { rate, open, stages: (0..stages).map(of_stage).collect() }
     }
 
-    /// The pools as the law sees them.
-    fn stations(&self, span_s: f64) -> Vec<Station> {
-        let mut stations: Vec<Station> = (0..self.pools.len()).map(|stage| self.station(stage, span_s)).collect();
-        let all = |of: fn(&Station) -> f64| stations.iter().map(|station| 1.0 / of(station)).sum::<f64>();
-        let (for_all, for_devices) = (all(|station| station.rate), all(|station| station.claim));
-        let others = (stations.len() as f64 - 1.0).max(1.0);
-        for (station, pool) in stations.iter_mut().zip(&self.pools) {
-            // With nobody at some stage nothing is done at all.
-            let beside = |all: f64, own: f64| if all.is_finite() { (all - 1.0 / own) / others } else { 0.0 };
-            let beside = [beside(for_all, station.rate), beside(for_devices, station.claim)];
-            let class = |(stages, count): (&u32, &u32)| Class {
-                part: f64::from(*count) / f64::from(pool.serving),
-                beside: beside.map(|at_each| at_each * f64::from(stages - 1)),
-            };
-            station.classes = pool.by_stages.iter().map(class).collect();
-        }
-        stations
-    }
-
-    /// One of them, without what fetches take of its uplinks and what is done again.
+    /// A pool as the law sees it, without what fetches take of its uplinks and what is done again.
     fn station(&self, stage: usize, span_s: f64) -> Station {
         let pool = &self.pools[stage];
         let fetched = f64::from(pool.fetching) * self.fetch_rate(stage);
@@ -108,7 +89,7 @@ impl Fleet {
             compute: pool.compute(),
             sends: pool.sends(),
             ways: self.ways(stage),
-            classes: Vec::new(),
+            uneven: self.uneven(stage),
         }
     }
 

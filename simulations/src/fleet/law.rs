@@ -9,7 +9,8 @@
 //!
 //! Whoever sends knows of a replica what it sent there itself. Where many send to many, and each has little under way, nobody
 //! sees that others chose the same: the replicas that many happen to know have h times the mean to do, and wait for
-//! q u / (1 - h u). The more ways there are for a micro-batch, the larger is h, up to that of replicas which are chosen blindly.
+//! q u / (1 - h u). The more ways there are for a micro-batch, the larger is h, up to that of replicas which are chosen blindly. And where replicas have unlike
+//! parts of their peers, those whose senders happen to know little else have more to do by what their choices differ.
 //!
 //! By Little's law the micro-batches under way are the rate times the time of one through all stages. A feeder keeps as many
 //! open as would be under way if none waited for a device and the weakest stage never did (`pipeline::flow::window`); what waits
@@ -19,8 +20,8 @@
 /// A stage as the law sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Station {
-    /// Micro-batches a second that all its replicas would do together if their peers did nothing else, with overlap of devices and
-    /// links; and by their devices alone. In these proportions it has them share the work.
+    /// Micro-batches a second of all its replicas together, with overlap of devices and links; and by their devices alone. In
+    /// these proportions it has them share the work.
     pub rate: f64,
     pub claim: f64,
     /// The same of devices that do all stages of their peers for each micro-batch.
@@ -31,16 +32,8 @@ pub struct Station {
     pub sends: f64,
     /// Pairs of somebody who sends to it and a replica among which that one chooses.
     pub ways: f64,
-    pub classes: Vec<Class>,
-}
-
-/// Replicas whose peers are as busy elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Class {
-    /// Of all replicas of the stage.
-    pub part: f64,
-    /// Seconds that their peers are at other stages for each micro-batch of the pipeline: with overlap, and devices alone.
-    pub beside: [f64; 2],
+    /// How unlike what senders choose from is, from one to the next: the standard deviation over the mean.
+    pub uneven: f64,
 }
 
 /// What all feeders together keep open.
@@ -78,22 +71,13 @@ impl Station {
     /// Seconds that a micro-batch waits when the pipeline does `rate` a second: for devices and links, and for devices alone.
     /// `h` as above; a body waits at its sender, for a link that nobody else fills.
     fn waits(&self, rate: f64, queue: f64, h: f64) -> [f64; 2] {
-        let wait = |time: f64, most: f64, which: usize, h: f64| -> f64 {
-            let of = |class: &Class| {
-                let load = rate * (1.0 / most + class.beside[which]);
-                class.part * time * queue * load / (1.0 - h * load).max(1e-12)
-            };
-            self.classes.iter().map(of).sum()
+        let wait = |time: f64, most: f64, h: f64| {
+            let load = rate / most;
+            time * queue * load / (1.0 - h * load).max(1e-12)
         };
-        let [for_slowest, for_device] = [wait(self.slowest, self.rate, 0, 1.0), wait(self.compute, self.claim, 1, 1.0)];
-        let of_device = if h > 1.0 { wait(self.compute, self.claim, 1, h) } else { for_device };
+        let [for_slowest, for_device] = [wait(self.slowest, self.rate, 1.0), wait(self.compute, self.claim, 1.0)];
+        let of_device = if h > 1.0 { wait(self.compute, self.claim, h) } else { for_device };
         [of_device + (for_slowest - for_device).max(0.0), of_device]
-    }
-
-    /// Micro-batches a second at which the busiest of its peers have no time left.
-    pub fn most(&self) -> f64 {
-        let beside = self.classes.iter().map(|class| class.beside[0]).fold(0.0, f64::max);
-        1.0 / (1.0 / self.rate + beside)
     }
 
     /// Seconds that a micro-batch is at it.
@@ -118,7 +102,7 @@ pub fn throughput(stations: &[Station], delays: f64, windows: &Windows, waits: W
     // In the mean half of what is open is beyond a stage.
     let h = |station: &Station| {
         let for_each = 2.0 * station.ways / open.max(1e-9);
-        (1.0 + waits.blind * (for_each - waits.seen).max(0.0).sqrt()).min(waits.popular)
+        (1.0 + waits.blind * (for_each - waits.seen).max(0.0).sqrt()).min(waits.popular) * (1.0 + station.uneven)
     };
     let h: Vec<f64> = stations.iter().map(h).collect();
     let (rate, _) = solve(stations, delays, windows, waits, &h);
@@ -129,7 +113,7 @@ pub fn throughput(stations: &[Station], delays: f64, windows: &Windows, waits: W
 /// Micro-batches a second, and how many are open.
 fn solve(stations: &[Station], delays: f64, windows: &Windows, waiting: Waits, h: &[f64]) -> (f64, f64) {
     let least = |of: fn(&Station) -> f64| stations.iter().map(of).fold(f64::INFINITY, f64::min);
-    let (weakest, claimed) = (least(Station::most), least(|station| station.whole));
+    let (weakest, claimed) = (least(|station| station.rate), least(|station| station.whole));
     if weakest <= 0.0 || !weakest.is_finite() {
         return (0.0, 0.0);
     }
@@ -171,8 +155,16 @@ mod tests {
     /// A pool of `n` devices, each with a service time.
     fn pool(n: f64, service: f64) -> Station {
         let rate = n / service;
-        let classes = vec![Class { part: 1.0, beside: [0.0; 2] }];
-        Station { rate, claim: rate, whole: rate, slowest: service, compute: service, sends: 0.0, ways: 0.0, classes }
+        Station {
+            rate,
+            claim: rate,
+            whole: rate,
+            slowest: service,
+            compute: service,
+            sends: 0.0,
+            ways: 0.0,
+            uneven: 0.0,
+        }
     }
 
     fn waits(queue: f64) -> Waits {
@@ -230,30 +222,6 @@ mod tests {
         let rate = throughput(&stations, 0.6, &reach(12.0), 0.5);
         let waits = stations[0].sojourn(rate, 0.5, 1.0) - 1.0;
         assert!(near(rate * (1.6 + 2.0 * waits), 12.0), "{rate} {waits}");
-    }
-
-    #[test]
-    fn peers_that_serve_every_stage_are_as_good_as_peers_that_serve_one() {
-        // Ten devices at each of two stages, or twenty at both: each is then as long at the other stage.
-        let shared = Station {
-            rate: 20.0,
-            claim: 20.0,
-            whole: 10.0,
-            classes: vec![Class { part: 1.0, beside: [1.0 / 20.0; 2] }],
-            ..pool(20.0, 1.0)
-        };
-        let one = throughput(&[pool(10.0, 1.0), pool(10.0, 1.0)], 1.0, &most(30.0), 0.5);
-        assert!(near(shared.most(), 10.0) && near(one, throughput(&[shared.clone(), shared], 1.0, &most(30.0), 0.5)));
-    }
-
-    #[test]
-    fn who_serves_more_stages_than_others_is_the_first_that_is_busy() {
-        let of = |part: f64, beside: f64| Class { part, beside: [beside; 2] };
-        let mixed = Station { classes: vec![of(0.5, 0.0), of(0.5, 0.1)], ..pool(10.0, 1.0) };
-        assert!(near(mixed.most(), 5.0));
-        // Half of the micro-batches wait for those.
-        let [waits, _] = mixed.waits(4.0, 0.5, 1.0);
-        assert!(near(waits, 0.5 * 0.5 * (0.4 / 0.6) + 0.5 * 0.5 * (0.8 / 0.2)), "{waits}");
     }
 
     #[test]

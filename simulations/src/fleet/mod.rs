@@ -320,7 +320,8 @@ impl Fleet {
         for stage in stages.iter().filter(|_| dies) {
             let at_stage = usize::from(stage);
             self.books.perish(at_stage, self.unsafe_of(f64::from(state.done)));
-            self.orphans[at_stage] += self.flow.at_rate_1(at_stage) / self.takes(peer, stage).slowest();
+            self.orphans[at_stage] +=
+                self.flow.at_rate_1(at_stage) * pool::rate(self.takes(peer, stage), state.serves.len());
         }
         self.change(peer, |state| {
             let before = state.is_serving();
@@ -364,7 +365,7 @@ impl Fleet {
         let whole = self.whole(peer);
         for stage in serves.iter() {
             let (part, claim) = (self.part(peer, stage, &whole), self.claim(peer, stage));
-            self.pools[usize::from(stage)].take(&part, claim, region, whole.stages);
+            self.pools[usize::from(stage)].take(&part, claim, region);
         }
         for stage in fetches.iter() {
             let claim = self.claim(peer, stage);
@@ -379,7 +380,7 @@ impl Fleet {
         let whole = self.whole(peer);
         for stage in serves.iter() {
             let (part, claim) = (self.part(peer, stage, &whole), self.claim(peer, stage));
-            self.pools[usize::from(stage)].add(&part, claim, region, whole.stages);
+            self.pools[usize::from(stage)].add(&part, claim, region);
         }
         for stage in fetches.iter() {
             let claim = self.claim(peer, stage);
@@ -454,7 +455,7 @@ impl Fleet {
         let load = &self.load.stages[usize::from(stage)];
         // At full rate for so many seconds.
         let full = self.pools[usize::from(stage)].done_at_rate_1 - settled;
-        let micro_batches = full / takes.slowest();
+        let micro_batches = full * pool::rate(takes, serves.len());
         let averaging = self.load.rounds * load.round;
         let (on, back) = (1.0 - stays.on, 1.0 - stays.back);
         let sent = load.sends[0] * on + load.sends[1] * back + averaging;

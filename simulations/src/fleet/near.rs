@@ -1,7 +1,7 @@
 //! Among whom a peer chooses, and what of its choice is itself: that goes on to the next stage over no link.
 //!
-//! A peer chooses the next replica among those whom it works with (`pipeline::peer`, `pipeline::flow::route`). Among few that is
-//! everybody, itself included; in a crowd it is a circle of others.
+//! A peer chooses the next replica among those whom it works with (`pipeline::peer`, `pipeline::flow::route`) and itself. Among
+//! few those are everybody; in a crowd they are a circle.
 
 use skein_pipeline::peer::circle::{ALL, NEAR};
 use skein_protocol::Stage;
@@ -39,9 +39,10 @@ impl Fleet {
 
     fn stays_now(&self, stage: usize) -> f64 {
         let others = self.pools.get(stage + 1).map_or(0, |next| next.serving).saturating_sub(1);
-        if stage + 1 >= self.pools.len() || self.is_crowd() {
+        if stage + 1 >= self.pools.len() {
             return 0.0;
         }
+        let others = if self.is_crowd() { others.min(NEAR as u32) } else { others };
         calibrated::NEARER / (calibrated::NEARER + f64::from(others))
     }
 
@@ -58,5 +59,11 @@ impl Fleet {
             None => f64::from(self.setup.feeders.count) * f64::from(replicas),
             Some(before) => f64::from(self.pools[before].serving) * f64::from(near),
         }
+    }
+
+    /// By how much what the replicas have together among which a sender chooses differs from one sender to the next, over the
+    /// mean: in a crowd each knows so few.
+    pub(super) fn uneven(&self, stage: usize) -> f64 {
+        if self.is_crowd() { self.pools[stage].uneven() / (NEAR as f64).sqrt() } else { 0.0 }
     }
 }

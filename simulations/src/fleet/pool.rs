@@ -3,8 +3,6 @@
 //!
 //! Sums are of integers (billionths), so they do not depend on the order in which replicas came, and taking off undoes adding.
 
-use std::collections::BTreeMap;
-
 use super::{load::Takes, setup::Peer};
 
 /// One of what is summed as so many.
@@ -13,8 +11,8 @@ const UNIT: f64 = 1e9;
 /// What one replica adds, or all of them together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part {
-    /// Micro-batches a second if its peer did nothing else, by which routes choose: with overlap of device and links, and by the
-    /// device alone.
+    /// Micro-batches a second, by which routes choose: its peer's device and links are there for all of its stages, alike. With
+    /// overlap of device and links, and by the device alone.
     rate: u64,
     claim: u64,
     /// Micro-batches a second of the device where it does all stages of its peer for each.
@@ -30,14 +28,20 @@ pub struct Part {
     device: u64,
     uplink: u64,
     downlink: u64,
-    /// Part of its peer's device that is there for this stage.
+    /// Part of its peer's device that is there for this stage, and its square.
     share: u64,
+    share_squared: u64,
     /// Rate of those bound by their uplink; time in which those bound by their downlink wait for it, at full rate.
     slowed: u64,
     starved: u64,
     /// Bytes a second of the uplink, microseconds to the backbone.
     up: u64,
     delay_us: u64,
+}
+
+/// Micro-batches a second of a replica whose peer serves so many stages: it has its part of device and links.
+pub fn rate(takes: Takes, stages: u32) -> f64 {
+    1.0 / (takes.slowest() * f64::from(stages.max(1)))
 }
 
 /// All replicas of one peer.
@@ -53,8 +57,14 @@ pub struct Whole {
 }
 
 impl Whole {
+    /// Part of the peer that is there for each of its stages.
+    fn share(&self) -> f64 {
+        1.0 / f64::from(self.stages.max(1))
+    }
+
     pub fn of(replicas: impl Iterator<Item = Takes>) -> Self {
-        replicas.fold(Whole::default(), |whole, takes| {
+        // A rate is that of a replica whose peer has no other, until their number is known.
+        let sum = replicas.fold(Whole::default(), |whole, takes| {
             let rate = 1.0 / takes.slowest();
             Whole {
                 stages: whole.stages + 1,
@@ -63,7 +73,9 @@ impl Whole {
                 uplink: whole.uplink + rate * takes.up,
                 downlink: whole.downlink + rate * takes.down,
             }
-        })
+        });
+        let [device, uplink, downlink] = [sum.device, sum.uplink, sum.downlink].map(|all| all * sum.share());
+        Whole { device, uplink, downlink, ..sum }
     }
 }
 
@@ -94,13 +106,13 @@ impl Part {
     /// `takes`: what a micro-batch takes at this stage. `onward`: the peer serves the next, too.
     pub fn of(peer: &Peer, takes: Takes, whole: &Whole, onward: bool) -> Part {
         let Takes { compute, up, down } = takes;
-        let rate = 1.0 / takes.slowest();
+        let share = whole.share();
+        let rate = rate(takes, whole.stages);
         let by_up = up > compute && up >= down;
         let by_down = down > compute && down > up;
-        let share = 1.0 / f64::from(whole.stages);
         Part {
             rate: units(rate),
-            claim: units(1.0 / compute),
+            claim: units(share / compute),
             whole: units(1.0 / whole.compute),
             onward: if onward { units(rate) } else { 0 },
             computes: units(rate * compute),
@@ -111,8 +123,9 @@ impl Part {
             uplink: units(whole.uplink),
             downlink: units(whole.downlink),
             share: units(share),
+            share_squared: units(share * share),
             slowed: if by_up { units(rate) } else { 0 },
-            starved: if by_down { units(share * (1.0 - rate * compute)) } else { 0 },
+            starved: if by_down { units(share - rate * compute) } else { 0 },
             up: peer.up as u64,
             delay_us: u64::from(peer.delay_us),
         }
@@ -132,6 +145,7 @@ impl Part {
             uplink: with(self.uplink, other.uplink),
             downlink: with(self.downlink, other.downlink),
             share: with(self.share, other.share),
+            share_squared: with(self.share_squared, other.share_squared),
             slowed: with(self.slowed, other.slowed),
             starved: with(self.starved, other.starved),
             up: with(self.up, other.up),
@@ -212,9 +226,8 @@ pub struct Pool {
     /// Those that fetch its state, and what all that serve and fetch claim.
     pub fetching: u32,
     planned: u64,
-    /// Replicas of each region; and by how many stages their peers serve.
+    /// Replicas of each region.
     pub regions: Vec<u32>,
-    pub by_stages: BTreeMap<u32, u32>,
     /// Micro-batches so far, for one of rate 1: a replica of rate r did r times what was added since it began. And those of
     /// them that went on to the next stage at the same peer, where it serves that one.
     pub done_at_rate_1: f64,
@@ -226,26 +239,18 @@ impl Pool {
         Pool { regions: vec![0; regions], ..Pool::default() }
     }
 
-    /// `stages`: how many the replica's peer serves.
-    pub fn add(&mut self, part: &Part, claim: Claim, region: u8, stages: u32) {
+    pub fn add(&mut self, part: &Part, claim: Claim, region: u8) {
         self.sum = self.sum.merge(part, |a, b| a + b);
         self.serving += 1;
         self.planned += claim.0;
         self.count(region, 1);
-        *self.by_stages.entry(stages).or_default() += 1;
     }
 
-    pub fn take(&mut self, part: &Part, claim: Claim, region: u8, stages: u32) {
+    pub fn take(&mut self, part: &Part, claim: Claim, region: u8) {
         self.sum = self.sum.merge(part, |a, b| a - b);
         self.serving -= 1;
         self.planned -= claim.0;
         self.count(region, u32::MAX);
-        let left = self.by_stages.get(&stages).map_or(0, |count| count - 1);
-        if left > 0 {
-            self.by_stages.insert(stages, left)
-        } else {
-            self.by_stages.remove(&stages)
-        };
     }
 
     fn count(&mut self, region: u8, by: u32) {
@@ -285,9 +290,16 @@ impl Pool {
         if self.sum.rate == 0 { 0.0 } else { of_full_time / self.sum.rate() }
     }
 
+    /// How unlike the parts of their peers are that are there for the stage: their standard deviation over their mean.
+    pub fn uneven(&self) -> f64 {
+        let count = f64::from(self.serving.max(1));
+        let [mean, square] = [self.sum.share, self.sum.share_squared].map(|sum| number(sum) / count);
+        if mean > 0.0 { (square - mean * mean).max(0.0).sqrt() / mean } else { 0.0 }
+    }
+
     /// Seconds of a micro-batch at the slowest part of a replica.
     pub fn slowest(&self) -> f64 {
-        self.each(f64::from(self.serving))
+        self.each(self.sum.share())
     }
 
     /// Seconds of it at the device.
@@ -349,11 +361,11 @@ mod tests {
     fn what_is_taken_off_was_never_there() {
         let parts = [(1e8, 1e6), (3.7e8, 2e5), (9.1e7, 3e6)].map(|(f, u)| part(&peer(f, u)));
         let mut pool = Pool::new(2);
-        parts.iter().for_each(|(part, claim)| pool.add(part, *claim, 1, 1));
+        parts.iter().for_each(|(part, claim)| pool.add(part, *claim, 1));
         let mut other = Pool::new(2);
-        parts.iter().rev().for_each(|(part, claim)| other.add(part, *claim, 1, 1));
+        parts.iter().rev().for_each(|(part, claim)| other.add(part, *claim, 1));
         assert_eq!(pool, other, "in any order");
-        parts.iter().for_each(|(part, claim)| pool.take(part, *claim, 1, 1));
+        parts.iter().for_each(|(part, claim)| pool.take(part, *claim, 1));
         assert_eq!(pool, Pool::new(2));
     }
 
@@ -369,18 +381,20 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_claims_what_it_would_do_alone_and_is_planned_with_what_its_peer_has_for_it() {
+    fn a_replica_has_its_part_of_its_peer() {
         let peer = peer(1e8, 1e9);
         let each = [1, 2].map(|stage| takes(stage, &peer));
         let whole = Whole::of(each.into_iter());
         let mut pool = Pool::new(2);
-        pool.add(&Part::of(&peer, each[0], &whole, true), Claim::of(each[0].compute, 2), 1, 2);
+        pool.add(&Part::of(&peer, each[0], &whole, true), Claim::of(each[0].compute, 2), 1);
         let (alone, _) = part(&peer);
-        assert_eq!((pool.sum.rate(), pool.sum.claim()), (alone.rate(), alone.claim()));
-        assert!((pool.planned() - 0.5 * alone.claim()).abs() < 1e-6 && pool.sum.share() == 0.5);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        assert!(near(pool.sum.rate(), 0.5 * alone.rate()) && near(pool.sum.claim(), 0.5 * alone.claim()));
+        assert!(near(pool.planned(), 0.5 * alone.claim()) && pool.sum.share() == 0.5);
+        assert!(near(pool.slowest(), each[0].slowest()) && near(pool.compute(), each[0].compute));
         assert!((pool.sum.whole() - 1.0 / (each[0].compute + each[1].compute)).abs() < 1e-6);
-        assert!((pool.sum.device() - 2.0).abs() < 1e-6, "both at full rate are twice what it can do");
-        assert_eq!((pool.onward(), pool.by_stages.get(&2)), (1.0, Some(&1)));
+        assert!(near(pool.sum.device(), 1.0), "both at full rate are all that it can do");
+        assert_eq!(pool.onward(), 1.0);
     }
 
     #[test]
@@ -390,7 +404,7 @@ mod tests {
         pool.expect(claim);
         assert_eq!((pool.planned(), pool.serving, pool.fetching), (part.claim(), 0, 1));
         pool.expect_no_more(claim);
-        pool.add(&part, claim, 0, 1);
+        pool.add(&part, claim, 0);
         assert_eq!((pool.planned(), pool.serving, pool.expected()), (part.claim(), 1, 1));
     }
 }
