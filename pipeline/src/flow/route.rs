@@ -64,7 +64,7 @@ pub struct Route {
     serving: BTreeMap<Stage, BTreeMap<PeerId, f64>>,
     /// Replicas that finish what they have and take nothing new.
     leaving: BTreeSet<(Stage, PeerId)>,
-    /// Where many serve: those that this peer keeps to. Whoever else happens to be connected has others.
+    /// Where many serve: those that this peer keeps to beside itself. Whoever else happens to be connected has others.
     circle: Option<BTreeSet<PeerId>>,
     measured: BTreeMap<(Stage, PeerId), Measured>,
     /// What was measured of the connections of peers that are here.
@@ -95,7 +95,7 @@ impl Route {
         self.serving = serving;
     }
 
-    /// Micro-batches go to these, if any of them serves; nothing: to everybody who does.
+    /// Micro-batches go to these and to this peer itself, if any of these serves; nothing: to everybody who does.
     pub fn set_circle(&mut self, circle: Option<BTreeSet<PeerId>>) {
         self.circle = circle;
     }

@@ -143,9 +143,8 @@ impl Fleet {
     /// Time passes.
     pub(super) fn pass(&mut self, span: Time) {
         let span_s = seconds(span);
-        for ((pool, stage), stays) in self.pools.iter_mut().zip(&self.flow.stages).zip(&self.stays) {
+        for (pool, stage) in self.pools.iter_mut().zip(&self.flow.stages) {
             pool.done_at_rate_1 += stage.used * span_s;
-            pool.stayed_at_rate_1 += stage.used * stays * span_s;
         }
         self.now += span;
         let stays: Vec<f64> = (0..self.pools.len()).map(|stage| self.stays_in_all(stage)).collect();

@@ -72,7 +72,8 @@ impl Station {
     /// `h` as above; a body waits at its sender, for a link that nobody else fills.
     fn waits(&self, rate: f64, queue: f64, h: f64) -> [f64; 2] {
         let wait = |time: f64, most: f64, h: f64| {
-            let load = rate / most;
+            // Where nobody is nothing waits.
+            let load = if rate > 0.0 { rate / most } else { 0.0 };
             time * queue * load / (1.0 - h * load).max(1e-12)
         };
         let [for_slowest, for_device] = [wait(self.slowest, self.rate, 1.0), wait(self.compute, self.claim, 1.0)];
@@ -222,6 +223,13 @@ mod tests {
         let rate = throughput(&stations, 0.6, &reach(12.0), 0.5);
         let waits = stations[0].sojourn(rate, 0.5, 1.0) - 1.0;
         assert!(near(rate * (1.6 + 2.0 * waits), 12.0), "{rate} {waits}");
+    }
+
+    #[test]
+    fn at_a_stage_of_nobody_nothing_waits() {
+        let none = Station { rate: 0.0, claim: 0.0, whole: 0.0, slowest: 0.0, compute: 0.0, ..pool(1.0, 1.0) };
+        let runs = super::throughput(&[pool(10.0, 1.0), none], 1.0, &most(5.0), waits(0.5));
+        assert_eq!((runs.rate, runs.sojourns), (0.0, vec![1.0, 0.0]));
     }
 
     #[test]

@@ -134,9 +134,9 @@ pub fn flops(peer: &Peer, speed: f64) -> f64 {
     f64::from(peer.flops).max(1.0) * speed.max(1e-6)
 }
 
-/// The same in millions, as it is summed.
+/// The same in millions, as it is summed: at most a million of a million, so that no sum overflows.
 pub fn power(peer: &Peer, speed: f64) -> u64 {
-    (flops(peer, speed) / 1e6) as u64
+    (flops(peer, speed) / 1e6).min(1e12) as u64
 }
 
 fn of_stage(manifest: &Manifest, stage: Stage) -> StageLoad {

@@ -257,7 +257,8 @@ impl Fleet {
 
     fn on_comes(&mut self, at: Time, peer: u32) {
         self.course.came(at, peer);
-        let stages = self.place_for(at, peer);
+        self.unseen.forget(at);
+        let stages = self.place_for(peer);
         let state = &mut self.states[peer as usize];
         state.came = at;
         state.joined = state.joined.saturating_add(1);
@@ -276,15 +277,15 @@ impl Fleet {
 
     fn fetch(&mut self, at: Time, peer: u32, stages: Stages) {
         let seconds = self.fetch_seconds(peer, stages);
+        for stage in stages.iter().filter(|stage| self.is_fetched(*stage)).map(usize::from).collect::<Vec<_>>() {
+            self.books.fetched(self.load.stages[stage].state);
+        }
         self.change(peer, |state| state.fetches = stages);
         self.course.fetches(at.saturating_add((seconds * SECOND as f64) as Time), peer);
     }
 
     fn on_serves(&mut self, at: Time, peer: u32) {
         let fetched = self.states[peer as usize].fetches;
-        for stage in fetched.iter().map(usize::from).filter(|stage| self.pools[*stage].serving > 0) {
-            self.books.fetched(self.load.stages[stage].state);
-        }
         self.change(peer, |state| {
             if !state.is_serving() {
                 (state.since, state.done) = (at, 0.0);

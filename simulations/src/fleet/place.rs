@@ -11,7 +11,7 @@ use skein_pipeline::{
 };
 use skein_protocol::{Stage, hash::mix};
 
-use super::{Fleet, Stages, Standing, State, calibrated, load};
+use super::{Fleet, Stages, Standing, State, calibrated, load, pool::Pool};
 use crate::engine::{SECOND, Time};
 
 /// So long after the last move, whoever could move to an empty stage has done so, and fetched what is left of it.
@@ -21,13 +21,12 @@ impl Fleet {
     /// The stages that a newcomer takes, of those that fit its memory together: all without anybody, and of the others those
     /// with the least throughput, counting those who are about to serve, until its share of the work is full. Who came a moment
     /// before is not seen, and spreads over the stages all the same. Equals are told apart by taste.
-    pub(super) fn place_for(&mut self, at: Time, peer: u32) -> Stages {
+    pub(super) fn place_for(&self, peer: u32) -> Stages {
         let draw = self.setup.peers[peer as usize];
         if let Some(told) = draw.place {
             let fits = usize::from(told) < self.pools.len() && self.load.fits(told, Stages::NONE, &draw);
             return if fits { Stages::one(told) } else { Stages::NONE };
         }
-        self.unseen.forget(at);
         let unseen = &self.unseen;
         let others = self.here.saturating_sub(unseen.came.len() as u32);
         // As strong as the mean of the others: nobody knows better yet.
@@ -59,17 +58,22 @@ impl Fleet {
         let (mut bytes, mut donor_s, mut work_s) = (0.0, 0.0f64, 0.0);
         for stage in stages.iter() {
             work_s += self.load.state_work(stage);
-            let (pool, state) = (&self.pools[usize::from(stage)], self.load.stages[usize::from(stage)].state);
-            // At the beginning weights come from the seed, and later from whoever kept them.
-            if pool.serving == 0 && !self.books.has_begun() {
+            if !self.is_fetched(stage) {
                 continue;
             }
+            let (pool, state) = (&self.pools[usize::from(stage)], self.load.stages[usize::from(stage)].state);
             bytes += state;
             if pool.serving > 0 {
                 donor_s = donor_s.max(state / self.fetch_rate(usize::from(stage)).max(1.0));
             }
         }
         calibrated::SETTLES_S + donor_s.max(bytes / down) + work_s
+    }
+
+    /// Whether weights of a stage come from somebody: at the beginning they come from the seed, and later from who serves or kept
+    /// them.
+    pub(super) fn is_fetched(&self, stage: Stage) -> bool {
+        self.pools[usize::from(stage)].serving > 0 || self.books.has_begun()
     }
 
     /// Bytes a second that a replica of the stage gives to one who fetches: what training leaves of its uplink, shared by those
@@ -96,20 +100,27 @@ impl Fleet {
 
     fn next_more(&self) -> Option<(u32, Stage)> {
         let planned = |stage: &Stage| self.pools[usize::from(*stage)].planned();
-        let stages = 0..self.pools.len() as Stage;
-        let to = stages.clone().min_by(|a, b| planned(a).total_cmp(&planned(b)))?;
-        let is_empty = self.pools[usize::from(to)].expected() == 0;
-        let is_weak = planned(&to) < HYSTERESIS * stages.map(|stage| planned(&stage)).fold(0.0, f64::max);
-        if !(is_empty || is_weak && self.share(self.strongest) > 1) {
-            return None;
-        }
+        let best = self.pools.iter().map(Pool::planned).fold(0.0, f64::max);
+        let more = self.share(self.strongest) > 1;
+        let mut stages: Vec<Stage> = (0..self.pools.len() as Stage).collect();
+        stages.sort_by(|a, b| planned(a).total_cmp(&planned(b)));
+        // Nobody may have room for the weakest one.
+        stages.into_iter().find_map(|to| {
+            let is_empty = self.pools[usize::from(to)].expected() == 0;
+            let is_weak = planned(&to) < HYSTERESIS * best;
+            if is_empty || is_weak && more { self.who_takes(to, is_empty).map(|peer| (peer, to)) } else { None }
+        })
+    }
+
+    /// A peer that has room for one more stage, and for one that is merely weak a share that is not full.
+    fn who_takes(&self, to: Stage, is_empty: bool) -> Option<u32> {
         let may = |peer: &u32| {
             let (serves, draw) = (self.states[*peer as usize].serves, &self.setup.peers[*peer as usize]);
             let is_full = || serves.len() >= self.share(load::power(draw, self.speed(*peer)));
             self.is_free(*peer) && !serves.has(to) && self.load.fits(to, serves, draw) && (is_empty || !is_full())
         };
         let who = (0..self.states.len() as u32).filter(may);
-        who.min_by_key(|peer| taste(self.setup.seed, *peer, to)).map(|peer| (peer, to))
+        who.min_by_key(|peer| taste(self.setup.seed, *peer, to))
     }
 
     /// Stages that a peer of so much power is to serve.
@@ -197,7 +208,7 @@ impl Unseen {
     }
 
     /// By now those who came earlier are known.
-    fn forget(&mut self, now: Time) {
+    pub(super) fn forget(&mut self, now: Time) {
         let known = |came: Time| came + (calibrated::UNSEEN_S * SECOND as f64) as Time <= now;
         while let Some((_, stages)) = self.came.front().copied().filter(|(came, _)| known(*came)) {
             self.came.pop_front();

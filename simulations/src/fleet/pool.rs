@@ -228,10 +228,8 @@ pub struct Pool {
     planned: u64,
     /// Replicas of each region.
     pub regions: Vec<u32>,
-    /// Micro-batches so far, for one of rate 1: a replica of rate r did r times what was added since it began. And those of
-    /// them that went on to the next stage at the same peer, where it serves that one.
+    /// Micro-batches so far, for one of rate 1: a replica of rate r did r times what was added since it began.
     pub done_at_rate_1: f64,
-    pub stayed_at_rate_1: f64,
 }
 
 impl Pool {

@@ -290,8 +290,8 @@ fn a_part_of_the_hops_takes_no_link() {
         (traffic.activations + traffic.gradients) as f64 / one.totals.completed as f64
     };
     let crowd = bytes(100);
-    // To itself three times rather than to one of eleven others, and in a crowd to one of eight.
-    assert!((bytes(12) / crowd - (11.0 / 14.0) / (8.0 / 11.0)).abs() < 0.01, "{crowd}");
+    // To itself twice rather than to one of eleven others, and in a crowd to one of eight.
+    assert!((bytes(12) / crowd - (11.0 / 13.0) / (8.0 / 10.0)).abs() < 0.01, "{crowd}");
     assert_eq!(bytes(1), 0.0, "alone");
 }
 
@@ -324,6 +324,8 @@ struct Scene {
     deaths: u32,
     warm: Duration,
     measured: Duration,
+    /// At protocol fidelity their mean counts: where peers choose their stages themselves it differs by a tenth.
+    seeds: &'static [u64],
 }
 
 impl Scene {
@@ -353,7 +355,7 @@ impl Scene {
     }
 
     /// What the product's own peers do.
-    fn protocol(&self) -> Measured {
+    fn protocol(&self, seed: u64) -> Measured {
         let access = Access { delay: self.delay, jitter: self.delay / 10, up: self.up, down: 10 * self.up };
         let feeder = Plan::new(Role::feeder()).access(Access { up: 1 << 28, down: 1 << 28, ..access });
         let host = |(stage, replica): (u16, u32)| {
@@ -363,7 +365,7 @@ impl Scene {
             Plan { memory, ..Plan::new(role).access(access).device(device).disk(0) }
         };
         let peers = [feeder].into_iter().chain(self.places().map(host)).collect();
-        let mut sim = Simulation::new(skein_simulations::Setup::new(5, self.small.manifest(), peers));
+        let mut sim = Simulation::new(skein_simulations::Setup::new(seed, self.small.manifest(), peers));
         for (at, peer) in self.deaths() {
             sim.at(at, Fault::Kill(1 + peer as usize));
         }
@@ -411,12 +413,14 @@ impl Scene {
 
     #[track_caller]
     fn compare(&self) {
-        let (protocol, fleet) = (self.protocol(), self.fleet());
-        let gap = fleet.rate / protocol.rate - 1.0;
+        let (protocol, fleet) = (self.seeds.iter().map(|seed| self.protocol(*seed)).collect::<Vec<_>>(), self.fleet());
+        let mean = protocol.iter().map(|of_seed| of_seed.rate).sum::<f64>() / protocol.len() as f64;
+        let gap = fleet.rate / mean - 1.0;
         println!("{self:?}: protocol {protocol:?}, fleet {fleet:?}, {:+.1}%", 100.0 * gap);
         assert!(gap.abs() <= 0.10, "{self:?}: protocol {protocol:?}, fleet {fleet:?}: {gap:+.3}");
         // Own steps are few: one more or less is the rounding.
-        for (ours, theirs) in fleet.staleness.into_iter().zip(protocol.staleness) {
+        let pairs = protocol.iter().flat_map(|of_seed| fleet.staleness.into_iter().zip(of_seed.staleness));
+        for (ours, theirs) in pairs {
             assert!(ours.abs_diff(theirs) <= 1 + theirs / 2, "{self:?}: protocol {protocol:?}, fleet {fleet:?}");
         }
     }
@@ -455,7 +459,13 @@ fn scene() -> Scene {
         deaths: 0,
         warm: seconds(320),
         measured: seconds(160),
+        seeds: &[5],
     }
+}
+
+/// The same of peers that take as many stages as they have room for: in turn so many.
+fn several(rooms: &'static [u32]) -> Scene {
+    Scene { rooms, seeds: &[4, 5, 6], ..scene() }
 }
 
 #[test]
@@ -470,15 +480,20 @@ fn a_swarm_that_loses_peers_is_as_fast_at_either_fidelity() {
 
 #[test]
 fn a_swarm_whose_peers_serve_every_stage_is_as_fast_at_either_fidelity() {
-    Scene { rooms: &[4], ..scene() }.compare();
+    several(&[4]).compare();
+}
+
+#[test]
+fn a_swarm_whose_peers_serve_two_stages_each_is_as_fast_at_either_fidelity() {
+    several(&[2]).compare();
 }
 
 #[test]
 fn a_swarm_of_peers_that_hold_one_stage_or_all_is_as_fast_at_either_fidelity() {
-    Scene { rooms: &[1, 4], ..scene() }.compare();
+    several(&[1, 4]).compare();
 }
 
 #[test]
 fn a_swarm_whose_peers_serve_every_stage_behind_slow_links_is_as_fast_at_either_fidelity() {
-    Scene { rooms: &[4], compute: 0.1, up: 200_000, ..scene() }.compare();
+    Scene { compute: 0.1, up: 200_000, ..several(&[4]) }.compare();
 }
