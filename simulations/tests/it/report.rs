@@ -208,6 +208,10 @@ fn a_summary_reads_back_and_another_form_is_refused() {
     let other = summary(&[empty()]).write().replacen("\"schema\": 1", "\"schema\": 7", 1);
     let refused = Summary::read(&other).expect_err("form 7");
     assert!(refused.to_string().starts_with("this summary has form 7, and this version of skein reads form 1"));
+    let mut seedless = summary(&[empty()]);
+    seedless.seeds.clear();
+    let refused = Summary::read(&seedless.write()).expect_err("no seeds");
+    assert!(refused.to_string().starts_with("this summary has no seeds, so it is of no simulation"));
     assert!(matches!(Summary::read("{}"), Err(Unreadable::NoSchema)));
     assert!(matches!(Summary::read("{\"schema\": 1}"), Err(Unreadable::Broken(_))));
     assert!(matches!(Summary::read("not json"), Err(Unreadable::Broken(_))));
