@@ -121,6 +121,22 @@ fn all_that_is_wrong_with_a_scenario_and_with_what_was_set_is_told_at_once() {
 }
 
 #[test]
+fn a_report_whose_files_are_gone_says_why_they_cannot_be_read() {
+    let home = home();
+    let trace = home.path().join("trace");
+    fs::write(&trace, "0,add,a\n0,add,b\n0,add,c\n0,add,d\n0,add,e\n").unwrap();
+    let churn = format!("churn=trace:{}", trace.display());
+    let said = simulated(home.path(), "report", &["--set", &churn]);
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    fs::remove_file(&trace).unwrap();
+    let report = home.path().join("report");
+    for command in [&["replay"][..], &["explain", "--try"]] {
+        let said = ask(home.path(), &[&["simulate"][..], command, &[report.to_str().unwrap()]].concat());
+        assert!(said.exit == 3 && said.stderr.contains("trace (it is not there)"), "{command:?}: {}", said.stderr);
+    }
+}
+
+#[test]
 fn a_probe_that_cannot_be_written_speaks_of_its_file() {
     let home = home();
     fs::write(home.path().join("file"), "").unwrap();

@@ -5,11 +5,10 @@ use serde_json::json;
 use skein_simulations::{
     ask::ask,
     report::{Change, Summary, Told, explain},
-    scenario::Document,
 };
 
 use super::{
-    files::{refused, summary, with_files},
+    files::{of_report, refused, summary},
     in_parallel,
     progress::{Progress, stopped_by_signal},
 };
@@ -52,11 +51,7 @@ pub fn run(args: &SimulateExplain, context: &Context) -> Result<u8, Report> {
 fn brought(summary: &Summary, changes: &[Change], context: &Context) -> Result<Option<Vec<f64>>, Report> {
     let mut changed = Vec::new();
     for change in changes {
-        let mut document = Document::read(&summary.scenario, &summary.text).map_err(refused)?;
-        for set in &change.set {
-            document.set(set).map_err(refused)?;
-        }
-        changed.push(with_files(summary.scenario.clone(), document));
+        changed.push(of_report(summary, &change.set)?);
     }
     let seeds: Vec<u64> = summary.seeds.iter().map(|seed| seed.seed).collect();
     let pieces: Vec<(usize, u64)> =
