@@ -86,6 +86,11 @@ fn changes_are_typed_and_tried_and_chance_is_remarked_once() {
         said.stdout,
         said.stderr
     );
+    // One form, tried or not.
+    let plain = json(&ask(home.path(), &["simulate", "explain", report, "--json"]));
+    let tried = json(&ask(home.path(), &["simulate", "explain", report, "--json", "--try"]));
+    assert!(plain["changes"][0]["gain"].is_number() && plain["changes"][0].get("brought").is_none(), "{plain}");
+    assert!(tried["changes"][0]["brought"].is_number() && tried["sentences"] == plain["sentences"], "{tried}");
     let compared = ask(home.path(), &["simulate", "compare", report, report]).stdout;
     assert_eq!(compared.to_lowercase().matches("one seed").count(), 1, "{compared}");
 }

@@ -42,6 +42,9 @@ pub struct Change {
     pub gain: f64,
     /// What would limit it then, where that is known.
     pub then: Option<Cause>,
+    /// As `gain`, once it was simulated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought: Option<f64>,
 }
 
 impl Change {
@@ -99,7 +102,7 @@ impl Advisor<'_> {
         let free = 1.0 / (1.0 - freed.max(0.0)).max(0.01);
         let (cap, by) = cap(&self.summary.by_stage, cause);
         let (gain, then) = if cap < free { (cap, Some(by)) } else { (free, None) };
-        Some(Change { cause, what: what.into(), set: vec![set], gain: gain.max(1.0), then })
+        Some(Change { cause, what: what.into(), set: vec![set], gain: gain.max(1.0), then, brought: None })
     }
 
     /// Whether who waits for an answer gets one: what silent liars hold fills any window.

@@ -320,6 +320,17 @@ fn each_cause_is_named_with_its_share_and_a_remedy_that_can_be_typed() {
 }
 
 #[test]
+fn what_changes_brought_stands_beside_their_estimates_once_it_is_known() {
+    let explanation = explain(&limited(Cause::Latency));
+    let before = serde_json::to_value(&explanation).unwrap();
+    assert!(before["changes"][0].get("brought").is_none(), "{before}");
+    let brought: Vec<f64> = (1..=explanation.changes.len()).map(|number| number as f64).collect();
+    let after = serde_json::to_value(explanation.tried(&brought)).unwrap();
+    assert_eq!((&after["change"]["brought"], &after["changes"][1]["brought"]), (&1.0.into(), &2.0.into()));
+    assert_eq!(after["sentences"], before["sentences"]);
+}
+
+#[test]
 fn what_is_known_of_no_scenario_is_not_advised() {
     let mut summary = limited(Cause::Latency);
     summary.text = "no scenario".into();

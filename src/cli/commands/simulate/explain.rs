@@ -1,7 +1,6 @@
 //! `skein simulate explain`: what limits the swarm of a report, and the one change that would bring most; with `--try`, what each
 //! change does bring.
 
-use serde_json::json;
 use skein_simulations::{
     ask::ask,
     report::{Change, Summary, Told, explain},
@@ -34,7 +33,7 @@ pub fn run(args: &SimulateExplain, context: &Context) -> Result<u8, Report> {
     }
     let Some(brought) = brought(&summary, &explanation.changes, context)? else { return Ok(130) };
     if out.style().json {
-        out.document("simulate explain", &json!({ "explanation": explanation, "brought": brought }));
+        out.document("simulate explain", &explanation.tried(&brought));
         return Ok(0);
     }
     let heads = ["ESTIMATE", "BROUGHT"].map(Column::Right);
