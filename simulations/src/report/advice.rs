@@ -264,22 +264,24 @@ mod tests {
     /// Of scenarios that limit differently: latency, compute, a slower stage, uploads.
     #[test]
     fn estimates_are_near_what_a_change_brings() {
-        for (name, sets) in [
-            ("five_percent_liars", &["duration=60s"][..]),
-            ("one_straggler", &["duration=3min"]),
-            ("first", &["duration=90s"]),
-            ("demo", &[]),
+        for (name, sets, expected) in [
+            ("five_percent_liars", &["duration=60s"][..], "feeders=2"),
+            ("one_straggler", &["duration=3min"], "peers=24"),
+            ("first", &["duration=90s"], "run.in_flight_max=24"),
+            ("demo", &[], "peers=10"),
         ] {
             let document = scenario(name, sets);
             let before = summary(&document);
+            let mut tried = Vec::new();
             for change in changes(&before).into_iter().filter(|change| change.gain > 1.1) {
                 let mut changed = document.clone();
                 change.set.iter().for_each(|set| changed.set(set).unwrap());
                 let brought = summary(&changed).figures.tokens_per_s.mean / before.figures.tokens_per_s.mean;
                 let told = change.gain / brought;
-                println!("{name} {}: estimate {:.2}, brought {brought:.2}", change.typed(), change.gain);
                 assert!((0.75..1.34).contains(&told), "{name} {}: {} for {brought}", change.typed(), change.gain);
+                tried.extend(change.set);
             }
+            assert!(tried.iter().any(|set| set == expected), "{name}: {expected} is not among {tried:?}");
         }
     }
 
