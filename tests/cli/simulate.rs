@@ -86,6 +86,11 @@ fn changes_are_typed_and_tried_and_chance_is_remarked_once() {
         said.stdout,
         said.stderr
     );
+    // One form, tried or not.
+    let plain = json(&ask(home.path(), &["simulate", "explain", report, "--json"]));
+    let tried = json(&ask(home.path(), &["simulate", "explain", report, "--json", "--try"]));
+    assert!(plain["changes"][0]["gain"].is_number() && plain["changes"][0].get("brought").is_none(), "{plain}");
+    assert!(tried["changes"][0]["brought"].is_number() && tried["sentences"] == plain["sentences"], "{tried}");
     let compared = ask(home.path(), &["simulate", "compare", report, report]).stdout;
     assert_eq!(compared.to_lowercase().matches("one seed").count(), 1, "{compared}");
 }
@@ -118,6 +123,22 @@ fn all_that_is_wrong_with_a_scenario_and_with_what_was_set_is_told_at_once() {
     assert!(said.stderr.contains("--over peers=0: ") && said.stderr.contains("--over peers=many: "), "{}", said.stderr);
     let said = ask(home.path(), &["simulate", "replay", "nowhere"]);
     assert!(said.exit == 2 && said.stderr.contains("neither a seed"), "{}", said.stderr);
+}
+
+#[test]
+fn a_report_whose_files_are_gone_says_why_they_cannot_be_read() {
+    let home = home();
+    let trace = home.path().join("trace");
+    fs::write(&trace, "0,add,a\n0,add,b\n0,add,c\n0,add,d\n0,add,e\n").unwrap();
+    let churn = format!("churn=trace:{}", trace.display());
+    let said = simulated(home.path(), "report", &["--set", &churn]);
+    assert_eq!(said.exit, 0, "{}", said.stderr);
+    fs::remove_file(&trace).unwrap();
+    let report = home.path().join("report");
+    for command in [&["replay"][..], &["explain", "--try"]] {
+        let said = ask(home.path(), &[&["simulate"][..], command, &[report.to_str().unwrap()]].concat());
+        assert!(said.exit == 3 && said.stderr.contains("trace (it is not there)"), "{command:?}: {}", said.stderr);
+    }
 }
 
 #[test]

@@ -38,7 +38,8 @@ pub fn merge(logs: impl IntoIterator<Item = Vec<Record>>) -> Vec<Line> {
 }
 
 /// Whose process was ended, and when: no log says that of itself. Others lost the peer after its last word, it did not leave politely,
-/// and it never spoke again. Whoever knows of the deaths that it caused, as the demo does, knows the same of them.
+/// it never spoke again, and nobody met it again later. The clocks of the machines are taken as equal: one that is behind can make a
+/// death, or hide one. Whoever knows of the deaths that it caused, as the demo does, knows the same of them.
 pub fn deaths(lines: &[Line]) -> Vec<Kill> {
     let mut last = BTreeMap::new();
     let mut left = BTreeSet::new();
@@ -52,11 +53,12 @@ pub fn deaths(lines: &[Line]) -> Vec<Kill> {
     }
     let mut dead = BTreeSet::new();
     for Line { at, record } in lines {
-        if let Event::PeerLost { peer, .. } = &record.event
-            && last.get(peer).is_some_and(|last| last < at)
-            && !left.contains(peer)
-        {
-            dead.insert(*peer);
+        match &record.event {
+            Event::PeerLost { peer, .. } if last.get(peer).is_some_and(|last| last < at) && !left.contains(peer) => {
+                dead.insert(*peer);
+            }
+            Event::PeerUp { peer } => drop(dead.remove(peer)),
+            _ => {}
         }
     }
     dead.into_iter().map(|peer| Kill { peer, at: last[&peer] }).collect()
@@ -96,6 +98,23 @@ mod tests {
         ]);
         let kill = |peer, at: u64| Kill { peer: PeerId([peer; 32]), at: at * 1_000_000 };
         assert_eq!(deaths(&lines), [kill(2, 9), kill(5, 9)]);
+    }
+
+    #[test]
+    fn who_was_met_again_after_it_was_lost_did_not_die_and_who_was_lost_after_that_did() {
+        let said = |peer, utc, event| Record { event, ..record(peer, utc, 0) };
+        let lost = |peer| Event::PeerLost { peer: PeerId([peer; 32]), incarnation: 1, why: String::new() };
+        let up = |peer| Event::PeerUp { peer: PeerId([peer; 32]) };
+        let lines = merge([
+            vec![said(1, 10, lost(2)), said(1, 11, lost(3)), said(1, 30, lost(3)), said(1, 31, lost(4))],
+            vec![record(2, 9, 0)],
+            vec![record(3, 9, 0)],
+            vec![record(4, 9, 0)],
+            // By somebody else than who had lost them; of the last one before it was lost.
+            vec![said(5, 12, up(2)), said(5, 20, up(3)), said(5, 21, up(4))],
+        ]);
+        let kill = |peer, at: u64| Kill { peer: PeerId([peer; 32]), at: at * 1_000_000 };
+        assert_eq!(deaths(&lines), [kill(3, 9), kill(4, 9)]);
     }
 
     #[test]

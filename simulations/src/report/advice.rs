@@ -42,6 +42,9 @@ pub struct Change {
     pub gain: f64,
     /// What would limit it then, where that is known.
     pub then: Option<Cause>,
+    /// As `gain`, once it was simulated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub brought: Option<f64>,
 }
 
 impl Change {
@@ -99,7 +102,7 @@ impl Advisor<'_> {
         let free = 1.0 / (1.0 - freed.max(0.0)).max(0.01);
         let (cap, by) = cap(&self.summary.by_stage, cause);
         let (gain, then) = if cap < free { (cap, Some(by)) } else { (free, None) };
-        Some(Change { cause, what: what.into(), set: vec![set], gain: gain.max(1.0), then })
+        Some(Change { cause, what: what.into(), set: vec![set], gain: gain.max(1.0), then, brought: None })
     }
 
     /// Whether who waits for an answer gets one: what silent liars hold fills any window.
@@ -261,22 +264,24 @@ mod tests {
     /// Of scenarios that limit differently: latency, compute, a slower stage, uploads.
     #[test]
     fn estimates_are_near_what_a_change_brings() {
-        for (name, sets) in [
-            ("five_percent_liars", &["duration=60s"][..]),
-            ("one_straggler", &["duration=3min"]),
-            ("first", &["duration=90s"]),
-            ("demo", &[]),
+        for (name, sets, expected) in [
+            ("five_percent_liars", &["duration=60s"][..], "feeders=2"),
+            ("one_straggler", &["duration=3min"], "peers=24"),
+            ("first", &["duration=90s"], "run.in_flight_max=24"),
+            ("demo", &[], "peers=10"),
         ] {
             let document = scenario(name, sets);
             let before = summary(&document);
+            let mut tried = Vec::new();
             for change in changes(&before).into_iter().filter(|change| change.gain > 1.1) {
                 let mut changed = document.clone();
                 change.set.iter().for_each(|set| changed.set(set).unwrap());
                 let brought = summary(&changed).figures.tokens_per_s.mean / before.figures.tokens_per_s.mean;
                 let told = change.gain / brought;
-                println!("{name} {}: estimate {:.2}, brought {brought:.2}", change.typed(), change.gain);
                 assert!((0.75..1.34).contains(&told), "{name} {}: {} for {brought}", change.typed(), change.gain);
+                tried.extend(change.set);
             }
+            assert!(tried.iter().any(|set| set == expected), "{name}: {expected} is not among {tried:?}");
         }
     }
 

@@ -25,6 +25,18 @@ pub struct Explanation {
     pub changes: Vec<Change>,
 }
 
+impl Explanation {
+    /// With what each of [`Explanation::changes`] brought, in their order.
+    #[must_use]
+    pub fn tried(mut self, brought: &[f64]) -> Explanation {
+        for (change, brought) in self.changes.iter_mut().zip(brought) {
+            change.brought = Some(*brought);
+        }
+        self.change = self.changes.first().cloned();
+        self
+    }
+}
+
 /// Names what binds, and estimates what each change would bring.
 pub fn explain(summary: &Summary) -> Explanation {
     let shares = &summary.shares;

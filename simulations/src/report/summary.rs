@@ -134,6 +134,8 @@ pub enum Unreadable {
         "this is not the summary of a simulation: it names no schema; give the folder of a report, or its summary.json"
     )]
     NoSchema,
+    #[error("this summary has no seeds, so it is of no simulation; simulate again, or take another copy")]
+    NoSeeds,
     #[error("this summary cannot be read: {0}; simulate again, or take another copy")]
     Broken(#[from] serde_json::Error),
 }
@@ -221,7 +223,10 @@ impl Summary {
         let document: serde_json::Value = serde_json::from_str(text)?;
         match document.get("schema").and_then(serde_json::Value::as_u64) {
             None => Err(Unreadable::NoSchema),
-            Some(schema) if schema == u64::from(SCHEMA) => Ok(serde_json::from_value(document)?),
+            Some(schema) if schema == u64::from(SCHEMA) => {
+                let summary: Summary = serde_json::from_value(document)?;
+                if summary.seeds.is_empty() { Err(Unreadable::NoSeeds) } else { Ok(summary) }
+            }
             Some(got) => {
                 let by = document.get("skein").and_then(serde_json::Value::as_str).unwrap_or("not named");
                 Err(Unreadable::Schema { got, by: by.chars().take(40).collect() })

@@ -8,6 +8,7 @@ use super::{
     Document, Files, Problem, Refused,
     check::check,
     document::{in_order, salvage},
+    keys,
     problem::unread,
 };
 
@@ -19,7 +20,8 @@ pub struct Draft {
     /// What of it is right; nothing where the text is no TOML.
     document: Option<Document>,
     found: Vec<Problem>,
-    /// Keys whose values are not known, since they are wrong.
+    /// Keys whose values are not known, since they are wrong; and what is no key, since it may be meant for another of its
+    /// section.
     wrong: BTreeSet<String>,
 }
 
@@ -76,10 +78,23 @@ impl Draft {
         };
         let follows = follows_from(&problem.key);
         self.wrong.iter().any(|key| {
-            (!key.is_empty() && problem.what.contains(key.as_str()))
-                || follows.iter().any(|section| is_below(key, section))
+            (is_known(key) && names(&problem.what, key)) || follows.iter().any(|section| is_below(key, section))
         })
     }
+}
+
+fn is_known(key: &str) -> bool {
+    keys::find(key).is_some() || keys::is_section(key)
+}
+
+/// Whether a sentence has `key` as a word, or a key below it.
+fn names(what: &str, key: &str) -> bool {
+    let of_key = |char: char| char.is_alphanumeric() || char == '_';
+    what.match_indices(key).any(|(at, _)| {
+        let before = what[..at].chars().next_back();
+        let after = what[at + key.len()..].chars().next();
+        !before.is_some_and(|char| of_key(char) || char == '.') && !after.is_some_and(of_key)
+    })
 }
 
 /// Keys and sections on which a contradiction at `key` may rest.
@@ -146,6 +161,29 @@ mod tests {
         let text = "question = \"?\"\n[run]\nmodel = \"demo\"\nstages = 3\n[peers]\ncount = 0\n[[fault]]\nat = \"1 s\"\n\
                     what = \"die\"\npeers = 13\n";
         says(&said(text, &[]), &["peers.count cannot be 0"]);
+    }
+
+    #[test]
+    fn what_is_no_key_hides_no_contradiction_that_has_its_letters() {
+        let text = "question = \"?\"\na = 1\n[run]\nmodel = \"demo\"\nstages = 9\n[peers]\ncount = 4\n";
+        says(
+            &said(text, &["s=3"]),
+            &[
+                "my.toml:2:1: a is no key",
+                "run.stages is 9, and peers.count = 4",
+                "run.stages is 9, and the model has 3 layers",
+                "--set s=3: s is no key",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_sentence_names_a_key_as_a_whole_word() {
+        assert!(names("is longer than simulate.duration", "simulate.duration"));
+        assert!(names("is longer than simulate.duration", "simulate"));
+        assert!(!names("is longer than simulate.duration", "duration"));
+        assert!(!names("is 9, and peers.count = 4", "peers.co"));
+        assert!(!names("rests on relearning", "learning"));
     }
 
     #[test]

@@ -208,6 +208,10 @@ fn a_summary_reads_back_and_another_form_is_refused() {
     let other = summary(&[empty()]).write().replacen("\"schema\": 1", "\"schema\": 7", 1);
     let refused = Summary::read(&other).expect_err("form 7");
     assert!(refused.to_string().starts_with("this summary has form 7, and this version of skein reads form 1"));
+    let mut seedless = summary(&[empty()]);
+    seedless.seeds.clear();
+    let refused = Summary::read(&seedless.write()).expect_err("no seeds");
+    assert!(refused.to_string().starts_with("this summary has no seeds, so it is of no simulation"));
     assert!(matches!(Summary::read("{}"), Err(Unreadable::NoSchema)));
     assert!(matches!(Summary::read("{\"schema\": 1}"), Err(Unreadable::Broken(_))));
     assert!(matches!(Summary::read("not json"), Err(Unreadable::Broken(_))));
@@ -313,6 +317,17 @@ fn each_cause_is_named_with_its_share_and_a_remedy_that_can_be_typed() {
         let last = explanation.sentences.last().expect("sentences");
         assert!(last.contains("Estimate") && last.ends_with(&change.typed()), "{last}");
     }
+}
+
+#[test]
+fn what_changes_brought_stands_beside_their_estimates_once_it_is_known() {
+    let explanation = explain(&limited(Cause::Latency));
+    let before = serde_json::to_value(&explanation).unwrap();
+    assert!(before["changes"][0].get("brought").is_none(), "{before}");
+    let brought: Vec<f64> = (1..=explanation.changes.len()).map(|number| number as f64).collect();
+    let after = serde_json::to_value(explanation.tried(&brought)).unwrap();
+    assert_eq!((&after["change"]["brought"], &after["changes"][1]["brought"]), (&1.0.into(), &2.0.into()));
+    assert_eq!(after["sentences"], before["sentences"]);
 }
 
 #[test]

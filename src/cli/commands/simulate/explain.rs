@@ -1,15 +1,13 @@
 //! `skein simulate explain`: what limits the swarm of a report, and the one change that would bring most; with `--try`, what each
 //! change does bring.
 
-use serde_json::json;
 use skein_simulations::{
     ask::ask,
     report::{Change, Summary, Told, explain},
-    scenario::Document,
 };
 
 use super::{
-    files::{refused, summary, with_files},
+    files::{of_report, refused, summary},
     in_parallel,
     progress::{Progress, stopped_by_signal},
 };
@@ -35,7 +33,7 @@ pub fn run(args: &SimulateExplain, context: &Context) -> Result<u8, Report> {
     }
     let Some(brought) = brought(&summary, &explanation.changes, context)? else { return Ok(130) };
     if out.style().json {
-        out.document("simulate explain", &json!({ "explanation": explanation, "brought": brought }));
+        out.document("simulate explain", &explanation.tried(&brought));
         return Ok(0);
     }
     let heads = ["ESTIMATE", "BROUGHT"].map(Column::Right);
@@ -52,11 +50,7 @@ pub fn run(args: &SimulateExplain, context: &Context) -> Result<u8, Report> {
 fn brought(summary: &Summary, changes: &[Change], context: &Context) -> Result<Option<Vec<f64>>, Report> {
     let mut changed = Vec::new();
     for change in changes {
-        let mut document = Document::read(&summary.scenario, &summary.text).map_err(refused)?;
-        for set in &change.set {
-            document.set(set).map_err(refused)?;
-        }
-        changed.push(with_files(summary.scenario.clone(), document));
+        changed.push(of_report(summary, &change.set)?);
     }
     let seeds: Vec<u64> = summary.seeds.iter().map(|seed| seed.seed).collect();
     let pieces: Vec<(usize, u64)> =

@@ -49,15 +49,20 @@ pub fn drafted(what: &str, ask: &Ask) -> Result<Result<Opened, Refused>, Report>
     let name = path.file_stem().map_or(file.clone(), |stem| stem.to_string_lossy().into_owned());
     let mut draft = Draft::read(&file, &text);
     ask.changes().iter().for_each(|change| draft.set(change));
-    let (files, unread) = named(draft.files(), &beside);
-    // Contradictions are told before anything is made.
-    Ok(draft.checked(&files, &unread).map(|document| Opened { name, document, files }))
+    Ok(checked(name, draft, &beside))
 }
 
-/// A scenario that stands in a report, with the files that it names, looked for here.
-pub fn with_files(name: String, document: Document) -> Opened {
-    let (files, _) = named(document.files(), Path::new(""));
-    Opened { name, document, files }
+/// The scenario that stands in a report, with some of it set, and the files that it names, looked for here.
+pub fn of_report(summary: &Summary, sets: &[String]) -> Result<Opened, Report> {
+    let mut draft = Draft::read(&summary.scenario, &summary.text);
+    sets.iter().for_each(|set| draft.set(set));
+    checked(summary.scenario.clone(), draft, Path::new("")).map_err(refused)
+}
+
+/// Contradictions are told before anything is made.
+fn checked(name: String, draft: Draft, beside: &Path) -> Result<Opened, Refused> {
+    let (files, unread) = named(draft.files(), beside);
+    draft.checked(&files, &unread).map(|document| Opened { name, document, files })
 }
 
 /// The files that a scenario names, meant beside the scenario, or here; and why those that are missing are.

@@ -7,11 +7,11 @@ use skein_simulations::{
     checker::{Line, Property},
     engine::Time,
     outcome::{Fidelity, Learning},
-    scenario::{Document, expand},
+    scenario::expand,
     world::unit,
 };
 
-use super::files::{Opened, open, refused, summary, with_files};
+use super::files::{Opened, of_report, open, refused, summary};
 use crate::cli::{
     args::{Ask, SimulateReplay},
     chronicle::{Chronicle, clock},
@@ -71,8 +71,7 @@ fn what(args: &SimulateReplay) -> Result<(Opened, u64), Report> {
     // The seed that broke something, if one did.
     let broke = summary.violations.first().map(|violation| violation.seed);
     let seed = broke.or(summary.seeds.first().map(|seed| seed.seed)).unwrap_or(1);
-    let document = Document::read(&summary.scenario, &summary.text).map_err(refused)?;
-    Ok((with_files(summary.scenario, document), seed))
+    Ok((of_report(&summary, &[])?, seed))
 }
 
 fn time(text: Option<&str>) -> Result<Option<Time>, Report> {
