@@ -242,9 +242,9 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_is_resident() {
-        let before = resident().expect("it runs");
-        let block = std::hint::black_box(vec![1u8; 32 << 20]);
-        let after = resident().expect("it runs");
-        assert!(before > 1 << 20 && after > before + (block.len() as u64) / 2, "{before} {after}");
+        // Other tests of this process take and give back meanwhile: only what is held here is known.
+        let block = std::hint::black_box(vec![1u8; 64 << 20]);
+        let (resident, peak) = (resident().expect("it runs"), peak().expect("it runs"));
+        assert!((block.len() as u64..=peak).contains(&resident), "{resident} {peak}");
     }
 }
