@@ -99,6 +99,8 @@ pub struct Fleet {
     states: Vec<State>,
     /// Of peers of several stages: what their pools had done when they were last settled, in the order of the stages.
     settled: BTreeMap<u32, Vec<f64>>,
+    /// What a peer had done of each stage when it began to serve one more, for that one.
+    began: BTreeMap<(u32, Stage), f32>,
     pools: Vec<Pool>,
     /// Peers that serve or fetch something, and those of them that serve.
     here: u32,
@@ -141,6 +143,7 @@ impl Fleet {
             course,
             states: vec![State::default(); setup.peers.len()],
             settled: BTreeMap::new(),
+            began: BTreeMap::new(),
             pools,
             here: 0,
             serving: 0,
@@ -195,6 +198,7 @@ impl Fleet {
                 .values()
                 .map(|of| of.capacity() * size_of::<f64>() + size_of::<(u32, Vec<f64>)>())
                 .sum::<usize>()
+            + self.began.len() * size_of::<((u32, Stage), f32)>()
             + self.course.bytes()
             + self.books.bytes()
     }
@@ -285,7 +289,12 @@ impl Fleet {
     }
 
     fn on_serves(&mut self, at: Time, peer: u32) {
-        let fetched = self.states[peer as usize].fetches;
+        self.settle(peer);
+        let state = self.states[peer as usize];
+        let fetched = state.fetches;
+        if state.is_serving() {
+            self.began.extend(fetched.iter().map(|stage| ((peer, stage), state.done)));
+        }
         self.change(peer, |state| {
             if !state.is_serving() {
                 (state.since, state.done) = (at, 0.0);
@@ -320,9 +329,13 @@ impl Fleet {
         let state = self.states[peer as usize];
         for stage in stages.iter().filter(|_| dies) {
             let at_stage = usize::from(stage);
-            self.books.perish(at_stage, self.unsafe_of(f64::from(state.done)));
+            let before = self.began.get(&(peer, stage)).copied().unwrap_or_default();
+            self.books.perish(at_stage, self.unsafe_of(f64::from(state.done - before)));
             self.orphans[at_stage] +=
                 self.flow.at_rate_1(at_stage) * pool::rate(self.takes(peer, stage), state.serves.len());
+        }
+        for stage in stages.iter() {
+            self.began.remove(&(peer, stage));
         }
         self.change(peer, |state| {
             let before = state.is_serving();

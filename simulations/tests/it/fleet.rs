@@ -262,6 +262,26 @@ fn a_stage_that_died_is_taken_by_those_who_have_room() {
 }
 
 #[test]
+fn of_a_stage_that_was_taken_late_only_what_came_since_perishes() {
+    // Four peers serve a stage each, and a fifth one of them, too, until it takes the stage whose peer dies. Without rounds all
+    // that a replica did perishes with it.
+    let perished = |dies_s: u64| {
+        let manifest = Small { round_every: 0, ..small() }.manifest();
+        let mut setup = Setup::new(1, manifest, roomy(5).peers, hours(0.5));
+        setup.peers.iter_mut().zip(0..4).for_each(|(peer, stage)| peer.place = Some(stage));
+        let at = |seconds: u64, peer, what| course::Change { at: seconds * 1_000_000_000, peer, what };
+        setup.life.arrive_within = None;
+        setup.changes = (0..5).map(|peer| at(u64::from(peer / 4) * 60, peer, course::What::Comes)).collect();
+        setup.changes.extend([at(600, 1, course::What::Dies), at(dies_s, 4, course::What::Dies)]);
+        let one = outcome(setup);
+        (one.totals.perished as f64, one.by_stage[1].empty_s)
+    };
+    let ((before, _), (after, empty_s)) = (perished(605), perished(800));
+    assert!(empty_s < 1800.0 - 800.0 + 150.0, "it was served meanwhile: {empty_s}");
+    assert!(after >= before && after - before < 0.3 * before, "{before} {after}");
+}
+
+#[test]
 fn stages_of_a_peer_share_its_device_and_are_booked_to_it() {
     let one = outcome(roomy(100));
     let of_rows: f64 = one.rows.iter().map(|row| row.busy_s).sum();
