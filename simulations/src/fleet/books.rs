@@ -308,8 +308,9 @@ impl Books {
             let beside = (all_used - stage.used) / others;
             let all = |whole: f64, own: f64| (stage.used * own + beside * (whole - own)) * view.span_s;
             let of = &mut self.stages[at];
-            of.busy_s += all(sum.device(), sum.computes());
-            of.sample_busy_s += all(sum.device(), sum.computes());
+            let at_work = all(sum.device(), sum.computes());
+            of.busy_s += at_work;
+            of.sample_busy_s += at_work;
             of.sending_s += all(sum.uplink(), sum.sends());
             of.receiving_s += all(sum.downlink(), sum.receives());
         }

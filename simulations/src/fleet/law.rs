@@ -9,8 +9,9 @@
 //!
 //! Whoever sends knows of a replica what it sent there itself. Where many send to many, and each has little under way, nobody
 //! sees that others chose the same: the replicas that many happen to know have h times the mean to do, and wait for
-//! q u / (1 - h u). The more ways there are for a micro-batch, the larger is h, up to that of replicas which are chosen blindly. And where replicas have unlike
-//! parts of their peers, those whose senders happen to know little else have more to do by what their choices differ.
+//! q u / (1 - h u). The more ways there are for a micro-batch, the larger is h, up to that of replicas which are chosen blindly.
+//! And where replicas have unlike parts of their peers, those whose senders happen to know little else have more to do by what
+//! their choices differ.
 //!
 //! By Little's law the micro-batches under way are the rate times the time of one through all stages. A feeder keeps as many
 //! open as would be under way if none waited for a device and the weakest stage never did (`pipeline::flow::window`); what waits
@@ -77,7 +78,7 @@ impl Station {
             time * queue * load / (1.0 - h * load).max(1e-12)
         };
         let [for_slowest, for_device] = [wait(self.slowest, self.rate, 1.0), wait(self.compute, self.claim, 1.0)];
-        let of_device = if h > 1.0 { wait(self.compute, self.claim, h) } else { for_device };
+        let of_device = wait(self.compute, self.claim, h);
         [of_device + (for_slowest - for_device).max(0.0), of_device]
     }
 

@@ -289,12 +289,8 @@ impl Fleet {
     }
 
     fn on_serves(&mut self, at: Time, peer: u32) {
-        self.settle(peer);
-        let state = self.states[peer as usize];
-        let fetched = state.fetches;
-        if state.is_serving() {
-            self.began.extend(fetched.iter().map(|stage| ((peer, stage), state.done)));
-        }
+        let before = self.states[peer as usize];
+        let fetched = before.fetches;
         self.change(peer, |state| {
             if !state.is_serving() {
                 (state.since, state.done) = (at, 0.0);
@@ -302,6 +298,10 @@ impl Fleet {
             (state.serves, state.fetches) = (state.serves.and(fetched), Stages::NONE);
             state.last = fetched.iter().last().map_or(0, |stage| stage + 1);
         });
+        if before.is_serving() {
+            let done = self.states[peer as usize].done;
+            self.began.extend(fetched.iter().map(|stage| ((peer, stage), done)));
+        }
         for stage in fetched.iter() {
             self.books.claims(self.claim(peer, stage).number());
         }
