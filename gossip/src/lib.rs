@@ -4,5 +4,5 @@ pub mod average;
 pub mod kernel;
 pub mod membership;
 mod shelf;
-mod sorted;
+pub mod sorted;
 pub mod spread;

@@ -2,9 +2,13 @@
 //! looked for. Out: where it is.
 //!
 //! Everybody keeps what everybody says, so what one item takes counts, and what a search reads: beginnings of names lie beside
-//! each other, and hardly ever do two begin alike.
+//! each other, and hardly ever do two begin alike. Names are hashes, evenly spread, so a search begins where a name would be
+//! among names that are, and mostly reads nothing else.
 
 use std::cmp::Ordering;
+
+/// Names further off than these are looked for in steps that double: whoever makes up names does not make searches long.
+const NEAR: usize = 8;
 
 #[derive(Debug)]
 pub struct Sorted<T> {
@@ -21,7 +25,7 @@ impl<T> Default for Sorted<T> {
 impl<T> Sorted<T> {
     /// Where the item is that `compare` finds equal, or would be: `start` is the beginning of its key, in the order of the keys.
     pub fn find(&self, start: u64, compare: impl Fn(&T) -> Ordering) -> Result<usize, usize> {
-        let mut place = self.starts.partition_point(|other| *other < start);
+        let mut place = self.first_from(start);
         while self.starts.get(place) == Some(&start) {
             match compare(&self.items[place]) {
                 Ordering::Less => place += 1,
@@ -30,6 +34,33 @@ impl<T> Sorted<T> {
             }
         }
         Err(place)
+    }
+
+    /// Where the first beginning is that is not below `start`.
+    fn first_from(&self, start: u64) -> usize {
+        let starts = &self.starts[..];
+        let guess = ((u128::from(start) * starts.len() as u128) >> 64) as usize;
+        let (mut low, mut high, mut step) = (0, starts.len(), NEAR);
+        if starts.get(guess).is_some_and(|other| *other < start) {
+            low = guess + 1;
+            while let Some(other) = starts.get(low + step) {
+                if *other >= start {
+                    high = low + step;
+                    break;
+                }
+                (low, step) = (low + step + 1, step * 2);
+            }
+        } else {
+            high = guess;
+            while let Some(before) = high.checked_sub(step) {
+                if starts[before] < start {
+                    low = before + 1;
+                    break;
+                }
+                (high, step) = (before, step * 2);
+            }
+        }
+        low + starts[low..high].partition_point(|other| *other < start)
     }
 
     /// In the place of an older one of the same key, which is given back, or where [`Self::find`] found that it belongs.
@@ -59,6 +90,11 @@ impl<T> Sorted<T> {
     pub fn items(&self) -> &[T] {
         &self.items
     }
+
+    /// The same, to be changed in all but their keys.
+    pub fn items_mut(&mut self) -> &mut [T] {
+        &mut self.items
+    }
 }
 
 #[cfg(test)]
@@ -78,5 +114,28 @@ mod tests {
         assert_eq!(sorted.put(Ok(2), 5, (5, 2)), Some((5, 2)));
         assert_eq!(sorted.remove(1), (5, 1));
         assert_eq!((find(&sorted, (5, 2)), find(&sorted, (9, 0))), (Ok(1), Ok(3)));
+    }
+
+    #[test]
+    fn names_are_found_however_they_are_spread() {
+        let even = (0..300u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let few = (0..3u64).map(|n| n << 62);
+        for names in
+            [even.collect::<Vec<_>>(), (0..300).collect(), (u64::MAX - 300..=u64::MAX).collect(), few.collect()]
+        {
+            let mut sorted = Sorted::default();
+            for name in &names {
+                let place = sorted.find(*name, |other: &u64| other.cmp(name));
+                assert_eq!((place.is_err(), sorted.put(place, *name, *name)), (true, None));
+            }
+            assert!(sorted.items().is_sorted());
+            for (place, name) in sorted.items().iter().enumerate() {
+                assert_eq!(sorted.find(*name, |other| other.cmp(name)), Ok(place));
+            }
+            for name in [0, 150, 1 << 32, u64::MAX / 2, u64::MAX] {
+                let place = sorted.find(name, |other| other.cmp(&name)).unwrap_or_else(|place| place);
+                assert_eq!(place, sorted.items().partition_point(|other| *other < name));
+            }
+        }
     }
 }

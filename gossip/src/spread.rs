@@ -30,7 +30,7 @@ use skein_protocol::{
 
 use crate::{
     membership::states,
-    shelf::{Kept, Shelf},
+    shelf::{Kept, Kind, Number, SaidBy, Shelf, Waits},
 };
 
 /// Items of others that are kept, and stamps of forgotten ones.
@@ -48,8 +48,6 @@ const NUMBERS_SLOWEST: Duration = Duration::from_secs(2);
 /// In a crowd news that comes this soon after other news waits to leave with more: in the rush of a beginning each peer tells of
 /// all others.
 const RUSH: Duration = Duration::from_millis(100);
-/// What was heard so often while it waited is not told on.
-const HEARD: usize = 3;
 const DIGEST_EVERY: Duration = Duration::from_secs(1);
 /// In a crowd one newcomer in so long is greeted with a digest.
 const GREET_EVERY: Duration = Duration::from_millis(250);
@@ -103,31 +101,12 @@ fn is_no_news(what: &What, known: &What) -> bool {
     }
 }
 
-/// Different neighbours who said an item while it waited, the first few: one alone must not silence what others wait for.
-#[derive(Clone, Copy, Debug, Default)]
-struct SaidBy {
-    peers: [PeerId; HEARD],
-    count: usize,
+/// A neighbour, and what stands for it as long as it is one.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour {
+    peer: PeerId,
+    number: Number,
 }
-
-impl SaidBy {
-    fn add(&mut self, peer: PeerId) {
-        if !self.is_everywhere() && !self.has(peer) {
-            self.peers[self.count] = peer;
-            self.count += 1;
-        }
-    }
-
-    fn has(&self, peer: PeerId) -> bool {
-        self.peers[..self.count].contains(&peer)
-    }
-
-    fn is_everywhere(&self) -> bool {
-        self.count == HEARD
-    }
-}
-
-type Waiting = BTreeMap<ItemKey, SaidBy>;
 
 #[derive(Debug)]
 pub struct Spread {
@@ -136,12 +115,11 @@ pub struct Spread {
     stages: Stage,
     items: Shelf,
     remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
-    neighbours: Vec<PeerId>,
-    /// Items that wait for others to leave with, and who has said them since.
-    news: Waiting,
+    neighbours: Vec<Neighbour>,
+    /// Numbers of neighbours that were given.
+    numbered: Number,
+    /// When items that wait may leave: news, and those whose numbers alone are new.
     news_at: Instant,
-    /// The same of items whose numbers alone are new.
-    numbers: Waiting,
     numbers_at: Instant,
     /// No item expires before.
     expires_at: Instant,
@@ -164,9 +142,8 @@ impl Spread {
             items: Shelf::default(),
             remembered: BTreeMap::new(),
             neighbours: Vec::new(),
-            news: BTreeMap::new(),
+            numbered: 0,
             news_at: now,
-            numbers: BTreeMap::new(),
             numbers_at: now,
             expires_at: now,
             digest_at: now,
@@ -185,8 +162,9 @@ impl Spread {
     /// A neighbour has come. It is told what I have, and among few so is everybody; in a crowd that comes at once each would
     /// send nearly all to all.
     pub fn on_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Act>) {
-        if !self.neighbours.contains(&peer) {
-            self.neighbours.push(peer);
+        if self.number_of(peer).is_none() {
+            self.numbered += 1;
+            self.neighbours.push(Neighbour { peer, number: self.numbered });
         }
         if !self.is_crowd() || now >= self.greet_at {
             self.greet_at = now + GREET_EVERY;
@@ -196,7 +174,11 @@ impl Spread {
 
     /// A neighbour is one no longer.
     pub fn on_away(&mut self, peer: PeerId) {
-        self.neighbours.retain(|neighbour| *neighbour != peer);
+        self.neighbours.retain(|neighbour| neighbour.peer != peer);
+    }
+
+    fn number_of(&self, peer: PeerId) -> Option<Number> {
+        self.neighbours.iter().find(|neighbour| neighbour.peer == peer).map(|neighbour| neighbour.number)
     }
 
     /// The connection to a neighbour is gone; `lost`: the incarnation that was behind it. What it offered and held is not told
@@ -224,8 +206,9 @@ impl Spread {
     pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: Frame, out: &mut Outbox<Act>) {
         match frame {
             Frame::Items(items) => {
+                let number = self.number_of(from);
                 for signed in items.items {
-                    self.on_item(now, utc, from, signed, out);
+                    self.on_item(now, utc, (from, number), signed, out);
                 }
                 self.tell_when_due(now, out);
             }
@@ -237,12 +220,19 @@ impl Spread {
         }
     }
 
-    fn on_item(&mut self, now: Instant, utc: Utc, from: PeerId, signed: Arc<Signed>, out: &mut Outbox<Act>) {
+    fn on_item(
+        &mut self,
+        now: Instant,
+        utc: Utc,
+        (from, number): (PeerId, Option<Number>),
+        signed: Arc<Signed>,
+        out: &mut Outbox<Act>,
+    ) {
         // Most items are offers: that one is known shows before it is read.
         let offer = ItemKey { kind: OFFER, author: signed.by, subject: 0 };
         let place = self.items.find(&offer);
-        if self.is_at(place, &signed) {
-            return self.heard_again(from, offer);
+        if let Some(place) = self.is_at(place, &signed) {
+            return self.items.heard_again(place, number);
         }
         let checked = self.seals.known(&signed);
         let holds = checked.is_some();
@@ -251,8 +241,10 @@ impl Spread {
         };
         let key = heard.key();
         let place = if key == offer { place } else { self.items.find(&key) };
-        if key != offer && self.is_at(place, &heard.signed) {
-            return self.heard_again(from, key);
+        if key != offer
+            && let Some(place) = self.is_at(place, &heard.signed)
+        {
+            return self.items.heard_again(place, number);
         }
         let (author, item) = (heard.author(), &heard.item);
         if item.run != self.run || Duration::from_millis(item.life_ms.into()) > LIFE_MAX {
@@ -282,16 +274,17 @@ impl Spread {
             }
             self.seals.remember(&heard);
         }
-        if self.take(now, &heard, place, Some(from)) {
+        if self.take(now, &heard, place, number) {
             out.push(Act::New { heard });
         }
     }
 
-    /// Whether what is on the shelf there is this item to the letter.
-    fn is_at(&self, place: Result<usize, usize>, signed: &Arc<Signed>) -> bool {
-        let Ok(place) = place else { return false };
+    /// The place, if what is on the shelf there is this item to the letter.
+    fn is_at(&self, place: Result<usize, usize>, signed: &Arc<Signed>) -> Option<usize> {
+        let place = place.ok()?;
         let known = &self.items.at(place).heard.signed;
-        Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed
+        let is_it = Arc::ptr_eq(known, signed) || known.signature == signed.signature && known == signed;
+        is_it.then_some(place)
     }
 
     fn is_of_a_stage(&self, item: &Item) -> bool {
@@ -304,7 +297,7 @@ impl Spread {
 
     /// Stores, to be told: `place` is where its key is on the shelf. False when there is no room; what is mine always fits,
     /// whoever filled the rest.
-    fn take(&mut self, now: Instant, heard: &Arc<Heard>, place: Result<usize, usize>, from: Option<PeerId>) -> bool {
+    fn take(&mut self, now: Instant, heard: &Arc<Heard>, place: Result<usize, usize>, from: Option<Number>) -> bool {
         let (key, item) = (heard.key(), &heard.item);
         let known = place.ok().map(|place| self.items.at(place));
         if key.author != self.me && self.items.len() >= ITEMS && known.is_none() {
@@ -315,29 +308,16 @@ impl Spread {
         let says_again =
             |known: &Item| is_no_news(&item.what, &known.what) && known.stamp.incarnation == item.stamp.incarnation;
         let only_numbers = self.is_crowd() && known.is_some_and(|known| says_again(&known.heard.item));
+        let is_news = known.and_then(|known| known.waits).is_some_and(|waits| waits.kind == Kind::News);
+        let kind = if only_numbers && !is_news { Kind::Numbers } else { Kind::News };
         let mut said_by = SaidBy::default();
         from.into_iter().for_each(|from| said_by.add(from));
-        if only_numbers && !self.news.contains_key(&key) {
-            self.numbers.insert(key, said_by);
-        } else {
-            self.numbers.remove(&key);
-            self.news.insert(key, said_by);
-        }
-        self.items.put(place, Kept { heard: heard.clone(), expires });
+        self.items.put(place, Kept { heard: heard.clone(), expires, waits: Some(Waits { kind, said_by }) });
         true
     }
 
     fn is_crowd(&self) -> bool {
         self.neighbours.len() > CROWD || self.items.len() > 4 * CROWD
-    }
-
-    /// A neighbour said what I know, while I wait to say it: it need not hear it from me.
-    fn heard_again(&mut self, from: PeerId, key: ItemKey) {
-        for waiting in [&mut self.news, &mut self.numbers] {
-            if let Some(said_by) = waiting.get_mut(&key) {
-                said_by.add(from);
-            }
-        }
     }
 
     fn forget(&mut self, key: ItemKey, until: Instant) -> bool {
@@ -348,51 +328,37 @@ impl Spread {
 
     /// All that waited goes to the same neighbours, in as few frames as it needs. What I heard so often meanwhile is known
     /// everywhere around me, and goes to nobody (rumours that stop by a counter: Demers and others, 1987).
-    fn tell(&mut self, waited: Waiting, out: &mut Outbox<Act>) {
-        let knows = |peer: PeerId, key: &ItemKey, said_by: &SaidBy| key.author == peer || said_by.has(peer);
-        let only = waited.first_key_value().filter(|_| waited.len() == 1);
+    fn tell(&mut self, kind: Kind, out: &mut Outbox<Act>) {
+        let mut waited = self.items.take_waiting(kind);
+        let items = &self.items;
+        let knows = |to: Neighbour, (place, said_by): (usize, SaidBy)| {
+            said_by.has(to.number) || items.at(place).heard.author() == to.peer
+        };
+        let only = if let [only] = waited[..] { Some(only) } else { None };
         let many = if only.is_some() { FANOUT } else { FANOUT_OF_MANY };
-        let chosen = self.some_neighbours(many, |peer| only.is_some_and(|(key, said_by)| knows(peer, key, said_by)));
-        let told = waited.iter().filter(|(key, said_by)| !said_by.is_everywhere() || key.author == self.me);
-        let told: Vec<_> = told.filter_map(|(key, said_by)| Some((key, said_by, self.items.get(key)?))).collect();
+        let may_hear = |to| !only.is_some_and(|only| knows(to, only));
+        let chosen = some_of(&mut self.neighbours, &mut self.rng, many, may_hear);
+        waited.retain(|(place, said_by)| !said_by.is_everywhere() || items.at(*place).heard.author() == self.me);
         for to in chosen {
-            let news = told.iter().filter(|(key, said_by, _)| !knows(to, key, said_by));
-            send_items(to, news.map(|(.., kept)| *kept), out);
+            let news = waited.iter().filter(|one| !knows(to, **one));
+            send_items(to.peer, news.map(|(place, _)| items.at(*place)), out);
         }
     }
 
     pub fn tell_when_due(&mut self, now: Instant, out: &mut Outbox<Act>) {
-        if now >= self.numbers_at && !self.numbers.is_empty() {
+        if now >= self.numbers_at && self.items.waiting(Kind::Numbers) > 0 {
             self.numbers_at = now + self.numbers_every();
-            let numbers = std::mem::take(&mut self.numbers);
-            self.tell(numbers, out);
+            self.tell(Kind::Numbers, out);
         }
-        if (now >= self.news_at || !self.is_crowd()) && !self.news.is_empty() {
+        if (now >= self.news_at || !self.is_crowd()) && self.items.waiting(Kind::News) > 0 {
             self.news_at = now + RUSH;
-            let news = std::mem::take(&mut self.news);
-            self.tell(news, out);
+            self.tell(Kind::News, out);
         }
     }
 
     /// When something that waits is to leave.
     pub fn deadline(&self) -> Option<Instant> {
-        (!self.news.is_empty()).then_some(self.news_at)
-    }
-
-    /// Random ones of those who do not know it.
-    fn some_neighbours(&mut self, many: usize, knows: impl Fn(PeerId) -> bool) -> Vec<PeerId> {
-        let mut some = Vec::with_capacity(many);
-        for i in 0..self.neighbours.len() {
-            let chosen = self.rng.random_range(i..self.neighbours.len());
-            self.neighbours.swap(i, chosen);
-            if !knows(self.neighbours[i]) {
-                some.push(self.neighbours[i]);
-            }
-            if some.len() == many {
-                break;
-            }
-        }
-        some
+        (self.items.waiting(Kind::News) > 0).then_some(self.news_at)
     }
 
     /// The more neighbours, the longer numbers wait.
@@ -458,7 +424,7 @@ impl Spread {
         self.tell_when_due(now, out);
         if now >= self.digest_at && !self.neighbours.is_empty() {
             self.digest_at = now + DIGEST_EVERY * (1 + self.items.len() / DIGEST_ITEMS).min(DIGEST_SLOWEST) as u32;
-            let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())];
+            let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())].peer;
             let frame = self.digest();
             out.push(Act::Send { to, frame });
         }
@@ -479,6 +445,27 @@ impl Spread {
         let next = self.items.iter().map(|kept| kept.expires).min();
         self.expires_at = next.unwrap_or(now + FORGET_EVERY).min(now + FORGET_EVERY);
     }
+}
+
+/// Random ones of those who may hear it.
+fn some_of(
+    neighbours: &mut [Neighbour],
+    rng: &mut ChaCha8Rng,
+    many: usize,
+    may_hear: impl Fn(Neighbour) -> bool,
+) -> Vec<Neighbour> {
+    let mut some = Vec::with_capacity(many);
+    for i in 0..neighbours.len() {
+        let chosen = rng.random_range(i..neighbours.len());
+        neighbours.swap(i, chosen);
+        if may_hear(neighbours[i]) {
+            some.push(neighbours[i]);
+        }
+        if some.len() == many {
+            break;
+        }
+    }
+    some
 }
 
 /// In as few frames as they fit into.
@@ -502,6 +489,7 @@ fn send_items<'a>(to: PeerId, items: impl Iterator<Item = &'a Kept>, out: &mut O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shelf::HEARD;
     use skein_protocol::{
         Version, hash,
         key::Key,
@@ -618,7 +606,10 @@ mod tests {
         spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(6, State::Draining, 8)), &mut out);
         spread.on_frame(later, Utc(1_000_000), key(100).peer(), frame(offer(7, State::Draining, 9)), &mut out);
         let sends = |out: &mut Outbox<Act>| out.drain().filter(|act| matches!(act, Act::Send { .. })).count();
-        assert!(spread.numbers.len() == 1 && sends(&mut out) == FANOUT, "the news leaves, later numbers do not");
+        assert!(
+            spread.items.waiting(Kind::Numbers) == 1 && sends(&mut out) == FANOUT,
+            "the news leaves, later numbers do not"
+        );
         spread.on_tick(later + RUSH, &mut out);
         assert_eq!(sends(&mut out), 0);
         spread.on_tick(later + NUMBERS_EVERY, &mut out);
@@ -710,7 +701,7 @@ mod tests {
         }
         // Told to nobody, since nobody is there.
         spread.tell_when_due(Instant::ZERO + RUSH, &mut out);
-        assert!(out.is_empty() && spread.news.is_empty());
+        assert!(out.is_empty() && spread.items.waiting(Kind::News) == 0);
     }
 
     #[test]
@@ -722,7 +713,7 @@ mod tests {
         let mut out = Outbox::new();
         for (at, peer) in [(a, b), (b, a)] {
             let neighbour: &mut Spread = spreads.get_mut(&at).expect("made above");
-            neighbour.neighbours.push(peer);
+            neighbour.neighbours.push(Neighbour { peer, number: 1 });
         }
         let (mut sent, mut asked) = (0, 0);
         for digest in 0..8 {

@@ -43,7 +43,12 @@ impl<O> Outbox<O> {
     }
 
     pub fn pop(&mut self) -> Option<O> {
-        self.items.pop_front()
+        let item = self.items.pop_front();
+        if self.items.is_empty() {
+            // The next one takes the first place again, which the processor still has at hand: places go round otherwise.
+            self.items.clear();
+        }
+        item
     }
 
     pub fn is_empty(&self) -> bool {

@@ -145,19 +145,20 @@ impl Directory {
         out: &mut Outbox<Output>,
     ) {
         debug_assert_eq!(incarnation, self.stamp.incarnation);
-        let addresses = self.addresses.iter().take(ADDRESSES_MAX).cloned().collect();
-        let offer = Offer { stages, addresses, disk: self.disk };
+        let addresses = &self.addresses[..self.addresses.len().min(ADDRESSES_MAX)];
+        // It is asked with every tick, and mostly has nothing to say.
         if let Some((at, said)) = &self.said {
             let age = now.since(*at);
-            let same_kind = said.addresses == offer.addresses
-                && said.stages.len() == offer.stages.len()
-                && said.stages.iter().zip(&offer.stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
+            let same_kind = said.addresses == addresses
+                && said.stages.len() == stages.len()
+                && said.stages.iter().zip(&stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
             let often = (NUMBERS_EVERY * self.crowd()).min(OFFER_EVERY);
-            let quiet = if *said == offer { OFFER_EVERY } else { often };
+            let quiet = if said.stages == stages && said.disk == self.disk { OFFER_EVERY } else { often };
             if same_kind && age < quiet {
                 return;
             }
         }
+        let offer = Offer { stages, addresses: addresses.to_vec(), disk: self.disk };
         self.said = Some((now, offer.clone()));
         self.publish(now, utc, LIFE, What::Offer(offer), out);
     }

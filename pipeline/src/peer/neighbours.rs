@@ -2,11 +2,9 @@
 //!
 //! In: connections that stand or fall, hellos. Out: whom to greet, whom to fence. It knows nothing of stages.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
+use skein_gossip::sorted::Sorted;
 use skein_protocol::{Incarnation, Instant, PeerId};
 
 /// Peers that are remembered after they are gone.
@@ -15,8 +13,9 @@ const REMEMBERED: usize = 1024;
 const DIAL_PAUSE: Duration = Duration::from_millis(500);
 const DIAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Neighbour {
+    peer: PeerId,
     connected: bool,
     /// Known once it said hello on this connection.
     incarnation: Option<Incarnation>,
@@ -29,6 +28,19 @@ struct Neighbour {
 }
 
 impl Neighbour {
+    fn new(peer: PeerId) -> Self {
+        Neighbour {
+            peer,
+            connected: false,
+            incarnation: None,
+            last_incarnation: 0,
+            dead: None,
+            dial_at: Instant::ZERO,
+            dial_pause: Duration::ZERO,
+            seen: Instant::ZERO,
+        }
+    }
+
     fn is_up(&self) -> bool {
         self.connected && self.incarnation.is_some_and(|incarnation| self.dead.is_none_or(|dead| incarnation > dead))
     }
@@ -40,7 +52,8 @@ impl Neighbour {
 
 #[derive(Debug, Default)]
 pub struct Neighbours {
-    peers: BTreeMap<PeerId, Neighbour>,
+    /// In the order of their names.
+    peers: Sorted<Neighbour>,
 }
 
 /// What a hello means.
@@ -59,9 +72,31 @@ pub enum Greeting {
 }
 
 impl Neighbours {
+    fn find(&self, peer: PeerId) -> Result<usize, usize> {
+        self.peers.find(peer.start(), |neighbour| neighbour.peer.cmp(&peer))
+    }
+
+    fn get(&self, peer: PeerId) -> Option<&Neighbour> {
+        self.find(peer).ok().map(|place| &self.peers.items()[place])
+    }
+
+    fn get_mut(&mut self, peer: PeerId) -> Option<&mut Neighbour> {
+        self.find(peer).ok().map(|place| &mut self.peers.items_mut()[place])
+    }
+
+    /// Known from now on.
+    fn known(&mut self, peer: PeerId) -> &mut Neighbour {
+        let found = self.find(peer);
+        let place = found.unwrap_or_else(|place| place);
+        if found.is_err() {
+            self.peers.put(found, peer.start(), Neighbour::new(peer));
+        }
+        &mut self.peers.items_mut()[place]
+    }
+
     pub fn on_up(&mut self, now: Instant, peer: PeerId) {
         self.make_room();
-        let neighbour = self.peers.entry(peer).or_default();
+        let neighbour = self.known(peer);
         neighbour.connected = true;
         neighbour.incarnation = None;
         neighbour.dial_pause = Duration::ZERO;
@@ -70,7 +105,7 @@ impl Neighbours {
 
     /// The incarnation that was lost, if it had said hello.
     pub fn on_lost(&mut self, now: Instant, peer: PeerId) -> Option<Incarnation> {
-        let neighbour = self.peers.get_mut(&peer)?;
+        let neighbour = self.get_mut(peer)?;
         neighbour.connected = false;
         neighbour.dial_at = now;
         neighbour.seen = now;
@@ -78,7 +113,7 @@ impl Neighbours {
     }
 
     pub fn on_hello(&mut self, now: Instant, peer: PeerId, incarnation: Incarnation) -> Greeting {
-        let neighbour = self.peers.entry(peer).or_default();
+        let neighbour = self.known(peer);
         neighbour.connected = true;
         neighbour.seen = now;
         if incarnation < neighbour.last_incarnation {
@@ -97,27 +132,27 @@ impl Neighbours {
 
     /// Confirmed work of this incarnation went to somebody else: it must not count it any more. Nothing: of the latest one.
     pub fn declare_dead(&mut self, peer: PeerId, incarnation: Option<Incarnation>) {
-        if let Some(neighbour) = self.peers.get_mut(&peer) {
+        if let Some(neighbour) = self.get_mut(peer) {
             neighbour.dead = neighbour.dead.max(Some(incarnation.unwrap_or(neighbour.last_incarnation)));
         }
     }
 
     /// Connected, greeted, and not declared dead.
     pub fn is_up(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(Neighbour::is_up)
+        self.get(peer).is_some_and(Neighbour::is_up)
     }
 
     pub fn is_connected(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|n| n.connected)
+        self.get(peer).is_some_and(|neighbour| neighbour.connected)
     }
 
     /// Greeted and connected.
     pub fn up(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.peers.iter().filter(|(_, neighbour)| neighbour.is_up()).map(|(peer, _)| *peer)
+        self.those(Neighbour::is_up)
     }
 
     pub fn connected(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.peers.iter().filter(|(_, n)| n.connected).map(|(peer, _)| *peer)
+        self.those(|neighbour| neighbour.connected)
     }
 
     /// Those of `peers` to whom no connection stands.
@@ -134,7 +169,7 @@ impl Neighbours {
     /// Whether `peer` may be dialled now; if so, the next time is later.
     pub fn may_dial(&mut self, now: Instant, peer: PeerId) -> bool {
         self.make_room();
-        let neighbour = self.peers.entry(peer).or_default();
+        let neighbour = self.known(peer);
         if neighbour.connected || neighbour.dial_at > now {
             return false;
         }
@@ -146,22 +181,26 @@ impl Neighbours {
 
     /// Dialled again and again, and never there: whatever is said of it, it is not to be counted on.
     pub fn is_gone(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(Neighbour::is_gone)
+        self.get(peer).is_some_and(Neighbour::is_gone)
     }
 
     /// All of whom [`Self::is_gone`] is true, in the order of their names.
     pub fn gone(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.peers.iter().filter(|(_, neighbour)| neighbour.is_gone()).map(|(peer, _)| *peer)
+        self.those(Neighbour::is_gone)
+    }
+
+    fn those(&self, which: fn(&Neighbour) -> bool) -> impl Iterator<Item = PeerId> + '_ {
+        self.peers.items().iter().filter(move |neighbour| which(neighbour)).map(|neighbour| neighbour.peer)
     }
 
     /// Forgets whoever is gone longest.
     fn make_room(&mut self) {
-        if self.peers.len() < REMEMBERED {
+        if self.peers.items().len() < REMEMBERED {
             return;
         }
-        let oldest = self.peers.iter().filter(|(_, n)| !n.connected).min_by_key(|(_, n)| n.seen).map(|(p, _)| *p);
-        if let Some(oldest) = oldest {
-            self.peers.remove(&oldest);
+        let gone = self.peers.items().iter().enumerate().filter(|(_, neighbour)| !neighbour.connected);
+        if let Some((oldest, _)) = gone.min_by_key(|(_, neighbour)| neighbour.seen) {
+            self.peers.remove(oldest);
         }
     }
 }

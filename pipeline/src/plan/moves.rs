@@ -4,12 +4,7 @@
 //! A peer does not decide by itself: each works out what all who see the same would do, until nobody would do anything more, and
 //! moves only if that takes its move (Petals simulates so before a server moves; SWARM lets one peer move in a period).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    convert::Infallible,
-    ops::ControlFlow,
-    time::Duration,
-};
+use std::{collections::BTreeSet, convert::Infallible, ops::ControlFlow, time::Duration};
 
 use skein_protocol::{Instant, PeerId, Stage};
 
@@ -127,23 +122,28 @@ struct Alike<'a> {
     served: &'a [Stage],
     /// For each of its stages, operations a second.
     share: f64,
+    /// Micro-batches a second at each of its stages.
+    speeds: Vec<f64>,
     peers: Vec<Place>,
     is_me: bool,
 }
 
-fn classes(swarm: &Swarm, me: Option<PeerId>, stays: impl Fn(PeerId) -> bool) -> Vec<Alike<'_>> {
-    let mut classes: BTreeMap<(bool, &[Stage], u64), Vec<Place>> = BTreeMap::new();
+fn classes<'a>(swarm: &'a Swarm, me: Option<PeerId>, stays: impl Fn(PeerId) -> bool) -> Vec<Alike<'a>> {
+    let mut all: Vec<(bool, &[Stage], u64, Place)> = Vec::with_capacity(swarm.peers.len());
     for (place, peer) in swarm.peers.iter().enumerate() {
         let is_me = me == Some(*peer);
         if is_me || !stays(*peer) {
-            let key = (is_me, swarm.served(place), swarm.power[place].to_bits());
-            classes.entry(key).or_default().push(place);
+            all.push((is_me, swarm.served(place), swarm.power[place].to_bits(), place));
         }
     }
-    classes
-        .into_iter()
-        .map(|((is_me, served, _), peers)| Alike { served, share: swarm.share(peers[0]), peers, is_me })
-        .collect()
+    all.sort_unstable();
+    let alike = |of: &[(bool, &'a [Stage], u64, Place)]| {
+        let (is_me, served, _, first) = of[0];
+        let share = swarm.share(first);
+        let speeds = served.iter().map(|stage| swarm.speed(share, *stage)).collect();
+        Alike { served, share, speeds, peers: of.iter().map(|(.., place)| *place).collect(), is_me }
+    };
+    all.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2)).map(alike).collect()
 }
 
 fn list(swarm: &Swarm, costs: &[Cost], own: Option<Own<'_>>, stays: impl Fn(PeerId) -> bool) -> Vec<(PeerId, Move)> {
@@ -198,27 +198,31 @@ impl Search<'_> {
         let mut best = now.clone();
         let mut equals: Vec<(usize, Move)> = Vec::new();
         for (class, alike) in classes.iter().enumerate().filter(|(_, alike)| !alike.peers.is_empty()) {
-            for from in alike.served.iter().copied().filter(|from| self.replicas[usize::from(*from)] > 1) {
-                // A peer helps most at the weakest stage that it can go to.
-                let Some(to) = by_need.iter().copied().find(|to| self.may(alike, from, *to)) else { continue };
+            let leaves = alike.served.iter().copied().zip(alike.speeds.iter().copied());
+            for (from, speed) in leaves.filter(|(from, _)| self.replicas[usize::from(*from)] > 1) {
                 // Who is needed where it is would leave the swarm weaker than it stands.
-                if self.throughput[usize::from(from)] - self.swarm.speed(alike.share, from) < ALIKE * now[0] {
+                let less = self.throughput[usize::from(from)] - speed;
+                if less < ALIKE * now[0] {
                     continue;
                 }
+                // A peer helps most at the weakest stage that it can go to.
+                let Some(to) = by_need.iter().copied().find(|to| self.may(alike, from, *to)) else { continue };
+                let more = self.throughput[usize::from(to)] + self.swarm.speed(alike.share, to);
+                let change = [(from, less), (to, more)];
                 // Nearly always the first places tell.
                 let mut places = best.iter();
                 let differ = |after: f64| match places.next() {
                     Some(best) if after.min(*best) < ALIKE * after.max(*best) => ControlFlow::Break(after > *best),
                     _ => ControlFlow::Continue(()),
                 };
-                let is_better = match self.after(&now, alike.share, from, to, differ) {
+                let is_better = match self.after(&now, change, differ) {
                     ControlFlow::Break(false) => continue,
                     ControlFlow::Break(true) => true,
                     ControlFlow::Continue(()) => false,
                 };
                 if is_better {
                     best.clear();
-                    let ControlFlow::Continue(()) = self.after(&now, alike.share, from, to, |after| {
+                    let ControlFlow::Continue(()) = self.after(&now, change, |after| {
                         best.push(after);
                         ControlFlow::<Infallible>::Continue(())
                     });
@@ -244,19 +248,14 @@ impl Search<'_> {
         own.free.contains(&from) && own.fits(memory(alike.served, self.costs), from, to, self.costs)
     }
 
-    /// Goes through the ascending throughputs after a move: those of `now` without two, and two others.
+    /// Goes through the ascending throughputs after a move: those of `now` without two, and the two others that it leads to.
     fn after<B>(
         &self,
         now: &[f64],
-        share: f64,
-        from: Stage,
-        to: Stage,
+        [(from, less), (to, more)]: [(Stage, f64); 2],
         mut see: impl FnMut(f64) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let [before_from, before_to] = [from, to].map(|stage| self.throughput[usize::from(stage)]);
-        let less = before_from - self.swarm.speed(share, from);
-        let more = before_to + self.swarm.speed(share, to);
-        let mut gone = [Some(before_from), Some(before_to)];
+        let mut gone = [from, to].map(|stage| Some(self.throughput[usize::from(stage)]));
         let come = [less.min(more), less.max(more)];
         let mut come = &come[..];
         for value in now.iter().copied() {
@@ -276,6 +275,8 @@ impl Search<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::{
         super::swarm::{
             Serving,

@@ -220,7 +220,7 @@ pub struct SimulateCheck {
 #[command(after_help = "\
 Examples
   skein simulate validate --out simulations/VALIDATION.md
-  skein simulate validate --loopback              beside real processes: a quarter of an hour
+  skein simulate validate --loopback              beside real processes: half an hour
 ")]
 pub struct SimulateValidate {
     /// Where the page is written; nothing: printed

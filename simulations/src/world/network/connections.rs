@@ -1,7 +1,7 @@
 //! Connections between processes, and who hears whom. In: processes that start, stop and pause, partitions. Out: alarms for
 //! silences that begin. It knows no bytes and no delays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -48,14 +48,17 @@ pub struct Alarm {
 /// Silence of this is death on a connection that is not in use, as in the product (`net/data/silence`).
 const REST: Time = 20 * SECOND;
 
+/// No connection.
+const NONE: u32 = u32::MAX;
+
 pub(super) struct Connections {
     /// The running process of each peer, and whether it is suspended.
     running: Vec<Option<u32>>,
     paused: Vec<bool>,
     connections: Vec<Option<Connection>>,
     free: Vec<u32>,
-    /// By peer: the other end, and where the connection is.
-    of: Vec<BTreeMap<usize, u32>>,
+    /// By peer: where its connection to each other peer is, [`NONE`] where there is none. Each message asks several times.
+    of: Vec<Vec<u32>>,
     blocked: BTreeSet<(usize, usize)>,
     next: ConnectionId,
     /// Whose connections each peer uses.
@@ -71,7 +74,7 @@ impl Connections {
             paused: vec![false; peers],
             connections: Vec::new(),
             free: Vec::new(),
-            of: vec![BTreeMap::new(); peers],
+            of: vec![vec![NONE; peers]; peers],
             blocked: BTreeSet::new(),
             next: 0,
             used: vec![BTreeSet::new(); peers],
@@ -117,7 +120,7 @@ impl Connections {
     // ---- connections -----------------------------------------------------------------------------------------------------
 
     fn between(&self, a: usize, b: usize) -> Option<&Connection> {
-        self.of[a].get(&b).and_then(|at| self.connections[*at as usize].as_ref())
+        self.connections.get(self.of[a][b] as usize)?.as_ref()
     }
 
     fn side(&self, of: usize, other: usize) -> Option<&Side> {
@@ -125,8 +128,7 @@ impl Connections {
     }
 
     fn side_mut(&mut self, of: usize, other: usize) -> Option<&mut Side> {
-        let at = self.of[of].get(&other)?;
-        let connection = self.connections[*at as usize].as_mut()?;
+        let connection = self.connections.get_mut(self.of[of][other] as usize)?.as_mut()?;
         Some(&mut connection.sides[usize::from(of > other)])
     }
 
@@ -140,12 +142,17 @@ impl Connections {
         self.between(a, b).is_some_and(|connection| connection.relayed)
     }
 
+    /// Those to whom there is a connection, whether `of` takes it for one or not.
+    fn others(&self, of: usize) -> impl Iterator<Item = usize> {
+        (0..).zip(&self.of[of]).filter(|(_, at)| **at != NONE).map(|(other, _)| other)
+    }
+
     pub fn neighbours(&self, of: usize) -> Vec<usize> {
-        self.of[of].keys().copied().filter(|other| self.connection(of, *other).is_some()).collect()
+        self.others(of).filter(|other| self.connection(of, *other).is_some()).collect()
     }
 
     pub fn is_alone(&self, of: usize) -> bool {
-        !self.of[of].keys().any(|other| self.connection(of, *other).is_some())
+        !self.others(of).any(|other| self.connection(of, other).is_some())
     }
 
     pub fn reaches(&self, a: usize, b: usize) -> bool {
@@ -165,16 +172,15 @@ impl Connections {
             ordered_at: now,
         };
         let connection = Connection { id: self.next, relayed, sides: [side(a.min(b)), side(a.max(b))] };
-        let at = match self.of[a].get(&b) {
-            Some(at) => *at,
-            None => self.free.pop().unwrap_or_else(|| {
+        let at = match self.of[a][b] {
+            NONE => self.free.pop().unwrap_or_else(|| {
                 self.connections.push(None);
                 (self.connections.len() - 1) as u32
             }),
+            at => at,
         };
         self.connections[at as usize] = Some(connection);
-        self.of[a].insert(b, at);
-        self.of[b].insert(a, at);
+        (self.of[a][b], self.of[b][a]) = (at, at);
         lost
     }
 
@@ -183,11 +189,10 @@ impl Connections {
             side.up = false;
         }
         if self.between(of, other).is_some_and(|connection| connection.sides.iter().all(|side| !side.up)) {
-            if let Some(at) = self.of[of].remove(&other) {
-                self.connections[at as usize] = None;
-                self.free.push(at);
-            }
-            self.of[other].remove(&of);
+            let at = self.of[of][other];
+            self.connections[at as usize] = None;
+            self.free.push(at);
+            (self.of[of][other], self.of[other][of]) = (NONE, NONE);
             return Vec::new();
         }
         self.refresh(now, of, other, rng)
@@ -244,7 +249,7 @@ impl Connections {
     }
 
     fn refresh_all(&mut self, now: Time, peer: usize, rng: &mut ChaCha8Rng) -> Vec<Alarm> {
-        let others: Vec<usize> = self.of[peer].keys().copied().collect();
+        let others: Vec<usize> = self.others(peer).collect();
         others.into_iter().flat_map(|other| self.refresh(now, peer, other, rng)).collect()
     }
 
