@@ -34,7 +34,7 @@ pub struct Waits {
     pub said_by: SaidBy,
 }
 
-/// What stands for a neighbour while it is one; none is 0.
+/// What stands for a neighbour, by its name: who leaves and comes again is the same. None is 0.
 pub type Number = u32;
 
 /// What was heard so often while it waited is not told on.
@@ -63,13 +63,13 @@ impl SaidBy {
 }
 
 /// What a key begins with, in the order of the keys. Offers, of which there are as many as peers, are spread over nearly all
-/// numbers, as names are; what is rare comes behind them.
+/// numbers, as names are; what is rare lies behind them.
 fn start(key: &ItemKey) -> u64 {
-    const RARE: u64 = 15 << 60;
+    const RARE: u64 = 0xff << 56;
     let name = key.author.start();
     match key.kind {
-        0 => name - (name >> 4),
-        kind => RARE | u64::from(kind) << 52 | name >> 12,
+        0 => name - (name >> 8),
+        kind => RARE | u64::from(kind) << 48 | name >> 16,
     }
 }
 
@@ -124,9 +124,9 @@ impl Shelf {
         }
     }
 
-    /// A neighbour, if it is one, said what is at a place. If that waits to be told, the neighbour need not hear it.
-    pub fn heard_again(&mut self, place: usize, neighbour: Option<Number>) {
-        if let (Some(waits), Some(neighbour)) = (&mut self.items.items_mut()[place].waits, neighbour) {
+    /// A neighbour said what is at a place. If that waits to be told, the neighbour need not hear it.
+    pub fn heard_again(&mut self, place: usize, neighbour: Number) {
+        if let Some(waits) = &mut self.items.items_mut()[place].waits {
             waits.said_by.add(neighbour);
         }
     }
@@ -172,5 +172,87 @@ impl Shelf {
             let is_of = move |kept: &&Kept| kept.heard.author() == author && kept.heard.key().kind == kind;
             self.behind(Bound::Included(first)).take_while(is_of)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skein_protocol::{
+        Utc, Version,
+        hash::Digest,
+        key::Signed,
+        wire::membership::{Held, Item, Offer, Stamp, What},
+    };
+
+    use super::*;
+
+    fn key(kind: u8, author: u64, subject: u16) -> ItemKey {
+        let mut name = [0; 32];
+        name[..8].copy_from_slice(&author.to_be_bytes());
+        ItemKey { kind, author: PeerId(name), subject }
+    }
+
+    /// An offer of an author, or what it holds of a stage.
+    fn kept(author: u64, of: Option<u16>, waits: Option<Kind>) -> Kept {
+        let held = |stage| Held { version: Version { stage, ..Version::default() }, root: Digest([0; 32]), len: 1 };
+        let what = of.map_or(What::Offer(Offer::default()), |stage| What::Held(held(stage)));
+        let stamp = Stamp { incarnation: 1, sequence: 1 };
+        let item = Item { run: Digest([0; 32]), stamp, made_at: Utc(0), life_ms: 1, what };
+        let signed = Signed { body: Default::default(), by: key(0, author, 0).author, signature: [0; 64] };
+        let waits = waits.map(|kind| Waits { kind, said_by: SaidBy::default() });
+        Kept { heard: Arc::new(Heard { signed: Arc::new(signed), item }), expires: Instant::ZERO, waits }
+    }
+
+    fn put(shelf: &mut Shelf, kept: Kept) {
+        let place = shelf.find(&kept.heard.key());
+        shelf.put(place, kept);
+    }
+
+    #[test]
+    fn beginnings_are_in_the_order_of_the_keys() {
+        let authors = [0, 1, 15, 16, 255, 256, 257, 1 << 40, u64::MAX / 2, u64::MAX - 1, u64::MAX];
+        let keys: Vec<ItemKey> = [0, 1, 2, 255]
+            .into_iter()
+            .flat_map(|kind| {
+                authors.into_iter().flat_map(move |author| [0, 7].map(|subject| key(kind, author, subject)))
+            })
+            .collect();
+        assert!(keys.is_sorted() && keys.iter().map(start).is_sorted());
+    }
+
+    #[test]
+    fn several_of_one_author_are_told_apart() {
+        let mut shelf = Shelf::default();
+        for author in [5, 1, 9] {
+            (0..20).rev().for_each(|stage| put(&mut shelf, kept(author, Some(stage), None)));
+            put(&mut shelf, kept(author, None, None));
+        }
+        assert!(shelf.iter().map(|kept| kept.heard.key()).is_sorted());
+        assert!((0..20).all(|stage| shelf.get(&key(2, 5, stage)).is_some()) && shelf.get(&key(2, 5, 20)).is_none());
+        assert_eq!((shelf.len(), shelf.of(key(0, 5, 0).author, 0..3).count()), (63, 21));
+    }
+
+    #[test]
+    fn those_that_wait_are_counted_whatever_becomes_of_them() {
+        let mut shelf = Shelf::default();
+        let count = |shelf: &Shelf| [Kind::News, Kind::Numbers].map(|kind| shelf.waiting(kind));
+        put(&mut shelf, kept(1, None, Some(Kind::News)));
+        put(&mut shelf, kept(2, None, Some(Kind::Numbers)));
+        put(&mut shelf, kept(3, None, None));
+        assert_eq!(count(&shelf), [1, 1]);
+        put(&mut shelf, kept(1, None, Some(Kind::News)));
+        put(&mut shelf, kept(2, None, Some(Kind::News)));
+        put(&mut shelf, kept(3, None, Some(Kind::Numbers)));
+        assert_eq!(count(&shelf), [2, 1]);
+        shelf.remove(&key(0, 2, 0));
+        assert_eq!(count(&shelf), [1, 1]);
+        shelf.heard_again(0, 4);
+        shelf.heard_again(0, 4);
+        let told = shelf.take_waiting(Kind::News);
+        assert!(told.len() == 1 && told[0].0 == 0 && told[0].1.has(4) && !told[0].1.is_everywhere());
+        assert_eq!((count(&shelf), shelf.take_waiting(Kind::News).len()), ([0, 1], 0));
+        shelf.heard_again(0, 4);
+        assert_eq!(shelf.take_waiting(Kind::Numbers).len(), 1);
+        assert_eq!(count(&shelf), [0, 0]);
     }
 }

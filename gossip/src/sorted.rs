@@ -2,12 +2,12 @@
 //! looked for. Out: where it is.
 //!
 //! Everybody keeps what everybody says, so what one item takes counts, and what a search reads: beginnings of names lie beside
-//! each other, and hardly ever do two begin alike. Names are hashes, evenly spread, so a search begins where a name would be
-//! among names that are, and mostly reads nothing else.
+//! each other, and hardly ever do two begin alike. Names are keys, evenly spread, so a search begins where a name would be, and
+//! reads a few beside it.
 
 use std::cmp::Ordering;
 
-/// Names further off than these are looked for in steps that double: whoever makes up names does not make searches long.
+/// The first step from there; the next ones double, so that whoever makes up names does not make searches long.
 const NEAR: usize = 8;
 
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl<T> Sorted<T> {
         &self.items
     }
 
-    /// The same, to be changed in all but their keys.
+    /// The same, to be changed in all but their keys: they are not put in order again.
     pub fn items_mut(&mut self) -> &mut [T] {
         &mut self.items
     }

@@ -20,6 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use skein_protocol::{
     Incarnation, Instant, Outbox, PeerId, RunId, Stage, Utc,
     event::Severity,
+    hash::scatter,
     key::Signed,
     rng::{Purpose, Streams},
     wire::{
@@ -101,13 +102,6 @@ fn is_no_news(what: &What, known: &What) -> bool {
     }
 }
 
-/// A neighbour, and what stands for it as long as it is one.
-#[derive(Clone, Copy, Debug)]
-struct Neighbour {
-    peer: PeerId,
-    number: Number,
-}
-
 #[derive(Debug)]
 pub struct Spread {
     me: PeerId,
@@ -115,9 +109,9 @@ pub struct Spread {
     stages: Stage,
     items: Shelf,
     remembered: BTreeMap<ItemKey, (Stamp, Instant)>,
-    neighbours: Vec<Neighbour>,
-    /// Numbers of neighbours that were given.
-    numbered: Number,
+    neighbours: Vec<PeerId>,
+    /// Nobody else knows which names have one number.
+    salt: u64,
     /// When items that wait may leave: news, and those whose numbers alone are new.
     news_at: Instant,
     numbers_at: Instant,
@@ -142,7 +136,7 @@ impl Spread {
             items: Shelf::default(),
             remembered: BTreeMap::new(),
             neighbours: Vec::new(),
-            numbered: 0,
+            salt: streams.stream(Purpose::Spread).random(),
             news_at: now,
             numbers_at: now,
             expires_at: now,
@@ -162,9 +156,8 @@ impl Spread {
     /// A neighbour has come. It is told what I have, and among few so is everybody; in a crowd that comes at once each would
     /// send nearly all to all.
     pub fn on_up(&mut self, now: Instant, peer: PeerId, out: &mut Outbox<Act>) {
-        if self.number_of(peer).is_none() {
-            self.numbered += 1;
-            self.neighbours.push(Neighbour { peer, number: self.numbered });
+        if !self.neighbours.contains(&peer) {
+            self.neighbours.push(peer);
         }
         if !self.is_crowd() || now >= self.greet_at {
             self.greet_at = now + GREET_EVERY;
@@ -174,11 +167,7 @@ impl Spread {
 
     /// A neighbour is one no longer.
     pub fn on_away(&mut self, peer: PeerId) {
-        self.neighbours.retain(|neighbour| neighbour.peer != peer);
-    }
-
-    fn number_of(&self, peer: PeerId) -> Option<Number> {
-        self.neighbours.iter().find(|neighbour| neighbour.peer == peer).map(|neighbour| neighbour.number)
+        self.neighbours.retain(|neighbour| *neighbour != peer);
     }
 
     /// The connection to a neighbour is gone; `lost`: the incarnation that was behind it. What it offered and held is not told
@@ -206,7 +195,7 @@ impl Spread {
     pub fn on_frame(&mut self, now: Instant, utc: Utc, from: PeerId, frame: Frame, out: &mut Outbox<Act>) {
         match frame {
             Frame::Items(items) => {
-                let number = self.number_of(from);
+                let number = number_of(from, self.salt);
                 for signed in items.items {
                     self.on_item(now, utc, (from, number), signed, out);
                 }
@@ -224,7 +213,7 @@ impl Spread {
         &mut self,
         now: Instant,
         utc: Utc,
-        (from, number): (PeerId, Option<Number>),
+        (from, number): (PeerId, Number),
         signed: Arc<Signed>,
         out: &mut Outbox<Act>,
     ) {
@@ -274,7 +263,7 @@ impl Spread {
             }
             self.seals.remember(&heard);
         }
-        if self.take(now, &heard, place, number) {
+        if self.take(now, &heard, place, Some(number)) {
             out.push(Act::New { heard });
         }
     }
@@ -331,8 +320,9 @@ impl Spread {
     fn tell(&mut self, kind: Kind, out: &mut Outbox<Act>) {
         let mut waited = self.items.take_waiting(kind);
         let items = &self.items;
-        let knows = |to: Neighbour, (place, said_by): (usize, SaidBy)| {
-            said_by.has(to.number) || items.at(place).heard.author() == to.peer
+        let salt = self.salt;
+        let knows = |to: PeerId, (place, said_by): (usize, SaidBy)| {
+            said_by.has(number_of(to, salt)) || items.at(place).heard.author() == to
         };
         let only = if let [only] = waited[..] { Some(only) } else { None };
         let many = if only.is_some() { FANOUT } else { FANOUT_OF_MANY };
@@ -341,7 +331,7 @@ impl Spread {
         waited.retain(|(place, said_by)| !said_by.is_everywhere() || items.at(*place).heard.author() == self.me);
         for to in chosen {
             let news = waited.iter().filter(|one| !knows(to, **one));
-            send_items(to.peer, news.map(|(place, _)| items.at(*place)), out);
+            send_items(to, news.map(|(place, _)| items.at(*place)), out);
         }
     }
 
@@ -424,7 +414,7 @@ impl Spread {
         self.tell_when_due(now, out);
         if now >= self.digest_at && !self.neighbours.is_empty() {
             self.digest_at = now + DIGEST_EVERY * (1 + self.items.len() / DIGEST_ITEMS).min(DIGEST_SLOWEST) as u32;
-            let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())].peer;
+            let to = self.neighbours[self.rng.random_range(0..self.neighbours.len())];
             let frame = self.digest();
             out.push(Act::Send { to, frame });
         }
@@ -447,13 +437,17 @@ impl Spread {
     }
 }
 
+fn number_of(peer: PeerId, salt: u64) -> Number {
+    (scatter(&peer.0, salt) as Number).max(1)
+}
+
 /// Random ones of those who may hear it.
 fn some_of(
-    neighbours: &mut [Neighbour],
+    neighbours: &mut [PeerId],
     rng: &mut ChaCha8Rng,
     many: usize,
-    may_hear: impl Fn(Neighbour) -> bool,
-) -> Vec<Neighbour> {
+    may_hear: impl Fn(PeerId) -> bool,
+) -> Vec<PeerId> {
     let mut some = Vec::with_capacity(many);
     for i in 0..neighbours.len() {
         let chosen = rng.random_range(i..neighbours.len());
@@ -628,9 +622,11 @@ mod tests {
         for from in 100..100 + HEARD as u8 {
             spread.on_frame(Instant::ZERO, Utc(1_000_000), key(from).peer(), frame(1), &mut out);
         }
-        // One neighbour that says it again and again silences nobody.
+        // One neighbour that says it again and again silences nobody, nor one that leaves and comes meanwhile.
         for _ in 0..10 * HEARD {
             spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), frame(2), &mut out);
+            spread.on_lost(Instant::ZERO, key(100).peer(), None);
+            spread.on_up(Instant::ZERO, key(100).peer(), &mut out);
         }
         out.drain().for_each(drop);
         spread.on_tick(Instant::ZERO + RUSH, &mut out);
@@ -639,6 +635,19 @@ mod tests {
             let Act::Send { to, frame: Frame::Items(items) } = act else { panic!("{act:?}") };
             assert!(to != key(100).peer() && items.items.iter().all(|item| item.by == key(2).peer()), "{items:?}");
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_while_it_waits_wakes_nobody() {
+        let mut spread = spread(0);
+        let mut out = Outbox::new();
+        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        spread.news_at = Instant::ZERO + RUSH;
+        let items = vec![item(1).sign(&key(100)).into()];
+        spread.on_frame(Instant::ZERO, Utc(1_000_000), key(101).peer(), Frame::Items(Items { items }), &mut out);
+        assert_eq!(spread.deadline(), Some(Instant::ZERO + RUSH));
+        spread.on_lost(Instant::ZERO, key(100).peer(), None);
+        assert_eq!(spread.deadline(), None);
     }
 
     #[test]
@@ -713,7 +722,7 @@ mod tests {
         let mut out = Outbox::new();
         for (at, peer) in [(a, b), (b, a)] {
             let neighbour: &mut Spread = spreads.get_mut(&at).expect("made above");
-            neighbour.neighbours.push(Neighbour { peer, number: 1 });
+            neighbour.neighbours.push(peer);
         }
         let (mut sent, mut asked) = (0, 0);
         for digest in 0..8 {

@@ -45,7 +45,8 @@ impl<O> Outbox<O> {
     pub fn pop(&mut self) -> Option<O> {
         let item = self.items.pop_front();
         if self.items.is_empty() {
-            // The next one takes the first place again, which the processor still has at hand: places go round otherwise.
+            // This leads the ring back to its beginning, which the processor has at hand; std does not promise it, and nothing but
+            // speed hangs on it.
             self.items.clear();
         }
         item

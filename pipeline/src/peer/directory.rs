@@ -147,13 +147,13 @@ impl Directory {
         debug_assert_eq!(incarnation, self.stamp.incarnation);
         let addresses = &self.addresses[..self.addresses.len().min(ADDRESSES_MAX)];
         // It is asked with every tick, and mostly has nothing to say.
-        if let Some((at, said)) = &self.said {
+        if let Some((at, Offer { stages: said, addresses: reached, disk })) = &self.said {
             let age = now.since(*at);
-            let same_kind = said.addresses == addresses
-                && said.stages.len() == stages.len()
-                && said.stages.iter().zip(&stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
+            let same_kind = reached == addresses
+                && said.len() == stages.len()
+                && said.iter().zip(&stages).all(|(a, b)| (a.stage, a.state) == (b.stage, b.state));
             let often = (NUMBERS_EVERY * self.crowd()).min(OFFER_EVERY);
-            let quiet = if said.stages == stages && said.disk == self.disk { OFFER_EVERY } else { often };
+            let quiet = if *said == stages && *disk == self.disk { OFFER_EVERY } else { often };
             if same_kind && age < quiet {
                 return;
             }

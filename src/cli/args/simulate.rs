@@ -226,7 +226,7 @@ pub struct SimulateValidate {
     /// Where the page is written; nothing: printed
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Also run swarms of real processes behind a shaping proxy: minutes
+    /// Also run swarms of real processes behind a shaping proxy: half an hour
     #[arg(long)]
     pub loopback: bool,
 }

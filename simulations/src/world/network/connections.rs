@@ -48,7 +48,7 @@ pub struct Alarm {
 /// Silence of this is death on a connection that is not in use, as in the product (`net/data/silence`).
 const REST: Time = 20 * SECOND;
 
-/// No connection.
+/// No connection: there are never so many.
 const NONE: u32 = u32::MAX;
 
 pub(super) struct Connections {

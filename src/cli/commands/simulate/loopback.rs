@@ -47,9 +47,10 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const WIDE: Link = Link { up: 1 << 30, down: 1 << 30, delay: Duration::from_millis(5), loss: 0.0 };
 const HOME: Link = Link { up: 4_000_000, down: 24_000_000, delay: Duration::from_millis(12), loss: 0.0 };
 const NARROW: Link = Link { up: 2_000_000, ..HOME };
-/// Time in which connections and windows grow, and what is measured after it: of half a minute, in which about seventy
-/// micro-batches come out of twenty-four that are open, real runs alike differed by a fifth.
+/// Time in which connections and windows grow.
 const WARM: Duration = Duration::from_secs(40);
+/// What is measured after it. Two dozen micro-batches are open, and two or three come out a second: over less time, runs that are
+/// alike differ by a fifth.
 const MEASURED: Duration = Duration::from_secs(90);
 /// When simulated peers have come together and are fed: they have their narrow links from the start.
 const FORMED: Duration = Duration::from_secs(60);
