@@ -23,9 +23,11 @@ use crate::{flow::Desk, peer::io::Output};
 
 /// Chunks asked for ahead.
 const AHEAD: u32 = 4;
-/// A transfer without a chunk for this long is given up. A chunk shares its uplink with activations, which go first; who is
-/// gone is noticed long before.
+/// A transfer without a chunk for this long, and a second more for so many bytes of those that are to come, is given up. Chunks
+/// share an uplink with training, and come side by side; who is gone is noticed long before. Whoever gave up sooner would begin
+/// again and again, behind what is still on its way, and never get a state over a slow link.
 const SILENCE: Duration = Duration::from_secs(30);
+const SLOWEST: u64 = 32 << 10;
 /// A donor that has not begun by then is given up. At a stage that holds everybody up, encoding waits behind much other work.
 const BEGINNING: Duration = Duration::from_secs(300);
 /// States that one peer serves at a time.
@@ -189,6 +191,11 @@ pub struct Transfer {
 
 /// Ids of handles that the peer makes itself; the driver's own stay below.
 pub const SLICE_BASE: u64 = 1 << 63;
+
+/// How long nothing of so many bytes may come.
+fn patience(bytes: u64) -> Duration {
+    SILENCE + Duration::from_secs(bytes / SLOWEST)
+}
 
 fn send(desk: &mut Desk<'_>, to: PeerId, lane: Lane, frame: Frame, body: Option<Blob>) {
     desk.out.push(Output::Send { to, lane, frame: wire::Frame::State(frame), body });
@@ -666,7 +673,7 @@ impl Transfer {
 
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) -> Vec<Fact> {
         let now = desk.now;
-        let silent = |serve: &Serve| now.since(serve.heard) > SILENCE;
+        let silent = |serve: &Serve| now.since(serve.heard) > serve.patience();
         let serves: Vec<_> = self.serves.iter().filter(|(_, serve)| silent(serve)).map(|(key, _)| *key).collect();
         for key in serves {
             self.drop_serve(desk, key);
@@ -677,6 +684,15 @@ impl Transfer {
 }
 
 impl Serve {
+    /// Whoever fetches says nothing while what it asked for is on its way.
+    fn patience(&self) -> Duration {
+        let len = match &self.parts {
+            Parts::Whole(blob) => blob.len,
+            Parts::Held(parts) => parts.iter().map(|part| part.len).sum(),
+        };
+        patience(len.min(u64::from(AHEAD) * CHUNK))
+    }
+
     fn version(&self) -> Option<Version> {
         match self.what {
             Served::State { version, .. } => Some(version),
@@ -692,9 +708,9 @@ impl Serve {
 impl Fetch {
     /// Why it is given up, if it is.
     fn late(&self, now: Instant) -> Option<String> {
-        let (patience, what) = match self.is {
+        let (patience, what) = match &self.is {
             None => (BEGINNING, "it did not begin"),
-            Some(_) => (SILENCE, "no chunk"),
+            Some(is) => (patience(is.len.min(u64::from(self.coming) * CHUNK)), "no chunk"),
         };
         (now.since(self.heard) > patience).then(|| format!("{what} for {} s", patience.as_secs()))
     }
@@ -775,8 +791,24 @@ mod tests {
         let is = Is { request, version: Version::default(), len: 2 * CHUNK, root: Digest::default() };
         let (_, said) = world.at(299, |transfer, desk| transfer.on_frame(desk, OTHER, Frame::Is(is), None));
         assert_eq!(said.len(), 2, "both chunks are asked for");
-        assert_eq!(world.at(329, Transfer::on_tick), (vec![], vec![]));
-        assert_eq!(world.at(330, Transfer::on_tick), (failed("no chunk for 30 s"), vec![Frame::None(request)]));
+        // Over 64 KiB a second both are there after 128 s.
+        assert_eq!(world.at(299 + 286, Transfer::on_tick), (vec![], vec![]));
+        assert_eq!(world.at(299 + 287, Transfer::on_tick), (failed("no chunk for 286 s"), vec![Frame::None(request)]));
+    }
+
+    #[test]
+    fn whoever_fetches_over_a_slow_link_is_served_until_it_can_have_it() {
+        let mut world = World::new();
+        let serve = |transfer: &mut Transfer, desk: &mut Desk<'_>| {
+            let whole = Parts::Whole(Blob { id: 1, len: CHUNK });
+            transfer.serves.insert((OTHER, 3), Serve { what: Served::Blob, parts: whole, heard: desk.now });
+        };
+        world.at(0, serve);
+        let serving = |world: &mut World, at: u64| {
+            world.at(at, Transfer::on_tick);
+            world.transfer.serves.len()
+        };
+        assert_eq!((serving(&mut world, 158), serving(&mut world, 159)), (1, 0));
     }
 
     #[test]

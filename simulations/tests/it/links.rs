@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use skein_protocol::{Lane, event::Event};
-use skein_simulations::{Fault, PeerUse, Setup, Simulation, Small, world::Access};
+use skein_simulations::{Fault, PeerUse, Plan, Role, Setup, Simulation, Small, world::Access};
 
 use crate::common::{assert_sound, seconds, swarm};
 
@@ -90,5 +90,20 @@ fn bodies_that_take_longer_than_any_patience_are_sent_once() {
     }
     assert!(sent.len() > 40, "{sent:?}");
     assert!(sent.values().all(|times| *times == 1), "{sent:?}");
+    assert_sound(&sim, "slow");
+}
+
+#[test]
+fn a_newcomer_gets_its_weights_over_a_slow_uplink_at_the_first_try() {
+    // Each of four chunks takes half a minute and more.
+    let slow = Access { up: 120_000, ..Access::HOME };
+    let hosts = [0, 10].map(|at| Plan::new(Role::host(0)).access(slow).starts(seconds(at)));
+    let mut sim = Simulation::new(Setup::new(4, Small::demo(1).manifest(), hosts.into()));
+    let newcomer = sim.id(1);
+    let serves = |event: &Event| matches!(event, Event::Serving { .. });
+    let served = sim.run_until(seconds(180), |line| line.record.peer == newcomer && serves(&line.record.event));
+    assert!(served.is_some_and(|at| at > seconds(120)), "{served:?}");
+    let waited = sim.lines().iter().any(|line| matches!(line.record.event, Event::Waiting { .. }));
+    assert!(!waited, "{:?}", sim.lines());
     assert_sound(&sim, "slow");
 }
