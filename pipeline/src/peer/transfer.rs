@@ -23,9 +23,10 @@ use crate::{flow::Desk, peer::io::Output};
 
 /// Chunks asked for ahead.
 const AHEAD: u32 = 4;
-/// A transfer without a chunk for this long, and a second more for so many bytes of those that are to come, is given up. Chunks
-/// share an uplink with training, and come side by side; who is gone is noticed long before. Whoever gave up sooner would begin
-/// again and again, behind what is still on its way, and never get a state over a slow link.
+/// A transfer without a chunk for this long, and a second more for so many bytes of one, is given up. A chunk shares its uplink
+/// with training, and comes behind the one before it; who is gone is noticed long before. Whoever gave up sooner would begin again
+/// and again, behind what is still on its way, and never get a state over a slow link. The transport cuts a body off a little
+/// sooner than this.
 const SILENCE: Duration = Duration::from_secs(30);
 const SLOWEST: u64 = 32 << 10;
 /// A donor that has not begun by then is given up. At a stage that holds everybody up, encoding waits behind much other work.
@@ -142,6 +143,8 @@ enum Served {
 struct Serve {
     what: Served,
     parts: Parts,
+    /// A chunk is on its way, for all that is known.
+    asked: bool,
     heard: Instant,
 }
 
@@ -192,9 +195,9 @@ pub struct Transfer {
 /// Ids of handles that the peer makes itself; the driver's own stay below.
 pub const SLICE_BASE: u64 = 1 << 63;
 
-/// How long nothing of so many bytes may come.
-fn patience(bytes: u64) -> Duration {
-    SILENCE + Duration::from_secs(bytes / SLOWEST)
+/// How long the next chunk of so many bytes may take.
+fn patience(len: u64) -> Duration {
+    SILENCE + Duration::from_secs(len.min(CHUNK) / SLOWEST)
 }
 
 fn send(desk: &mut Desk<'_>, to: PeerId, lane: Lane, frame: Frame, body: Option<Blob>) {
@@ -383,7 +386,7 @@ impl Transfer {
                         let is = Is { request: want.request, version, len: held.len, root: held.root };
                         let parts = Parts::Held(held.parts.clone());
                         let what = Served::State { version, whole: true };
-                        let serve = Serve { what, parts, heard: desk.now };
+                        let serve = Serve { what, parts, asked: false, heard: desk.now };
                         self.serves.insert((from, want.request), serve);
                         send(desk, from, Lane::Control, Frame::Is(is), None);
                     }
@@ -409,7 +412,7 @@ impl Transfer {
             None => self.refuse(desk, from, request),
             Some(shelved) => {
                 let (len, parts) = (shelved.len, Parts::Held(shelved.parts.clone()));
-                self.serves.insert((from, request), Serve { what: Served::Blob, parts, heard: desk.now });
+                self.serves.insert((from, request), Serve { what: Served::Blob, parts, asked: false, heard: desk.now });
                 let version = Version::default();
                 send(desk, from, Lane::Control, Frame::Is(Is { request, version, len, root: blob }), None);
             }
@@ -428,7 +431,8 @@ impl Transfer {
         blob: Blob,
         root: Digest,
     ) {
-        let serve = Serve { what: Served::State { version, whole }, parts: Parts::Whole(blob), heard: desk.now };
+        let serve =
+            Serve { what: Served::State { version, whole }, parts: Parts::Whole(blob), asked: false, heard: desk.now };
         if let Some(old) = self.serves.insert((to, request), serve) {
             old.parts.release(desk);
         }
@@ -453,13 +457,13 @@ impl Transfer {
         let Some(serve) = self.serves.get_mut(&(from, chunk.request)) else {
             return send(desk, from, Lane::Control, Frame::None(chunk.request), None);
         };
-        serve.heard = desk.now;
+        let offset = u64::from(chunk.index) * CHUNK;
+        if offset >= serve.len() {
+            return;
+        }
+        (serve.heard, serve.asked) = (desk.now, true);
         match &serve.parts {
             Parts::Whole(blob) => {
-                let offset = u64::from(chunk.index) * CHUNK;
-                if offset >= blob.len {
-                    return;
-                }
                 self.next_slice += 1;
                 let new = Blob { id: SLICE_BASE + self.next_slice, len: (blob.len - offset).min(CHUNK) };
                 desk.out.push(Output::Slice { blob: *blob, offset, new });
@@ -481,7 +485,7 @@ impl Transfer {
         self.next += 1;
         let request = self.next | INVENTED;
         let what = Served::State { version, whole: true };
-        self.serves.insert((to, request), Serve { what, parts: Parts::Whole(blob), heard: desk.now });
+        self.serves.insert((to, request), Serve { what, parts: Parts::Whole(blob), asked: false, heard: desk.now });
         send(desk, to, Lane::Control, Frame::Keep(Is { request, version, len: blob.len, root }), None);
     }
 
@@ -684,13 +688,16 @@ impl Transfer {
 }
 
 impl Serve {
-    /// Whoever fetches says nothing while what it asked for is on its way.
-    fn patience(&self) -> Duration {
-        let len = match &self.parts {
+    fn len(&self) -> u64 {
+        match &self.parts {
             Parts::Whole(blob) => blob.len,
             Parts::Held(parts) => parts.iter().map(|part| part.len).sum(),
-        };
-        patience(len.min(u64::from(AHEAD) * CHUNK))
+        }
+    }
+
+    /// Whoever fetches says nothing while what it asked for is on its way.
+    fn patience(&self) -> Duration {
+        if self.asked { patience(self.len()) } else { SILENCE }
     }
 
     fn version(&self) -> Option<Version> {
@@ -710,7 +717,7 @@ impl Fetch {
     fn late(&self, now: Instant) -> Option<String> {
         let (patience, what) = match &self.is {
             None => (BEGINNING, "it did not begin"),
-            Some(is) => (patience(is.len.min(u64::from(self.coming) * CHUNK)), "no chunk"),
+            Some(is) => (patience(is.len), "no chunk"),
         };
         (now.since(self.heard) > patience).then(|| format!("{what} for {} s", patience.as_secs()))
     }
@@ -791,24 +798,27 @@ mod tests {
         let is = Is { request, version: Version::default(), len: 2 * CHUNK, root: Digest::default() };
         let (_, said) = world.at(299, |transfer, desk| transfer.on_frame(desk, OTHER, Frame::Is(is), None));
         assert_eq!(said.len(), 2, "both chunks are asked for");
-        // Over 64 KiB a second both are there after 128 s.
-        assert_eq!(world.at(299 + 286, Transfer::on_tick), (vec![], vec![]));
-        assert_eq!(world.at(299 + 287, Transfer::on_tick), (failed("no chunk for 286 s"), vec![Frame::None(request)]));
+        assert_eq!(world.at(299 + 158, Transfer::on_tick), (vec![], vec![]));
+        assert_eq!(world.at(299 + 159, Transfer::on_tick), (failed("no chunk for 158 s"), vec![Frame::None(request)]));
     }
 
     #[test]
     fn whoever_fetches_over_a_slow_link_is_served_until_it_can_have_it() {
         let mut world = World::new();
-        let serve = |transfer: &mut Transfer, desk: &mut Desk<'_>| {
-            let whole = Parts::Whole(Blob { id: 1, len: CHUNK });
-            transfer.serves.insert((OTHER, 3), Serve { what: Served::Blob, parts: whole, heard: desk.now });
-        };
-        world.at(0, serve);
+        let whole = || Parts::Whole(Blob { id: 1, len: CHUNK });
+        for request in [3, 4] {
+            let serve = Serve { what: Served::Blob, parts: whole(), asked: false, heard: Instant::ZERO };
+            world.transfer.serves.insert((OTHER, request), serve);
+        }
+        let ask = |index: u32| Frame::WantChunk(Chunk { request: 3, index });
+        world.at(0, |transfer, desk| transfer.on_frame(desk, OTHER, ask(0), None));
         let serving = |world: &mut World, at: u64| {
             world.at(at, Transfer::on_tick);
             world.transfer.serves.len()
         };
-        assert_eq!((serving(&mut world, 158), serving(&mut world, 159)), (1, 0));
+        assert_eq!((serving(&mut world, 30), serving(&mut world, 31)), (2, 1), "one has asked for nothing");
+        world.at(100, |transfer, desk| transfer.on_frame(desk, OTHER, ask(1), None));
+        assert_eq!((serving(&mut world, 158), serving(&mut world, 159)), (1, 0), "there is no second chunk");
     }
 
     #[test]
