@@ -117,6 +117,18 @@ mod tests {
     }
 
     #[test]
+    fn many_that_begin_alike_are_found_from_either_side() {
+        let start = |number: u64| (number / 20) << 60;
+        let mut sorted = Sorted::default();
+        let find = |sorted: &Sorted<u64>, number: u64| sorted.find(start(number), |other| other.cmp(&number));
+        for number in 0..60 {
+            let place = find(&sorted, number);
+            assert_eq!((place, sorted.put(place, start(number), number)), (Err(number as usize), None));
+        }
+        assert!((0..60).all(|number| find(&sorted, number) == Ok(number as usize)));
+    }
+
+    #[test]
     fn names_are_found_however_they_are_spread() {
         let even = (0..300u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let few = (0..3u64).map(|n| n << 62);

@@ -511,6 +511,13 @@ mod tests {
         Spread::new(me, RUN, 4, &Streams::new(1, me), Instant::ZERO)
     }
 
+    /// One with more neighbours than few, and what it said to them.
+    fn in_a_crowd() -> (Spread, Outbox<Act>) {
+        let (mut spread, mut out) = (spread(0), Outbox::new());
+        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        (spread, out)
+    }
+
     /// Delivers until nobody has anything to say; returns how many items were new to somebody.
     fn settle(spreads: &mut BTreeMap<PeerId, Spread>, first: Vec<(PeerId, Act)>) -> usize {
         let mut queue = std::collections::VecDeque::from(first);
@@ -555,9 +562,7 @@ mod tests {
 
     #[test]
     fn among_many_numbers_leave_together_and_what_changes_things_at_once() {
-        let mut spread = spread(0);
-        let mut out = Outbox::new();
-        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        let (mut spread, mut out) = in_a_crowd();
         let offer = |sequence: u32, state: State, speed_milli: u64| {
             let stages = vec![StageOffer { stage: 1, state, round: 0, own_step: 0, speed_milli, carries_milli: 0 }];
             Item { what: What::Offer(Offer { stages, ..Offer::default() }), ..item(sequence) }
@@ -612,9 +617,7 @@ mod tests {
 
     #[test]
     fn what_all_neighbours_say_is_not_told_on() {
-        let mut spread = spread(0);
-        let mut out = Outbox::new();
-        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        let (mut spread, mut out) = in_a_crowd();
         spread.news_at = Instant::ZERO + RUSH;
         spread.digest_at = Instant::ZERO + Duration::from_secs(9);
         out.drain().for_each(drop);
@@ -639,9 +642,7 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_while_it_waits_wakes_nobody() {
-        let mut spread = spread(0);
-        let mut out = Outbox::new();
-        (100..100 + CROWD as u8 + 1).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        let (mut spread, mut out) = in_a_crowd();
         spread.news_at = Instant::ZERO + RUSH;
         let items = vec![item(1).sign(&key(100)).into()];
         spread.on_frame(Instant::ZERO, Utc(1_000_000), key(101).peer(), Frame::Items(Items { items }), &mut out);

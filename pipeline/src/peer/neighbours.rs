@@ -84,8 +84,8 @@ impl Neighbours {
         self.find(peer).ok().map(|place| &mut self.peers.items_mut()[place])
     }
 
-    /// Known from now on.
-    fn known(&mut self, peer: PeerId) -> &mut Neighbour {
+    /// It is remembered from now on.
+    fn remembered(&mut self, peer: PeerId) -> &mut Neighbour {
         let found = self.find(peer);
         let place = found.unwrap_or_else(|place| place);
         if found.is_err() {
@@ -96,7 +96,7 @@ impl Neighbours {
 
     pub fn on_up(&mut self, now: Instant, peer: PeerId) {
         self.make_room();
-        let neighbour = self.known(peer);
+        let neighbour = self.remembered(peer);
         neighbour.connected = true;
         neighbour.incarnation = None;
         neighbour.dial_pause = Duration::ZERO;
@@ -113,7 +113,7 @@ impl Neighbours {
     }
 
     pub fn on_hello(&mut self, now: Instant, peer: PeerId, incarnation: Incarnation) -> Greeting {
-        let neighbour = self.known(peer);
+        let neighbour = self.remembered(peer);
         neighbour.connected = true;
         neighbour.seen = now;
         if incarnation < neighbour.last_incarnation {
@@ -169,7 +169,7 @@ impl Neighbours {
     /// Whether `peer` may be dialled now; if so, the next time is later.
     pub fn may_dial(&mut self, now: Instant, peer: PeerId) -> bool {
         self.make_room();
-        let neighbour = self.known(peer);
+        let neighbour = self.remembered(peer);
         if neighbour.connected || neighbour.dial_at > now {
             return false;
         }

@@ -458,7 +458,7 @@ impl Transfer {
             return send(desk, from, Lane::Control, Frame::None(chunk.request), None);
         };
         let offset = u64::from(chunk.index) * CHUNK;
-        if offset >= serve.len() {
+        if offset >= serve.parts.len() {
             return;
         }
         (serve.heard, serve.asked) = (desk.now, true);
@@ -688,16 +688,9 @@ impl Transfer {
 }
 
 impl Serve {
-    fn len(&self) -> u64 {
-        match &self.parts {
-            Parts::Whole(blob) => blob.len,
-            Parts::Held(parts) => parts.iter().map(|part| part.len).sum(),
-        }
-    }
-
     /// Whoever fetches says nothing while what it asked for is on its way.
     fn patience(&self) -> Duration {
-        if self.asked { patience(self.len()) } else { SILENCE }
+        if self.asked { patience(self.parts.len()) } else { SILENCE }
     }
 
     fn version(&self) -> Option<Version> {
@@ -724,6 +717,13 @@ impl Fetch {
 }
 
 impl Parts {
+    fn len(&self) -> u64 {
+        match self {
+            Parts::Whole(blob) => blob.len,
+            Parts::Held(parts) => parts.iter().map(|part| part.len).sum(),
+        }
+    }
+
     fn release(self, desk: &mut Desk<'_>) {
         if let Parts::Whole(blob) = self {
             desk.release(blob);
