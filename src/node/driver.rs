@@ -622,6 +622,7 @@ impl Driver {
         let Ok(frame) = Frame::decode(bytes) else { return };
         match answer_of(frame, code) {
             Answer::Frame(frame) => self.turn(Some(Input::Frame { from: peer, frame: *frame, body: None })),
+            Answer::Chunk(request) => self.turn(Some(Input::ChunkRefused { peer, request })),
             Answer::Hangup => self.parts.net.hangup(peer),
             Answer::Nothing => {}
         }
@@ -638,6 +639,8 @@ fn network(path: Path, address: &str) -> Option<IpAddr> {
 #[derive(Debug, PartialEq)]
 enum Answer {
     Frame(Box<Frame>),
+    /// This request gets no state.
+    Chunk(u64),
     /// Nothing repairs it but a new connection.
     Hangup,
     Nothing,
@@ -655,8 +658,7 @@ fn answer_of(frame: Frame, code: Code) -> Answer {
         Frame::Flow(flow::Frame::Backward(_)) => Answer::Hangup,
         Frame::Average(average::Frame::Tensors(terms)) => say(Frame::Average(average::Frame::Abort(terms.name))),
         Frame::Generate(generate::Frame::Infer(infer)) => say(Frame::Generate(generate::Frame::Lost(infer.session))),
-        // Whoever waits for a chunk gives up after a while; what is kept for it may go now.
-        Frame::State(state::Frame::Chunk(chunk)) => say(Frame::State(state::Frame::None(chunk.request))),
+        Frame::State(state::Frame::Chunk(chunk)) => Answer::Chunk(chunk.request),
         // Labels are asked for again, and whoever does not want the logits has stopped reading.
         _ => Answer::Nothing,
     }

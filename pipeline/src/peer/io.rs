@@ -76,6 +76,11 @@ pub enum Input {
         peer: PeerId,
         lane: Lane,
     },
+    /// `peer` had no room for a chunk that it asked for with this request.
+    ChunkRefused {
+        peer: PeerId,
+        request: u64,
+    },
     /// Where others reach me, best first.
     Addresses(Vec<String>),
     Command(Command),

@@ -39,7 +39,8 @@ const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
 /// Fetches that may fail before a snapshot that somebody keeps is no longer asked for.
 const FAILURES_MAX: u32 = 4;
-/// A replica that leaves is gone after this, whatever it waits for.
+/// A stage that nobody serves waits this long for the last state of whoever leaves it. Its uplink may need longer, but then all wait
+/// for the work of one peer since the last snapshot.
 const LEAVES_WITHIN: Duration = Duration::from_secs(45);
 
 impl Peer {

@@ -105,8 +105,12 @@ impl Peer {
     ) {
         let full = purpose == StatePurpose::Serve;
         let whom = StateFor::Request { to: from, request, whole: full };
-        let pending = self.states.values().filter(|(whom, _)| *whom != StateFor::Keeper).count();
-        let room = self.transfer.has_room(pending) && !self.states.values().any(|(other, _)| *other == whom);
+        let encoding = self.states.values().filter_map(|(whom, _)| match whom {
+            StateFor::Request { to, .. } => Some(*to),
+            StateFor::Keeper => None,
+        });
+        let pending: Vec<PeerId> = encoding.collect();
+        let room = self.transfer.has_room(from, &pending) && !self.states.values().any(|(other, _)| *other == whom);
         let flow = self.replicas.get(&stage).and_then(Replica::flow).filter(|_| room);
         let Some(version) = flow.map(|flow| flow.version()) else {
             let mut desk = desk!(self, now, out);

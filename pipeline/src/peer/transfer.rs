@@ -14,7 +14,7 @@ use skein_protocol::{
     hash::Digest,
     wire::{
         self,
-        limits::{CHUNK, STATE_MAX},
+        limits::{CHUNK, RATE_SHARED, STATE_MAX},
         state::{Chunk, Frame, Is, Purpose, Want, WantBlob},
     },
 };
@@ -23,17 +23,17 @@ use crate::{flow::Desk, peer::io::Output};
 
 /// Chunks asked for ahead.
 const AHEAD: u32 = 4;
-/// A transfer without a chunk for this long, and a second more for so many bytes of one, is given up. A chunk shares its uplink
-/// with training, and comes behind the one before it; who is gone is noticed long before. Whoever gave up sooner would begin again
-/// and again, behind what is still on its way, and never get a state over a slow link. The transport cuts a body off a little
-/// sooner than this.
+/// A transfer without a chunk for this long, beside the time that one takes on a slow link that is shared, is given up. A chunk
+/// shares its uplink with training, and comes behind the one before it; who is gone is noticed long before. Whoever gave up sooner
+/// would begin again and again, behind what is still on its way, and never get a state over a slow link.
 const SILENCE: Duration = Duration::from_secs(30);
-const SLOWEST: u64 = 32 << 10;
 /// A donor that has not begun by then is given up. At a stage that holds everybody up, encoding waits behind much other work.
 const BEGINNING: Duration = Duration::from_secs(300);
 /// States that one peer serves at a time.
 const SERVED_MAX: usize = 8;
-/// Of them at most so many are blobs, which take long and can be had elsewhere, and so many for one peer.
+/// Of them at most so many go to one peer: another finds room.
+const SERVED_EACH: usize = 6;
+/// Of all at most so many are blobs, which take long and can be had elsewhere, and so many for one peer.
 const BLOBS_MAX: usize = 5;
 const BLOBS_EACH: usize = 2;
 /// A version that claims more rounds or steps than this is a lie; counters go on from it without overflow.
@@ -197,7 +197,7 @@ pub const SLICE_BASE: u64 = 1 << 63;
 
 /// How long the next chunk of so many bytes may take.
 fn patience(len: u64) -> Duration {
-    SILENCE + Duration::from_secs(len.min(CHUNK) / SLOWEST)
+    SILENCE + Duration::from_secs(len.min(CHUNK) / RATE_SHARED)
 }
 
 fn send(desk: &mut Desk<'_>, to: PeerId, lane: Lane, frame: Frame, body: Option<Blob>) {
@@ -359,13 +359,14 @@ impl Transfer {
 
     // ---- serving ---------------------------------------------------------------------------------------------------------
 
-    /// Whether another state may be served while `pending` are being encoded.
-    pub fn has_room(&self, pending: usize) -> bool {
-        self.serves.len() + pending < SERVED_MAX
+    /// Whether another state may be served to `to`, while those for `pending` are being encoded.
+    pub fn has_room(&self, to: PeerId, pending: &[PeerId]) -> bool {
+        let to_all = || self.serves.keys().map(|(to, _)| to).chain(pending);
+        to_all().count() < SERVED_MAX && to_all().filter(|other| **other == to).count() < SERVED_EACH
     }
 
     fn on_want(&mut self, desk: &mut Desk<'_>, from: PeerId, want: Want) -> Option<Fact> {
-        if !self.has_room(0) && !self.serves.contains_key(&(from, want.request)) {
+        if !self.has_room(from, &[]) && !self.serves.contains_key(&(from, want.request)) {
             send(desk, from, Lane::Control, Frame::None(want.request), None);
             return None;
         }
@@ -404,7 +405,7 @@ impl Transfer {
                 .filter(|((to, _), serve)| serve.what == Served::Blob && of.is_none_or(|of| of == *to));
             serves.count()
         };
-        let room = self.has_room(0)
+        let room = self.has_room(from, &[])
             && blobs(None) < BLOBS_MAX
             && blobs(Some(from)) < BLOBS_EACH
             && !self.serves.contains_key(&(from, request));
@@ -624,15 +625,9 @@ impl Transfer {
             }
             Frame::Chunk(_) => None,
             // Both sides count their requests from one on: what I asked for comes first.
-            Frame::None(request) => self.fail(desk, (from, request), "it has none").or_else(|| {
-                let offered = self.serves.get(&(from, request)).filter(|_| request & INVENTED != 0);
-                let stage = offered.and_then(|serve| serve.version()).map(|version| version.stage);
-                self.drop_serve(desk, (from, request));
-                Some(match stage {
-                    Some(stage) => Fact::NotKept { by: from, stage },
-                    None => Fact::Unwanted { from, request },
-                })
-            }),
+            Frame::None(request) => {
+                self.fail(desk, (from, request), "it has none").or_else(|| self.on_unwanted(desk, from, request))
+            }
             Frame::Thanks(request) => {
                 let version = match self.serves.get(&(from, request)).map(|serve| serve.what) {
                     Some(Served::State { version, whole: true }) => Some(version),
@@ -666,13 +661,31 @@ impl Transfer {
         open.into_iter().filter_map(|key| self.give_up(desk, key, "this peer was silent meanwhile")).collect()
     }
 
-    /// A chunk to this peer was not taken: too much of this lane waits for it already. Whoever waits for the chunk would wait
-    /// in vain, so it hears at once that this state does not come; of several it is the one that was asked for last.
-    pub fn on_congested(&mut self, desk: &mut Desk<'_>, to: PeerId) {
+    /// A chunk to this peer was not taken: too much of this lane waits for it already. Of several states it is one of that which
+    /// was asked for last.
+    pub fn on_congested(&mut self, desk: &mut Desk<'_>, to: PeerId) -> Option<Fact> {
         let mine = self.serves.range((to, 0)..=(to, u64::MAX));
-        let Some(key) = mine.max_by_key(|(_, serve)| serve.heard).map(|(key, _)| *key) else { return };
-        self.drop_serve(desk, key);
-        send(desk, to, Lane::Control, Frame::None(key.1), None);
+        let (_, request) = mine.max_by_key(|(_, serve)| serve.heard).map(|(key, _)| *key)?;
+        self.on_chunk_refused(desk, to, request)
+    }
+
+    /// A chunk of this request does not come to `to`. Whoever waits for it would wait in vain, and hears at once that this state
+    /// does not come.
+    pub fn on_chunk_refused(&mut self, desk: &mut Desk<'_>, to: PeerId, request: u64) -> Option<Fact> {
+        // Once for all chunks of it that are on their way.
+        self.serves.get(&(to, request))?;
+        send(desk, to, Lane::Control, Frame::None(request), None);
+        self.on_unwanted(desk, to, request)
+    }
+
+    fn on_unwanted(&mut self, desk: &mut Desk<'_>, from: PeerId, request: u64) -> Option<Fact> {
+        let offered = self.serves.get(&(from, request)).filter(|_| request & INVENTED != 0);
+        let stage = offered.and_then(|serve| serve.version()).map(|version| version.stage);
+        self.drop_serve(desk, (from, request));
+        Some(match stage {
+            Some(stage) => Fact::NotKept { by: from, stage },
+            None => Fact::Unwanted { from, request },
+        })
     }
 
     pub fn on_tick(&mut self, desk: &mut Desk<'_>) -> Vec<Fact> {
@@ -798,8 +811,8 @@ mod tests {
         let is = Is { request, version: Version::default(), len: 2 * CHUNK, root: Digest::default() };
         let (_, said) = world.at(299, |transfer, desk| transfer.on_frame(desk, OTHER, Frame::Is(is), None));
         assert_eq!(said.len(), 2, "both chunks are asked for");
-        assert_eq!(world.at(299 + 158, Transfer::on_tick), (vec![], vec![]));
-        assert_eq!(world.at(299 + 159, Transfer::on_tick), (failed("no chunk for 158 s"), vec![Frame::None(request)]));
+        assert_eq!(world.at(299 + 164, Transfer::on_tick), (vec![], vec![]));
+        assert_eq!(world.at(299 + 165, Transfer::on_tick), (failed("no chunk for 164 s"), vec![Frame::None(request)]));
     }
 
     #[test]
@@ -818,7 +831,7 @@ mod tests {
         };
         assert_eq!((serving(&mut world, 30), serving(&mut world, 31)), (2, 1), "one has asked for nothing");
         world.at(100, |transfer, desk| transfer.on_frame(desk, OTHER, ask(1), None));
-        assert_eq!((serving(&mut world, 158), serving(&mut world, 159)), (1, 0), "there is no second chunk");
+        assert_eq!((serving(&mut world, 164), serving(&mut world, 165)), (1, 0), "there is no second chunk");
     }
 
     #[test]
@@ -886,5 +899,44 @@ mod tests {
         world.at(1, |transfer, desk| transfer.on_frame(desk, OTHER, chunk, None));
         let (_, said) = world.at(1, |transfer, desk| transfer.on_congested(desk, OTHER));
         assert_eq!((said, world.transfer.serving()), (vec![Frame::None(3)], 1));
+    }
+
+    #[test]
+    fn a_chunk_that_finds_no_room_ends_its_state_and_no_fetch_of_the_same_number() {
+        let mut world = World::new();
+        let request = world.fetch();
+        let (kept, blob) = (INVENTED | 1, Blob { id: 5, len: CHUNK });
+        world.at(0, |transfer, desk| {
+            transfer.serve(desk, OTHER, request, Version::default(), true, blob, Digest::default());
+            let serve = Serve {
+                what: Served::State { version: Version::default(), whole: true },
+                parts: Parts::Whole(blob),
+                asked: true,
+                heard: desk.now,
+            };
+            transfer.serves.insert((OTHER, kept), serve);
+        });
+        let mut refused = |request| world.at(1, |transfer, desk| transfer.on_chunk_refused(desk, OTHER, request));
+        let unwanted = Fact::Unwanted { from: OTHER, request };
+        assert_eq!(refused(request), (Some(unwanted), vec![Frame::None(request)]));
+        assert_eq!(refused(request), (None, vec![]), "it was told with the first");
+        assert_eq!(refused(kept).0, Some(Fact::NotKept { by: OTHER, stage: 0 }), "another is asked to keep it");
+        assert_eq!((world.transfer.serving(), world.transfer.fetches.len()), (0, 1));
+    }
+
+    #[test]
+    fn one_peer_does_not_get_all_the_states_that_are_served() {
+        let mut world = World::new();
+        let serve = |transfer: &mut Transfer, desk: &mut Desk<'_>| {
+            for request in 0..SERVED_EACH as u64 - 1 {
+                let blob = Blob { id: request, len: 1 };
+                transfer.serve(desk, OTHER, request, Version::default(), true, blob, Digest::default());
+            }
+        };
+        world.at(0, serve);
+        let another = PeerId([3; 32]);
+        let room = |to: PeerId, pending: &[PeerId]| world.transfer.has_room(to, pending);
+        assert_eq!((room(OTHER, &[]), room(OTHER, &[OTHER]), room(OTHER, &[another])), (true, false, true));
+        assert_eq!((room(another, &[OTHER; 2]), room(another, &[OTHER; 3])), (true, false));
     }
 }

@@ -68,6 +68,11 @@ impl Peer {
             Input::Measured { peer, link } => self.on_measured(peer, link),
             Input::Delivered { peer, lane, about } => self.on_delivered(now, peer, lane, &about, out),
             Input::Congested { peer, lane } => self.on_congested(now, peer, lane, out),
+            Input::ChunkRefused { peer, request } => {
+                let mut desk = desk!(self, now, out);
+                let fact = self.transfer.on_chunk_refused(&mut desk, peer, request);
+                self.on_transfer_facts(now, fact, out);
+            }
             Input::Addresses(addresses) => self.directory.set_addresses(addresses),
             Input::Command(command) => self.on_command(now, command, out),
             Input::Tick { utc } => self.on_tick(now, utc, out),
@@ -256,7 +261,8 @@ impl Peer {
             Lane::Average => self.rounds_congested(now, peer, out),
             Lane::Bulk => {
                 let mut desk = desk!(self, now, out);
-                self.transfer.on_congested(&mut desk, peer);
+                let fact = self.transfer.on_congested(&mut desk, peer);
+                self.on_transfer_facts(now, fact, out);
             }
         }
     }

@@ -512,7 +512,9 @@ fn conclude(done: &DemoDone, folder: &Folder, first_word: &str, out: &Out) -> u8
 }
 
 fn words(known: Option<f64>) -> String {
-    known.map_or(String::new(), |share| format!("     ({:.0} % of its words are words of the text)", 100.0 * share))
+    known.map_or(String::new(), |share| {
+        format!("     ({:.0} % of the words it says are words of the text)", 100.0 * share)
+    })
 }
 
 /// One paragraph, without what a terminal would act on.

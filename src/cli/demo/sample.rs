@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
 use skein_protocol::Manifest;
 use tokio::{
     sync::mpsc,
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// Tokens: three sentences of a fable, more or less.
 const LENGTH: usize = 192;
 const SENTENCES: usize = 3;
+/// Texts whose words are counted: one has some forty words, whose share of known ones is off by a tenth by chance alone.
+const TEXTS: u64 = 4;
 /// Words of the corpus are those of its beginning: all of the fables, enough of a library.
 const WORDS_OF: usize = 2_000_000;
 /// Colder repeats itself, hotter invents words that the model does not mean.
@@ -38,8 +41,9 @@ pub struct Voice<'a> {
 }
 
 pub struct Spoken {
+    /// The first of the texts.
     pub text: String,
-    /// Share of its words that are words of the corpus.
+    /// Share of the words of all texts that are words of the corpus.
     pub known_words: Option<f64>,
 }
 
@@ -53,9 +57,16 @@ impl Voice<'_> {
         self.prompt.trim_start()
     }
 
-    /// Text from the live swarm; what there is of it after a few seconds.
+    /// Texts from the live swarm, all at once; what there is of them after a few seconds.
     pub async fn speak(&self, orders: &mpsc::Sender<Order>) -> Spoken {
         let until = Instant::now() + PATIENCE;
+        let texts = join_all((0..TEXTS).map(|number| self.text(orders, number, until))).await;
+        let known_words = self.corpus.known_words(&texts.join("\n"), WORDS_OF);
+        Spoken { text: sentences(&format!("{}{}", self.first_word(), texts[0])), known_words }
+    }
+
+    /// How the text with `number` goes on from the prompt.
+    async fn text(&self, orders: &mpsc::Sender<Order>, number: u64, until: Instant) -> String {
         let prompt = ids_of(&self.prompt);
         let mut tokens = prompt.clone();
         while tokens.len() < LENGTH {
@@ -63,16 +74,15 @@ impl Voice<'_> {
             // What training never read together is not read together here: it goes on from the last half.
             let read = before.min(self.sequence / 2).max(1);
             let tokens_max = (self.sequence - read).min(LENGTH - before).max(1) as u32;
-            let sampling = Sampling { temperature: TEMPERATURE, top_p: TOP_P, seed: self.seed ^ before as u64 };
+            let seed = self.seed ^ number << 32 ^ before as u64;
+            let sampling = Sampling { temperature: TEMPERATURE, top_p: TOP_P, seed };
             let ask = Ask::new(tokens[before - read..].to_vec(), tokens_max, sampling);
             let _ = timeout_at(until, piece(orders, ask, &mut tokens)).await;
             if tokens.len() == before {
                 break;
             }
         }
-        let said = text_of(&tokens[prompt.len()..]);
-        let known_words = self.corpus.known_words(&said, WORDS_OF);
-        Spoken { text: sentences(&format!("{}{said}", self.first_word())), known_words }
+        text_of(&tokens[prompt.len()..])
     }
 }
 

@@ -6,19 +6,16 @@
 
 use std::time::{Duration, Instant};
 
-use skein_protocol::wire::limits::RATE_MIN;
+use skein_protocol::wire::limits::RATE_SHARED;
 
 /// A connection whose bodies say nothing for this long holds memory for nothing.
 pub const STALLED: Duration = Duration::from_secs(20);
-/// Bytes a second below which a body loses its room to others that wait for it. The protocol's slowest link is four times as fast,
-/// but it may be shared.
-const FLOOR: u64 = RATE_MIN / 4;
-/// Nothing in the protocol waits longer for a body, beside the time that its bytes need on the slowest link.
+/// Nothing in the protocol waits longer for a body, beside the time that its bytes need on a slow link that is shared.
 const TRANSIT: Duration = Duration::from_secs(120);
 
 /// How long a body may be on its way behind others, when all of them are `bytes`.
 pub fn longest(bytes: u64) -> Duration {
-    TRANSIT + Duration::from_secs(bytes / RATE_MIN)
+    TRANSIT + Duration::from_secs(bytes / RATE_SHARED)
 }
 
 /// Why a body is given up.
@@ -60,7 +57,7 @@ impl Coming {
         if now.saturating_duration_since(self.heard.0) >= STALLED {
             return Some(Late::Silent);
         }
-        let slow = read.saturating_sub(self.read) < FLOOR.saturating_mul(held.as_secs());
+        let slow = read.saturating_sub(self.read) < RATE_SHARED.saturating_mul(held.as_secs());
         (is_waited_for && held >= STALLED && slow).then_some(Late::Trickles)
     }
 }
@@ -80,10 +77,9 @@ mod tests {
 
     #[test]
     fn what_the_slowest_link_carries_has_its_time_and_what_trickles_loses_its_room_to_others() {
-        assert_eq!(given_up(RATE_MIN, true), None);
-        assert_eq!(given_up(FLOOR, true), Some((520, Late::Over)), "longer than the protocol waits");
+        assert_eq!(given_up(RATE_SHARED, true), None);
         assert_eq!(given_up(1000, true), Some((20, Late::Trickles)));
-        assert_eq!(given_up(1000, false), Some((520, Late::Over)), "nobody else wants the room");
+        assert_eq!(given_up(1000, false), Some((3320, Late::Over)), "nobody else wants the room");
         assert_eq!(given_up(0, false), Some((20, Late::Silent)));
     }
 }
