@@ -25,6 +25,9 @@
 //! It may also stand on the way back: where both ends fill their uplinks, acknowledgements wait behind what the other side sends,
 //! and who takes that for a queue of its own leaves its link half empty. So with a queue that is too long a window larger by half
 //! is tried: where the rate follows, the queue is not ours. And a window that shrinks stops where the rate would.
+//!
+//! All connections of a peer share its uplink. For some rounds after others of them began or ceased to send, a window may be as large
+//! as what they leave of it (`uplink`).
 
 use std::{
     any::Any,
@@ -37,6 +40,11 @@ use std::{
 
 use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
+
+use super::{
+    lately::Lately,
+    uplink::{Sender, Uplink},
+};
 
 /// What may be sent before anything is known: the first 64 KiB of a new connection then arrive within one round trip.
 const INITIAL_WINDOW: u64 = 128 << 10;
@@ -83,6 +91,8 @@ const BEST_ROUNDS: u32 = 8;
 const KEPT: f64 = 0.75;
 /// No more of a queue is taken for one on the way back: a link that gets slower must not be filled without end.
 const BACK_MAX: Duration = Duration::from_millis(100);
+/// Rounds without a change among the other connections of the uplink, after which a window fits what they leave.
+const CALM_ROUNDS: u32 = 4;
 /// Part of the window that remains to who gives way.
 const HUMBLE: u64 = 4;
 const BOLDNESS_MIN: f64 = 0.25;
@@ -96,7 +106,15 @@ pub struct Patient {
     queue_min: Duration,
     phase: Phase,
     round: Round,
-    base: Base,
+    /// The shortest round trip of the last ones.
+    base: Lately<Duration>,
+    /// That of the last round, no longer than a queue on the way back makes it.
+    trip: Duration,
+    /// What this connection sends, beside the others of the uplink; how often one of them began or ceased when a round last ended, and
+    /// rounds since that was something else.
+    sender: Arc<Sender>,
+    turns: u64,
+    calm: u32,
     /// Share of packets that were lost lately.
     loss: f64,
     /// What `share` is multiplied by: above 1 against a neighbour that fills the queue, below where our own share overflows it.
@@ -220,29 +238,19 @@ impl Round {
     }
 }
 
-/// The shortest round trip of this span and of the one before.
-#[derive(Clone, Copy, Debug)]
-struct Base {
-    now: Option<Duration>,
-    before: Option<Duration>,
-    since: Instant,
-}
-
-impl Base {
-    fn get(&self) -> Option<Duration> {
-        [self.now, self.before].into_iter().flatten().min()
-    }
-}
-
 impl Patient {
-    fn new(now: Instant, mtu: u16, queue_min: Duration) -> Patient {
+    fn new(now: Instant, mtu: u16, queue_min: Duration, sender: Arc<Sender>) -> Patient {
         Patient {
             window: INITIAL_WINDOW,
             mtu: u64::from(mtu),
             queue_min,
             phase: Phase::Startup { best: 0.0, flat: 0 },
             round: Round::new(now),
-            base: Base { now: None, before: None, since: now },
+            base: Lately::new(now, BASE_SPAN, Duration::min),
+            trip: Duration::ZERO,
+            turns: sender.turns_of_others(),
+            sender,
+            calm: CALM_ROUNDS,
             loss: 0.0,
             boldness: 1.0,
             rivalled: 0,
@@ -259,7 +267,8 @@ impl Patient {
         self.window = self.window.max(self.mtu * PACKETS_MIN);
     }
 
-    fn sent(&mut self, now: Instant) {
+    fn sent(&mut self, now: Instant, bytes: u64) {
+        self.sender.sent(bytes);
         // A rest is part of no round. What is found lost when all else has arrived is known only after that round.
         if std::mem::take(&mut self.idle) {
             let Round { lost, marked, .. } = self.round;
@@ -270,6 +279,7 @@ impl Patient {
     /// A packet of `bytes` arrived that was sent at `sent`.
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         let took = now.saturating_duration_since(sent);
+        self.sender.acked(now, bytes);
         let round = &mut self.round;
         round.packets += 1;
         round.acked += bytes;
@@ -295,6 +305,7 @@ impl Patient {
             self.peek(now);
         }
         self.idle = in_flight == 0;
+        self.sender.has_in_flight(in_flight);
     }
 
     /// Packets of `bytes` together were lost; 0 where a router marked one instead.
@@ -303,7 +314,7 @@ impl Patient {
         self.round.marked |= bytes == 0;
         if persistent {
             // Nothing got through for several round trips: whatever was known of the path is not true any more.
-            let new = Patient::new(now, self.mtu as u16, self.queue_min);
+            let new = Patient::new(now, self.mtu as u16, self.queue_min, self.sender.clone());
             let humble = self.humble.clone();
             *self = Patient { window: self.mtu * PACKETS_MIN, idle: false, humble, ..new };
         }
@@ -311,9 +322,13 @@ impl Patient {
 
     fn on_round(&mut self, now: Instant, round: Round) {
         let Some(fastest) = round.fastest else { return };
-        self.note_base(now, fastest);
+        self.base.note(now, fastest);
         let base = self.base.get().unwrap_or(fastest);
         let queue = fastest.saturating_sub(base).as_secs_f64();
+        self.trip = fastest.min(base + BACK_MAX);
+        let turns = self.sender.turns_of_others();
+        self.calm = if turns == self.turns { self.calm.saturating_add(1) } else { 0 };
+        self.turns = turns;
         let rate = round.acked as f64 / now.saturating_duration_since(round.began).as_secs_f64().max(1e-6);
         let lost = round.lost as f64 / (round.lost + round.acked) as f64;
         self.loss += (lost - self.loss) / 8.0;
@@ -324,6 +339,12 @@ impl Patient {
             Phase::Drain { rounds, then } => self.drain(rounds, then, queue, wanted),
         }
         self.bound();
+    }
+
+    /// The window, and what others leave of the uplink while it is not known yet whether that is for long.
+    fn whole(&self) -> u64 {
+        let calm = self.calm >= CALM_ROUNDS && self.turns == self.sender.turns_of_others();
+        if calm || self.phase != Phase::Cruise { self.window } else { self.window.max(self.sender.may(self.trip)) }
     }
 
     /// A window below a packet would never open again: nothing would be sent that could be acknowledged.
@@ -339,13 +360,6 @@ impl Patient {
     /// The queue that ends the doubling.
     fn startup_queue(&self, base: Duration) -> Duration {
         (base / 8).clamp(STARTUP_QUEUE.0, STARTUP_QUEUE.1).max(self.queue_min)
-    }
-
-    fn note_base(&mut self, now: Instant, fastest: Duration) {
-        if now.saturating_duration_since(self.base.since) >= BASE_SPAN {
-            self.base = Base { now: None, before: self.base.now, since: now };
-        }
-        self.base.now = Some(self.base.now.map_or(fastest, |known| known.min(fastest)));
     }
 
     fn start_up(&mut self, now: Instant, round: &Round, rate: f64, base: Duration, queue: Duration) {
@@ -392,6 +406,7 @@ impl Patient {
         let overflowing = self.judge(round, queue, wanted);
         if round.lost > 0 && (overflowing || lost > LOSS_OVERFLOW) {
             self.trial.overflowed(rate);
+            self.sender.overflowed(now);
         }
         // Bursts that overflow the queue are too large, though there is nothing to send between them.
         if !round.app_limited
@@ -464,21 +479,29 @@ pub fn humility(connection: &quinn::Connection) -> Option<Arc<AtomicBool>> {
 }
 
 /// Makes a controller for each path of a connection.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct PatientConfig {
-    /// Both ends are on one machine, or in one network.
-    pub near: bool,
+    queue_min: Duration,
+    uplink: Arc<Uplink>,
+}
+
+impl PatientConfig {
+    /// `near`: both ends of its connections are on one machine, or in one network.
+    pub fn new(now: Instant, near: bool) -> PatientConfig {
+        let queue_min = if near { QUEUE_MIN_NEAR } else { QUEUE_MIN };
+        PatientConfig { queue_min, uplink: Arc::new(Uplink::new(now)) }
+    }
 }
 
 impl ControllerFactory for PatientConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(Patient::new(now, mtu, if self.near { QUEUE_MIN_NEAR } else { QUEUE_MIN }))
+        Box::new(Patient::new(now, mtu, self.queue_min, Arc::new(Sender::new(now, self.uplink.clone()))))
     }
 }
 
 impl Controller for Patient {
-    fn on_sent(&mut self, now: Instant, _bytes: u64, _last: u64) {
-        self.sent(now);
+    fn on_sent(&mut self, now: Instant, bytes: u64, _last: u64) {
+        self.sent(now, bytes);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _rtt: &RttEstimator) {
@@ -498,7 +521,7 @@ impl Controller for Patient {
     }
 
     fn window(&self) -> u64 {
-        if self.humble.load(Relaxed) { (self.window / HUMBLE).max(self.mtu * PACKETS_MIN) } else { self.window }
+        if self.humble.load(Relaxed) { (self.window / HUMBLE).max(self.mtu * PACKETS_MIN) } else { self.whole() }
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
@@ -525,7 +548,12 @@ mod tests {
     const ACK: f64 = 40.0;
 
     fn patient(now: Instant) -> Patient {
-        Patient::new(now, PACKET as u16, QUEUE_MIN)
+        beside(now, &Arc::new(Uplink::new(now)))
+    }
+
+    /// One of the connections of an uplink.
+    fn beside(now: Instant, uplink: &Arc<Uplink>) -> Patient {
+        Patient::new(now, PACKET as u16, QUEUE_MIN, Arc::new(Sender::new(now, uplink.clone())))
     }
 
     /// What a flow's controller is asked, so that the model of CUBIC stands beside ours.
@@ -538,7 +566,7 @@ mod tests {
 
     impl Controls for Patient {
         fn sent(&mut self, now: Instant) {
-            self.sent(now);
+            self.sent(now, PACKET);
         }
         fn ack(&mut self, now: Instant, sent: Instant, in_flight: u64, app_limited: bool) {
             self.acked(now, sent, PACKET, app_limited);
@@ -548,7 +576,7 @@ mod tests {
             self.lost(now, bytes, false);
         }
         fn window(&self) -> u64 {
-            self.window
+            self.whole()
         }
     }
 
@@ -627,6 +655,8 @@ mod tests {
         /// Packets that are still to be sent, and how many come, how long after the last of them arrived.
         left: u64,
         next_body: Option<(u64, Duration)>,
+        /// What comes after a body comes over any flow of this direction.
+        wanders: bool,
     }
 
     impl Flow {
@@ -645,12 +675,18 @@ mod tests {
                 back: false,
                 left: u64::MAX,
                 next_body: None,
+                wanders: false,
             }
         }
 
         /// It sends bodies of so many packets, each so long after the one before it arrived.
         fn with_bodies(self, packets: u64, pause: Duration) -> Flow {
             Flow { left: packets, next_body: Some((packets, pause)), ..self }
+        }
+
+        /// It begins with so many bodies; the next after each comes over any flow of its direction.
+        fn with_wandering(self, bodies: u64, packets: u64, pause: Duration) -> Flow {
+            Flow { left: packets * bodies, next_body: Some((packets, pause)), wanders: true, ..self }
         }
 
         /// Mbit/s between two seconds.
@@ -684,6 +720,14 @@ mod tests {
         Arrival(usize, u64),
         /// The acknowledgement of a packet arrives.
         Ack(usize, u64),
+    }
+
+    /// The next of 53 random bits: xorshift (Marsaglia 2003).
+    fn random(state: &mut u64) -> u64 {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state >> 11
     }
 
     /// Runs flows that always have something to send over one link.
@@ -738,8 +782,14 @@ mod tests {
                             flow.left = flow.left.saturating_add(1);
                             flow.controls.loss(now, sent, PACKET);
                         }
-                        if let Some((_, pause)) = flow.next_body.filter(|_| flow.left == 0 && flow.flying.is_empty()) {
-                            events.insert((now + pause, serial), Event::Body(i));
+                        let idle = flow.left == 0 && flow.flying.is_empty();
+                        let done =
+                            |packets| if flow.wanders { flow.delivered.len() as u64 % packets == 0 } else { idle };
+                        if let Some((_, pause)) = flow.next_body.filter(|(packets, _)| done(*packets)) {
+                            let (wanders, back) = (flow.wanders, flow.back);
+                            let side: Vec<usize> = (0..flows.len()).filter(|n| flows[*n].back == back).collect();
+                            let next = if wanders { side[random(&mut noise) as usize % side.len()] } else { i };
+                            events.insert((now + pause, serial), Event::Body(next));
                             serial += 1;
                         }
                     }
@@ -772,9 +822,7 @@ mod tests {
                 // As quinn's pacer: a quarter faster than a window a round trip.
                 let gap = Duration::from_secs_f64(flow.smoothed * PACKET as f64 / window as f64 / 1.25);
                 flow.may = flow.may.max(now - Duration::from_millis(2)) + gap;
-                noise ^= noise << 13;
-                noise ^= noise >> 7;
-                noise ^= noise << 17;
+                let random = random(&mut noise);
                 let free = &mut free_at[usize::from(flow.back)];
                 *free = (*free).max(now);
                 let backlog = (*free - now).as_secs_f64() * link.rate;
@@ -782,7 +830,7 @@ mod tests {
                     continue;
                 }
                 *free += Duration::from_secs_f64(PACKET as f64 / link.rate);
-                if ((noise >> 11) as f64 / (1u64 << 53) as f64) < link.loss {
+                if (random as f64 / (1u64 << 53) as f64) < link.loss {
                     continue;
                 }
                 events.insert((*free + link.round_trip / 2, serial), Event::Arrival(who, number));
@@ -861,8 +909,9 @@ mod tests {
         // An uplink of 4 Mbit/s with the queue of a home router, and the bodies of four micro-batches.
         let link = Narrow { rate: 500e3, round_trip: Duration::from_millis(24), queue: 64e3, loss: 0.0 };
         let flows = run(link, 30, |now| {
-            let body = |now| Flow::new(patient(now), 0, now).with_bodies(88, Duration::from_millis(150));
-            (0..4).map(|_| body(now)).collect()
+            let uplink = Arc::new(Uplink::new(now));
+            let body = |_| Flow::new(beside(now, &uplink), 0, now).with_bodies(88, Duration::from_millis(150));
+            (0..4).map(body).collect()
         });
         let total: f64 = flows.iter().map(|flow| flow.mbit(5, 30)).sum();
         let drops: Vec<f64> = flows.iter().map(Flow::drops_percent).collect();
@@ -888,8 +937,11 @@ mod tests {
             [(1, 1, false), (4, 4, false), (1, 4, false), (2, 2, true), (4, 4, true), (1, 4, true)]
         {
             let flows = run(link, 30, |now| {
+                let uplinks = [(); 2].map(|()| Arc::new(Uplink::new(now)));
                 let flow = |i: usize| {
-                    let flow = Flow { back: i >= there, ..Flow::new(patient(now), (i % 2) as u64, now) };
+                    let back = i >= there;
+                    let patient = beside(now, &uplinks[usize::from(back)]);
+                    let flow = Flow { back, ..Flow::new(patient, (i % 2) as u64, now) };
                     if bodies { flow.with_bodies(88, Duration::from_millis(10 + 10 * i as u64)) } else { flow }
                 };
                 (0..there + back).map(flow).collect()
@@ -903,6 +955,25 @@ mod tests {
             }
         }
         assert!(failed.is_empty(), "{failed:?}");
+    }
+
+    /// Two neighbours, whose bodies take now this connection, now that.
+    #[test]
+    fn connections_that_take_turns_fill_the_uplink_that_they_share() {
+        let link = Narrow { rate: 500e3, round_trip: Duration::from_millis(50), queue: 64e3, loss: 0.0 };
+        for (each, bodies, least) in [(4, 5, 7.0), (8, 5, 7.1), (2, 3, 6.85), (4, 2, 6.6)] {
+            let flows = run(link, 60, |now| {
+                let uplinks = [(); 2].map(|()| Arc::new(Uplink::new(now)));
+                let flow = |i: usize| {
+                    let mine = (bodies + each - 1 - i % each) / each;
+                    let flow = Flow { back: i >= each, ..Flow::new(beside(now, &uplinks[i / each]), 0, now) };
+                    flow.with_wandering(mine as u64, 60, Duration::from_millis(30))
+                };
+                (0..2 * each).map(flow).collect()
+            });
+            let both: f64 = flows.iter().map(|flow| flow.mbit(5, 60)).sum();
+            assert!(both > least, "{both} Mbit/s of 7.8 with {bodies} bodies on {each} connections each way");
+        }
     }
 
     #[test]
@@ -933,7 +1004,8 @@ mod tests {
 
     #[test]
     fn what_a_copy_of_the_controller_is_told_the_controller_hears() {
-        let controller = Arc::new(PatientConfig { near: false }).build(Instant::now(), PACKET as u16);
+        let now = Instant::now();
+        let controller = Arc::new(PatientConfig::new(now, false)).build(now, PACKET as u16);
         let copy = controller.clone_box().into_any().downcast::<Patient>().expect("it is ours");
         copy.humble.store(true, Relaxed);
         assert_eq!(controller.window(), INITIAL_WINDOW / HUMBLE);
@@ -945,7 +1017,7 @@ mod tests {
         let mut patient = patient(zero);
         for n in 0..1000u64 {
             let sent = zero + Duration::from_millis(60 * n);
-            patient.sent(sent);
+            patient.sent(sent, PACKET);
             patient.acked(sent + Duration::from_millis(50), sent, PACKET, true);
             patient.acks_end(sent + Duration::from_millis(50), 0);
         }
@@ -955,8 +1027,9 @@ mod tests {
     #[test]
     fn a_window_holds_some_packets_however_slow_and_late_they_are() {
         let (zero, soon) = (Instant::now(), Duration::from_micros(30));
-        let mut patient = Patient::new(zero, 6500, QUEUE_MIN_NEAR);
-        patient.sent(zero);
+        let sender = Arc::new(Sender::new(zero, Arc::new(Uplink::new(zero))));
+        let mut patient = Patient::new(zero, 6500, QUEUE_MIN_NEAR, sender);
+        patient.sent(zero, 60);
         let second = zero + ROUND_MIN;
         patient.acked(second + soon, second, 60, false);
         patient.acks_end(second + soon, 60);

@@ -9,9 +9,11 @@ mod data;
 pub mod gate;
 #[cfg(test)]
 mod hostile;
+mod lately;
 mod muxer;
 mod quic;
 mod tls;
+mod uplink;
 
 use std::{
     collections::BTreeSet,

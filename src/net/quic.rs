@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture};
@@ -231,7 +231,7 @@ fn transport(limits: &Limits, mtu: Option<u16>) -> quinn::TransportConfig {
         .send_window(limits.send_window)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(quinn::IdleTimeout::try_from(IDLE_TIMEOUT).expect("ten seconds fit a varint")))
-        .congestion_controller_factory(Arc::new(PatientConfig { near: mtu.is_some() }));
+        .congestion_controller_factory(Arc::new(PatientConfig::new(Instant::now(), mtu.is_some())));
     transport
 }
 
