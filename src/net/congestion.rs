@@ -783,8 +783,9 @@ mod tests {
                             flow.controls.loss(now, sent, PACKET);
                         }
                         let idle = flow.left == 0 && flow.flying.is_empty();
-                        let done =
-                            |packets| if flow.wanders { flow.delivered.len() as u64 % packets == 0 } else { idle };
+                        let done = |packets| {
+                            if flow.wanders { (flow.delivered.len() as u64).is_multiple_of(packets) } else { idle }
+                        };
                         if let Some((_, pause)) = flow.next_body.filter(|(packets, _)| done(*packets)) {
                             let (wanders, back) = (flow.wanders, flow.back);
                             let side: Vec<usize> = (0..flows.len()).filter(|n| flows[*n].back == back).collect();
