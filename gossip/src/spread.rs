@@ -1,8 +1,8 @@
 //! Passes signed items on until everybody has them, and repairs what was missed.
 //!
 //! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most six
-//! neighbours at once; among many, one that follows another closely, or says again what was known, with other numbers, waits for
-//! others that leave with it.
+//! neighbours at once; one that says again what was known, with other numbers, waits for others that leave with it, and among many
+//! so does one that follows another closely.
 //! Every second (every fourth, where there are many items) one neighbour gets a digest of what I have, and
 //! sends or asks for the difference. A digest that would be too long tells of a stretch of keys, the next one of the stretch
 //! behind it.
@@ -41,9 +41,11 @@ const FANOUT: usize = 6;
 /// The same for items that leave together, where there is much to say: one peer in twenty misses each, for as long as it takes to
 /// be said again or a digest to come.
 const FANOUT_OF_MANY: usize = 3;
+/// Among few, who has other numbers tells most of those who are there itself, and others hardly pass them on.
+const FANOUT_OF_FEW: usize = 2;
 /// More neighbours than these are a crowd, and so are four times as many items.
 const CROWD: usize = 16;
-/// In a crowd numbers wait for each other, so long or longer by the number of neighbours.
+/// Numbers wait for each other, so long or longer by the number of neighbours.
 const NUMBERS_EVERY: Duration = Duration::from_millis(500);
 const NUMBERS_SLOWEST: Duration = Duration::from_secs(2);
 /// In a crowd news that comes this soon after other news waits to leave with more: in the rush of a beginning each peer tells of
@@ -296,7 +298,8 @@ impl Spread {
         self.expires_at = self.expires_at.min(expires);
         let says_again =
             |known: &Item| is_no_news(&item.what, &known.what) && known.stamp.incarnation == item.stamp.incarnation;
-        let only_numbers = self.is_crowd() && known.is_some_and(|known| says_again(&known.heard.item));
+        let mine = key.author == self.me;
+        let only_numbers = (self.is_crowd() || !mine) && known.is_some_and(|known| says_again(&known.heard.item));
         let is_news = known.and_then(|known| known.waits).is_some_and(|waits| waits.kind == Kind::News);
         let kind = if only_numbers && !is_news { Kind::Numbers } else { Kind::News };
         let mut said_by = SaidBy::default();
@@ -325,7 +328,11 @@ impl Spread {
             said_by.has(number_of(to, salt)) || items.at(place).heard.author() == to
         };
         let only = if let [only] = waited[..] { Some(only) } else { None };
-        let many = if only.is_some() { FANOUT } else { FANOUT_OF_MANY };
+        let many = match only {
+            _ if kind == Kind::Numbers && !self.is_crowd() => FANOUT_OF_FEW,
+            Some(_) => FANOUT,
+            None => FANOUT_OF_MANY,
+        };
         let may_hear = |to| !only.is_some_and(|only| knows(to, only));
         let chosen = some_of(&mut self.neighbours, &mut self.rng, many, may_hear);
         waited.retain(|(place, said_by)| !said_by.is_everywhere() || items.at(*place).heard.author() == self.me);
@@ -613,6 +620,37 @@ mod tests {
         assert_eq!(sends(&mut out), 0);
         spread.on_tick(later + NUMBERS_EVERY, &mut out);
         assert!(sends(&mut out) >= FANOUT - 1);
+    }
+
+    #[test]
+    fn among_few_numbers_leave_together_too() {
+        let (mut spread, mut out) = (spread(0), Outbox::new());
+        (100..104).for_each(|i| spread.on_up(Instant::ZERO, key(i).peer(), &mut out));
+        let mut told = |sequence: u32, draining: bool, out: &mut Outbox<Act>| {
+            out.drain().for_each(drop);
+            let state = if draining { State::Draining } else { State::Serving };
+            for author in 1..4 {
+                let stages = vec![StageOffer {
+                    stage: 1,
+                    state,
+                    round: sequence,
+                    own_step: 0,
+                    speed_milli: 1,
+                    carries_milli: 0,
+                }];
+                let item = Item { what: What::Offer(Offer { stages, ..Offer::default() }), ..item(sequence) };
+                let items = vec![item.sign(&key(author)).into()];
+                spread.on_frame(Instant::ZERO, Utc(1_000_000), key(100).peer(), Frame::Items(Items { items }), out);
+            }
+            let frames = out.drain().filter(|act| matches!(act, Act::Send { frame: Frame::Items(_), .. })).count();
+            (frames, spread.items.waiting(Kind::Numbers))
+        };
+        // Each to the three that did not tell it.
+        assert_eq!(told(1, false, &mut out), (9, 0));
+        let (frames, waiting) = told(2, false, &mut out);
+        assert_eq!((frames, waiting), (3, 2), "the first leaves and the others wait");
+        assert_eq!(told(3, false, &mut out), (0, 3));
+        assert_eq!(told(4, true, &mut out).0, 9, "news leaves at once");
     }
 
     #[test]

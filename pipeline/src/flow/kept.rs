@@ -62,8 +62,26 @@ pub struct Kept {
     pub added: bool,
     /// Order of asking the worker for its backward was reached (lock-step).
     pub returning_asked: bool,
-    /// Its gradient is on its way to this peer.
-    pub returns: Option<PeerId>,
+    /// Where its gradient was sent.
+    pub returns: Option<Returns>,
+}
+
+/// A gradient that was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Returns {
+    pub to: PeerId,
+    /// It has lain there since then, as far as the connection tells.
+    pub since: Option<Instant>,
+}
+
+/// Whoever asked before it had a gradient is heard after that: a word takes so long at most.
+const CROSSES: Duration = Duration::from_secs(2);
+
+impl Returns {
+    /// Whether `peer`, which asks for it, will have it without another word.
+    pub fn comes_to(&self, peer: PeerId, now: Instant) -> bool {
+        self.to == peer && self.since.is_none_or(|since| now.since(since) < CROSSES)
+    }
 }
 
 impl Kept {

@@ -242,8 +242,7 @@ impl StageFlow {
     fn answer(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
         let Some(kept) = self.kept.get_mut(&id) else { return };
         match kept.work {
-            // It is on its way already.
-            Work::Done { .. } if kept.returns == Some(kept.upstream) => {}
+            Work::Done { .. } if kept.returns.is_some_and(|returns| returns.comes_to(kept.upstream, desk.now)) => {}
             Work::Done { .. } => {
                 desk.emit(Event::Answered { id, stage: self.stage, to: kept.upstream });
                 self.send_back(desk, id);
@@ -306,9 +305,10 @@ impl StageFlow {
     }
 
     /// The gradient of an id lies at `to`.
-    pub fn on_returned(&mut self, to: PeerId, about: &About) {
-        if let Some(kept) = self.kept.get_mut(&about.id) {
-            kept.returns.take_if(|upstream| *upstream == to);
+    pub fn on_returned(&mut self, now: Instant, to: PeerId, about: &About) {
+        let kept = self.kept.get_mut(&about.id);
+        if let Some(returns) = kept.and_then(|kept| kept.returns.as_mut()).filter(|returns| returns.to == to) {
+            returns.since.get_or_insert(now);
         }
     }
 
@@ -476,7 +476,7 @@ impl StageFlow {
         let ids: Vec<MicroBatchId> = self.kept.keys().copied().collect();
         for id in ids {
             let Some(kept) = self.kept.get_mut(&id) else { continue };
-            kept.returns.take_if(|upstream| *upstream == peer);
+            kept.returns.take_if(|returns| returns.to == peer);
             if !matches!(kept.work, Work::Queued { .. } | Work::Running { .. } | Work::Forwarded { .. }) {
                 continue;
             }

@@ -129,7 +129,7 @@ impl Peer {
         match about.stage {
             stage if lane == Lane::Gradient => {
                 let from = stage.saturating_add(1);
-                self.with_flow(now, out, from, |flow, _| flow.on_returned(peer, about));
+                self.with_flow(now, out, from, |flow, _| flow.on_returned(now, peer, about));
             }
             0 if about.id.feeder == self.me => {
                 self.with_source(now, out, |source, desk| source.on_delivered(desk, peer, about));

@@ -39,17 +39,17 @@ fn assert_digest(sim: &Simulation, happenings: u64, digest: &str) {
 
 #[test]
 fn the_digest_of_seed_1_is_the_same_everywhere() {
-    assert_digest(&eventful(1), 12845, "b3:2890fb7661aa055c070ea2e30155e0b6364cca36b0984b4a30dea565ca2951d6");
+    assert_digest(&eventful(1), 18076, "b3:18efd758a43844ce4e487edcc3a1ad2395d52b0cac345b649f3ae3df4e49676d");
 }
 
 #[test]
 fn the_digest_of_seed_2_is_the_same_everywhere() {
-    assert_digest(&eventful(2), 14561, "b3:bc31822209487d5f1203a88202d3298a42a9efba1a02398109150510e9b268a5");
+    assert_digest(&eventful(2), 11645, "b3:25b5af04e3a48802cd339ea3481b6333f86fd9f5b0587e7a0c0002d8a62d586a");
 }
 
 #[test]
 fn the_digest_of_a_history_that_learns_is_the_same_everywhere() {
-    assert_digest(&learning(3), 3089, "b3:57ed343a05560db0550e9241c4a3d69c8e717ab63554b5b21463ea0dc6a8f8bf");
+    assert_digest(&learning(3), 3070, "b3:40c35e0f2fbbb18acda8ca340a8c13a13e542c326b71c38aa95abcfe7435953a");
 }
 
 #[test]

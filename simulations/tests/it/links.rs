@@ -77,20 +77,24 @@ fn bodies_that_take_longer_than_any_patience_are_sent_once() {
     let gradient = 2 * manifest.tokens_per_micro_batch() * u64::from(manifest.model.config.hidden);
     // Seven seconds for a gradient: upstream asks after five where its id stands.
     let access = Access { up: gradient / 7, ..Access::HOME };
-    let peers = swarm(2, 2).into_iter().map(|plan| plan.access(access).disk(0)).collect();
-    let mut sim = Simulation::new(Setup::new(4, manifest, peers));
-    sim.run_for(seconds(300));
-    let mut sent: BTreeMap<_, u32> = BTreeMap::new();
-    for line in sim.lines() {
-        match &line.record.event {
-            Event::SentForward { id, stage, .. } => *sent.entry((*id, *stage, false)).or_default() += 1,
-            Event::SentBackward { id, stage, .. } => *sent.entry((*id, *stage, true)).or_default() += 1,
-            _ => {}
+    // Where one asks at the moment at which its gradient arrives is a matter of the seed.
+    for seed in 1..=6 {
+        let peers = swarm(2, 2).into_iter().map(|plan| plan.access(access).disk(0)).collect();
+        let mut sim = Simulation::new(Setup::new(seed, manifest.clone(), peers));
+        sim.run_for(seconds(300));
+        let mut sent: BTreeMap<_, u32> = BTreeMap::new();
+        for line in sim.lines() {
+            match &line.record.event {
+                Event::SentForward { id, stage, .. } => *sent.entry((*id, *stage, false)).or_default() += 1,
+                Event::SentBackward { id, stage, .. } => *sent.entry((*id, *stage, true)).or_default() += 1,
+                _ => {}
+            }
         }
+        assert!(sent.len() > 40, "{sent:?}");
+        sent.retain(|_, times| *times > 1);
+        assert_eq!(sent, BTreeMap::new(), "seed {seed}");
+        assert_sound(&sim, "slow");
     }
-    assert!(sent.len() > 40, "{sent:?}");
-    assert!(sent.values().all(|times| *times == 1), "{sent:?}");
-    assert_sound(&sim, "slow");
 }
 
 #[test]

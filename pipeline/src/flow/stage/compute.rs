@@ -18,7 +18,7 @@ use crate::{
         coding::{Change, Facts},
         faded,
         handoff::Handoff,
-        kept::{Kept, Work},
+        kept::{Kept, Returns, Work},
         schedule::{Priority, Purpose},
     },
     job::{Coding, Done, Job},
@@ -353,7 +353,7 @@ impl StageFlow {
         if to != desk.me
             && let Some(gradient) = gradient
         {
-            kept.returns = Some(to);
+            kept.returns = Some(Returns { to, since: None });
             let (stage, codec, bytes) = (self.stage, coding.codec, gradient.len);
             self.busy.sends(bytes);
             desk.emit(Event::SentBackward { id, stage, to, codec, bytes, raw });
