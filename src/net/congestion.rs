@@ -65,6 +65,8 @@ const ROUND_MIN: Duration = Duration::from_millis(4);
 /// Packets of a round whose shortest round trip shows a queue, and the least and greatest queue that ends the doubling.
 const STARTUP_PACKETS: u32 = 8;
 const STARTUP_QUEUE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(16));
+/// Datagrams that only acknowledge are no longer. quinn tells of them as of all others; nobody acknowledges them.
+const ACKNOWLEDGES: u64 = 100;
 /// How long a shortest round trip is believed: it stands in one of two spans of this length.
 const BASE_SPAN: Duration = Duration::from_secs(10);
 /// Rounds for which the window is halved to see the round trip without our own queue.
@@ -501,7 +503,9 @@ impl ControllerFactory for PatientConfig {
 
 impl Controller for Patient {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last: u64) {
-        self.sent(now, bytes);
+        if bytes > ACKNOWLEDGES {
+            self.sent(now, bytes);
+        }
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, _rtt: &RttEstimator) {
@@ -1023,6 +1027,27 @@ mod tests {
             patient.acks_end(sent + Duration::from_millis(50), 0);
         }
         assert_eq!(patient.window, INITIAL_WINDOW);
+    }
+
+    #[test]
+    fn acknowledgements_that_are_sent_during_a_rest_belong_to_no_round() {
+        let (zero, trip) = (Instant::now(), Duration::from_millis(50));
+        let window = |acknowledges: bool| {
+            let mut patient = patient(zero);
+            let mut flight = |at: Instant| {
+                for n in 0..20 {
+                    Controller::on_sent(&mut patient, at, PACKET, n);
+                }
+                (0..20).for_each(|_| patient.acked(at + trip, at, PACKET, false));
+                patient.acks_end(at + trip, 0);
+                if acknowledges {
+                    (1..20).for_each(|n| Controller::on_sent(&mut patient, at + trip * n, 45, u64::from(n)));
+                }
+                patient.window
+            };
+            (0..30).map(|n| flight(zero + Duration::from_secs(n))).last()
+        };
+        assert_eq!(window(true), window(false));
     }
 
     #[test]
