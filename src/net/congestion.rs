@@ -27,7 +27,7 @@
 //! is tried: where the rate follows, the queue is not ours. And a window that shrinks stops where the rate would.
 //!
 //! All connections of a peer share its uplink. For some rounds after others of them began or ceased to send, a window may be as large
-//! as what they leave of it (`uplink`).
+//! as what they leave of it (`outlet`).
 
 use std::{
     any::Any,
@@ -43,7 +43,7 @@ use quinn_proto::RttEstimator;
 
 use super::{
     lately::Lately,
-    uplink::{Sender, Uplink},
+    outlet::{Outlet, Sender},
 };
 
 /// What may be sent before anything is known: the first 64 KiB of a new connection then arrive within one round trip.
@@ -112,9 +112,9 @@ pub struct Patient {
     base: Lately<Duration>,
     /// That of the last round, no longer than a queue on the way back makes it.
     trip: Duration,
-    /// What this connection sends, beside the others of the uplink; how often one of them began or ceased when a round last ended, and
-    /// rounds since that was something else.
-    sender: Arc<Sender>,
+    /// What this connection sends, beside the others of the uplink, if it goes over that; how often one of them began or ceased when a
+    /// round last ended, and rounds since that was something else.
+    sender: Option<Arc<Sender>>,
     turns: u64,
     calm: u32,
     /// Share of packets that were lost lately.
@@ -241,7 +241,7 @@ impl Round {
 }
 
 impl Patient {
-    fn new(now: Instant, mtu: u16, queue_min: Duration, sender: Arc<Sender>) -> Patient {
+    fn new(now: Instant, mtu: u16, queue_min: Duration, sender: Option<Arc<Sender>>) -> Patient {
         Patient {
             window: INITIAL_WINDOW,
             mtu: u64::from(mtu),
@@ -250,7 +250,7 @@ impl Patient {
             round: Round::new(now),
             base: Lately::new(now, BASE_SPAN, Duration::min),
             trip: Duration::ZERO,
-            turns: sender.turns_of_others(),
+            turns: sender.as_ref().map_or(0, |sender| sender.turns_of_others()),
             sender,
             calm: CALM_ROUNDS,
             loss: 0.0,
@@ -270,7 +270,7 @@ impl Patient {
     }
 
     fn sent(&mut self, now: Instant, bytes: u64) {
-        self.sender.sent(bytes);
+        self.sender.iter().for_each(|sender| sender.sent(bytes));
         // A rest is part of no round. What is found lost when all else has arrived is known only after that round.
         if std::mem::take(&mut self.idle) {
             let Round { lost, marked, .. } = self.round;
@@ -281,7 +281,7 @@ impl Patient {
     /// A packet of `bytes` arrived that was sent at `sent`.
     fn acked(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool) {
         let took = now.saturating_duration_since(sent);
-        self.sender.acked(now, bytes);
+        self.sender.iter().for_each(|sender| sender.acked(now, bytes));
         let round = &mut self.round;
         round.packets += 1;
         round.acked += bytes;
@@ -307,15 +307,17 @@ impl Patient {
             self.peek(now);
         }
         self.idle = in_flight == 0;
-        self.sender.has_in_flight(in_flight);
+        self.sender.iter().for_each(|sender| sender.has_in_flight(in_flight));
     }
 
     /// Packets of `bytes` together were lost; 0 where a router marked one instead.
     fn lost(&mut self, now: Instant, bytes: u64, persistent: bool) {
         self.round.lost += bytes;
         self.round.marked |= bytes == 0;
+        self.sender.iter().for_each(|sender| sender.lost(bytes));
         if persistent {
             // Nothing got through for several round trips: whatever was known of the path is not true any more.
+            self.sender.iter().for_each(|sender| sender.forget(now));
             let new = Patient::new(now, self.mtu as u16, self.queue_min, self.sender.clone());
             let humble = self.humble.clone();
             *self = Patient { window: self.mtu * PACKETS_MIN, idle: false, humble, ..new };
@@ -328,9 +330,11 @@ impl Patient {
         let base = self.base.get().unwrap_or(fastest);
         let queue = fastest.saturating_sub(base).as_secs_f64();
         self.trip = fastest.min(base + BACK_MAX);
-        let turns = self.sender.turns_of_others();
-        self.calm = if turns == self.turns { self.calm.saturating_add(1) } else { 0 };
-        self.turns = turns;
+        if let Some(sender) = &self.sender {
+            let turns = sender.turns_of_others();
+            self.calm = if turns == self.turns { self.calm.saturating_add(1) } else { 0 };
+            self.turns = turns;
+        }
         let rate = round.acked as f64 / now.saturating_duration_since(round.began).as_secs_f64().max(1e-6);
         let lost = round.lost as f64 / (round.lost + round.acked) as f64;
         self.loss += (lost - self.loss) / 8.0;
@@ -345,8 +349,9 @@ impl Patient {
 
     /// The window, and what others leave of the uplink while it is not known yet whether that is for long.
     fn whole(&self) -> u64 {
-        let calm = self.calm >= CALM_ROUNDS && self.turns == self.sender.turns_of_others();
-        if calm || self.phase != Phase::Cruise { self.window } else { self.window.max(self.sender.may(self.trip)) }
+        let Some(sender) = self.sender.as_ref().filter(|_| self.phase == Phase::Cruise) else { return self.window };
+        let calm = self.calm >= CALM_ROUNDS && self.turns == sender.turns_of_others();
+        if calm { self.window } else { self.window.max(sender.may(self.trip)).min(WINDOW_MAX) }
     }
 
     /// A window below a packet would never open again: nothing would be sent that could be acknowledged.
@@ -408,7 +413,9 @@ impl Patient {
         let overflowing = self.judge(round, queue, wanted);
         if round.lost > 0 && (overflowing || lost > LOSS_OVERFLOW) {
             self.trial.overflowed(rate);
-            self.sender.overflowed(now);
+        }
+        if overflowing || lost > LOSS_OVERFLOW {
+            self.sender.iter().for_each(|sender| sender.overflowed(now));
         }
         // Bursts that overflow the queue are too large, though there is nothing to send between them.
         if !round.app_limited
@@ -484,20 +491,23 @@ pub fn humility(connection: &quinn::Connection) -> Option<Arc<AtomicBool>> {
 #[derive(Debug)]
 pub struct PatientConfig {
     queue_min: Duration,
-    uplink: Arc<Uplink>,
+    outlet: Option<Arc<Outlet>>,
 }
 
 impl PatientConfig {
-    /// `near`: both ends of its connections are on one machine, or in one network.
+    /// `near`: both ends of its connections are on one machine, or in one network, and have no uplink.
     pub fn new(now: Instant, near: bool) -> PatientConfig {
-        let queue_min = if near { QUEUE_MIN_NEAR } else { QUEUE_MIN };
-        PatientConfig { queue_min, uplink: Arc::new(Uplink::new(now)) }
+        match near {
+            true => PatientConfig { queue_min: QUEUE_MIN_NEAR, outlet: None },
+            false => PatientConfig { queue_min: QUEUE_MIN, outlet: Some(Arc::new(Outlet::new(now))) },
+        }
     }
 }
 
 impl ControllerFactory for PatientConfig {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(Patient::new(now, mtu, self.queue_min, Arc::new(Sender::new(now, self.uplink.clone()))))
+        let sender = self.outlet.clone().map(|outlet| Arc::new(Sender::new(now, outlet)));
+        Box::new(Patient::new(now, mtu, self.queue_min, sender))
     }
 }
 
@@ -552,12 +562,12 @@ mod tests {
     const ACK: f64 = 40.0;
 
     fn patient(now: Instant) -> Patient {
-        beside(now, &Arc::new(Uplink::new(now)))
+        beside(now, &Arc::new(Outlet::new(now)))
     }
 
     /// One of the connections of an uplink.
-    fn beside(now: Instant, uplink: &Arc<Uplink>) -> Patient {
-        Patient::new(now, PACKET as u16, QUEUE_MIN, Arc::new(Sender::new(now, uplink.clone())))
+    fn beside(now: Instant, outlet: &Arc<Outlet>) -> Patient {
+        Patient::new(now, PACKET as u16, QUEUE_MIN, Some(Arc::new(Sender::new(now, outlet.clone()))))
     }
 
     /// What a flow's controller is asked, so that the model of CUBIC stands beside ours.
@@ -914,8 +924,8 @@ mod tests {
         // An uplink of 4 Mbit/s with the queue of a home router, and the bodies of four micro-batches.
         let link = Narrow { rate: 500e3, round_trip: Duration::from_millis(24), queue: 64e3, loss: 0.0 };
         let flows = run(link, 30, |now| {
-            let uplink = Arc::new(Uplink::new(now));
-            let body = |_| Flow::new(beside(now, &uplink), 0, now).with_bodies(88, Duration::from_millis(150));
+            let outlet = Arc::new(Outlet::new(now));
+            let body = |_| Flow::new(beside(now, &outlet), 0, now).with_bodies(88, Duration::from_millis(150));
             (0..4).map(body).collect()
         });
         let total: f64 = flows.iter().map(|flow| flow.mbit(5, 30)).sum();
@@ -942,10 +952,10 @@ mod tests {
             [(1, 1, false), (4, 4, false), (1, 4, false), (2, 2, true), (4, 4, true), (1, 4, true)]
         {
             let flows = run(link, 30, |now| {
-                let uplinks = [(); 2].map(|()| Arc::new(Uplink::new(now)));
+                let outlets = [(); 2].map(|()| Arc::new(Outlet::new(now)));
                 let flow = |i: usize| {
                     let back = i >= there;
-                    let patient = beside(now, &uplinks[usize::from(back)]);
+                    let patient = beside(now, &outlets[usize::from(back)]);
                     let flow = Flow { back, ..Flow::new(patient, (i % 2) as u64, now) };
                     if bodies { flow.with_bodies(88, Duration::from_millis(10 + 10 * i as u64)) } else { flow }
                 };
@@ -966,12 +976,12 @@ mod tests {
     #[test]
     fn connections_that_take_turns_fill_the_uplink_that_they_share() {
         let link = Narrow { rate: 500e3, round_trip: Duration::from_millis(50), queue: 64e3, loss: 0.0 };
-        for (each, bodies, least) in [(4, 5, 7.0), (8, 5, 7.1), (2, 3, 6.85), (4, 2, 6.6)] {
+        for (each, bodies, least) in [(4, 5, 7.0), (8, 5, 7.1), (2, 3, 6.7), (4, 2, 6.6)] {
             let flows = run(link, 60, |now| {
-                let uplinks = [(); 2].map(|()| Arc::new(Uplink::new(now)));
+                let outlets = [(); 2].map(|()| Arc::new(Outlet::new(now)));
                 let flow = |i: usize| {
                     let mine = (bodies + each - 1 - i % each) / each;
-                    let flow = Flow { back: i >= each, ..Flow::new(beside(now, &uplinks[i / each]), 0, now) };
+                    let flow = Flow { back: i >= each, ..Flow::new(beside(now, &outlets[i / each]), 0, now) };
                     flow.with_wandering(mine as u64, 60, Duration::from_millis(30))
                 };
                 (0..2 * each).map(flow).collect()
@@ -1053,8 +1063,7 @@ mod tests {
     #[test]
     fn a_window_holds_some_packets_however_slow_and_late_they_are() {
         let (zero, soon) = (Instant::now(), Duration::from_micros(30));
-        let sender = Arc::new(Sender::new(zero, Arc::new(Uplink::new(zero))));
-        let mut patient = Patient::new(zero, 6500, QUEUE_MIN_NEAR, sender);
+        let mut patient = Patient::new(zero, 6500, QUEUE_MIN_NEAR, None);
         patient.sent(zero, 60);
         let second = zero + ROUND_MIN;
         patient.acked(second + soon, second, 60, false);

@@ -20,7 +20,8 @@ impl<T: Copy> Lately<T> {
 
     pub fn note(&mut self, now: Instant, value: T) {
         if now.saturating_duration_since(self.since) >= self.span {
-            (self.before, self.now, self.since) = (self.now, None, now);
+            let before = self.now.filter(|_| now.saturating_duration_since(self.since) < 2 * self.span);
+            (self.before, self.now, self.since) = (before, None, now);
         }
         self.now = Some(self.now.map_or(value, |known| (self.better)(known, value)));
     }
@@ -45,5 +46,6 @@ mod tests {
         };
         assert_eq!((at(1, 5), at(2, 9), at(9, 7)), (Some(5), Some(9), Some(9)));
         assert_eq!((at(10, 3), at(19, 4), at(20, 1)), (Some(9), Some(9), Some(4)));
+        assert_eq!((at(29, 6), at(40, 2)), (Some(6), Some(2)), "nothing was seen for a span");
     }
 }

@@ -11,9 +11,9 @@ pub mod gate;
 mod hostile;
 mod lately;
 mod muxer;
+mod outlet;
 mod quic;
 mod tls;
-mod uplink;
 
 use std::{
     collections::BTreeSet,
@@ -244,7 +244,11 @@ pub struct Net {
 }
 
 /// Starts the network. `admit` judges bodies before they are read.
-pub async fn start(config: NetConfig, admit: Arc<dyn Admit>) -> Result<(Net, mpsc::Receiver<NetEvent>), NetError> {
+pub async fn start(mut config: NetConfig, admit: Arc<dyn Admit>) -> Result<(Net, mpsc::Receiver<NetEvent>), NetError> {
+    // An address of this machine or network that is announced leads through something else, which may be narrow.
+    if config.announce.iter().filter_map(address::ip_of).any(|ip| gate::subnet(ip).is_none()) {
+        config.limits.datagram_near = 0;
+    }
     let (events, received) = mpsc::channel(config.limits.events);
     let (commands, ordered) = mpsc::channel(256);
     let (shared, happened) = Shared::new(config.key.peer(), config.limits.clone(), admit, events, commands);

@@ -93,8 +93,8 @@ fn one_peer_alone_is_a_swarm_too() {
 /// Steps that the loss needs to halve, with room; two cores that do nothing else make several times as many in a minute.
 const ENOUGH: f64 = 80.0;
 
-/// Steps after which it spells most of what it says: four fifths of the words and more, of which the samples show some 150, that
-/// is give or take a few in a hundred.
+/// Steps after which it spells most of what it says: four fifths of the words, where each of four samples differs by a sixth from
+/// the others. An untrained one spells one in twenty.
 const SPELLS: f64 = 400.0;
 
 /// As a person runs it, half of the first loss included. A machine that has hardly any time for it gets more minutes, to which the

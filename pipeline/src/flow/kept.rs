@@ -78,9 +78,14 @@ pub struct Returns {
 const CROSSES: Duration = Duration::from_secs(2);
 
 impl Returns {
-    /// Whether `peer`, which asks for it, will have it without another word.
-    pub fn comes_to(&self, peer: PeerId, now: Instant) -> bool {
-        self.to == peer && self.since.is_none_or(|since| now.since(since) < CROSSES)
+    /// Whether it is on its way to `peer`.
+    pub fn comes_to(&self, peer: PeerId) -> bool {
+        self.to == peer && self.since.is_none()
+    }
+
+    /// Whether `peer` asked for it, as far as is known, before it was there.
+    pub fn crossed(&self, peer: PeerId, now: Instant) -> bool {
+        self.to == peer && self.since.is_some_and(|since| now.since(since) < CROSSES)
     }
 }
 

@@ -242,7 +242,7 @@ impl StageFlow {
     fn answer(&mut self, desk: &mut Desk<'_>, id: MicroBatchId) {
         let Some(kept) = self.kept.get_mut(&id) else { return };
         match kept.work {
-            Work::Done { .. } if kept.returns.is_some_and(|returns| returns.comes_to(kept.upstream, desk.now)) => {}
+            Work::Done { .. } if kept.returns.is_some_and(|returns| returns.comes_to(kept.upstream)) => {}
             Work::Done { .. } => {
                 desk.emit(Event::Answered { id, stage: self.stage, to: kept.upstream });
                 self.send_back(desk, id);
@@ -385,7 +385,11 @@ impl StageFlow {
 
     pub fn on_ask(&mut self, desk: &mut Desk<'_>, from: PeerId, about: &About) {
         match self.kept.get(&about.id) {
-            Some(kept) if kept.upstream == from && kept.attempt == about.attempt => self.answer(desk, about.id),
+            Some(kept) if kept.upstream == from && kept.attempt == about.attempt => {
+                if !kept.returns.is_some_and(|returns| returns.crossed(from, desk.now)) {
+                    self.answer(desk, about.id);
+                }
+            }
             Some(_) => decline(desk, from, about.id, &about.attempt, about.stage, Why::Superseded),
             None => decline(desk, from, about.id, &about.attempt, about.stage, Why::Unknown),
         }

@@ -39,6 +39,8 @@ const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
 /// Fetches that may fail before a snapshot that somebody keeps is no longer asked for.
 const FAILURES_MAX: u32 = 4;
+/// The pause after a failed fetch grows up to this: who has no room, here or there, may have it then.
+const FAILED_PAUSE: Duration = Duration::from_secs(120);
 /// A stage that nobody serves waits this long for the last state of whoever leaves it. Its uplink may need longer, but then all wait
 /// for the work of one peer since the last snapshot.
 const LEAVES_WITHIN: Duration = Duration::from_secs(45);
@@ -321,8 +323,9 @@ impl Peer {
     fn weights_failed(&mut self, now: Instant, stage: Stage, from: Option<PeerId>) {
         let Some(replica) = self.replicas.get_mut(&stage) else { return };
         replica.tried.extend(from);
+        let pause = SETTLED * 2u32.saturating_pow(replica.failures);
+        replica.wait_until = now + pause.min(FAILED_PAUSE);
         replica.failures += 1;
-        replica.wait_until = now + SETTLED;
         replica.phase = Phase::Looking { since: now };
     }
 

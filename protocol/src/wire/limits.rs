@@ -13,7 +13,7 @@ pub const FRAME_MAX: usize = 64 << 10;
 pub const BODY_MAX: u64 = 512 << 20;
 /// Bytes a second of the slowest link over which bodies still arrive in time: 2 Mbit/s.
 pub const RATE_MIN: u64 = 250_000;
-/// Bytes a second that one body still gets of that link beside whatever else it carries. Nobody gives up a body that comes as fast.
+/// Bytes a second that a chunk of a state still gets of that link beside whatever else it carries.
 pub const RATE_SHARED: u64 = RATE_MIN / 8;
 /// Bytes of one chunk of a stage's state.
 pub const CHUNK: u64 = 4 << 20;

@@ -6,16 +6,17 @@
 
 use std::time::{Duration, Instant};
 
-use skein_protocol::wire::limits::RATE_SHARED;
+use skein_protocol::wire::limits::{CHUNK, RATE_MIN, RATE_SHARED};
 
 /// A connection whose bodies say nothing for this long holds memory for nothing.
 pub const STALLED: Duration = Duration::from_secs(20);
-/// Nothing in the protocol waits longer for a body, beside the time that its bytes need on a slow link that is shared.
+/// Nothing in the protocol waits longer for a body, beside the time that its bytes need on the slowest link, or a chunk where that is
+/// shared.
 const TRANSIT: Duration = Duration::from_secs(120);
 
 /// How long a body may be on its way behind others, when all of them are `bytes`.
 pub fn longest(bytes: u64) -> Duration {
-    TRANSIT + Duration::from_secs(bytes / RATE_SHARED)
+    TRANSIT + Duration::from_secs((bytes / RATE_MIN).max(bytes.min(CHUNK) / RATE_SHARED))
 }
 
 /// Why a body is given up.
@@ -77,9 +78,11 @@ mod tests {
 
     #[test]
     fn what_the_slowest_link_carries_has_its_time_and_what_trickles_loses_its_room_to_others() {
-        assert_eq!(given_up(RATE_SHARED, true), None);
+        assert_eq!(given_up(RATE_MIN, true), None);
+        assert_eq!(given_up(RATE_SHARED, true), Some((520, Late::Over)), "longer than the protocol waits");
         assert_eq!(given_up(1000, true), Some((20, Late::Trickles)));
-        assert_eq!(given_up(1000, false), Some((3320, Late::Over)), "nobody else wants the room");
+        assert_eq!(given_up(1000, false), Some((520, Late::Over)), "nobody else wants the room");
+        assert_eq!(longest(CHUNK).as_secs(), 120 + 134, "a chunk has the time that its fetcher gives it");
         assert_eq!(given_up(0, false), Some((20, Late::Silent)));
     }
 }
