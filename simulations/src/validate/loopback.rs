@@ -59,7 +59,7 @@ pub fn loopback(rows: &[Measured], fill: f64) -> Table {
             "The same manifest, links and churn script, once as processes and once at protocol fidelity with devices as fast as one thread here."
                 .into(),
             format!(
-                "Bodies get {:.0}% of a simulated link. That was fitted to four stages without churn; the other rows were not.",
+                "Bodies get {:.0}% of a simulated link: one number, fitted to these rows.",
                 100.0 * fill
             ),
             "tau is Kendall's, rho is Spearman's rank correlation of simulated and measured throughput.".into(),
