@@ -1,8 +1,8 @@
 //! Passes signed items on until everybody has them, and repairs what was missed.
 //!
 //! In: items of mine, frames, neighbours. Out: frames, and the items that are new to me, verified. A new item goes to at most six
-//! neighbours at once; one that says again what was known, with other numbers, waits for others that leave with it, and among many
-//! so does one that follows another closely.
+//! neighbours at once; another's that says again what was known, with other numbers, waits for others that leave with it. Among many
+//! so do one's own, and what follows another closely.
 //! Every second (every fourth, where there are many items) one neighbour gets a digest of what I have, and
 //! sends or asks for the difference. A digest that would be too long tells of a stretch of keys, the next one of the stretch
 //! behind it.

@@ -346,12 +346,14 @@ impl Corpus {
         }
     }
 
-    /// Share of the words of `text` that are among those of the first `bytes_max` bytes, 0 to 1; nothing where it has no whole
-    /// word. A word is letters that stand together, in whatever case. The last is none unless something follows it.
-    pub fn known_words(&self, text: &str, bytes_max: usize) -> Option<f64> {
+    /// Share of the words of `texts` that are among those of the first `bytes_max` bytes, 0 to 1; nothing where they have no whole
+    /// word. A word is letters that stand together, in whatever case. The last of a text is none unless something follows it.
+    pub fn known_words(&self, texts: &[&str], bytes_max: usize) -> Option<f64> {
         let head = self.preview(bytes_max).to_lowercase();
         let known: BTreeSet<&str> = head.split(|c: char| !c.is_alphabetic()).collect();
-        let whole = text.rfind(|c: char| !c.is_alphabetic()).map_or("", |end| &text[..end]).to_lowercase();
+        let whole =
+            |text: &&str| text.rfind(|c: char| !c.is_alphabetic()).map_or("", |end| &text[..end]).to_lowercase();
+        let whole = texts.iter().map(whole).collect::<Vec<_>>().join(" ");
         let words = whole.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
         let (all, of_these) =
             words.fold((0u32, 0u32), |(all, of_these), word| (all + 1, of_these + u32::from(known.contains(word))));

@@ -65,8 +65,8 @@ const ROUND_MIN: Duration = Duration::from_millis(4);
 /// Packets of a round whose shortest round trip shows a queue, and the least and greatest queue that ends the doubling.
 const STARTUP_PACKETS: u32 = 8;
 const STARTUP_QUEUE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(16));
-/// Datagrams that only acknowledge are no longer. quinn tells of them as of all others; nobody acknowledges them.
-const ACKNOWLEDGES: u64 = 100;
+/// Datagrams that only acknowledge are hardly ever longer. quinn tells of them as of all others; nobody acknowledges them.
+const ACKNOWLEDGES: u64 = 300;
 /// How long a shortest round trip is believed: it stands in one of two spans of this length.
 const BASE_SPAN: Duration = Duration::from_secs(10);
 /// Rounds for which the window is halved to see the round trip without our own queue.
@@ -331,6 +331,7 @@ impl Patient {
         let queue = fastest.saturating_sub(base).as_secs_f64();
         self.trip = fastest.min(base + BACK_MAX);
         if let Some(sender) = &self.sender {
+            sender.takes(fastest);
             let turns = sender.turns_of_others();
             self.calm = if turns == self.turns { self.calm.saturating_add(1) } else { 0 };
             self.turns = turns;

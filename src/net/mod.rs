@@ -72,6 +72,11 @@ pub struct NetConfig {
 }
 
 impl NetConfig {
+    /// Others are to come through a forwarder on this machine.
+    fn is_forwarded(&self) -> bool {
+        self.offline_loopback && !self.announce.is_empty()
+    }
+
     /// Everything on this machine, at any port.
     pub fn loopback(key: Key) -> NetConfig {
         NetConfig {
@@ -245,8 +250,8 @@ pub struct Net {
 
 /// Starts the network. `admit` judges bodies before they are read.
 pub async fn start(mut config: NetConfig, admit: Arc<dyn Admit>) -> Result<(Net, mpsc::Receiver<NetEvent>), NetError> {
-    // An address of this machine or network that is announced leads through something else, which may be narrow.
-    if config.announce.iter().filter_map(address::ip_of).any(|ip| gate::subnet(ip).is_none()) {
+    // A forwarder makes something far of what is near.
+    if config.is_forwarded() {
         config.limits.datagram_near = 0;
     }
     let (events, received) = mpsc::channel(config.limits.events);

@@ -20,6 +20,8 @@ use super::lately::Lately;
 const RATE_SPAN: Duration = Duration::from_millis(200);
 /// How long the greatest rate is believed while anything arrives: it stands in one of two spans of this length.
 const BEST_SPAN: Duration = Duration::from_secs(10);
+/// A round trip that nobody has measured.
+const TRIP: Duration = Duration::from_millis(100);
 /// Part of the greatest rate that is aimed at. Less than all of it, so that a queue that has formed goes away.
 const AIM: f64 = 0.95;
 /// Part of the greatest rate that remains when a queue overflows.
@@ -53,9 +55,9 @@ impl Arrived {
         }
     }
 
-    /// Bytes that are on their way at the rate that is aimed at.
-    fn aim(&self, trip: Duration) -> u64 {
-        (self.best.get().unwrap_or(0.0) * AIM * trip.as_secs_f64()) as u64
+    /// Bytes a second that are aimed at.
+    fn aim(&self) -> f64 {
+        self.best.get().unwrap_or(0.0) * AIM
     }
 
     /// One queue that overflows is seen by all who stand in it. What arrives in spite of it is known a span later.
@@ -71,8 +73,8 @@ impl Arrived {
 
 #[derive(Debug)]
 pub struct Outlet {
-    /// Bytes of all connections that are on their way.
-    in_flight: AtomicU64,
+    /// Bytes a second of all connections: what each has on its way, over its round trip.
+    rate: AtomicU64,
     /// How often one of them began or ceased to take part.
     turns: AtomicU64,
     arrived: Mutex<Arrived>,
@@ -83,6 +85,9 @@ pub struct Outlet {
 pub struct Sender {
     outlet: Arc<Outlet>,
     in_flight: AtomicU64,
+    /// Microseconds of its round trip, and its part of the rate.
+    trip: AtomicU64,
+    rate: AtomicU64,
     takes_part: AtomicBool,
     turns: AtomicU64,
     arrived: Mutex<Arrived>,
@@ -90,7 +95,7 @@ pub struct Sender {
 
 impl Outlet {
     pub fn new(now: Instant) -> Outlet {
-        Outlet { in_flight: AtomicU64::new(0), turns: AtomicU64::new(0), arrived: Mutex::new(Arrived::new(now)) }
+        Outlet { rate: AtomicU64::new(0), turns: AtomicU64::new(0), arrived: Mutex::new(Arrived::new(now)) }
     }
 }
 
@@ -99,6 +104,8 @@ impl Sender {
         Sender {
             outlet,
             in_flight: AtomicU64::new(0),
+            trip: AtomicU64::new(micros(TRIP)),
+            rate: AtomicU64::new(0),
             takes_part: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             arrived: Mutex::new(Arrived::new(now)),
@@ -115,10 +122,17 @@ impl Sender {
         self.has_in_flight(self.in_flight.load(Relaxed).saturating_sub(bytes));
     }
 
+    /// Its round trip takes so long now.
+    pub fn takes(&self, trip: Duration) {
+        self.trip.store(micros(trip), Relaxed);
+    }
+
     /// So many bytes are on their way.
     pub fn has_in_flight(&self, bytes: u64) {
-        let before = self.in_flight.swap(bytes, Relaxed);
-        self.outlet.in_flight.fetch_add(bytes.wrapping_sub(before), Relaxed);
+        self.in_flight.store(bytes, Relaxed);
+        let rate = bytes.saturating_mul(1_000_000) / self.trip.load(Relaxed);
+        let before = self.rate.swap(rate, Relaxed);
+        self.outlet.rate.fetch_add(rate.wrapping_sub(before), Relaxed);
         let took_part = self.takes_part.load(Relaxed);
         let takes_part = bytes > if took_part { TAKES_PART.1 } else { TAKES_PART.0 };
         if takes_part != took_part {
@@ -150,9 +164,9 @@ impl Sender {
 
     /// Bytes that it may have on its way, with a round trip of `trip`, for all that the others leave of the uplink.
     pub fn may(&self, trip: Duration) -> u64 {
-        let all = lock(&self.outlet.arrived).aim(trip);
-        let free = all.saturating_sub(self.outlet.in_flight.load(Relaxed));
-        (self.in_flight.load(Relaxed) + free).min(lock(&self.arrived).aim(trip))
+        let free = (lock(&self.outlet.arrived).aim() - self.outlet.rate.load(Relaxed) as f64).max(0.0);
+        let whole = (lock(&self.arrived).aim() * trip.as_secs_f64()) as u64;
+        whole.min(self.in_flight.load(Relaxed) + (free * trip.as_secs_f64()) as u64)
     }
 
     fn both(&self) -> impl Iterator<Item = MutexGuard<'_, Arrived>> {
@@ -166,6 +180,11 @@ impl Drop for Sender {
     }
 }
 
+/// At least one.
+fn micros(trip: Duration) -> u64 {
+    (trip.as_micros() as u64).max(1)
+}
+
 fn lock(arrived: &Mutex<Arrived>) -> MutexGuard<'_, Arrived> {
     arrived.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -173,8 +192,6 @@ fn lock(arrived: &Mutex<Arrived>) -> MutexGuard<'_, Arrived> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TRIP: Duration = Duration::from_millis(100);
 
     /// Two connections that carried 600 and 400 kB in the second after `start`.
     fn two(start: Instant) -> [Sender; 2] {
@@ -200,6 +217,10 @@ mod tests {
         assert_eq!(senders[0].may(TRIP), 45_000, "its own is its own");
         senders[1].lost(20_000);
         assert_eq!(senders[0].may(TRIP), 57_000);
+        // What is on its way for half as long comes from twice the rate.
+        senders[1].takes(TRIP / 2);
+        senders[1].has_in_flight(30_000);
+        assert_eq!(senders[0].may(TRIP), 35_000);
     }
 
     #[test]

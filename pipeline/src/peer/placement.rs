@@ -39,7 +39,7 @@ const ADOPT_AFTER: Duration = Duration::from_secs(1);
 
 /// Fetches that may fail before a snapshot that somebody keeps is no longer asked for.
 const FAILURES_MAX: u32 = 4;
-/// The pause after a failed fetch grows up to this: who has no room, here or there, may have it then.
+/// The pause after all living donors have failed grows up to this: who has no room, here or there, may have it then.
 const FAILED_PAUSE: Duration = Duration::from_secs(120);
 /// A stage that nobody serves waits this long for the last state of whoever leaves it. Its uplink may need longer, but then all wait
 /// for the work of one peer since the last snapshot.
@@ -199,6 +199,7 @@ impl Peer {
             phase: Phase::Looking { since: now },
             wait_until: Instant::ZERO,
             failures: 0,
+            passes: 0,
             tried: BTreeSet::new(),
             pinned,
             average,
@@ -247,8 +248,10 @@ impl Peer {
         if failed && let Some(replica) = self.replicas.get_mut(&stage) {
             // Every donor failed once, and they are there: they are asked again, after a while. Older weights beside living ones
             // would be another model.
-            if now >= wait_until {
+            let longer = (SETTLED * 2u32.saturating_pow(replica.passes)).min(FAILED_PAUSE) - SETTLED;
+            if now >= wait_until + longer {
                 replica.tried.clear();
+                replica.passes += 1;
             }
             return;
         }
@@ -323,9 +326,8 @@ impl Peer {
     fn weights_failed(&mut self, now: Instant, stage: Stage, from: Option<PeerId>) {
         let Some(replica) = self.replicas.get_mut(&stage) else { return };
         replica.tried.extend(from);
-        let pause = SETTLED * 2u32.saturating_pow(replica.failures);
-        replica.wait_until = now + pause.min(FAILED_PAUSE);
         replica.failures += 1;
+        replica.wait_until = now + SETTLED;
         replica.phase = Phase::Looking { since: now };
     }
 
@@ -411,7 +413,7 @@ impl Peer {
         if let Some(replica) = self.replicas.get_mut(&stage) {
             replica.phase = Phase::Serving(Box::new(flow));
             replica.tried.clear();
-            replica.failures = 0;
+            (replica.failures, replica.passes) = (0, 0);
         }
         self.rounds_begin(stage, version);
         out.push(Output::Emit(Event::Serving { stage, version }));

@@ -42,6 +42,8 @@ pub struct Replica {
     pub wait_until: Instant,
     /// Fetches that failed since it last served.
     pub failures: u32,
+    /// How often all living donors had failed, and were asked again.
+    pub passes: u32,
     /// Donors that failed.
     pub tried: BTreeSet<PeerId>,
     /// The planner may not move it.

@@ -432,11 +432,6 @@ impl Transfer {
         blob: Blob,
         root: Digest,
     ) {
-        // Others were served while it was encoded.
-        if !self.serves.contains_key(&(to, request)) && !self.has_room(to, &[]) {
-            desk.release(blob);
-            return self.refuse(desk, to, request);
-        }
         let serve =
             Serve { what: Served::State { version, whole }, parts: Parts::Whole(blob), asked: false, heard: desk.now };
         if let Some(old) = self.serves.insert((to, request), serve) {
@@ -943,12 +938,5 @@ mod tests {
         let room = |to: PeerId, pending: &[PeerId]| world.transfer.has_room(to, pending);
         assert_eq!((room(OTHER, &[]), room(OTHER, &[OTHER]), room(OTHER, &[another])), (true, false, true));
         assert_eq!((room(another, &[OTHER; 2]), room(another, &[OTHER; 3])), (true, false));
-        let last = |transfer: &mut Transfer, desk: &mut Desk<'_>| {
-            let blob = Blob { id: 9, len: 1 };
-            for request in [8, 9] {
-                transfer.serve(desk, OTHER, request, Version::default(), true, blob, Digest::default());
-            }
-        };
-        assert_eq!(world.at(0, last).1.last(), Some(&Frame::None(9)), "it is looked again when a state is encoded");
     }
 }

@@ -61,7 +61,8 @@ impl Voice<'_> {
     pub async fn speak(&self, orders: &mpsc::Sender<Order>) -> Spoken {
         let until = Instant::now() + PATIENCE;
         let texts = join_all((0..TEXTS).map(|number| self.text(orders, number, until))).await;
-        let known_words = self.corpus.known_words(&texts.join("\n"), WORDS_OF);
+        let said: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let known_words = self.corpus.known_words(&said, WORDS_OF);
         Spoken { text: sentences(&format!("{}{}", self.first_word(), texts[0])), known_words }
     }
 

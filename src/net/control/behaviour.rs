@@ -50,8 +50,7 @@ impl Behaviour {
         let me = key.public().to_peer_id();
         let limits = &config.limits;
         let outside = !config.offline_loopback;
-        // Behind a forwarder on this machine others are to come through it.
-        let forwarded = config.offline_loopback && !config.announce.is_empty();
+        let forwarded = config.is_forwarded();
         Behaviour {
             limits: connection_limits::Behaviour::new(connection_counts(limits)),
             memory: memory_connection_limits::Behaviour::with_max_percentage(limits.memory_share),

@@ -381,8 +381,7 @@ impl Control {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event).await,
             SwarmEvent::NewListenAddr { address, .. } => {
-                // Behind a forwarder on this machine others are to come through it.
-                let direct = self.config.offline_loopback && self.config.announce.is_empty();
+                let direct = self.config.offline_loopback && !self.config.is_forwarded();
                 if direct && address::scope(&address) == Scope::Loopback {
                     self.swarm.add_external_address(address.clone());
                 }
