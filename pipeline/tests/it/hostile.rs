@@ -348,6 +348,38 @@ fn joins(answer: impl Fn(u64) -> Is) -> One {
 }
 
 #[test]
+fn donors_without_room_are_asked_again_ever_later_and_are_not_waited_for_when_they_are_gone() {
+    let mut one = One::new(manifest(3, 4), 2, &[1, 3, 4, 5]);
+    (3..=5).for_each(|donor| one.offers(donor, 1, State::Serving, 0, 5));
+    one.command(Command::Host { stage: 1 });
+    // Asked so often in each of so many stretches of ten seconds.
+    let mut stretches = Vec::new();
+    for _ in 0..12 {
+        let mut asked = 0;
+        for _ in 0..40 {
+            for (to, frame) in std::mem::take(&mut one.said) {
+                if let Frame::State(state::Frame::Want(want)) = frame {
+                    asked += 1;
+                    let donor = (3..=5).find(|donor| to == id(*donor)).expect("only donors are asked");
+                    one.hear_state(donor, state::Frame::None(want.request), None);
+                }
+            }
+            one.wait(Duration::from_millis(250));
+            (3..=5).for_each(|donor| one.offers(donor, 1, State::Serving, 0, 5));
+        }
+        stretches.push(asked);
+    }
+    assert!(stretches[0] >= 6, "{stretches:?}");
+    assert!(stretches.iter().sum::<u32>() <= 30 && stretches.contains(&0), "{stretches:?}");
+    (3..=5).for_each(|donor| one.loses(donor));
+    (0..240).for_each(|_| {
+        one.wait(Duration::from_millis(250));
+        one.work();
+    });
+    assert_eq!(one.count(|event| matches!(event, Event::Serving { .. })), 1, "it begins from the seed");
+}
+
+#[test]
 fn a_stage_does_not_begin_again_from_the_seed_while_somebody_keeps_it() {
     let mut one = One::new(manifest(3, 4), 2, &[1, 3]);
     one.holds(3, version(1, 9, 50));
